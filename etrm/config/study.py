@@ -1,0 +1,413 @@
+"""The typed study: every key of `config/*.yaml`, its unit, its bounds and what it means.
+
+Defaults are the published ones (TRM, arXiv 2510.04871, and the experiment guide); a study file
+says only what differs. `config/README.md` is generated from this file (`etrm config-reference`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from etrm.config.schema import Problem, option, tagged
+from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
+from etrm.context import context_options
+
+STAGES = ("pretrain", "overfit", "full")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tasks the study trains on and holds out, and how they are augmented."""
+
+    sources: dict[str, SourceConfig] = tagged(
+        "named sources of ARC tasks",
+        "kind",
+        source_kinds,
+        lambda: {
+            "arc1_training": ArckitSource(subset="training"),
+            "arc1_evaluation": ArckitSource(subset="evaluation"),
+        },
+    )
+    training: tuple[str, ...] = option(
+        "sources whose tasks are trained on", factory=lambda: ("arc1_training",)
+    )
+    evaluation: tuple[str, ...] = option(
+        "sources whose tasks are held out", factory=lambda: ("arc1_evaluation",)
+    )
+    max_side: int | None = option(
+        "keep tasks whose demos and query inputs have sides up to this; null keeps all",
+        None,
+        unit="cells",
+        ge=1,
+        le=30,
+    )
+    training_tasks: int | None = option(
+        "how many training tasks to keep (a seeded draw; null keeps all)", None, ge=1
+    )
+    evaluation_tasks: int | None = option(
+        "how many evaluation tasks to keep (a seeded draw; null keeps all)", None, ge=1
+    )
+    variants: int = option(
+        "augmented puzzles per task, the unchanged one included", 1000, ge=1, le=65535
+    )
+    seed: int = option("seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0)
+
+    def problems(self) -> list[Problem]:
+        """Names in `training` and `evaluation` that are no source, or are both."""
+        found = []
+        for key in ("training", "evaluation"):
+            for name in getattr(self, key):
+                if name not in self.sources:
+                    known = ", ".join(sorted(self.sources))
+                    found.append(Problem(key, repr(name), f"one of data.sources: {known}"))
+        for name in set(self.training) & set(self.evaluation):
+            expected = "a source that is not in data.training: held-out tasks are never trained on"
+            found.append(Problem("evaluation", repr(name), expected))
+        return found
+
+
+@dataclass(frozen=True)
+class EpisodesConfig:
+    """How training samples are made of a task's pairs."""
+
+    queries: str = option(
+        "`leave_one_out`: any pair is the query, the others its demos; `test_pairs`: only the"
+        " task's test pairs are queries (evaluation tasks then give none)",
+        "leave_one_out",
+        choices=("leave_one_out", "test_pairs"),
+    )
+    max_demos: int = option("most demos shown to the encoder, a random subset beyond", 10, ge=1)
+    translate: bool = option("move the content over the canvas at random, in training only", True)
+    canvas: tuple[int, ...] = option(
+        "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
+        factory=lambda: (10, 15, 20, 25, 30),
+        unit="cells",
+        ge=1,
+        le=30,
+    )
+
+    def problems(self) -> list[Problem]:
+        """Lanes must be given once each, ascending."""
+        if self.canvas and list(self.canvas) == sorted(set(self.canvas)):
+            return []
+        return [Problem("canvas", repr(list(self.canvas)), "distinct sides in ascending order")]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The TRM decoder."""
+
+    width: int = option("hidden size D", 512, ge=2)
+    heads: int = option("attention heads; width / heads must be even", 8, ge=1)
+    layers: int = option("blocks of the one network that is applied again and again", 2, ge=1)
+    expansion: float = option("SwiGLU expansion", 4.0, gt=0)
+    context_tokens: int = option("context tokens P prepended to the query", 16, ge=1)
+    H_cycles: int = option("high-level cycles of one ACT step; the last has gradients", 3, ge=1)
+    L_cycles: int = option("low-level cycles in each high-level cycle", 6, ge=1)
+    positions: str = option(
+        "`rope`: positions of the 30×30 canvas in reading order, as TRM; `rope_2d`: half of"
+        " each head turns with the row, half with the column",
+        "rope",
+        choices=("rope", "rope_2d"),
+    )
+    rope_theta: float = option("base of the rotary frequencies", 10000.0, gt=0)
+
+    def problems(self) -> list[Problem]:
+        """Head sizes that the rotary positions cannot divide."""
+        part = 4 if self.positions == "rope_2d" else 2
+        if self.width % self.heads == 0 and (self.width // self.heads) % part == 0:
+            return []
+        found = f"width {self.width} with {self.heads} heads"
+        return [Problem("width", found, f"a multiple of {part} × heads")]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Where the decoder's first weights come from."""
+
+    init: str | None = option(
+        "name of the pretraining experiment that initialises the decoder; null: from scratch", None
+    )
+    weights: str = option("which of its weights", "ema", choices=("ema", "raw"))
+    frozen_steps: int = option("train only the context source for this long", 0, unit="steps", ge=0)
+
+
+@dataclass(frozen=True)
+class HaltingConfig:
+    """Adaptive computation time."""
+
+    max_steps: int = option("ACT steps after which a sample halts", 16, unit="ACT steps", ge=1)
+    exploration_prob: float = option(
+        "share of samples that must go on for a random number of steps, in training",
+        0.5,
+        ge=0,
+        le=1,
+    )
+    loss_weight: float = option(
+        "weight of the q-halt loss beside the language-model loss", 0.5, ge=0
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. A step is one ACT step of every slot of the batch, and one update."""
+
+    steps: int = option("length of the run", 100_000, unit="steps", ge=1)
+    batch_size: int = option("slots, over all lanes", 256, unit="samples", ge=1)
+    tasks: int | None = option(
+        "train on this many tasks (the guide's puzzle groups), the same for every seed; null: all",
+        None,
+        ge=1,
+    )
+    variants: int | None = option(
+        "train on this many augmented puzzles per task; null: all", None, ge=1
+    )
+    lr: float = option("learning rate after warm-up", 1.0e-4, gt=0)
+    warmup_steps: int = option("linear warm-up", 2000, unit="steps", ge=0)
+    betas: tuple[float, ...] = option(
+        "AdamATan2's two decay rates", factory=lambda: (0.9, 0.95), ge=0, lt=1
+    )
+    weight_decay: float = option("decoupled weight decay", 0.1, ge=0)
+    embedding_lr: float = option("learning rate of the puzzle embeddings (sign-SGD)", 1.0e-2, gt=0)
+    embedding_weight_decay: float = option("weight decay of the puzzle embeddings", 0.1, ge=0)
+    context_lr_scale: float = option(
+        "learning rate of the context source, relative to lr", 1.0, gt=0
+    )
+    grad_clip: float | None = option("largest total gradient norm; null: no clipping", 1.0, gt=0)
+    ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)
+    cache_context: bool = option(
+        "keep a sample's first encoding over its ACT steps: later steps give the encoder no"
+        " gradient. Wrong, and here as the negative control only",
+        False,
+    )
+    dtype: str = option("arithmetic of the forward pass", "fp32", choices=("fp32", "bf16"))
+    log_every: int = option("a row of metrics.parquet", 10, unit="steps", ge=1)
+    save_every: int = option("the state from which a killed run goes on", 1000, unit="steps", ge=1)
+    eval_every: int | None = option(
+        "exact match over all training episodes with the averaged weights (`all.*`); null: at"
+        " the end only",
+        None,
+        unit="steps",
+        ge=1,
+    )
+    eval_episodes: int | None = option(
+        "episodes of that evaluation, a seeded draw; null: every task, variant and query",
+        4096,
+        ge=1,
+    )
+    target_exact_accuracy: float | None = option(
+        "stop as soon as that evaluation reaches this; null: run all steps", None, gt=0, le=1
+    )
+    stop_on_health: bool = option("let a failed health rule end the run with its diagnosis", False)
+
+    def problems(self) -> list[Problem]:
+        """Two betas; a target needs an evaluation to reach it."""
+        found = []
+        if len(self.betas) != 2:
+            found.append(Problem("betas", repr(list(self.betas)), "two numbers"))
+        if self.target_exact_accuracy is not None and self.eval_every is None:
+            expected = "a number of steps, because target_exact_accuracy is set"
+            found.append(Problem("eval_every", "null", expected))
+        return found
+
+
+@dataclass(frozen=True)
+class HealthRule:
+    """A bound on the median of a metric over a window of logged rows."""
+
+    metric: str = option("name of the metric")
+    warn: float | None = option("warn where the median is on the wrong side of this", None)
+    fail: float | None = option("a finding of the verdict where it is on this one's", None)
+    stop: float | None = option("end the run (with stop_on_health) where it is on this one's", None)
+    wrong: str = option("the wrong side", "below", choices=("below", "above"))
+    from_step: int = option("not before", 100, unit="steps", ge=0)
+    until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
+    window: int = option("rows of metrics the median is taken over", 10, unit="rows", ge=1)
+    finding: str | None = option("what it finds; null: the rule's own name", None)
+
+
+@dataclass(frozen=True)
+class StuckRule:
+    """Training that does not get better."""
+
+    patience: int = option("without a gain for this long", 300, unit="steps", ge=1)
+    min_gain: float = option("what counts as a gain of train/exact_accuracy", 0.01, ge=0)
+    from_step: int = option("not before", 0, unit="steps", ge=0)
+
+
+def guide_rules() -> dict[str, HealthRule]:
+    """The experiment guide's thresholds, by the name of what they find."""
+    return {
+        "gradient_starvation": HealthRule(
+            "grad/encoder_norm", warn=0.2, fail=0.05, stop=0.05, from_step=10, until_step=500
+        ),
+        # Measured where it happens: the share of samples whose encoding carries a gradient.
+        "gradient_coverage": HealthRule(
+            "grad/encoder_coverage",
+            fail=0.5,
+            stop=0.5,
+            from_step=10,
+            finding="gradient_starvation",
+        ),
+        "low_gradient_share": HealthRule(
+            "grad/encoder_share", warn=0.1, from_step=10, until_step=500
+        ),
+        "collapse": HealthRule("train/encoder_cross_sample_var", warn=0.3, fail=0.1, stop=0.05),
+        "never_halts": HealthRule("train/steps_share", warn=0.999, wrong="above"),
+        "unsure_halting": HealthRule("train/q_halt_accuracy", warn=0.85),
+        # An untrained decoder's loss is ln 12 = 2.5.
+        "divergence": HealthRule("train/lm_loss", fail=5.0, stop=5.0, wrong="above", from_step=0),
+    }
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """When a run is unhealthy (the experiment guide's rules; a small study scales them)."""
+
+    rules: dict[str, HealthRule] = option("bounds by the name of the finding", factory=guide_rules)
+    stuck: StuckRule = option("training that does not get better", factory=StuckRule)
+    stop_until: int = option("rules end a run only up to this step", 500, unit="steps", ge=0)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Criterion 1: what an overfit run must reach before its full run starts."""
+
+    exact_accuracy: float = option(
+        "exact match over all training episodes, averaged weights", 0.9, ge=0, le=1
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Voting over augmented puzzles of the held-out tasks."""
+
+    variants: int = option("augmented puzzles per task that vote", 1000, ge=1)
+    tasks: int | None = option(
+        "held-out tasks evaluated; null: all (less is a partial score)", None
+    )
+    pass_k: tuple[int, ...] = option(
+        "numbers of attempts", factory=lambda: (1, 2, 5, 10, 100, 1000), ge=1
+    )
+    batch_size: int = option("samples decoded at once", 256, ge=1)
+    weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
+    halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
+    bootstrap: int = option("resamples of the tasks for the 95 % intervals", 2000, ge=0)
+    seed: int = option("seed of the bootstrap", 0, ge=0)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment. What is not given comes from `defaults`."""
+
+    description: str = option("one line: the question it answers", "")
+    split: str = option(
+        "`strict`: held-out tasks appear nowhere in training; `transductive`: their demos are"
+        " trained on, their test outputs are not (TRM's protocol)",
+        "strict",
+        choices=("strict", "transductive"),
+    )
+    seeds: tuple[int, ...] = option("one run per seed", factory=lambda: (0,), ge=0)
+    episodes: EpisodesConfig = option("training samples", factory=EpisodesConfig)
+    model: ModelConfig = option("the decoder", factory=ModelConfig)
+    context: Any = tagged(
+        "what replaces the puzzle embedding", "source", context_options, lambda: None
+    )
+    decoder: DecoderConfig = option("its first weights", factory=DecoderConfig)
+    halting: HaltingConfig = option("adaptive computation time", factory=HaltingConfig)
+    train: TrainConfig = option("all stages' training", factory=TrainConfig)
+    stages: dict[str, Any] = option(
+        "differences to `train` for `pretrain`, `overfit` and `full`", factory=dict
+    )
+    health: HealthConfig = option("rules of health", factory=HealthConfig)
+    gate: GateConfig = option("criterion 1", factory=GateConfig)
+    evaluation: EvaluationConfig = option("voting", factory=EvaluationConfig)
+
+    def problems(self) -> list[Problem]:
+        """Seeds given twice; a context source is required."""
+        found = []
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            found.append(Problem("seeds", repr(list(self.seeds)), "distinct seeds, at least one"))
+        if self.context is None:
+            known = ", ".join(sorted(context_options()))
+            found.append(Problem("context", "nothing", f"a block with `source:` one of {known}"))
+        return found
+
+    @property
+    def is_trm(self) -> bool:
+        """Learned puzzle embeddings: pretrained, not gated."""
+        return bool(self.context.source == "embedding")
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The training stages of this experiment, in order."""
+        return ("pretrain",) if self.is_trm else ("overfit", "full")
+
+    @property
+    def scored_stage(self) -> str | None:
+        """The stage whose weights are evaluated on held-out tasks.
+
+        A table of embeddings has rows only for the tasks that it was trained on, so a strict
+        one cannot be asked about others.
+        """
+        if self.is_trm:
+            return "pretrain" if self.split == "transductive" else None
+        return "full"
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go beside `metrics.parquet`. Changing it reruns nothing."""
+
+    wandb: str = option(
+        "`auto`: online with a key, else offline",
+        "auto",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    project: str = option("W&B project", "etrm")
+
+
+@dataclass(frozen=True)
+class FigureStyle:
+    """The look of the figures."""
+
+    formats: tuple[str, ...] = option(
+        "files of each figure", factory=lambda: ("png", "pdf"), choices=("png", "pdf", "svg")
+    )
+    dpi: int = option("resolution of PNG files", 200, unit="dots per inch", ge=50)
+    font_scale: float = option("size of all text, relative", 1.0, gt=0)
+    width: float = option("full width of a figure", 7.0, unit="inches", gt=0)
+    qualitative_tasks: int = option("rows of the qualitative figure", 4, ge=1)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study, validated."""
+
+    study: str = option("name of the study; its results are in `<results>/<study>`")
+    results: str = option("folder of all results", "results")
+    threads: int = option("CPU threads of a training or evaluation job", 1, ge=1)
+    data: DataConfig = option("tasks and augmentation", factory=DataConfig)
+    experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)
+    tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
+    figures: FigureStyle = option("the look of the figures", factory=FigureStyle)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run with everything that can change its result, and nothing else."""
+
+    experiment: str
+    stage: str
+    seed: int
+    split: str
+    episodes: EpisodesConfig
+    model: ModelConfig
+    context: Any = field(
+        metadata=tagged("", "source", context_options, lambda: None).metadata  # as in experiments
+    )
+    decoder: DecoderConfig
+    halting: HaltingConfig
+    train: TrainConfig
+    health: HealthConfig

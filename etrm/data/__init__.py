@@ -1,0 +1,1 @@
+"""Tasks and their variants as tables on disk."""

@@ -1,0 +1,39 @@
+"""A batch of samples on one canvas lane."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """B samples of a lane with S = side² cells and room for K demos; token ids are uint8→int64."""
+
+    puzzle: Tensor  # [B] int64: row of the augmentation table (a task in one variant)
+    task: Tensor  # [B] int64: index of the task
+    inputs: Tensor  # [B, S] int64: the query's input
+    labels: Tensor  # [B, S] int64: its output; PAD where the loss ignores a cell
+    demo_inputs: Tensor  # [B, K, S] int64
+    demo_outputs: Tensor  # [B, K, S] int64
+    demo_mask: Tensor  # [B, K] bool: true for real demos
+
+    @staticmethod
+    def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
+        """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`."""
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(condition.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+
+        names = [field.name for field in dataclasses.fields(Batch)]
+        return Batch(**{n: pick(getattr(new, n), getattr(old, n)) for n in names})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __len__(self) -> int:
+        return int(self.puzzle.shape[0])

@@ -1,0 +1,83 @@
+"""Files that are either complete or not there: written beside their place, then moved into it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ZSTD_LEVEL = 9
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file in the folder of `path` (created where missing).
+
+    The file is flushed to the disk and takes the place of `path` when the block ends. When the
+    block raises, it is removed, and what was at `path` before stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:
+    """Write a parquet file, zstd-compressed; equal tables give equal bytes.
+
+    `options` are those of `pyarrow.parquet.write_table`.
+    """
+    defaults = {
+        "compression": "zstd",
+        "compression_level": ZSTD_LEVEL,
+        "write_page_checksum": True,
+    }
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, **(defaults | options))
+
+
+def write_json_atomic(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON.
+
+    NumPy numbers and arrays, tuples and paths are taken as what they stand for; NaN and infinite
+    numbers, which JSON does not have, become null.
+    """
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

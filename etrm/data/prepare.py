@@ -1,0 +1,124 @@
+"""The stages `tasks` and `augment`: from sources to `tasks.parquet` and `augmentations.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from etrm.arc.augment import draw_variants
+from etrm.arc.grid import MAX_SIDE, demo_grids, fits
+from etrm.arc.sources import load_sources
+from etrm.arc.task import Task
+from etrm.data.tables import (
+    SPLITS,
+    TaskRecord,
+    read_tasks,
+    write_augmentations,
+    write_tasks,
+)
+
+if TYPE_CHECKING:
+    from etrm.config.study import DataConfig
+
+MAX_NAMED = 10  # tasks named in a summary
+
+
+def prepare_tasks(data: DataConfig, out: Path) -> str:
+    """Write tasks.parquet from the sources named in `data`; return a summary for the log.
+
+    Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
+    (answers are not looked at), and of those as many as asked for, in the order of the sources.
+    Which ones depends on `seed` and the task ids alone, and a larger number keeps those of a
+    smaller one. Raises SourceError for bad sources and ValueError for an empty split; nothing is
+    written then.
+    """
+    names = dict(zip(SPLITS, (data.training, data.evaluation), strict=True))
+    limits = dict(zip(SPLITS, (data.training_tasks, data.evaluation_tasks), strict=True))
+    _check_names(data, [name for split in SPLITS for name in names[split]])
+    used = {name: data.sources[name] for split in SPLITS for name in names[split]}
+    max_side = MAX_SIDE if data.max_side is None else data.max_side
+    tasks = load_sources(used)
+    records: list[TaskRecord] = []
+    summary = []
+    for split in SPLITS:
+        if not names[split]:
+            continue
+        loaded = [TaskRecord(task, name, split) for name in names[split] for task in tasks[name]]
+        small = [record for record in loaded if fits(max_side, *_visible_grids(record.task))]
+        kept = _draw(small, limits[split], data.seed)
+        if not kept:
+            raise ValueError(_nothing_left(split, loaded, small, max_side))
+        records += kept
+        summary.append(_summarise(split, loaded, small, kept))
+    if not records:
+        raise ValueError("data.training and data.evaluation name no source: nothing to prepare")
+    write_tasks(out, records)
+    return "\n".join(summary)
+
+
+def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int) -> str:
+    """Write augmentations.parquet for the tasks in `tasks_path`; return a summary for the log.
+
+    Each task gets up to `variants` variants, the identity among them (see `draw_variants`).
+    """
+    tasks = [record.task for record in read_tasks(tasks_path)]
+    drawn = {task.id: draw_variants(task, variants, seed) for task in tasks}
+    write_augmentations(out, drawn)
+    total = sum(len(each) for each in drawn.values())
+    summary = f"{total:,} augmented puzzles of {len(drawn)} tasks"
+    short = sorted((len(each), task_id) for task_id, each in drawn.items() if len(each) < variants)
+    if short:
+        named = ", ".join(f"{task_id} ({count})" for count, task_id in short[:MAX_NAMED])
+        more = ", ..." if len(short) > MAX_NAMED else ""
+        summary += f"\n{len(short)} tasks have fewer than {variants:,} distinct: {named}{more}"
+    return summary
+
+
+def _check_names(data: DataConfig, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in data.sources:
+            known = ", ".join(data.sources) or "none"
+            raise ValueError(f"data.sources has no source {name!r}; it has {known}")
+        if names.count(name) > 1:
+            raise ValueError(f"source {name!r} is named twice in data.training and data.evaluation")
+
+
+def _visible_grids(task: Task) -> list[np.ndarray]:
+    return demo_grids(task.demos) + [query.input for query in task.queries]
+
+
+def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskRecord]:
+    """`count` of `records`, in their order; all of them where `count` is None or larger."""
+
+    def rank(record: TaskRecord) -> bytes:
+        return hashlib.sha256(f"tasks/{seed}/{record.task.id}".encode()).digest()
+
+    chosen = {record.task.id for record in sorted(records, key=rank)[:count]}
+    return [record for record in records if record.task.id in chosen]
+
+
+def _nothing_left(
+    split: str, loaded: list[TaskRecord], small: list[TaskRecord], max_side: int
+) -> str:
+    smallest = min(max(max(grid.shape) for grid in _visible_grids(r.task)) for r in loaded)
+    return (
+        f"no {split} task left: {len(small)} of {len(loaded)} tasks have demos and query inputs "
+        f"with sides up to data.max_side = {max_side} (the smallest task has {smallest}), and "
+        f"data.{split}_tasks keeps none of them; raise these limits"
+    )
+
+
+def _summarise(
+    split: str, loaded: list[TaskRecord], small: list[TaskRecord], kept: list[TaskRecord]
+) -> str:
+    demos = sum(len(record.task.demos) for record in kept)
+    queries = [query for record in kept for query in record.task.queries]
+    unlabelled = sum(query.output is None for query in queries)
+    return (
+        f"{split}: {len(kept)} tasks kept of {len(small)} small enough of {len(loaded)}; "
+        f"{demos} demos, {len(queries)} queries" + (f", {unlabelled} unlabelled" * bool(unlabelled))
+    )

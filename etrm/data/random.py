@@ -1,0 +1,54 @@
+"""Counter-based random numbers: a value is a function of (seed, step, purpose, slot, column).
+
+Nothing has a state: a run that resumes, another number of ranks, or another order of slots sees
+the same numbers, on any device. The mixing is SplitMix64's finaliser (Steele, Lea and Flood, 2014).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+# What a number is for: streams never share numbers.
+EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET = range(7)
+
+
+def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
+    """[len(slots), columns] float64 in [0, 1); `slots` are int64 counters on any device."""
+    key = 0
+    for part in (seed, step, stream):
+        key = _mix_int((key + part + 1) * GOLDEN & MASK)
+    x = _mix(slots.to(torch.int64)[:, None] * _signed(GOLDEN) + _signed(key))
+    column = torch.arange(1, columns + 1, dtype=torch.int64, device=slots.device)
+    x = _mix(x + column * _signed(GOLDEN))
+    return _shift(x, 11).to(torch.float64) * 2.0**-53
+
+
+def integers(u: Tensor, bound: Tensor | int) -> Tensor:
+    """Uniform numbers `u` in [0, 1) as int64 in [0, bound)."""
+    return (u * bound).to(torch.int64)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    x = ((x ^ (x >> 30)) * MIX_1) & MASK
+    x = ((x ^ (x >> 27)) * MIX_2) & MASK
+    return x ^ (x >> 31)

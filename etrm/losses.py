@@ -1,0 +1,63 @@
+"""The loss of an ACT step: per-sample means, weighted by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from etrm.arc.grid import PAD
+from etrm.models.act import StepOutput
+
+
+def log_stablemax(logits: Tensor) -> Tensor:
+    """log s(x) − log Σ s over the last axis, s(x) = x + 1 for x ≥ 0, 1 / (1 − x) below.
+
+    Stablemax (arXiv 2501.04697), computed in float64 as official TRM does.
+    """
+    x = logits.double()
+    s = torch.where(x < 0, 1.0 / (1.0 - x + 1e-30), x + 1.0)
+    return s.log() - s.sum(dim=-1, keepdim=True).log()
+
+
+@dataclass
+class SampleLoss:
+    """Per-sample terms of one ACT step, [B] each, and what was right."""
+
+    lm: Tensor  # mean over the labelled cells of a sample
+    q_halt: Tensor  # binary cross-entropy of "my answer is right"
+    context: dict[str, Tensor]  # of the context source, unweighted
+    accuracy: Tensor  # share of labelled cells that are right
+    exact: Tensor  # bool: all labelled cells are right, and there are some
+    q_right: Tensor  # bool: the q-head said so
+    labelled: Tensor  # bool: the sample has labels
+
+    def total(self, halt_weight: float, context_weights: dict[str, float]) -> Tensor:
+        """The weighted sum of all terms [B]."""
+        loss = self.lm + halt_weight * self.q_halt
+        for name, value in self.context.items():
+            loss = loss + context_weights[name] * value
+        return loss
+
+
+def sample_losses(output: StepOutput, labels: Tensor) -> SampleLoss:
+    """Losses of logits [B, S, V] and q_halt [B] against labels [B, S], PAD ignored."""
+    mask = labels != PAD
+    count = mask.sum(dim=-1)
+    log_p = log_stablemax(output.logits).gather(-1, labels[..., None]).squeeze(-1)
+    divisor = count.clamp(min=1)
+    lm = -(torch.where(mask, log_p, 0.0) / divisor[:, None]).sum(dim=-1)
+    right = mask & (output.logits.argmax(dim=-1) == labels)
+    exact = right.sum(dim=-1) == count
+    q = F.binary_cross_entropy_with_logits(output.q_halt, exact.float(), reduction="none")
+    return SampleLoss(
+        lm=lm,
+        q_halt=q,
+        context=output.losses,
+        accuracy=right.sum(dim=-1) / divisor,
+        exact=exact,
+        q_right=(output.q_halt >= 0) == exact,
+        labelled=count > 0,
+    )

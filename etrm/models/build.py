@@ -1,0 +1,28 @@
+"""A model from its configuration."""
+
+from __future__ import annotations
+
+import torch
+
+from etrm.config.study import RunConfig
+from etrm.context import context_source
+from etrm.models.act import Model
+from etrm.models.trm import Decoder
+
+
+def build_model(run: RunConfig, num_puzzles: int) -> Model:
+    """The model of a run with first weights drawn from its seed (the global generator is kept).
+
+    `num_puzzles`: rows of the augmentation table, for a table of embeddings.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        decoder = Decoder(run.model)
+        source = context_source(run.context.source)(run.context, run.model, num_puzzles)
+    return Model(source, decoder)
+
+
+def num_parameters(model: Model) -> int:
+    """All trained numbers, a table of embeddings included."""
+    table = [b.numel() for n, b in model.named_buffers() if n == "context.weights"]
+    return sum(p.numel() for p in model.parameters()) + sum(table)

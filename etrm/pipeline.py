@@ -1,0 +1,175 @@
+"""The shape of a study on disk: its runs, their folders, what they start from, what may start.
+
+The Snakemake rules take every path and parameter from here, so that the same study can be
+planned, run and read without them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etrm.config import RunConfig, StudyConfig, plain, run_config
+from etrm.config.study import GateConfig
+
+RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
+SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
+FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
+TABLE_FORMATS = ("csv", "md", "tex")
+
+
+class GateError(RuntimeError):
+    """A full run was asked for whose experiment did not pass criterion 1."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study."""
+
+    experiment: str
+    stage: str
+    seed: int
+
+
+class Pipeline:
+    """Paths, parents and parameters of a study."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        self.study = study
+        self.root = Path(study.results) / study.study
+        self.tasks = self.root / "data" / "tasks.parquet"
+        self.augmentations = self.root / "data" / "augmentations.parquet"
+        self.report = self.root / "report.html"
+        self.config = self.root / "config.yaml"
+        self.state = self.root / "state"
+        self.wandb = self.root / "wandb"
+
+    def runs(self, stage: str | None = None) -> list[Run]:
+        """All runs, or those of a stage, in the order of the config."""
+        return [
+            Run(name, each, seed)
+            for name, config in self.study.experiments.items()
+            for each in config.stage_names
+            for seed in config.seeds
+            if stage in (None, each)
+        ]
+
+    def scored(self) -> list[Run]:
+        """Runs whose weights are evaluated on held-out tasks."""
+        return [
+            Run(name, config.scored_stage, seed)
+            for name, config in self.study.experiments.items()
+            if config.scored_stage is not None
+            for seed in config.seeds
+        ]
+
+    def config_of(self, run: Run) -> RunConfig:
+        """What one run depends on."""
+        return run_config(self.study, run.experiment, run.stage, run.seed)
+
+    def folder(self, run: Run) -> Path:
+        """The run folder."""
+        return self.root / "runs" / run.experiment / run.stage / f"seed{run.seed}"
+
+    def run_files(self, run: Run) -> list[str]:
+        """The files of a run folder."""
+        return [str(self.folder(run) / name) for name in RUN_FILES]
+
+    def score_files(self, run: Run) -> list[str]:
+        """The files of a run's evaluation."""
+        folder = self.root / "evaluation" / run.experiment / f"seed{run.seed}"
+        return [str(folder / name) for name in SCORE_FILES]
+
+    def verdict(self, experiment: str, seed: int) -> Path:
+        """Where the verdict on an overfit run is."""
+        return self.folder(Run(experiment, "overfit", seed)) / "verdict.json"
+
+    def parent(self, run: Run) -> Run | None:
+        """The pretraining that initialises the decoder: of the same seed, or of its first."""
+        name = self.study.experiments[run.experiment].decoder.init
+        if name is None:
+            return None
+        seeds = self.study.experiments[name].seeds
+        return Run(name, "pretrain", run.seed if run.seed in seeds else seeds[0])
+
+    def parent_files(self, run: Run) -> list[str]:
+        """The files that a run's first weights come from; none for a run from scratch."""
+        parent = self.parent(run)
+        return [] if parent is None else self.run_files(parent)
+
+    def baseline(self, experiment: str) -> list[Run]:
+        """The run that a record compares with: the first other experiment of the same stage."""
+        stage = self.study.experiments[experiment].stage_names[0]
+        first = next(run for run in self.runs(stage))
+        return [] if first.experiment == experiment else [first]
+
+    def figure_files(self) -> list[str]:
+        """Every figure in every format."""
+        formats = self.study.figures.formats
+        return [str(self.root / "figures" / f"{n}.{f}") for n in FIGURES for f in formats]
+
+    def table_files(self) -> list[str]:
+        """The results table in every format."""
+        return [str(self.root / "tables" / f"results.{f}") for f in TABLE_FORMATS]
+
+    def source_files(self) -> list[str]:
+        """Files that the tasks come from, as far as they exist: the stage reports missing ones."""
+        names = {*self.study.data.training, *self.study.data.evaluation}
+        sources = [self.study.data.sources[name] for name in sorted(names)]
+        keys = ("challenges", "solutions", "path")
+        paths = [Path(p) for s in sources for k in keys if (p := getattr(s, k, None))]
+        folders = [p for p in paths if p.is_dir()]
+        files = [p for p in paths if p.is_file()]
+        return [str(p) for p in [*files, *(f for d in folders for f in sorted(d.glob("*.json")))]]
+
+    def data_params(self) -> dict[str, Any]:
+        """The part of the config that decides which tasks there are."""
+        data = plain(self.study.data)
+        used = {*data["training"], *data["evaluation"]}
+        data["sources"] = {n: s for n, s in data["sources"].items() if n in used}
+        return {k: v for k, v in data.items() if k != "variants"}
+
+
+def projected(verdict: Path, gate: GateConfig) -> bool:
+    """Would this experiment pass, as far as is known: by its verdict, if there is one yet.
+
+    Used by plans, and with the threshold of now, so that a moved threshold shows.
+    """
+    if not verdict.is_file():
+        return True
+    return judge(json.loads(verdict.read_text()), gate)
+
+
+def judge(verdict: Mapping[str, Any], gate: GateConfig) -> bool:
+    """Does a recorded verdict pass a gate: exact match reached, and no finding that fails."""
+    failed = [f for f in verdict["diagnosis"] if f["severity"] == "fail"]
+    return verdict["exact_accuracy"] >= gate.exact_accuracy and not failed
+
+
+def require_passed(verdict: Path) -> None:
+    """Raise `GateError` with the verdict, unless it is a pass."""
+    content = json.loads(verdict.read_text())
+    if content["passed"]:
+        return
+    raise GateError(
+        f"{content['experiment']}, seed {content['seed']}: the full run does not start, because"
+        f" its overfit run did not pass: {describe(content)}. Verdict: {verdict}. Change the"
+        " experiment, or gate.exact_accuracy, and run the overfit stage again"
+    )
+
+
+def describe(verdict: Mapping[str, Any]) -> str:
+    """A verdict in one line."""
+    exact, threshold = verdict["exact_accuracy"], verdict["threshold"]
+    sign = "≥" if exact >= threshold else "<"
+    text = f"exact match {exact:.1%} {sign} {threshold:.0%}"
+    failed = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "fail"]
+    hints = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "warn"]
+    if failed:
+        text += ", failed " + ", ".join(dict.fromkeys(failed))
+    elif not verdict["passed"] and hints:
+        text += " (" + ", ".join(dict.fromkeys(hints)) + ")"
+    return text

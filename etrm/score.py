@@ -1,0 +1,101 @@
+"""The evaluation of one run on held-out tasks: predictions, scores, submission."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etrm.arc.task import Task
+from etrm.checkpoint import load_weights
+from etrm.config import parse, plain
+from etrm.config.study import EvaluationConfig, RunConfig
+from etrm.context import context_source
+from etrm.data.corpus import Corpus
+from etrm.data.episodes import held_out_questions, on_lanes
+from etrm.data.files import write_json_atomic, write_table_atomic
+from etrm.data.tables import read_augmentations, read_tasks
+from etrm.evaluate import all_variants, predict
+from etrm.models.build import build_model
+from etrm.provenance import digest
+from etrm.vote import score, submission
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    run_folder: Path,
+    tasks_path: Path,
+    augmentations_path: Path,
+    config: EvaluationConfig,
+    out: Path,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Write `predictions.parquet`, `score.json` and `submission.json`; returns the score.
+
+    A table of embeddings is asked about the puzzles that it was trained on (their test outputs
+    were hidden then); an encoder about any task.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    record = json.loads((run_folder / "run.json").read_text())
+    run: RunConfig = parse(RunConfig, record["config"])
+    tasks = held_out_tasks(tasks_path)
+    asked = tasks if config.tasks is None else _subset(tasks, config.tasks)
+    variants = read_augmentations(augmentations_path)
+    if context_source(run.context.source).needs_demos:
+        corpus = Corpus(asked, variants, target, limit=config.variants)
+    else:
+        by_id = {r.task.id: r.task for r in read_tasks(tasks_path)}
+        known = [by_id[name] for name in record["tasks"]]
+        corpus = Corpus(known, variants, target, limit=run.train.variants)
+    wanted = {task.id for task in asked}
+    questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
+    episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
+    model = build_model(run, corpus.num_puzzles if record["kind"] == "trm" else 1).to(target)
+    model.load_state_dict(load_weights(run_folder / "model.safetensors", config.weights))
+    dtype = torch.bfloat16 if run.train.dtype == "bf16" else torch.float32
+    lanes = all_variants(corpus, episodes, config.variants)
+    table = predict(model, corpus, lanes, run.halting, config, dtype)
+    predictions = table.to_pandas()
+    result = {
+        **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
+        "held_out": _held_out(record, [task.id for task in tasks]),
+        "evaluation": plain(config),
+        "tasks_of_split": len(tasks),
+        "run_key": record["key"],
+        **score(
+            predictions,
+            tasks,
+            ks=list(config.pass_k),
+            bootstrap_samples=config.bootstrap,
+            seed=config.seed,
+            variants=config.variants,
+        ),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_table_atomic(out / "predictions.parquet", table)
+    write_json_atomic(out / "submission.json", submission(predictions, tasks))
+    write_json_atomic(out / "score.json", result)
+    log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
+    return result
+
+
+def held_out_tasks(tasks_path: Path) -> list[Task]:
+    """The evaluation tasks of a study, in order."""
+    return [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
+
+
+def _subset(tasks: Sequence[Task], count: int) -> list[Task]:
+    order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
+    chosen = {task.id for task in order[:count]}
+    return [task for task in tasks if task.id in chosen]
+
+
+def _held_out(record: dict[str, Any], ids: Sequence[str]) -> str:
+    """Whether any weight was touched by an evaluation task."""
+    seen = set(record["seen_tasks"]["ids"]) & set(ids)
+    return f"demos of {len(seen)} of {len(ids)} seen in training" if seen else "never seen"

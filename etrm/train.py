@@ -1,0 +1,334 @@
+"""One training run, from tables and a configuration to a run folder.
+
+A run folder holds `model.safetensors` (raw and averaged weights), `metrics.parquet` (one row per
+logged step) and `run.json` (configuration, provenance, what it cost). They are written when the
+run is done; until then its state is in `state_folder`, from which a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from etrm.arc.task import Pair, Task
+from etrm.checkpoint import clear_states, init_decoder, load_state, save_state, save_weights
+from etrm.config import plain
+from etrm.config.study import RunConfig, TrackingConfig
+from etrm.context import context_source
+from etrm.data.corpus import Corpus, Episodes
+from etrm.data.episodes import on_lanes, training_questions
+from etrm.data.files import write_json_atomic
+from etrm.data.tables import read_augmentations, read_tasks
+from etrm.engine import Trainer
+from etrm.health import check_rules, check_stuck, stop_reason
+from etrm.models.build import build_model, num_parameters
+from etrm.provenance import (
+    code_digest,
+    commit,
+    digest,
+    file_digest,
+    refuse_leak,
+    seen_tasks,
+    train_code,
+    versions,
+)
+from etrm.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+# Told to the scheduler by a run that was asked to stop and has saved its state.
+EXIT_INTERRUPTED = 75
+SECONDS_BETWEEN_LINES = 20.0
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run reads and writes."""
+
+    tasks: Path
+    augmentations: Path
+    parent: Path | None  # run folder that initialises the decoder
+    out: Path  # run folder
+    state: Path  # states of runs under way, one subfolder per digest
+    wandb: Path
+
+
+def train_run(
+    run: RunConfig, paths: RunPaths, tracking: TrackingConfig, device: str | None = None
+) -> dict[str, Any]:
+    """Train (or go on training) one run and write its run folder; returns its `run.json`.
+
+    Raises `LeakError` when a strict run's parent has seen held-out tasks, and exits with
+    `EXIT_INTERRUPTED` after saving when SIGTERM, SIGUSR1 or SIGINT arrives.
+    """
+    started = time.time()
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parent = _read_parent(run, paths)
+    corpus, episodes, ids = training_data(run, paths, target)
+    model = build_model(run, corpus.num_puzzles).to(target)
+    loaded = None
+    if paths.parent is not None:
+        weights = paths.parent / "model.safetensors"
+        loaded = init_decoder(model.decoder, weights, run.decoder.weights)
+    trainer = Trainer(run, model, corpus, episodes)
+    key = _key(run, paths)
+    tracker = Tracker(tracking, _name(run), key[:16], plain(run), paths.wandb)
+    history: dict[str, Any] = {
+        "seconds": 0.0,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    folder = paths.state / key[:16]
+    history |= _resume(trainer, tracker, folder, target)
+    reason = _loop(run, trainer, tracker, folder, history, started)
+    tracker.log({"step": trainer.step_number, **trainer.evaluate()})
+    paths.out.mkdir(parents=True, exist_ok=True)
+    save_weights(paths.out / "model.safetensors", model, trainer.ema.values)
+    tracker.write(paths.out / "metrics.parquet")
+    record = _record(run, trainer, target, ids, parent, loaded)
+    record |= {
+        "started": history["started"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(history["seconds"] + time.time() - started, 1),
+        "stopped_early": reason,
+        "key": key,
+    }
+    write_json_atomic(paths.out / "run.json", record)
+    tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
+    clear_states(folder)
+    return record
+
+
+def training_data(
+    run: RunConfig, paths: RunPaths, device: torch.device
+) -> tuple[Corpus, list[Episodes], list[str]]:
+    """The corpus of a run, its questions by lane, and the ids of the tasks it trains on.
+
+    Test outputs of held-out tasks are removed before anything else sees them.
+    """
+    records = read_tasks(paths.tasks)
+    held_out = [r.task.id for r in records if r.split == "evaluation"]
+    if run.split == "strict":
+        records = [r for r in records if r.split == "training"]
+    tasks = [without_answers(r.task) if r.split == "evaluation" else r.task for r in records]
+    if run.train.tasks is not None:
+        order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
+        chosen = {task.id for task in order[: run.train.tasks]}
+        tasks = [task for task in tasks if task.id in chosen]
+    variants = read_augmentations(paths.augmentations)
+    corpus = Corpus(tasks, variants, device, limit=run.train.variants)
+    needs_demos = context_source(run.context.source).needs_demos
+    questions = training_questions(corpus, held_out, run.episodes, needs_demos)
+    episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    return corpus, episodes, [task.id for task in tasks]
+
+
+def without_answers(task: Task) -> Task:
+    """The task with the outputs of its test pairs removed."""
+    return Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))
+
+
+def _read_parent(run: RunConfig, paths: RunPaths) -> dict[str, Any] | None:
+    if paths.parent is None:
+        return None
+    parent: dict[str, Any] = json.loads((paths.parent / "run.json").read_text())
+    if run.split == "strict":
+        held_out = [r.task.id for r in read_tasks(paths.tasks) if r.split == "evaluation"]
+        refuse_leak(run.experiment, parent, held_out)
+    return parent
+
+
+def _key(run: RunConfig, paths: RunPaths) -> str:
+    """Digest of everything that determines a run: a state of another one is never resumed."""
+    files = [paths.tasks, paths.augmentations]
+    if paths.parent is not None:
+        files.append(paths.parent / "model.safetensors")
+    code = code_digest(*train_code(run.context.source))
+    return digest([plain(run), [file_digest(path) for path in files], code])
+
+
+def _name(run: RunConfig) -> str:
+    return f"{run.experiment}/{run.stage}/seed{run.seed}"
+
+
+def _resume(
+    trainer: Trainer, tracker: Tracker, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    state = load_state(folder, device)
+    if state is None:
+        return {}
+    trainer.load_state_dict(state["trainer"])
+    tracker.rows = list(state["rows"])
+    log.info("going on from step %d (%s)", trainer.step_number, folder)
+    return dict(state["history"])
+
+
+def _loop(
+    run: RunConfig,
+    trainer: Trainer,
+    tracker: Tracker,
+    folder: Path,
+    history: dict[str, Any],
+    started: float,
+) -> str | None:
+    """Train to the end, to the target, or to a finding; returns why it ended early."""
+    train, reported, reason = run.train, set[str](), None
+
+    def save() -> None:
+        spent = {**history, "seconds": history["seconds"] + time.time() - started}
+        state = {"trainer": trainer.state_dict(), "rows": tracker.rows, "history": spent}
+        save_state(folder, trainer.step_number, state)
+
+    with Interruption() as interruption, Progress(_name(run), trainer, train.steps) as progress:
+        while trainer.step_number < train.steps and reason is None:
+            trainer.step()
+            step = trainer.step_number
+            if step % train.log_every == 0 or step == train.steps:
+                tracker.log(trainer.row())
+                progress.show(tracker.rows[-1])
+                reason = _health(run, tracker.rows, reported)
+            if train.eval_every and step % train.eval_every == 0 and reason is None:
+                result = trainer.evaluate()
+                tracker.log({"step": step, **result})
+                exact, target = result.get("all.exact_accuracy", 0.0), train.target_exact_accuracy
+                progress.say(f"step {step}: exact match {exact:.1%} over the training episodes")
+                reason = "target" if target is not None and exact >= target else None
+            if interruption.signal:
+                save()
+                log.warning("%s: saved step %d, run again to go on", interruption.signal, step)
+                sys.exit(EXIT_INTERRUPTED)
+            if step % train.save_every == 0 and step < train.steps and reason is None:
+                save()
+    if reason not in (None, "target"):
+        log.warning("stopped at step %d: %s", trainer.step_number, reason)
+    return reason
+
+
+def _health(run: RunConfig, rows: list[dict[str, float]], reported: set[str]) -> str | None:
+    """Warn once about each finding; name the one that ends the run, if any does."""
+    for finding in [*check_rules(rows, run.health), *check_stuck(rows, run.health)]:
+        label = f"{finding.finding}/{finding.severity}"
+        if label not in reported:
+            reported.add(label)
+            log.warning("health, step %d: %s: %s", finding.step, finding.finding, finding.message)
+    reason = stop_reason(rows, run.health)
+    if reason is not None and (run.train.stop_on_health or reason.value is None):
+        return reason.finding
+    return None
+
+
+def _record(
+    run: RunConfig,
+    trainer: Trainer,
+    device: torch.device,
+    ids: Iterable[str],
+    parent: dict[str, Any] | None,
+    loaded: dict[str, Any] | None,
+) -> dict[str, Any]:
+    tasks = list(ids)
+    parents = [] if parent is None else [parent]
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+        name = torch.cuda.get_device_name(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        name = f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "experiment": run.experiment,
+        "stage": run.stage,
+        "seed": run.seed,
+        "kind": "trm" if run.context.source == "embedding" else "etrm",
+        "split": run.split,
+        "config": plain(run),
+        "tasks": tasks,
+        "puzzles": trainer.corpus.num_puzzles,
+        "lanes": {str(lane.side): len(lane) for lane in trainer.episodes},
+        "seen_tasks": seen_tasks(tasks, parents),
+        "parents": [
+            {k: p[k] for k in ("experiment", "stage", "seed", "split", "key")} for p in parents
+        ],
+        "init": loaded,
+        "num_params": num_parameters(trainer.model),
+        "steps_done": trainer.step_number,
+        "device": name,
+        "peak_memory_bytes": memory,
+        "versions": versions(),
+        "commit": commit(),
+        "code_digest": code_digest(*train_code(run.context.source)),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+class Interruption:
+    """Within the block, SIGTERM, SIGUSR1 and SIGINT are noted, to be acted on between steps."""
+
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in self.signals:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every so often."""
+
+    def __init__(self, name: str, trainer: Trainer, steps: int) -> None:
+        self.steps, self._last = steps, 0.0
+        self._bar = tqdm(
+            total=steps,
+            initial=trainer.step_number,
+            desc=name,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, row: dict[str, float]) -> None:
+        """Where training is."""
+        step = int(row["step"])
+        parts = [f"loss {row['train/lm_loss']:.3f}"]
+        if "train/exact_accuracy" in row:
+            parts.append(f"exact {row['train/exact_accuracy']:.1%}")
+        parts.append(f"{row['perf/examples_per_second']:.0f} examples/s")
+        self._bar.n = step
+        self._bar.set_postfix_str(", ".join(parts))
+        if self._bar.disable and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            log.info("step %d/%d: %s", step, self.steps, ", ".join(parts))
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar.disable:
+            log.info(text)
+        else:
+            self._bar.write(text, file=sys.stderr)

@@ -1,0 +1,289 @@
+"""Variants of tasks: recipes, their inverses, and drawing them without duplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etrm.arc.augment import (
+    DIHEDRAL_INVERSE,
+    Augmentation,
+    Variants,
+    apply_dihedral,
+    digests,
+    draw_variants,
+)
+from etrm.arc.grid import tokenize
+from etrm.arc.task import Pair, Task
+
+GOLDEN = os.environ.get("ETRM_GOLDEN")
+ARC = os.environ.get("ETRM_ARC")
+IDENTITY = tuple(range(10))
+
+
+def random_task(seed: int, colors: int, largest: int = 4, name: str = "t") -> Task:
+    """A task of few colours and cells, so that many variants look the same."""
+    rng = np.random.default_rng(seed)
+    palette = rng.permutation(10)[:colors]
+
+    def grid() -> np.ndarray:
+        return palette[rng.integers(0, colors, rng.integers(1, largest + 1, 2))].astype(np.uint8)
+
+    demos = tuple(Pair(grid(), grid()) for _ in range(rng.integers(1, 4)))
+    queries = tuple(Pair(grid(), grid()) for _ in range(rng.integers(1, 3)))
+    return Task(name, demos, queries)
+
+
+def random_recipes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    permutation = np.zeros((count, 10), dtype=np.uint8)
+    permutation[:, 1:] = rng.permuted(np.tile(np.arange(1, 10), (count, 1)), axis=1)
+    return rng.integers(0, 8, count).astype(np.uint8), permutation
+
+
+def look(task: Task) -> tuple:
+    """What a task looks like, written out: its demos and its query inputs, in any order."""
+
+    def cells(grid: np.ndarray) -> tuple:
+        return grid.shape, grid.tobytes()
+
+    demos = sorted((cells(pair.input), cells(pair.output)) for pair in task.demos)
+    return tuple(demos), tuple(sorted(cells(pair.input) for pair in task.queries))
+
+
+@pytest.mark.parametrize(
+    ("dihedral", "expected"),
+    [
+        (0, [[1, 2, 3], [4, 5, 6]]),
+        (1, [[3, 6], [2, 5], [1, 4]]),
+        (2, [[6, 5, 4], [3, 2, 1]]),
+        (3, [[4, 1], [5, 2], [6, 3]]),
+        (4, [[3, 2, 1], [6, 5, 4]]),
+        (5, [[4, 5, 6], [1, 2, 3]]),
+        (6, [[1, 4], [2, 5], [3, 6]]),
+        (7, [[6, 3], [5, 2], [4, 1]]),
+    ],
+)
+def test_dihedral_transforms_and_their_inverses(dihedral: int, expected: list) -> None:
+    grid = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    transformed = apply_dihedral(grid, dihedral)
+    assert transformed.tolist() == expected
+    assert np.array_equal(apply_dihedral(transformed, DIHEDRAL_INVERSE[dihedral]), grid)
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(st.integers(0, 7), st.permutations(range(1, 10)), st.integers(0, 2**32 - 1))
+def test_inverse_undoes_apply(dihedral: int, colors: list[int], seed: int) -> None:
+    augmentation = Augmentation(dihedral, (0, *colors))
+    grid = np.random.default_rng(seed).integers(0, 10, (3, 5)).astype(np.uint8)
+    changed = augmentation.apply(grid)
+    assert changed.dtype == np.uint8
+    assert np.array_equal(augmentation.inverse(changed), grid)
+    assert np.array_equal(changed == 0, apply_dihedral(grid, dihedral) == 0)
+
+
+def test_augmentation_takes_arrays_and_changes_all_pairs() -> None:
+    augmentation = Augmentation(np.uint8(6), np.array([0, 2, 1, *range(3, 10)]))
+    assert augmentation == Augmentation(6, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9))
+    row = np.array([[0, 1, 2]], dtype=np.uint8)
+    task = Task("t", (Pair(row, row),), (Pair(row, None),))
+    changed = augmentation.apply_to_task(task)
+    column = np.array([[0], [2], [1]], dtype=np.uint8)
+    assert changed == Task("t", (Pair(column, column),), (Pair(column, None),))
+
+
+@pytest.mark.parametrize(
+    ("dihedral", "permutation"),
+    [(8, IDENTITY), (-1, IDENTITY), (0, (1, 0, *range(2, 10))), (0, (0, 1)), (0, (0,) * 10)],
+)
+def test_recipes_that_are_none_are_errors(dihedral: int, permutation: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"dihedral id|permutation of 0\.\.9"):
+        Augmentation(dihedral, permutation)
+    with pytest.raises(ValueError, match="dihedral id"):
+        apply_dihedral(np.zeros((1, 1)), 8)
+
+
+@pytest.mark.parametrize("colors", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_digests_are_equal_exactly_where_variants_look_the_same(seed: int, colors: int) -> None:
+    """Against transforming every grid of every variant and comparing them cell by cell."""
+    task = random_task(seed, colors)
+    dihedral, permutation = random_recipes(seed, 300)
+    looks = [
+        look(Augmentation(d, p).apply_to_task(task))
+        for d, p in zip(dihedral, permutation, strict=True)
+    ]
+    keys = [row.tobytes() for row in digests(task, dihedral, permutation)]
+    number = {each: i for i, each in enumerate(dict.fromkeys(looks))}
+    number_of_key = {each: i for i, each in enumerate(dict.fromkeys(keys))}
+    assert [number[each] for each in looks] == [number_of_key[each] for each in keys]
+    assert colors > 3 or len(number) < len(looks), "no duplicates: the test shows nothing"
+
+
+def test_a_variant_has_the_digest_of_the_task_that_it_is() -> None:
+    task = random_task(1, 6, largest=9)
+    dihedral, permutation = random_recipes(2, 40)
+    ahead = digests(task, dihedral, permutation)
+    unchanged = np.zeros(1, np.uint8), np.arange(10, dtype=np.uint8)[None]
+    for i, (d, p) in enumerate(zip(dihedral, permutation, strict=True)):
+        changed = Augmentation(d, p).apply_to_task(task)
+        assert np.array_equal(digests(changed, *unchanged)[0], ahead[i])
+
+
+def test_digests_tell_apart_shape_side_role_and_pairing() -> None:
+    a, b = np.zeros((1, 2), np.uint8), np.ones((1, 2), np.uint8)
+    tall = np.zeros((2, 1), np.uint8)
+    tasks = [
+        Task("t", (Pair(a, b),), (Pair(a, None),)),
+        Task("t", (Pair(b, a),), (Pair(a, None),)),
+        Task("t", (Pair(a, b),), (Pair(b, None),)),
+        Task("t", (Pair(a, b),), (Pair(tall, None),)),
+        Task("t", (Pair(a, b), Pair(a, b)), (Pair(a, None),)),
+        Task("t", (Pair(a, b), Pair(b, a)), (Pair(a, None),)),
+        Task("t", (Pair(a, a), Pair(b, b)), (Pair(a, None),)),
+    ]
+    unchanged = np.zeros(1, np.uint8), np.arange(10, dtype=np.uint8)[None]
+    assert len({digests(task, *unchanged).tobytes() for task in tasks}) == len(tasks)
+
+
+@pytest.mark.parametrize("colors", [1, 3, 8])
+def test_variants_are_distinct_and_start_with_the_identity(colors: int) -> None:
+    task = random_task(4, colors)
+    variants = draw_variants(task, 60, seed=0)
+    assert variants[0] == Augmentation(0, IDENTITY)
+    looks = [look(variants[i].apply_to_task(task)) for i in range(len(variants))]
+    assert len(set(looks)) == len(variants) <= 60
+    assert variants.dihedral.dtype == variants.permutation.dtype == np.uint8
+    assert variants.permutation.shape == (len(variants), 10)
+    assert variants.digest.shape == (len(variants), 2)
+    assert len(variants) == 60 or colors < 8
+
+
+def test_a_task_with_few_colors_has_fewer_variants() -> None:
+    dot = np.full((1, 1), 3, dtype=np.uint8)
+    task = Task("dot", (Pair(dot, dot),), (Pair(dot, None),))
+    variants = draw_variants(task, 100, seed=0)
+    assert len(variants) == 9  # one per colour: every transform leaves one cell as it is
+    blank = np.zeros((2, 2), dtype=np.uint8)
+    assert len(draw_variants(Task("blank", (Pair(blank, blank),), (Pair(blank, None),)), 9, 0)) == 1
+
+
+def assert_same(first: Variants, second: Variants) -> None:
+    assert np.array_equal(first.dihedral, second.dihedral)
+    assert np.array_equal(first.permutation, second.permutation)
+    assert np.array_equal(first.digest, second.digest)
+
+
+@pytest.mark.parametrize("colors", [2, 3, 9])
+@pytest.mark.parametrize("few", [1, 2, 10])
+def test_fewer_variants_are_a_prefix_of_more(few: int, colors: int) -> None:
+    task = random_task(7, colors)
+    some, many = draw_variants(task, few, seed=3), draw_variants(task, 100, seed=3)
+    n = len(some)
+    assert_same(some, Variants(many.dihedral[:n], many.permutation[:n], many.digest[:n]))
+
+
+def test_draws_depend_on_seed_and_task_id_and_not_on_answers() -> None:
+    task = random_task(5, 9)
+    drawn = draw_variants(task, 20, seed=0)
+    assert_same(drawn, draw_variants(task, 20, seed=0))
+    hidden = Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))
+    assert_same(drawn, draw_variants(hidden, 20, seed=0))
+    other_seed = draw_variants(task, 20, seed=1)
+    other_id = draw_variants(Task("u", task.demos, task.queries), 20, seed=0)
+    assert not np.array_equal(drawn.permutation, other_seed.permutation)
+    assert not np.array_equal(drawn.permutation, other_id.permutation)
+
+
+def test_draws_are_uniform_enough() -> None:
+    variants = draw_variants(random_task(6, 10, largest=8), 4000, seed=0)
+    assert len(variants) == 4000
+    dihedrals = Counter(variants.dihedral.tolist())
+    assert min(dihedrals.values()) > 400  # 500 expected each, standard deviation 21
+    assert max(dihedrals.values()) < 600
+    assert (variants.permutation[:, 0] == 0).all()
+    for color in range(1, 10):
+        counts = np.bincount(variants.permutation[:, color], minlength=10)[1:]
+        assert 340 < counts.min() <= counts.max() < 560  # 444 expected, standard deviation 20
+
+
+def test_the_draws_of_a_seed_are_pinned() -> None:
+    """A change here changes every data set that was made before: say why in the log."""
+    row = np.arange(10, dtype=np.uint8)[None]
+    variants = draw_variants(Task("pinned", (Pair(row, row),), (Pair(row, None),)), 4, seed=0)
+    assert variants.dihedral.tolist() == PINNED_DIHEDRAL
+    assert ["".join(map(str, row)) for row in variants.permutation.tolist()] == PINNED_PERMUTATION
+    assert [row.astype("<u8").tobytes().hex() for row in variants.digest] == PINNED_DIGEST
+
+
+PINNED_DIHEDRAL = [0, 6, 6, 4]
+PINNED_PERMUTATION = ["0123456789", "0298561347", "0861294573", "0435729816"]
+PINNED_DIGEST = [
+    "13247c7e32e04a65cf15938cfcba24f9",
+    "5e44f500edad6aabde8d87fc3792dfe6",
+    "8cd0fad32ee3cb3320c64781cddda685",
+    "d7a7fdb4756edef1e0ed7679c92b502c",
+]
+
+
+def test_no_variant_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="count is 0"):
+        draw_variants(random_task(0, 2), 0, seed=0)
+
+
+def base_puzzles() -> dict[str, dict]:
+    """Task id -> its pairs, tests with outputs, of the sets that the recorded cases are from."""
+    puzzles = {}
+    for name in ("training", "evaluation", "concept"):
+        stem = Path(ARC or "", f"arc-agi_{name}")
+        solutions = json.loads(Path(f"{stem}_solutions.json").read_text())
+        for task_id, puzzle in json.loads(Path(f"{stem}_challenges.json").read_text()).items():
+            for test, answer in zip(puzzle["test"], solutions[task_id], strict=True):
+                test["output"] = answer
+            puzzles[task_id] = {**puzzle, "held_out": name == "evaluation"}
+    return puzzles
+
+
+@pytest.mark.skipif(GOLDEN is None or ARC is None, reason="ETRM_GOLDEN or ETRM_ARC is not set")
+def test_recorded_augmentations_token_by_token() -> None:
+    """The official builder's test split has no translation; that of its other split is read off."""
+    cases = np.load(Path(GOLDEN or "", "augment_cases.npz"))
+    puzzles = base_puzzles()
+    checked = Counter()
+    for split in ("test", "train"):
+        rows = [cases[f"{split}_{key}"] for key in ("name", "index", "inputs", "labels")]
+        for name, index, inputs, labels in zip(*rows, strict=True):
+            task_id, *recipe = str(name).split("|||")
+            dihedral, permutation = (recipe[0][1:], recipe[1]) if recipe else ("0", "0123456789")
+            augmentation = Augmentation(int(dihedral), tuple(map(int, permutation)))
+            pair = official_pairs(puzzles[task_id], split)[index]
+            offset = offset_of(inputs, labels) if split == "train" else (0, 0)
+            for key, tokens in (("input", inputs), ("output", labels)):
+                grid = augmentation.apply(np.array(pair[key], dtype=np.uint8))
+                assert tokenize(grid, 30, offset).tolist() == tokens.tolist(), (name, index, key)
+            checked[split, offset != (0, 0), bool(recipe)] += 1
+    assert checked["test", False, True] > 40
+    assert checked["test", False, False] > 3
+    assert checked["train", True, True] > 60
+
+
+def official_pairs(puzzle: dict, split: str) -> list[dict]:
+    """The pairs of a puzzle in a split: the tests of an evaluation task are the test split, all
+    other pairs are in the train split, in the order of the file, which may have tests first."""
+    if split == "test":
+        return puzzle["test"]
+    keys = ["train"] if puzzle["held_out"] else [key for key in puzzle if key != "held_out"]
+    return [pair for key in keys for pair in puzzle[key]]
+
+
+def offset_of(*sequences: np.ndarray) -> tuple[int, int]:
+    """Row and column of the first token that is no padding."""
+    rows, columns = np.nonzero(np.any([tokens.reshape(30, 30) > 1 for tokens in sequences], axis=0))
+    return int(rows.min()), int(columns.min())

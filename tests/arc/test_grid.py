@@ -1,0 +1,166 @@
+"""Tokens, cropping and the canvas rule."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etrm.arc.grid import EOS, PAD, canvas_side, crop, fits, tokenize
+from etrm.arc.task import Pair
+
+ARC = os.environ.get("ETRM_ARC")
+GOLDEN = os.environ.get("ETRM_GOLDEN")
+
+
+def random_grid(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return rng.integers(0, 10, (height, width)).astype(np.uint8)
+
+
+def zeros(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width), dtype=np.uint8)
+
+
+def test_tokens_of_a_small_grid_cell_by_cell() -> None:
+    tokens = tokenize(np.array([[0, 9]], dtype=np.uint8), 4, offset=(1, 1))
+    assert tokens.dtype == np.uint8
+    assert tokens.reshape(4, 4).tolist() == [
+        [PAD, PAD, PAD, PAD],
+        [PAD, 2, 11, EOS],
+        [PAD, EOS, EOS, PAD],
+        [PAD, PAD, PAD, PAD],
+    ]
+
+
+def test_eos_is_left_out_where_it_does_not_fit() -> None:
+    full = tokenize(zeros(3, 3), 3)
+    assert (full == 2).all()
+    at_the_right = tokenize(zeros(1, 2), 3, offset=(0, 1)).reshape(3, 3)
+    assert at_the_right.tolist() == [[PAD, 2, 2], [PAD, EOS, EOS], [PAD, PAD, PAD]]
+
+
+@pytest.mark.parametrize("offset", [(0, 2), (2, 0), (-1, 0), (0, -1)])
+def test_content_outside_the_canvas_is_an_error(offset: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"2x2 cells at offset .* does not fit .* side 3"):
+        tokenize(zeros(2, 2), 3, offset)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_crop_reads_back_what_was_written(height: int, width: int, room: int, seed: int) -> None:
+    grid = random_grid(np.random.default_rng(seed), height, width)
+    side = max(height, width) + room
+    [read] = crop(tokenize(grid, side).reshape(1, side, side))
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, grid)
+
+
+def largest_rectangle(canvas: np.ndarray) -> np.ndarray:
+    """The official evaluator's search, cell by cell: for each number of rows, in ascending
+    order, the columns that are free so far; a larger area wins, an equal one does not."""
+    best = (0, 0)
+    columns = canvas.shape[1]
+    for rows in range(1, canvas.shape[0] + 1):
+        for column in range(columns):
+            if not 2 <= canvas[rows - 1, column] <= 11:
+                columns = column
+                break
+        if rows * columns > best[0] * best[1]:
+            best = (rows, columns)
+    return (canvas[: best[0], : best[1]] - 2).astype(np.uint8)
+
+
+def assert_crops_like_the_reference(canvases: np.ndarray) -> None:
+    for canvas, read in zip(canvases, crop(canvases), strict=True):
+        reference = largest_rectangle(canvas)
+        assert read.shape == reference.shape
+        assert np.array_equal(read, reference)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("side", [1, 5, 30])
+def test_crop_agrees_with_a_slow_reference(side: int, holes: float) -> None:
+    rng = np.random.default_rng([side, int(100 * holes)])
+    canvases = rng.integers(2, 14, (100, side, side)).astype(np.uint8)  # 12 and 13: no colours
+    canvases[canvases > 11] = 5 if holes < 0.1 else 13
+    canvases[rng.random(canvases.shape) < holes] = EOS
+    canvases[0] = PAD
+    assert_crops_like_the_reference(canvases)
+
+
+def test_of_equal_areas_the_one_with_fewer_rows_is_read() -> None:
+    canvas = np.array([[2, 2, 2, 2], [3, 3, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=np.uint8)
+    assert crop(canvas[None])[0].tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_canvas_without_content_gives_an_empty_grid() -> None:
+    canvases = np.zeros((2, 3, 3), dtype=np.uint8)
+    canvases[1, 1, 1] = 5  # colours, but not at the corner
+    assert [grid.shape for grid in crop(canvases)] == [(0, 0), (0, 0)]
+    assert crop(np.zeros((0, 3, 3), dtype=np.uint8)) == []
+
+
+@pytest.mark.skipif(GOLDEN is None, reason="ETRM_GOLDEN does not name the golden data")
+def test_crop_of_recorded_predictions() -> None:
+    predictions = np.load(Path(GOLDEN or "", "vote_cases.npz"))["preds"].reshape(-1, 30, 30)
+    assert len(predictions) > 200
+    assert_crops_like_the_reference(predictions)
+
+
+def demo(input_shape: tuple[int, int], output_shape: tuple[int, int]) -> Pair:
+    return Pair(zeros(*input_shape), zeros(*output_shape))
+
+
+@pytest.mark.parametrize(
+    ("demos", "query", "side"),
+    [
+        ([demo((3, 3), (3, 3))], (3, 3), 5),
+        ([demo((3, 3), (3, 3))], (4, 6), 10),  # the query input decides
+        ([demo((3, 3), (9, 3)), demo((3, 3), (3, 3))], (2, 2), 10),  # a demo decides
+        ([demo((1, 2), (3, 2))], (4, 4), 15),  # 4 rows scaled by 3
+        ([demo((1, 2), (3, 2))], (3, 4), 10),
+        ([demo((2, 3), (2, 4))], (1, 4), 10),  # 4 * 4/3 = 5.33 is rounded up to 6
+        ([demo((2, 5), (2, 4))], (1, 5), 5),
+        ([demo((3, 3), (9, 9))], (10, 10), 30),
+        ([demo((1, 1), (9, 9))], (10, 10), 30),  # 90: no grid is that large
+        ([], (6, 2), 10),  # a query whose only companion is held back
+    ],
+)
+def test_canvas_is_the_smallest_lane_that_holds_what_is_known(
+    demos: list[Pair], query: tuple[int, int], side: int
+) -> None:
+    assert canvas_side(demos, zeros(*query), [30, 5, 10, 15]) == side
+
+
+def test_the_largest_lane_is_returned_where_none_holds() -> None:
+    assert canvas_side([demo((3, 3), (9, 9))], zeros(9, 9), [5, 10]) == 10
+    assert fits(10, zeros(9, 9))
+    assert canvas_side([demo((3, 3), (3, 3))], zeros(12, 1), [5, 10]) == 10
+    assert not fits(10, zeros(3, 3), zeros(12, 1))
+
+
+@pytest.mark.skipif(ARC is None, reason="ETRM_ARC does not name the ARC files")
+@pytest.mark.parametrize(
+    ("name", "queries", "misfits", "tokens"),
+    [("training", 416, 3, 275.6), ("evaluation", 419, 2, 401.1), ("concept", 480, 0, 253.5)],
+)
+def test_true_outputs_that_do_not_fit_their_canvas(
+    name: str, queries: int, misfits: int, tokens: float
+) -> None:
+    """Without the scaled query input the misfits would be 4, 4 and 1."""
+    challenges = json.loads(Path(ARC or "", f"arc-agi_{name}_challenges.json").read_text())
+    solutions = json.loads(Path(ARC or "", f"arc-agi_{name}_solutions.json").read_text())
+    sides, fit = [], []
+    for task_id, task in challenges.items():
+        demos = [Pair(np.array(pair["input"]), np.array(pair["output"])) for pair in task["train"]]
+        for test, answer in zip(task["test"], solutions[task_id], strict=True):
+            sides.append(canvas_side(demos, np.array(test["input"]), [10, 15, 20, 25, 30]))
+            fit.append(fits(sides[-1], np.array(answer)))
+    assert len(fit) == queries
+    assert fit.count(False) == misfits
+    assert np.mean(np.square(sides)) == pytest.approx(tokens, abs=0.05)

@@ -1,0 +1,319 @@
+"""The figures: what is drawn, how it is named, and that no text lies over other text."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import fake
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from etrm.arc.task import Pair, Task
+from etrm.config.study import FigureStyle
+from etrm.report import RunView
+from etrm.report.figures import (
+    encoder_statistics,
+    gradient_flow,
+    over_seeds,
+    qualitative,
+    smoothed,
+    training_curves,
+)
+from etrm.report.grids import choose
+
+STYLE = FigureStyle()
+ETRM = ("etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control")
+LONG = "etrm_hierarchical_encoder_with_contrastive_loss_and_frozen_decoder"
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=1000)
+
+
+def texts(fig: Figure) -> list[tuple[str, Bbox]]:
+    """All visible text of a figure with its box in pixels, without ticks outside of the view."""
+    fig.draw_without_rendering()
+    hidden = set()
+    for axes in fig.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                shown = axes.axison and low <= tick.get_loc() <= high
+                hidden |= {label for label in (tick.label1, tick.label2) if not shown}
+    found = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    axes_off = {
+        text
+        for axes in fig.axes
+        if not axes.axison
+        for text in (axes.xaxis.label, axes.yaxis.label)
+    }
+    found = [text for text in found if text not in hidden and text not in axes_off]
+    return [(text.get_text(), text.get_window_extent()) for text in found]
+
+
+def assert_readable(fig: Figure) -> None:
+    """No text over text, none outside of the page, and the legend beside the panels."""
+    found = texts(fig)
+    assert found
+    for (one, box), (other, its) in itertools.combinations(found, 2):
+        assert not box.padded(-0.5).overlaps(its.padded(-0.5)), f"{one!r} lies over {other!r}"
+    for text, box in found:
+        inside = fig.bbox.padded(1.0)
+        assert inside.contains(box.x0, box.y0), f"{text!r} leaves the page"
+        assert inside.contains(box.x1, box.y1), f"{text!r} leaves the page"
+    for legend in fig.legends:
+        for axes in fig.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_text_over_text_would_be_found(views: list[RunView]) -> None:
+    fig = training_curves(views, STYLE)
+    fig.axes[0].text(0.5, 1.08, "in the way", transform=fig.axes[0].transAxes, ha="center")
+    with pytest.raises(AssertionError, match="lies over"):
+        assert_readable(fig)
+
+
+def labelled(axes: Axes) -> dict[str, Any]:
+    """The lines that carry an experiment's name."""
+    return {str(line.get_label()): line for line in axes.lines if str(line.get_label())[0] != "_"}
+
+
+def legend_of(fig: Figure) -> list[str]:
+    return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
+
+
+def words_of(fig: Figure) -> str:
+    return " ".join(text.replace("\n", " ") for text, _ in texts(fig))
+
+
+def test_training_curves_show_each_stage_with_trm_dashed(views: list[RunView]) -> None:
+    fig = training_curves(views, STYLE)
+    pretrain, overfit, full = fig.axes
+    assert set(labelled(pretrain)) == {"trm", "trm_strict"}
+    assert set(labelled(overfit)) == set(ETRM)
+    assert set(labelled(full)) == set(ETRM[:2])
+    assert {line.get_linestyle() for line in labelled(pretrain).values()} == {"--"}
+    assert {line.get_linestyle() for line in labelled(overfit).values()} == {"-"}
+    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", "stopped"]
+    assert_readable(fig)
+
+
+def test_training_curves_mark_the_gate_and_where_a_run_stopped(views: list[RunView]) -> None:
+    pretrain, overfit, full = training_curves(views, STYLE).axes
+    gates = [line for line in overfit.lines if np.array_equal(line.get_ydata(), [0.9, 0.9])]
+    assert len(gates) == 1
+    crosses = [line for line in overfit.lines if line.get_marker() == "X"]
+    assert [line.get_xdata()[0] for line in crosses] == [
+        views[-1].series("train/exact_accuracy").index[-1]
+    ]
+    assert crosses[0].get_color() == labelled(overfit)["etrm_cached_control"].get_color()
+    for axes in (pretrain, full):
+        assert not [line for line in axes.lines if line.get_marker() == "X"]
+
+
+def test_an_experiment_has_one_colour_in_all_figures(views: list[RunView]) -> None:
+    names = [view.experiment for view in views]
+    curves = labelled(training_curves(views, STYLE).axes[1])
+    statistics = labelled(encoder_statistics(views, STYLE, names=names).axes[0])
+    for name in ETRM:
+        assert curves[name].get_color() == statistics[name].get_color()
+    assert len({curves[name].get_color() for name in ETRM}) == len(ETRM)
+
+
+def test_several_seeds_become_a_mean_and_a_band(seeded: list[RunView]) -> None:
+    fig = training_curves(seeded, STYLE)
+    assert len(labelled(fig.axes[1])) == len(ETRM)
+    assert len(fig.axes[1].collections) == len(ETRM)
+    assert_readable(fig)
+
+
+def test_over_seeds_is_their_mean_low_and_high(seeded: list[RunView]) -> None:
+    curves = [smoothed(view, "train/exact_accuracy") for view in seeded if view.experiment == "trm"]
+    band = over_seeds([*curves, curves[0].iloc[:5]])
+    assert (band["low"] <= band["mean"] + 1e-12).all()
+    assert (band["mean"] <= band["high"] + 1e-12).all()
+    last = band.iloc[-1]
+    ends = [curve.iloc[-1] for curve in curves if curve.index[-1] == band.index[-1]]
+    assert last["mean"] == pytest.approx(np.mean(ends))  # the short curve no longer counts
+
+
+def test_steps_without_halted_samples_do_not_count(views: list[RunView]) -> None:
+    view = views[0]
+    count = view.metrics.set_index("step")["train/count"]
+    shown = view.series("train/exact_accuracy")
+    assert (count == 0).any()
+    assert set(shown.index) == set(count.index[count > 0])
+    curve = smoothed(view, "train/exact_accuracy")
+    window = len(curve) // 20
+    first = np.average(shown.iloc[:window], weights=count.loc[shown.index].iloc[:window])
+    assert curve.iloc[0] == pytest.approx(first)
+
+
+def test_encoder_statistics_are_two_by_two_for_etrm_only(views: list[RunView]) -> None:
+    fig = encoder_statistics(views, STYLE)
+    assert len(fig.axes) == 4
+    for axes in fig.axes:
+        assert set(labelled(axes)) == set(ETRM)
+    levels = [line.get_ydata()[0] for line in fig.axes[0].lines if line.get_linestyle() == ":"]
+    assert levels == [0.1, 0.3]
+    assert legend_of(fig) == list(ETRM)
+    assert_readable(fig)
+    assert set(labelled(encoder_statistics(views, STYLE, stage="full").axes[0])) == set(ETRM[:2])
+
+
+def test_gradient_flow_shows_the_starved_control(views: list[RunView]) -> None:
+    fig = gradient_flow(views, STYLE)
+    norm, share = fig.axes
+    for axes, bound in ((norm, 0.05), (share, 0.1)):
+        lines = labelled(axes)
+        assert np.median(lines["etrm_cached_control"].get_ydata()) < bound
+        assert np.median(lines["etrm_standard_h8"].get_ydata()) > bound
+        low, high = axes.get_ylim()
+        assert low < 0 < bound < high  # zero and the threshold are in sight
+    assert_readable(fig)
+
+
+@pytest.mark.parametrize("make", [training_curves, encoder_statistics, gradient_flow])
+def test_nothing_to_show_is_said_in_words(make: Any) -> None:
+    fig = make([], STYLE)
+    assert "finished yet" in words_of(fig)
+    assert not fig.legends
+    assert_readable(fig)
+
+
+def test_a_missing_stage_is_said_in_words(views: list[RunView]) -> None:
+    fig = training_curves([view for view in views if view.stage == "overfit"], STYLE)
+    assert "no pretraining run has finished yet" in words_of(fig)
+    assert "no full run has finished yet" in words_of(fig)
+    assert "train exact match" in words_of(fig)
+    assert_readable(fig)
+
+
+def test_a_metric_that_no_run_has_is_said_in_words(views: list[RunView]) -> None:
+    metric = "train/encoder_token_std"
+    without = [
+        RunView(view.run, view.metrics.drop(columns=metric, errors="ignore")) for view in views
+    ]
+    fig = encoder_statistics(without, STYLE)
+    assert metric in words_of(fig)
+    assert_readable(fig)
+
+
+def test_values_that_are_not_finite_are_left_out(views: list[RunView]) -> None:
+    view = next(view for view in views if view.experiment == ETRM[0])
+    metrics = view.metrics.copy()
+    metrics.loc[metrics.index[-3:], "grad/encoder_norm"] = [np.inf, np.nan, -np.inf]
+    fig = gradient_flow([RunView(view.run, metrics)], STYLE)
+    assert np.isfinite(fig.axes[0].get_ylim()).all()
+    assert_readable(fig)
+
+
+def test_long_and_many_names_stay_readable(tmp_path: Path) -> None:
+    names = [LONG, *(f"etrm_standard_{i}" for i in range(9))]
+    views = [fake.run(tmp_path, experiment=name, steps=300) for name in names]
+    fig = training_curves(views, STYLE)
+    assert legend_of(fig)[0] == LONG
+    assert_readable(fig)
+    looks = {(line.get_color(), line.get_marker()) for line in labelled(fig.axes[1]).values()}
+    assert len(looks) == len(names)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.2])
+def test_another_size_of_text_stays_readable(views: list[RunView], scale: float) -> None:
+    style = FigureStyle(font_scale=scale)
+    for make in (training_curves, encoder_statistics, gradient_flow):
+        assert_readable(make(views, style))
+
+
+def panels(fig: Figure) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for axes in fig.axes for image in axes.images]
+
+
+def test_qualitative_shows_grids_marks_and_votes() -> None:
+    tasks = fake.tasks(6, tests=2)
+    predictions = {
+        "trm": fake.predictions(tasks, right=1.0),
+        "etrm": fake.predictions(tasks, right=0.0),
+    }
+    fig = qualitative(tasks, predictions, FigureStyle(qualitative_tasks=3))
+    assert len(fig.axes) == 3 * (4 + 2)
+    titles = [axes.get_title() for axes in fig.axes if axes.get_title()]
+    assert titles == ["demo input", "demo output", "test input", "truth", "trm", "etrm"]
+    words = words_of(fig)
+    assert words.count("✓ 8/8") == 3
+    assert words.count("✗") == 3
+    assert all(task.id in words for task, _ in choose(tasks, predictions, 3, 0))
+    task, query = choose(tasks, predictions, 3, 0)[0]
+    shown = panels(fig)
+    assert np.array_equal(shown[0], task.demos[0].input)
+    assert np.array_equal(shown[3], task.queries[query].output)
+    assert np.array_equal(shown[4], task.queries[query].output)  # the one that is always right
+    assert fig.get_figwidth() <= STYLE.width + 1e-9
+    assert_readable(fig)
+
+
+def test_cells_of_a_row_are_equally_large() -> None:
+    small, large = np.ones((2, 2), np.uint8), np.ones((3, 12), np.uint8)
+    task = Task("a", (Pair(small, large),), (Pair(large, small),))
+    fig = qualitative([task], {"trm": fake.predictions([task], right=1.0)}, STYLE)
+    fig.draw_without_rendering()
+    sizes = set()
+    for axes in fig.axes:
+        box, (left, right) = axes.get_window_extent(), axes.get_xlim()
+        sizes.add(round(box.width / (right - left), 6))
+    assert len(sizes) == 1
+
+
+def test_the_choice_of_tasks_is_seeded_and_asks_for_all_experiments() -> None:
+    tasks = fake.tasks(12)
+    full, half = fake.predictions(tasks), fake.predictions(tasks[:6])
+    both = {"one": full, "two": half}
+    chosen = choose(tasks, both, 4, 0)
+    assert chosen == choose(tasks[::-1], both, 4, 0)
+    assert {task.id for task, _ in chosen} <= {task.id for task in tasks[:6]}
+    assert len(chosen) == 4
+    assert len({tuple(t.id for t, _ in choose(tasks, both, 4, seed)) for seed in range(8)}) > 1
+    apart = {"one": fake.predictions(tasks[:3]), "two": fake.predictions(tasks[3:6])}
+    assert len(choose(tasks, apart, 9, 0)) == 6  # none has all: any will do
+
+
+def test_unknown_outputs_are_never_chosen() -> None:
+    first = fake.tasks(1)[0]
+    unlabelled = Task(first.id, first.demos, (Pair(first.queries[0].input, None),))
+    predictions = {"trm": fake.predictions([unlabelled])}
+    fig = qualitative([unlabelled], predictions, STYLE)
+    assert "no evaluated test query has a known output" in words_of(fig)
+
+
+def test_an_experiment_without_a_prediction_and_an_empty_one_are_said_in_words() -> None:
+    tasks = fake.tasks(2)
+    empty = fake.predictions(tasks[:1]).assign(height=0, width=0, grid=b"")
+    fig = qualitative(tasks, {"one": empty, "two": fake.predictions(tasks[1:])}, STYLE)
+    assert "empty" in words_of(fig)
+    assert words_of(fig).count("not predicted") == 2
+    assert_readable(fig)
+
+
+def test_many_experiments_with_long_names_continue_on_further_lines() -> None:
+    tasks = fake.tasks(2)
+    predictions = {f"{LONG}_{i}": fake.predictions(tasks, seed=i) for i in range(7)}
+    fig = qualitative(tasks, predictions, STYLE)
+    titles = [axes.get_title().replace("\n", "") for axes in fig.axes]
+    assert all(titles.count(name) == 2 for name in predictions)
+    assert_readable(fig)
+
+
+def test_no_evaluated_experiment_is_said_in_words() -> None:
+    assert "no experiment has been evaluated yet" in words_of(qualitative(fake.tasks(2), {}, STYLE))

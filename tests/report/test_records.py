@@ -1,0 +1,113 @@
+"""Experiment records, after the experiment guide's tracking template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake
+import pytest
+
+from etrm.report import RunView
+from etrm.report.records import changes, record, write_record
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("study"), steps=1000)
+
+
+def of(views: list[RunView], name: str) -> list[RunView]:
+    return [view for view in views if view.experiment == name]
+
+
+def test_a_record_has_every_part_of_the_template(views: list[RunView]) -> None:
+    text = record(of(views, "etrm_standard_h16"), goal="Does it generalise?")
+    for part in (
+        "# Experiment: etrm_standard_h16",
+        "**Date**: 2026-01-09",
+        "**Goal**: Does it generalise?",
+        "**Changes from baseline**",
+        "- Encoder: `standard`",
+        "- Pre-trained decoder: yes, `trm_strict`",
+        "- halt_max_steps: 16",
+        "- halt_exploration_prob: 0.5",
+        "## Phase 1 results (overfit)",
+        "- Exact match over the episodes: 95.0 % (gate: 90.0 %)",
+        "- Status: ✅ pass",
+        "## Phase 2 results (full dataset)",
+        "- Test pass@2 (all tests right): 5.0 % (1/20), 95 % interval 0.0 % to 10.0 %",
+        "- Status: ✅ pass (pass@1 ≥ 5.0 %)",
+        "## Analysis",
+        "| overfit | 0 | 2026-01-09T10:00:00+00:00 | cpu | 512 MiB | 0123456789ab |",
+    ):
+        assert part in text
+    assert "Pretraining results" not in text
+
+
+def test_steps_to_the_gate_are_those_of_the_first_evaluation_there(views: list[RunView]) -> None:
+    run = next(view for view in of(views, "etrm_standard_h16") if view.stage == "overfit")
+    exact = run.series("all.exact_accuracy")
+    first = exact.index[exact >= 0.9][0]
+    assert f"- Steps to reach the gate: {first}\n" in record([run])
+
+
+def test_a_stopped_run_tells_its_finding(views: list[RunView]) -> None:
+    text = record(of(views, "etrm_cached_control"))
+    assert "fail: gradient_starvation. The encoder gets next to no gradient." in text
+    assert "`grad/encoder_norm` is 0, the bound 0.05, at step 500" in text
+    assert "Status: ❌ fail (stopped: gradient_starvation, exact match 12.5 % < 90 %)" in text
+    assert "not reached at an evaluation" in text
+    assert "Phase 2" not in text
+
+
+@pytest.mark.parametrize(
+    ("solved", "words"),
+    [(0, "❌ fail (no task solved"), (1, "⚠️ some generalisation"), (5, "✅ pass")],
+)
+def test_phase_2_is_judged_as_the_guide_does(tmp_path: Path, solved: int, words: str) -> None:
+    scored = fake.score(solved=solved, tasks=100)
+    view = fake.run(tmp_path, stage="full", steps=200, scored=scored)
+    assert f"- Status: {words}" in record([view])
+
+
+def test_transductive_trm_is_not_judged_as_generalisation(views: list[RunView]) -> None:
+    text = record(of(views, "trm"))
+    assert "its embeddings have seen the evaluation demos" in text
+    assert "- Embedding: `embedding`" in text
+
+
+def test_changes_from_a_baseline_are_dotted_keys(views: list[RunView], tmp_path: Path) -> None:
+    config = {"halting": {"max_steps": 8, "exploration_prob": 0.5}}
+    other = fake.run(tmp_path, experiment="shorter", steps=1000, config=config)
+    baseline = next(view for view in of(views, "etrm_standard_h16") if view.stage == "overfit")
+    text = record([other], baseline=baseline)
+    assert "Against `etrm_standard_h16` (overfit):\n\n- `halting.max_steps`: 16 → 8\n\n" in text
+    assert "this is the baseline" in record([baseline], baseline=baseline)
+
+
+def test_changes_name_what_only_one_side_has() -> None:
+    assert changes({"a": {"b": 1}, "c": 2}, {"a": {"b": 1, "d": 3}}) == [
+        ("a.d", 3, "–"),
+        ("c", "–", 2),
+    ]
+
+
+def test_runs_of_two_experiments_are_no_record(views: list[RunView]) -> None:
+    with pytest.raises(ValueError, match=r"one experiment.*trm_strict"):
+        record(views)
+    with pytest.raises(ValueError, match="none"):
+        record([])
+
+
+def test_a_record_is_written_whole(views: list[RunView], tmp_path: Path) -> None:
+    path = write_record(tmp_path / "records" / "trm.md", of(views, "trm"))
+    assert path.read_text() == record(of(views, "trm"))
+    assert [file.name for file in path.parent.iterdir()] == ["trm.md"]
+
+
+def test_a_sparse_run_still_has_a_record(views: list[RunView]) -> None:
+    keep = ("experiment", "stage", "seed", "kind", "split")
+    view = views[0]
+    text = record([RunView({key: view.run[key] for key in keep}, view.metrics[["step"]])])
+    assert "- Train exact match at the end: –" in text
+    assert "Versions: –" in text

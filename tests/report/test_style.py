@@ -1,0 +1,80 @@
+"""Colours, names, and files that are whole and always the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from etrm.config.study import FigureStyle
+from etrm.report.style import ARC_COLOURS, ARC_MAP, ARC_NORM, looks, save, theme, wrap
+
+
+def figure() -> Figure:
+    with theme(FigureStyle()):
+        fig = Figure(figsize=(2, 2))
+        fig.subplots().plot([1, 2], label="a")
+    return fig
+
+
+def test_colours_of_grids_are_the_official_ones() -> None:
+    assert ARC_COLOURS[:3] == ("#000000", "#0074D9", "#FF4136")
+    shown = [mpl.colors.to_hex(ARC_MAP(ARC_NORM(value))) for value in range(10)]
+    assert shown == [colour.lower() for colour in ARC_COLOURS]
+
+
+@given(st.sets(st.text("abcdef_123", min_size=1), max_size=45))
+@settings(max_examples=30, deadline=None)
+def test_looks_are_distinct_and_do_not_depend_on_the_order(names: set[str]) -> None:
+    chosen = looks(names)
+    assert len(set(chosen.values())) == len(names)
+    assert chosen == looks(sorted(names, reverse=True))
+
+
+def test_more_experiments_than_looks_still_get_one() -> None:
+    assert len(looks(f"e{i}" for i in range(60))) == 60
+
+
+@given(st.text("abc_- ", max_size=60), st.integers(3, 20))
+@settings(max_examples=60, deadline=None)
+def test_wrapped_names_are_narrow_and_complete(name: str, width: int) -> None:
+    lines = wrap(name, width).split("\n")
+    assert max(map(len, lines)) <= width
+    assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    (first,) = save(figure(), tmp_path / "new" / "one", [kind], 100)
+    (second,) = save(figure(), tmp_path / "two", [kind], 100)
+    assert first.name == f"one.{kind}"
+    assert first.read_bytes() == second.read_bytes()
+    assert b"CreationDate" not in first.read_bytes()
+
+
+def test_a_name_with_dots_keeps_them(tmp_path: Path) -> None:
+    assert [path.name for path in save(figure(), tmp_path / "v1.2", ["png"], 50)] == ["v1.2.png"]
+
+
+def test_a_failed_save_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    (path,) = save(figure(), tmp_path / "fig", ["png"], 50)
+    before = path.read_bytes()
+    broken = figure()
+    broken.axes[0].set_title("$\\notacommand$")
+    with pytest.raises(ValueError, match="notacommand"):
+        save(broken, tmp_path / "fig", ["png"], 50)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["fig.png"]
+
+
+def test_the_theme_leaves_the_global_settings_alone() -> None:
+    before = dict(mpl.rcParams)
+    with theme(FigureStyle(font_scale=2.0)):
+        assert mpl.rcParams["axes.titlesize"] == 17.0
+    after = dict(mpl.rcParams)
+    assert all(np.array_equal(before[key], after[key]) for key in before)

@@ -1,0 +1,31 @@
+rule tasks:
+    input:
+        PIPELINE.source_files(),
+    output:
+        PIPELINE.tasks,
+    log:
+        ROOT / "logs/tasks.log",
+    params:
+        data=PIPELINE.data_params(),
+        code=code_digest("etrm.data.prepare"),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/tasks.py"
+
+
+rule augment:
+    input:
+        tasks=PIPELINE.tasks,
+    output:
+        PIPELINE.augmentations,
+    log:
+        ROOT / "logs/augment.log",
+    params:
+        variants=STUDY.data.variants,
+        seed=STUDY.data.seed,
+        code=code_digest("etrm.data.prepare"),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/augment.py"

@@ -1,0 +1,124 @@
+# Three stages of one trainer, and the gate between the last two.
+RUN = ROOT / "runs/{experiment}"
+
+
+def config_of(stage):
+    return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
+
+
+def code_of(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*train_code(source))
+
+
+def parent_of(stage):
+    return lambda wildcards: PIPELINE.parent_files(run_of(wildcards, stage))
+
+
+def gate_of(wildcards):
+    """The verdict that a full run needs; one that is known to have failed stops it here."""
+    path = PIPELINE.verdict(wildcards.experiment, int(wildcards.seed))
+    gate = STUDY.experiments[wildcards.experiment].gate
+    if not projected(path, gate):
+        try:
+            require_passed(path)
+        except GateError as error:
+            raise WorkflowError(str(error)) from None
+    return path
+
+
+rule pretrain:
+    input:
+        files_of(PIPELINE.runs("pretrain")),
+    localrule: True
+
+
+rule overfit:
+    input:
+        files_of(PIPELINE.runs("overfit")),
+    localrule: True
+
+
+rule gate:
+    input:
+        verdicts(),
+    localrule: True
+
+
+rule full:
+    input:
+        lambda wildcards: files_of(going(PIPELINE.runs("full"))),
+    localrule: True
+
+
+rule train_pretrain:
+    input:
+        tasks=PIPELINE.tasks,
+        augmentations=PIPELINE.augmentations,
+        parent=parent_of("pretrain"),
+    output:
+        multiext(str(RUN / "pretrain/seed{seed}") + "/", *RUN_FILES),
+    log:
+        ROOT / "logs/{experiment}/pretrain_seed{seed}.log",
+    params:
+        run=config_of("pretrain"),
+        code=code_of,
+        state=PIPELINE.state,
+        wandb=PIPELINE.wandb,
+    threads: STUDY.threads
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/train.py"
+
+
+use rule train_pretrain as train_overfit with:
+    input:
+        tasks=PIPELINE.tasks,
+        augmentations=PIPELINE.augmentations,
+        parent=parent_of("overfit"),
+    output:
+        multiext(str(RUN / "overfit/seed{seed}") + "/", *RUN_FILES),
+    log:
+        ROOT / "logs/{experiment}/overfit_seed{seed}.log",
+    params:
+        run=config_of("overfit"),
+        code=code_of,
+        state=PIPELINE.state,
+        wandb=PIPELINE.wandb,
+
+
+# ancient: a verdict that is made again, say for a moved threshold, does not retrain.
+use rule train_pretrain as train_full with:
+    input:
+        tasks=PIPELINE.tasks,
+        augmentations=PIPELINE.augmentations,
+        parent=parent_of("full"),
+        verdict=ancient(gate_of),
+    output:
+        multiext(str(RUN / "full/seed{seed}") + "/", *RUN_FILES),
+    log:
+        ROOT / "logs/{experiment}/full_seed{seed}.log",
+    params:
+        run=config_of("full"),
+        code=code_of,
+        state=PIPELINE.state,
+        wandb=PIPELINE.wandb,
+
+
+checkpoint verdict:
+    input:
+        metrics=RUN / "overfit/seed{seed}/metrics.parquet",
+        run=RUN / "overfit/seed{seed}/run.json",
+    output:
+        RUN / "overfit/seed{seed}/verdict.json",
+    log:
+        ROOT / "logs/{experiment}/verdict_seed{seed}.log",
+    params:
+        gate=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].gate),
+        health=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].health),
+        code=code_digest("etrm.health"),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/verdict.py"

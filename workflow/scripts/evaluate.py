@@ -1,0 +1,20 @@
+"""Stage `evaluate`: vote over the variants of the held-out tasks, and score."""
+
+from pathlib import Path
+
+import torch
+
+from etrm.config import parse
+from etrm.config.study import EvaluationConfig
+from etrm.logs import job_log
+from etrm.score import evaluate_run
+
+with job_log(snakemake.log[0]):
+    torch.set_num_threads(snakemake.threads)
+    evaluate_run(
+        run_folder=Path(snakemake.input.run[0]).parent,
+        tasks_path=Path(snakemake.input.tasks),
+        augmentations_path=Path(snakemake.input.augmentations),
+        config=parse(EvaluationConfig, snakemake.params.evaluation, "evaluation"),
+        out=Path(snakemake.output[0]).parent,
+    )

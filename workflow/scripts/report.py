@@ -1,0 +1,17 @@
+"""Stage `report`: Snakemake's own HTML report of everything that is done."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from etrm.data.files import atomic_write
+from etrm.logs import job_log
+
+# The outer run holds the lock of the folder, and waits for this one.
+with job_log(snakemake.log[0]), atomic_write(Path(snakemake.output[0])) as path:
+    page = path.with_suffix(".html")
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--report", str(page)]
+    command += ["--configfile", snakemake.input.config, "--", *snakemake.params.targets]
+    with open(snakemake.log[0], "a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+    page.rename(path)

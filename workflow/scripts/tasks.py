@@ -1,0 +1,12 @@
+"""Stage `tasks`: sources of ARC tasks to one table."""
+
+from pathlib import Path
+
+from etrm.config import parse
+from etrm.config.study import DataConfig
+from etrm.data.prepare import prepare_tasks
+from etrm.logs import job_log, say
+
+with job_log(snakemake.log[0]):
+    data = parse(DataConfig, snakemake.params.data, "data")
+    say(prepare_tasks(data, Path(snakemake.output[0])))
