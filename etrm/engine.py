@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ from etrm.models.build import num_parameters
 from etrm.optim import EMA, AdamATan2, SignSGD, gradient_norm, warmed_up
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
+
+
+class SlotError(ValueError):
+    """Questions that cannot be shared out over the slots of a batch."""
 
 
 @dataclass
@@ -67,7 +71,8 @@ class Trainer:
         contexts = []
         for lane in self.lanes:
             output, losses, halted = self._forward_backward(lane)
-            self.window.add_samples(losses, halted, lane.carry.steps)
+            share = len(lane.slots) / self.train.batch_size
+            self.window.add_samples(losses, halted, lane.carry.steps, share)
             self.window.add(
                 "train/steps_share",
                 (halted * lane.carry.steps).sum() / self.halting.max_steps,
@@ -77,7 +82,8 @@ class Trainer:
                 encoded = output.encoded.sum()
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
-        if contexts and self.step_number % self.train.log_every == 0:
+        last = self.step_number == self.train.steps  # its row is logged as well
+        if contexts and (last or self.step_number % self.train.log_every == 0):
             for name, value in encoder_statistics(torch.cat(contexts)).items():
                 self.window.add(name, value)
         self._update()
@@ -99,11 +105,16 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """`all.*` over the training questions in all their variants, with the averaged weights."""
-        lanes = all_variants(self.corpus, self.episodes)
+        most = self.run.episodes.max_demos
+        shown = [replace(lane, demos=lane.demos[:, :most]) for lane in self.episodes]
+        lanes = all_variants(self.corpus, shown)
         lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
+        started, size = time.perf_counter(), max(self.train.batch_size, 64)
         with Averaged(self.model, self.ema):
-            size = max(self.train.batch_size, 64)
-            return training_metrics(self.model, self.corpus, lanes, self.halting, size, self.dtype)
+            means = training_metrics(self.model, self.corpus, lanes, self.halting, size, self.dtype)
+        # Throughput is that of training alone.
+        self._since = (self._since[0] + time.perf_counter() - started, self._since[1])
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -186,19 +197,19 @@ class Trainer:
         self.ema.update(self.model)
 
     def _log_gradients(self) -> None:
-        """Clip; log norms before clipping, and what is left of the total after it."""
+        """Clip; log all norms before clipping, and that of what the update uses after it."""
         encoder = gradient_norm(self.context_parameters)
         inner = gradient_norm(self.decoder_parameters)
         zero = self.corpus.grids.new_zeros((), dtype=torch.float32)
         parts = [zero if part is None else part for part in (encoder, inner)]
         total = torch.stack(parts).norm()
-        clipped = total
+        clipped = parts[0] if self._frozen() else total  # of the gradients that are used
         if self.train.grad_clip is not None:
-            factor = (self.train.grad_clip / (total + 1e-6)).clamp(max=1.0)
+            factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)
             for parameter in [*self.context_parameters, *self.decoder_parameters]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-            clipped = total * factor
+            clipped = clipped * factor
         if self.context_parameters:
             self.window.add("grad/encoder_norm", parts[0])
         self.window.add("grad/inner_norm", parts[1])
@@ -224,9 +235,14 @@ class Averaged:
 
 def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
     """Slots per lane in proportion to its questions (largest remainders), at least one each."""
+    if not episodes:
+        raise SlotError(
+            "found no training question, expected at least one: the tasks trained on have too few"
+            " pairs (for episodes.queries), or all of them are held out"
+        )
     if slots < len(episodes):
         sides = [lane.side for lane in episodes]
-        raise ValueError(
+        raise SlotError(
             f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
             f" lanes {sides}; raise it or use fewer lanes"
         )

@@ -50,7 +50,7 @@ def sample_losses(output: StepOutput, labels: Tensor) -> SampleLoss:
     divisor = count.clamp(min=1)
     lm = -(torch.where(mask, log_p, 0.0) / divisor[:, None]).sum(dim=-1)
     right = mask & (output.logits.argmax(dim=-1) == labels)
-    exact = right.sum(dim=-1) == count
+    exact = (right.sum(dim=-1) == count) & (count > 0)
     q = F.binary_cross_entropy_with_logits(output.q_halt, exact.float(), reduction="none")
     return SampleLoss(
         lm=lm,

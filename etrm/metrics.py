@@ -32,15 +32,18 @@ class Window:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.weights[name] = self.weights[name] + weight if name in self.weights else weight
 
-    def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor) -> None:
-        """One lane's ACT step: per-sample losses, who halted and after how many steps."""
+    def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor, share: float) -> None:
+        """One lane's ACT step: per-sample losses, who halted and after how many steps.
+
+        `share`: this lane's part of all slots, so that `train/count` is per step, not per lane.
+        """
         counted = halted & losses.labelled
         number = counted.sum()
         right = (losses.accuracy, losses.exact.double(), losses.q_right.double(), steps.double())
         for name, value in zip(HALTED, right, strict=True):
             self.add(f"train/{name}", torch.where(counted, value.double(), 0.0).sum(), number)
         size = len(halted)
-        self.add("train/count", number, 1.0)
+        self.add("train/count", number, share)
         self.add("train/lm_loss", losses.lm.sum(), size)
         self.add("train/q_halt_loss", losses.q_halt.sum(), size)
         self.add("train/exact_accuracy_all", losses.exact.sum(), size)

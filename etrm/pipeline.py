@@ -106,6 +106,20 @@ class Pipeline:
         first = next(run for run in self.runs(stage))
         return [] if first.experiment == experiment else [first]
 
+    def projected(self, experiment: str, seed: int) -> bool:
+        """Would the full run start, as far as is known? For plans.
+
+        A verdict on a run with today's configuration is judged by today's threshold; an
+        experiment without one is counted on.
+        """
+        run = Run(experiment, "overfit", seed)
+        record, verdict = self.folder(run) / "run.json", self.verdict(experiment, seed)
+        if not (record.is_file() and verdict.is_file()):
+            return True
+        if json.loads(record.read_text())["config"] != plain(self.config_of(run)):
+            return True
+        return judge(json.loads(verdict.read_text()), self.study.experiments[experiment].gate)
+
     def figure_files(self) -> list[str]:
         """Every figure in every format."""
         formats = self.study.figures.formats
@@ -131,16 +145,6 @@ class Pipeline:
         used = {*data["training"], *data["evaluation"]}
         data["sources"] = {n: s for n, s in data["sources"].items() if n in used}
         return {k: v for k, v in data.items() if k != "variants"}
-
-
-def projected(verdict: Path, gate: GateConfig) -> bool:
-    """Would this experiment pass, as far as is known: by its verdict, if there is one yet.
-
-    Used by plans, and with the threshold of now, so that a moved threshold shows.
-    """
-    if not verdict.is_file():
-        return True
-    return judge(json.loads(verdict.read_text()), gate)
 
 
 def judge(verdict: Mapping[str, Any], gate: GateConfig) -> bool:

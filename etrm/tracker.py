@@ -41,8 +41,11 @@ class Tracker:
             self._start(tracking.project, mode, name, run_id, config, folder)
 
     def log(self, row: Row) -> None:
-        """Record one row; it must have a `step`."""
-        self.rows.append(row)
+        """Record metrics of a step (`step` is among them); those of one step share a row."""
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1].update(row)
+        else:
+            self.rows.append(row)
         if self._wandb is not None:
             self._mirror(row)
 
@@ -56,7 +59,7 @@ class Tracker:
             return
         try:
             self._wandb.summary.update(dict(summary))
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         except Exception as error:
             log.warning("W&B: could not finish (%s); metrics.parquet has everything", error)
 

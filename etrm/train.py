@@ -35,6 +35,7 @@ from etrm.data.files import write_json_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.engine import Trainer
 from etrm.health import check_rules, check_stuck, stop_reason
+from etrm.logs import say
 from etrm.models.build import build_model, num_parameters
 from etrm.provenance import (
     code_digest,
@@ -68,9 +69,15 @@ class RunPaths:
 
 
 def train_run(
-    run: RunConfig, paths: RunPaths, tracking: TrackingConfig, device: str | None = None
+    run: RunConfig,
+    paths: RunPaths,
+    tracking: TrackingConfig,
+    device: str | None = None,
+    bar: bool = True,
 ) -> dict[str, Any]:
     """Train (or go on training) one run and write its run folder; returns its `run.json`.
+
+    `bar`: show a progress bar on a terminal (not where several jobs share it).
 
     Raises `LeakError` when a strict run's parent has seen held-out tasks, and exits with
     `EXIT_INTERRUPTED` after saving when SIGTERM, SIGUSR1 or SIGINT arrives.
@@ -93,7 +100,8 @@ def train_run(
     }
     folder = paths.state / key[:16]
     history |= _resume(trainer, tracker, folder, target)
-    reason = _loop(run, trainer, tracker, folder, history, started)
+    progress = Progress(_name(run), trainer, bar and sys.stderr.isatty())
+    reason = _loop(run, trainer, tracker, folder, history, started, progress)
     tracker.log({"step": trainer.step_number, **trainer.evaluate()})
     paths.out.mkdir(parents=True, exist_ok=True)
     save_weights(paths.out / "model.safetensors", model, trainer.ema.values)
@@ -183,6 +191,7 @@ def _loop(
     folder: Path,
     history: dict[str, Any],
     started: float,
+    progress: Progress,
 ) -> str | None:
     """Train to the end, to the target, or to a finding; returns why it ended early."""
     train, reported, reason = run.train, set[str](), None
@@ -192,7 +201,7 @@ def _loop(
         state = {"trainer": trainer.state_dict(), "rows": tracker.rows, "history": spent}
         save_state(folder, trainer.step_number, state)
 
-    with Interruption() as interruption, Progress(_name(run), trainer, train.steps) as progress:
+    with Interruption() as interruption, progress:
         while trainer.step_number < train.steps and reason is None:
             trainer.step()
             step = trainer.step_number
@@ -295,16 +304,16 @@ class Interruption:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every so often."""
+    """A bar on a terminal of one's own; elsewhere a line every so often."""
 
-    def __init__(self, name: str, trainer: Trainer, steps: int) -> None:
-        self.steps, self._last = steps, 0.0
+    def __init__(self, name: str, trainer: Trainer, bar: bool) -> None:
+        self.name, self.steps, self._last = name, trainer.train.steps, 0.0
         self._bar = tqdm(
-            total=steps,
+            total=self.steps,
             initial=trainer.step_number,
             desc=name,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not bar,
         )
 
     def __enter__(self) -> Progress:
@@ -324,11 +333,11 @@ class Progress:
         self._bar.set_postfix_str(", ".join(parts))
         if self._bar.disable and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            log.info("step %d/%d: %s", step, self.steps, ", ".join(parts))
+            self.say(f"step {step}/{self.steps}: {', '.join(parts)}")
 
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._bar.disable:
-            log.info(text)
+            say(f"{self.name}: {text}")
         else:
             self._bar.write(text, file=sys.stderr)

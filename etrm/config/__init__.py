@@ -8,7 +8,6 @@ every problem at once; `run_config` gives what one training run depends on, and 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from etrm.config.schema import (
+    NAME,
     ConfigError,
     Problem,
     join,
@@ -48,7 +48,8 @@ __all__ = [
 
 # A block whose tag changes is another type: it replaces the inherited block instead of merging.
 TAGS = ("source", "kind")
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# What decoders must share to share weights. Cycles and context tokens change none of them.
+WEIGHT_SHAPES = ("width", "heads", "layers", "expansion", "positions", "rope_theta")
 
 
 def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
@@ -58,10 +59,17 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 def load_study(document: Mapping[str, Any], name: str = "configuration") -> StudyConfig:
     """The study of a merged document; raises `ConfigError` with all of its problems."""
+    if not isinstance(document, Mapping):
+        raise ConfigError([Problem("(top level)", show(document), "a block of keys")], name)
     document = _extended(document)
     problems: list[Problem] = []
-    top = {k: v for k, v in document.items() if k not in ("defaults", "experiments")}
-    study = parse_dataclass(StudyConfig, top, "", problems)
+    fields = {field.name for field in dataclasses.fields(StudyConfig)} - {"experiments"}
+    study = parse_dataclass(
+        StudyConfig, {k: v for k, v in document.items() if k in fields}, "", problems
+    )
+    for key in document:
+        if key not in fields and key not in ("defaults", "experiments"):
+            problems.append(unknown_key(key, key, {*fields, "extends", "defaults", "experiments"}))
     experiments = _experiments(document, problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), name)
@@ -110,6 +118,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         expected = "the path of a YAML file, from the folder of the Snakefile"
         raise ConfigError([Problem(str(path), "no such file", expected)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        found = f"a file that cannot be read: {error}"
+        raise ConfigError([Problem(str(path), found, "a YAML file in UTF-8")]) from None
     except yaml.YAMLError as error:
         found = "no YAML: " + " ".join(str(error).split())
         raise ConfigError([Problem(str(path), found, "a YAML document")]) from None
@@ -138,84 +149,95 @@ def _experiments(
     if not isinstance(given, Mapping) or not given:
         problems.append(Problem("experiments", show(given), "a block of named experiments"))
         return {}
-    defaults = document.get("defaults") or {}
-    if not isinstance(defaults, Mapping):
+    defaults = document.get("defaults")
+    if defaults is not None and not isinstance(defaults, Mapping):
         problems.append(Problem("defaults", show(defaults), "a block of keys"))
         return {}
-    inherited = merge({"health": plain(HealthConfig())}, defaults)
+    inherited = merge({"health": plain(HealthConfig())}, defaults or {})
+    _, shared = _experiment(inherited)
     experiments = {}
     for name, difference in given.items():
         path = join("experiments", name)
-        if not NAME.fullmatch(str(name)):
-            expected = "letters, digits, - and _, beginning with a letter: it names folders"
-            problems.append(Problem(path, f"the name {name!r}", expected))
-        elif not isinstance(difference or {}, Mapping):
+        if not isinstance(name, str) or not NAME.holds(name):
+            problems.append(Problem(path, f"the name {name!r}", NAME.text))
+        elif difference is not None and not isinstance(difference, Mapping):
             problems.append(Problem(path, show(difference), "a block of differences to defaults"))
         else:
-            found = _experiment(path, inherited, difference or {}, problems)
-            if found is not None:
-                experiments[str(name)] = found
-    if len(experiments) == len(given):
-        problems += _parents(experiments)
+            config, found = _experiment(merge(inherited, difference or {}))
+            # What is wrong with the defaults alone is said once, where it was written.
+            for problem in found:
+                theirs = problem in shared and problem.path.split(".")[0] in inherited
+                problems.append(_under("defaults" if theirs else path, problem))
+            if config is not None and not found:
+                experiments[name] = config
+    problems += _parents(experiments, broken=set(given) - set(experiments))
     return experiments
 
 
-def _experiment(
-    path: str, inherited: Mapping[str, Any], difference: Mapping[str, Any], problems: list[Problem]
-) -> ExperimentConfig | None:
-    merged = merge(inherited, difference)
+def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
+    """One experiment and its problems, stage by stage too."""
     found: list[Problem] = []
     config = parse_dataclass(ExperimentConfig, merged, "", found)
-    found += _stage_problems(merged, config)
-    problems += [
-        dataclasses.replace(p, path=join(_origin(p.path, path, difference), p.path)) for p in found
-    ]
-    return None if found else config
-
-
-def _origin(key: str, path: str, difference: Mapping[str, Any]) -> str:
-    """Where a key was written: in the experiment, or in the defaults that it inherits."""
-    first = key.split(".")[0].split("[")[0]
-    node: Any = difference
-    for part in key.split("."):
-        part = part.split("[")[0]
-        if not isinstance(node, Mapping) or part not in node:
-            return path if node is not difference and first in difference else "defaults"
-        node = node[part]
-    return path
-
-
-def _stage_problems(merged: Mapping[str, Any], config: ExperimentConfig | None) -> list[Problem]:
-    """Unknown stages, and stage differences that make no valid training."""
-    found: list[Problem] = []
-    stages = merged.get("stages") or {}
+    stages, train = merged.get("stages", {}), merged.get("train", {})
     if not isinstance(stages, Mapping):
-        return found
+        return config, found
+    base: list[Problem] = []
+    parse_dataclass(TrainConfig, train, "", base)
     for stage, difference in stages.items():
         path = join("stages", stage)
         if stage not in STAGES:
             found.append(unknown_key(path, stage, STAGES, what="stage"))
         elif not isinstance(difference, Mapping):
             found.append(Problem(path, show(difference), "a block of differences to train"))
-        elif config is not None:
-            parse_dataclass(TrainConfig, merge(plain(config.train), difference), path, found)
-    return found
+        elif isinstance(train, Mapping):
+            mine: list[Problem] = []
+            parse_dataclass(TrainConfig, merge(train, difference), "", mine)
+            found += [_under(path, p) for p in mine if p not in base]
+    return config, found
 
 
-def _parents(experiments: Mapping[str, ExperimentConfig]) -> list[Problem]:
-    """`decoder.init` must name a pretraining experiment with a decoder of the same sizes."""
+def _under(path: str, problem: Problem) -> Problem:
+    return dataclasses.replace(problem, path=join(path, problem.path))
+
+
+def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> list[Problem]:
+    """`decoder.init` must name a pretraining whose weights fit, and whose split is as strict."""
     found = []
     known = [name for name, config in experiments.items() if config.is_trm]
     for name, config in experiments.items():
         parent, path = config.decoder.init, f"experiments.{name}.decoder.init"
-        if parent is None:
+        if parent is None or parent in broken:
             continue
         if parent not in known:
             found.append(unknown_key(path, parent, known, what="pretraining experiment"))
-        elif experiments[parent].model != config.model:
-            ours, theirs = plain(config.model), plain(experiments[parent].model)
-            differ = [k for k in ours if ours[k] != theirs[k]]
-            text = ", ".join(f"{k} {ours[k]} here and {theirs[k]} there" for k in differ)
+            continue
+        theirs = experiments[parent]
+        differ = [k for k in WEIGHT_SHAPES if _differ(k, config.model, theirs.model)]
+        if differ:
+            ours, other = plain(config.model), plain(theirs.model)
+            text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
             expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
             found.append(Problem(path, text, expected))
+        if config.split == "strict" and theirs.split != "strict":
+            text = f"{parent!r}, which trains on demos of held-out tasks (split: {theirs.split})"
+            expected = "a pretraining with split: strict, as this experiment is strict"
+            found.append(Problem(path, text, expected))
+        if _circle(name, experiments):
+            expected = "null, or a pretraining that does not start from this one"
+            found.append(Problem(path, f"a circle back to {name!r}", expected))
     return found
+
+
+def _differ(key: str, ours: Any, theirs: Any) -> bool:
+    return bool(getattr(ours, key) != getattr(theirs, key))
+
+
+def _circle(name: str, experiments: Mapping[str, ExperimentConfig]) -> bool:
+    """Does following `decoder.init` from this experiment lead back to it?"""
+    parents = {n: config.decoder.init for n, config in experiments.items()}
+    at = parents[name]
+    for _ in parents:
+        if at == name or at is None:
+            break
+        at = parents.get(at)
+    return at == name

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -43,6 +45,25 @@ class Problem:
         return f"{text} ({self.hint})" if self.hint else text
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A condition on the whole value of a field, and how it is said to people."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+DISTINCT = Rule("at least one, none twice", lambda v: 0 < len(v) == len(set(v)))
+ASCENDING = Rule(
+    "at least one, in ascending order, none twice", lambda v: v and list(v) == sorted(set(v))
+)
+TWO = Rule("two of them", lambda v: len(v) == 2)
+NAME = Rule(
+    "letters, digits, - and _, beginning with a letter: it names folders",
+    lambda v: re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", v) is not None,
+)
+
+
 def option(
     help: str,
     default: Any = REQUIRED,
@@ -53,24 +74,28 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    rule: Rule | None = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
     """A dataclass field with its meaning, unit and bounds; without `default` it is required.
 
-    Bounds and choices of a list hold for its elements.
+    Bounds and choices of a list hold for its elements, `rule` for the list.
     """
-    metadata: dict[str, Any] = {"help": help, "unit": unit, "choices": choices}
+    metadata: dict[str, Any] = {"help": help, "unit": unit, "choices": choices, "rule": rule}
     metadata["bounds"] = {k: v for k, v in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt))}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def tagged(help: str, tag: str, variants: Variants, factory: Callable[[], Any]) -> Any:
+def tagged(
+    help: str, tag: str, variants: Variants, factory: Callable[[], Any] | None = None
+) -> Any:
     """A field whose type is chosen by the value of its key `tag` (see `Tagged`)."""
-    return dataclasses.field(
-        default_factory=factory, metadata={"help": help, "tagged": Tagged(tag, variants)}
-    )
+    metadata = {"help": help, "tagged": Tagged(tag, variants)}
+    if factory is None:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default_factory=factory, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -79,6 +104,11 @@ class Tagged:
 
     tag: str
     variants: Variants
+
+    @property
+    def expected(self) -> str:
+        """What an error says is allowed."""
+        return f"a block with `{self.tag}:` one of {', '.join(sorted(self.variants()))}"
 
 
 def parse(cls: type, value: Any, path: str = "") -> Any:
@@ -107,7 +137,9 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[Problem]) -
         if name in value:
             arguments[name] = _field(field, hints[name], value[name], here, problems)
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
-            problems.append(Problem(here, "nothing", f"a value: {field.metadata.get('help', '')}"))
+            union = field.metadata.get("tagged")
+            expected = union.expected if union else f"a value: {field.metadata.get('help', '')}"
+            problems.append(Problem(here, "nothing", expected))
     if len(problems) > before:
         return None
     result = cls(**arguments)
@@ -119,9 +151,13 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[Problem]) -
 def unknown_key(path: str, key: Any, known: typing.Iterable[str], what: str = "key") -> Problem:
     """The problem of a name that is not among `known`, with the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(key), names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else ""
-    return Problem(path, f"the unknown {what} {key!r}", f"one of {', '.join(names)}", hint)
+    expected = f"one of {', '.join(names)}" if names else f"no {what}: there is none to name"
+    return Problem(path, f"the unknown {what} {key!r}", expected, _nearest(key, names))
+
+
+def _nearest(value: Any, known: typing.Iterable[Any]) -> str:
+    near = difflib.get_close_matches(str(value), [str(name) for name in known], n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def join(path: str, key: Any) -> str:
@@ -134,9 +170,12 @@ def show(value: Any) -> str:
     kind = {bool: "true/false", str: "text", int: "integer", float: "number", type(None): "null"}
     kind[list] = "list"
     kind[dict] = "block"
+    return f"{_brief(value)} ({kind.get(type(value), type(value).__name__)})"
+
+
+def _brief(value: Any) -> str:
     text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"{text} ({kind.get(type(value), type(value).__name__)})"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _field(
@@ -144,7 +183,16 @@ def _field(
 ) -> Any:
     union = field.metadata.get("tagged")
     if union is None:
-        return _value(hint, value, path, field.metadata, problems)
+        before = len(problems)
+        result = _value(hint, value, path, field.metadata, problems)
+        rule = field.metadata.get("rule")
+        if rule and len(problems) == before and not rule.holds(result):
+            problems.append(
+                Problem(
+                    path, _brief(list(result) if isinstance(result, tuple) else result), rule.text
+                )
+            )
+        return result
     if typing.get_origin(hint) is dict:
         if not isinstance(value, Mapping):
             problems.append(Problem(path, show(value), "a block of named entries"))
@@ -157,11 +205,10 @@ def parse_tagged(union: Tagged, value: Any, path: str, problems: list[Problem]) 
     """One member of a tagged union; the tag itself stays a field of the result."""
     known = union.variants()
     if not isinstance(value, Mapping) or union.tag not in value:
-        expected = f"a block with `{union.tag}:` one of {', '.join(sorted(known))}"
-        problems.append(Problem(path, show(value), expected))
+        problems.append(Problem(path, show(value), union.expected))
         return None
     tag = value[union.tag]
-    if tag not in known:
+    if not isinstance(tag, str) or tag not in known:
         problems.append(unknown_key(join(path, union.tag), tag, known, what=union.tag))
         return None
     return parse_dataclass(known[tag](), value, path, problems)
@@ -173,7 +220,8 @@ def _value(
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in arguments if a is not type(None)]
-        return None if value is None else _value(inner[0], value, path, metadata, problems)
+        nullable = {**metadata, "null": True}
+        return None if value is None else _value(inner[0], value, path, nullable, problems)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             problems.append(Problem(path, show(value), "a list"))
@@ -200,22 +248,22 @@ def _value(
 def _scalar(
     hint: type, value: Any, path: str, metadata: Mapping[str, Any], problems: list[Problem]
 ) -> Any:
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     right = isinstance(value, hint) and not (hint is not bool and isinstance(value, bool))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value, right = float(value), True
+        value, right = _float(value), True
+    fix = ""
     if not right:
-        fix = "write it with a dot, as in 1.0e-4" if hint is float and _numeric(value) else ""
-        problems.append(Problem(path, show(value), names[hint] + _allowed(metadata), fix))
+        if hint is float and _numeric(value):
+            fix = "write it with a dot, as in 1.0e-4"
+        problems.append(Problem(path, show(value), allowed(hint, metadata), fix))
         return None
     choices = metadata.get("choices")
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        fix = f"did you mean {near[0]!r}?" if near else ""
-        problems.append(Problem(path, repr(value), _allowed(metadata).lstrip(", "), fix))
-    elif _out_of_bounds(value, metadata):
-        problems.append(Problem(path, repr(value), names[hint] + _allowed(metadata)))
-    return value
+        fix = _nearest(value, choices)
+    elif not _out_of_bounds(value, metadata):
+        return value
+    problems.append(Problem(path, _brief(value), allowed(hint, metadata), fix))
+    return None
 
 
 def _numeric(value: Any) -> bool:
@@ -226,10 +274,17 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> bool:
     if isinstance(value, (bool, str)):
         return False
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return True
     tests = {
         "ge": lambda b: value < b,
@@ -237,13 +292,23 @@ def _out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> bool:
         "le": lambda b: value > b,
         "lt": lambda b: value >= b,
     }
-    bounds = metadata.get("bounds", {})
-    return any(b is not None and tests[name](b) for name, b in bounds.items())
+    limits = metadata.get("bounds", {})
+    return any(b is not None and tests[name](b) for name, b in limits.items())
 
 
-def _allowed(metadata: Mapping[str, Any]) -> str:
+def allowed(hint: type, metadata: Mapping[str, Any]) -> str:
+    """What a scalar of type `hint` may be, in words."""
+    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
+    text = names[hint]
     if metadata.get("choices"):
-        return ", one of " + ", ".join(str(c) for c in metadata["choices"])
+        text = "one of " + ", ".join(str(c) for c in metadata["choices"])
+    limits = bounds(metadata)
+    text += f" {limits}" if limits else ""
+    return f"{text}, or null" if metadata.get("null") else text
+
+
+def bounds(metadata: Mapping[str, Any]) -> str:
+    """The bounds of a field in words; empty without any."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{signs[k]} {v:g}" for k, v in metadata.get("bounds", {}).items() if v is not None]
-    return " " + " and ".join(bounds) if bounds else ""
+    given = metadata.get("bounds", {})
+    return " and ".join(f"{signs[k]} {v:g}" for k, v in given.items() if v is not None)

@@ -1,7 +1,8 @@
 """The typed study: every key of `config/*.yaml`, its unit, its bounds and what it means.
 
 Defaults are the published ones (TRM, arXiv 2510.04871, and the experiment guide); a study file
-says only what differs. `config/README.md` is generated from this file (`etrm config-reference`).
+says only what differs. `config/README.md` is generated from this file by
+`python -m etrm.config.reference`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from etrm.config.schema import Problem, option, tagged
+from etrm.config.schema import ASCENDING, DISTINCT, NAME, TWO, Problem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.context import context_options
 
@@ -30,10 +31,10 @@ class DataConfig:
         },
     )
     training: tuple[str, ...] = option(
-        "sources whose tasks are trained on", factory=lambda: ("arc1_training",)
+        "sources whose tasks are trained on", factory=lambda: ("arc1_training",), rule=DISTINCT
     )
     evaluation: tuple[str, ...] = option(
-        "sources whose tasks are held out", factory=lambda: ("arc1_evaluation",)
+        "sources whose tasks are held out", factory=lambda: ("arc1_evaluation",), rule=DISTINCT
     )
     max_side: int | None = option(
         "keep tasks whose demos and query inputs have sides up to this; null keeps all",
@@ -43,13 +44,20 @@ class DataConfig:
         le=30,
     )
     training_tasks: int | None = option(
-        "how many training tasks to keep (a seeded draw; null keeps all)", None, ge=1
+        "how many training tasks to keep (a seeded draw; null keeps all)", None, unit="tasks", ge=1
     )
     evaluation_tasks: int | None = option(
-        "how many evaluation tasks to keep (a seeded draw; null keeps all)", None, ge=1
+        "how many evaluation tasks to keep (a seeded draw; null keeps all)",
+        None,
+        unit="tasks",
+        ge=1,
     )
     variants: int = option(
-        "augmented puzzles per task, the unchanged one included", 1000, ge=1, le=65535
+        "augmented puzzles per task, the unchanged one included",
+        1000,
+        unit="variants",
+        ge=1,
+        le=65535,
     )
     seed: int = option("seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0)
 
@@ -77,7 +85,9 @@ class EpisodesConfig:
         "leave_one_out",
         choices=("leave_one_out", "test_pairs"),
     )
-    max_demos: int = option("most demos shown to the encoder, a random subset beyond", 10, ge=1)
+    max_demos: int = option(
+        "most demos shown to the encoder, a random subset beyond", 10, unit="demos", ge=1
+    )
     translate: bool = option("move the content over the canvas at random, in training only", True)
     canvas: tuple[int, ...] = option(
         "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
@@ -85,13 +95,8 @@ class EpisodesConfig:
         unit="cells",
         ge=1,
         le=30,
+        rule=ASCENDING,
     )
-
-    def problems(self) -> list[Problem]:
-        """Lanes must be given once each, ascending."""
-        if self.canvas and list(self.canvas) == sorted(set(self.canvas)):
-            return []
-        return [Problem("canvas", repr(list(self.canvas)), "distinct sides in ascending order")]
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,15 @@ class ModelConfig:
 
     width: int = option("hidden size D", 512, ge=2)
     heads: int = option("attention heads; width / heads must be even", 8, ge=1)
-    layers: int = option("blocks of the one network that is applied again and again", 2, ge=1)
+    layers: int = option(
+        "blocks of the one network that is applied again and again", 2, unit="blocks", ge=1
+    )
     expansion: float = option("SwiGLU expansion", 4.0, gt=0)
-    context_tokens: int = option("context tokens P prepended to the query", 16, ge=1)
-    H_cycles: int = option("high-level cycles of one ACT step; the last has gradients", 3, ge=1)
-    L_cycles: int = option("low-level cycles in each high-level cycle", 6, ge=1)
+    context_tokens: int = option("context tokens P prepended to the query", 16, unit="tokens", ge=1)
+    H_cycles: int = option(
+        "high-level cycles of one ACT step; the last has gradients", 3, unit="cycles", ge=1
+    )
+    L_cycles: int = option("low-level cycles in each high-level cycle", 6, unit="cycles", ge=1)
     positions: str = option(
         "`rope`: positions of the 30×30 canvas in reading order, as TRM; `rope_2d`: half of"
         " each head turns with the row, half with the column",
@@ -158,15 +167,16 @@ class TrainConfig:
     tasks: int | None = option(
         "train on this many tasks (the guide's puzzle groups), the same for every seed; null: all",
         None,
+        unit="tasks",
         ge=1,
     )
     variants: int | None = option(
-        "train on this many augmented puzzles per task; null: all", None, ge=1
+        "train on this many augmented puzzles per task; null: all", None, unit="variants", ge=1
     )
     lr: float = option("learning rate after warm-up", 1.0e-4, gt=0)
     warmup_steps: int = option("linear warm-up", 2000, unit="steps", ge=0)
     betas: tuple[float, ...] = option(
-        "AdamATan2's two decay rates", factory=lambda: (0.9, 0.95), ge=0, lt=1
+        "AdamATan2's two decay rates", factory=lambda: (0.9, 0.95), ge=0, lt=1, rule=TWO
     )
     weight_decay: float = option("decoupled weight decay", 0.1, ge=0)
     embedding_lr: float = option("learning rate of the puzzle embeddings (sign-SGD)", 1.0e-2, gt=0)
@@ -194,6 +204,7 @@ class TrainConfig:
     eval_episodes: int | None = option(
         "episodes of that evaluation, a seeded draw; null: every task, variant and query",
         4096,
+        unit="episodes",
         ge=1,
     )
     target_exact_accuracy: float | None = option(
@@ -202,14 +213,11 @@ class TrainConfig:
     stop_on_health: bool = option("let a failed health rule end the run with its diagnosis", False)
 
     def problems(self) -> list[Problem]:
-        """Two betas; a target needs an evaluation to reach it."""
-        found = []
-        if len(self.betas) != 2:
-            found.append(Problem("betas", repr(list(self.betas)), "two numbers"))
-        if self.target_exact_accuracy is not None and self.eval_every is None:
-            expected = "a number of steps, because target_exact_accuracy is set"
-            found.append(Problem("eval_every", "null", expected))
-        return found
+        """A target needs an evaluation to reach it."""
+        if self.target_exact_accuracy is None or self.eval_every is not None:
+            return []
+        expected = "a number of steps, because target_exact_accuracy is set"
+        return [Problem("eval_every", "null", expected)]
 
 
 @dataclass(frozen=True)
@@ -217,9 +225,16 @@ class HealthRule:
     """A bound on the median of a metric over a window of logged rows."""
 
     metric: str = option("name of the metric")
-    warn: float | None = option("warn where the median is on the wrong side of this", None)
-    fail: float | None = option("a finding of the verdict where it is on this one's", None)
-    stop: float | None = option("end the run (with stop_on_health) where it is on this one's", None)
+    warn: float | None = option(
+        "a warning of the verdict where the median is on the wrong side of this", None
+    )
+    fail: float | None = option(
+        "a failure, which the gate stops, where it is on the wrong side of this", None
+    )
+    stop: float | None = option(
+        "the end of the run (with `train.stop_on_health`) where it is on the wrong side of this",
+        None,
+    )
     wrong: str = option("the wrong side", "below", choices=("below", "above"))
     from_step: int = option("not before", 100, unit="steps", ge=0)
     until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
@@ -283,56 +298,54 @@ class GateConfig:
 class EvaluationConfig:
     """Voting over augmented puzzles of the held-out tasks."""
 
-    variants: int = option("augmented puzzles per task that vote", 1000, ge=1)
+    variants: int = option("augmented puzzles per task that vote", 1000, unit="variants", ge=1)
     tasks: int | None = option(
-        "held-out tasks evaluated; null: all (less is a partial score)", None
+        "held-out tasks evaluated; null: all (less is a partial score)", None, unit="tasks", ge=1
     )
     pass_k: tuple[int, ...] = option(
-        "numbers of attempts", factory=lambda: (1, 2, 5, 10, 100, 1000), ge=1
+        "numbers of attempts",
+        factory=lambda: (1, 2, 5, 10, 100, 1000),
+        unit="attempts",
+        ge=1,
+        rule=ASCENDING,
     )
-    batch_size: int = option("samples decoded at once", 256, ge=1)
+    batch_size: int = option("samples decoded at once", 256, unit="samples", ge=1)
     weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
     halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
-    bootstrap: int = option("resamples of the tasks for the 95 % intervals", 2000, ge=0)
+    bootstrap: int = option(
+        "resamples of the tasks for the 95 % intervals", 2000, unit="resamples", ge=0
+    )
     seed: int = option("seed of the bootstrap", 0, ge=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One experiment. What is not given comes from `defaults`."""
 
-    description: str = option("one line: the question it answers", "")
+    description: str = option("the question it answers, in one line", "")
     split: str = option(
         "`strict`: held-out tasks appear nowhere in training; `transductive`: their demos are"
         " trained on, their test outputs are not (TRM's protocol)",
         "strict",
         choices=("strict", "transductive"),
     )
-    seeds: tuple[int, ...] = option("one run per seed", factory=lambda: (0,), ge=0)
+    seeds: tuple[int, ...] = option("one run per seed", factory=lambda: (0,), ge=0, rule=DISTINCT)
     episodes: EpisodesConfig = option("training samples", factory=EpisodesConfig)
     model: ModelConfig = option("the decoder", factory=ModelConfig)
     context: Any = tagged(
-        "what replaces the puzzle embedding", "source", context_options, lambda: None
+        "what stands before the query in place of TRM's puzzle embedding", "source", context_options
     )
     decoder: DecoderConfig = option("its first weights", factory=DecoderConfig)
     halting: HaltingConfig = option("adaptive computation time", factory=HaltingConfig)
-    train: TrainConfig = option("all stages' training", factory=TrainConfig)
+    train: TrainConfig = option("training, in all stages", factory=TrainConfig)
     stages: dict[str, Any] = option(
         "differences to `train` for `pretrain`, `overfit` and `full`", factory=dict
     )
-    health: HealthConfig = option("rules of health", factory=HealthConfig)
-    gate: GateConfig = option("criterion 1", factory=GateConfig)
-    evaluation: EvaluationConfig = option("voting", factory=EvaluationConfig)
-
-    def problems(self) -> list[Problem]:
-        """Seeds given twice; a context source is required."""
-        found = []
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            found.append(Problem("seeds", repr(list(self.seeds)), "distinct seeds, at least one"))
-        if self.context is None:
-            known = ", ".join(sorted(context_options()))
-            found.append(Problem("context", "nothing", f"a block with `source:` one of {known}"))
-        return found
+    health: HealthConfig = option("when a run is unhealthy", factory=HealthConfig)
+    gate: GateConfig = option("what an overfit run must reach", factory=GateConfig)
+    evaluation: EvaluationConfig = option(
+        "voting over augmented puzzles of held-out tasks", factory=EvaluationConfig
+    )
 
     @property
     def is_trm(self) -> bool:
@@ -373,21 +386,24 @@ class FigureStyle:
     """The look of the figures."""
 
     formats: tuple[str, ...] = option(
-        "files of each figure", factory=lambda: ("png", "pdf"), choices=("png", "pdf", "svg")
+        "files of each figure",
+        factory=lambda: ("png", "pdf"),
+        choices=("png", "pdf", "svg"),
+        rule=DISTINCT,
     )
     dpi: int = option("resolution of PNG files", 200, unit="dots per inch", ge=50)
     font_scale: float = option("size of all text, relative", 1.0, gt=0)
     width: float = option("full width of a figure", 7.0, unit="inches", gt=0)
-    qualitative_tasks: int = option("rows of the qualitative figure", 4, ge=1)
+    qualitative_tasks: int = option("rows of the qualitative figure", 4, unit="rows", ge=1)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
     """A whole study, validated."""
 
-    study: str = option("name of the study; its results are in `<results>/<study>`")
+    study: str = option("name of the study; its results are in `<results>/<study>`", rule=NAME)
     results: str = option("folder of all results", "results")
-    threads: int = option("CPU threads of a training or evaluation job", 1, ge=1)
+    threads: int = option("CPU threads of a training or evaluation job", 1, unit="threads", ge=1)
     data: DataConfig = option("tasks and augmentation", factory=DataConfig)
     experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
@@ -405,7 +421,7 @@ class RunConfig:
     episodes: EpisodesConfig
     model: ModelConfig
     context: Any = field(
-        metadata=tagged("", "source", context_options, lambda: None).metadata  # as in experiments
+        metadata=tagged("", "source", context_options).metadata  # as in experiments
     )
     decoder: DecoderConfig
     halting: HaltingConfig

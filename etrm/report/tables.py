@@ -200,7 +200,7 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
         "gate": _gate(verdicts),
         "gate_threshold": verdicts[0]["threshold"] if verdicts else None,
         **_spread("overfit_exact", [verdict["exact_accuracy"] for verdict in verdicts]),
-        **_spread("train_exact", [view.final("train/exact_accuracy") for view in views]),
+        **_spread("train_exact", [_train_exact(view) for view in views]),
     }
     for k in ATTEMPTS:
         for rule in RULES:
@@ -210,6 +210,12 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
         row[name] = min((score[key] for score in scores), default=None)
     row["variants"] = min((score["variants"] for score in scores), default=None)
     return row
+
+
+def _train_exact(view: RunView) -> float | None:
+    """Exact match over all training episodes at the end, or of the last samples in training."""
+    evaluated = view.series("all.exact_accuracy")
+    return float(evaluated.iloc[-1]) if len(evaluated) else view.final("train/exact_accuracy")
 
 
 def _status_in_table(view: RunView) -> str:

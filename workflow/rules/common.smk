@@ -1,5 +1,6 @@
 # The validated study, and the few functions that rules share. All paths come from PIPELINE.
 import json
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,7 +13,6 @@ from etrm.pipeline import (
     GateError,
     Pipeline,
     Run,
-    projected,
     require_passed,
 )
 from etrm.provenance import code_digest, train_code
@@ -42,8 +42,7 @@ def run_of(wildcards, stage=None):
 def passed(experiment, seed):
     """Did it pass the gate? A plan goes by the verdicts so far, and counts on the missing ones."""
     if workflow.dryrun:
-        gate = STUDY.experiments[experiment].gate
-        return projected(PIPELINE.verdict(experiment, seed), gate)
+        return PIPELINE.projected(experiment, seed)
     checked = checkpoints.verdict.get(experiment=experiment, seed=seed)
     with open(checked.output[0]) as file:
         return json.load(file)["passed"]
@@ -55,7 +54,9 @@ def going(runs):
 
 
 def verdicts(wildcards=None):
-    return [str(PIPELINE.verdict(r.experiment, r.seed)) for r in PIPELINE.runs("overfit")]
+    return [
+        str(PIPELINE.verdict(r.experiment, r.seed)) for r in PIPELINE.runs("overfit")
+    ]
 
 
 def files_of(runs):
@@ -64,3 +65,72 @@ def files_of(runs):
 
 def scores_of(runs):
     return [path for run in runs for path in PIPELINE.score_files(run)]
+
+
+def config_of(stage):
+    return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
+
+
+def code_of(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*train_code(source))
+
+
+def parent_of(stage):
+    return lambda wildcards: PIPELINE.parent_files(run_of(wildcards, stage))
+
+
+def gate_of(wildcards):
+    """The verdict that a full run needs; one that is known to have failed stops it here."""
+    experiment, seed = wildcards.experiment, int(wildcards.seed)
+    path = PIPELINE.verdict(experiment, seed)
+    if not PIPELINE.projected(experiment, seed):
+        try:
+            require_passed(path)
+        except GateError as error:
+            raise WorkflowError(str(error)) from None
+    return path
+
+
+def scored_run(wildcards):
+    return run_of(wildcards, STUDY.experiments[wildcards.experiment].scored_stage)
+
+
+def finished(wildcards):
+    """Files of every run that no gate has stopped, with verdicts and evaluations."""
+    return [
+        *files_of(going(PIPELINE.runs())),
+        *verdicts(),
+        *scores_of(going(PIPELINE.scored())),
+    ]
+
+
+def of_experiment(wildcards):
+    """Files of one experiment's runs, and of the baseline that its record compares with."""
+    mine = lambda runs: [r for r in runs if r.experiment == wildcards.experiment]
+    baseline = [
+        str(PIPELINE.folder(r) / "run.json")
+        for r in PIPELINE.baseline(wildcards.experiment)
+    ]
+    metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
+    own = [
+        *files_of(going(mine(PIPELINE.runs()))),
+        *(
+            str(PIPELINE.verdict(r.experiment, r.seed))
+            for r in mine(PIPELINE.runs("overfit"))
+        ),
+        *scores_of(going(mine(PIPELINE.scored()))),
+    ]
+    return list(dict.fromkeys([*own, *baseline, *metrics]))
+
+
+def figure(name):
+    """One figure in all formats; the first goes into the report."""
+    first, *rest = [path for path in PIPELINE.figure_files() if Path(path).stem == name]
+    shown = report(
+        first,
+        caption=f"../report/{name}.rst",
+        category="2 Figures",
+        labels={"figure": name.replace("_", " ")},
+    )
+    return [shown, *rest]

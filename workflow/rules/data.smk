@@ -5,11 +5,11 @@ rule tasks:
         PIPELINE.tasks,
     log:
         ROOT / "logs/tasks.log",
+    conda:
+        ENVIRONMENT
     params:
         data=PIPELINE.data_params(),
         code=code_digest("etrm.data.prepare"),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/tasks.py"
 
@@ -21,11 +21,11 @@ rule augment:
         PIPELINE.augmentations,
     log:
         ROOT / "logs/augment.log",
+    conda:
+        ENVIRONMENT
     params:
         variants=STUDY.data.variants,
         seed=STUDY.data.seed,
         code=code_digest("etrm.data.prepare"),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/augment.py"

@@ -4,10 +4,6 @@ rule evaluate:
     localrule: True
 
 
-def scored_run(wildcards):
-    return run_of(wildcards, STUDY.experiments[wildcards.experiment].scored_stage)
-
-
 rule evaluate_run:
     input:
         tasks=PIPELINE.tasks,
@@ -17,11 +13,13 @@ rule evaluate_run:
         multiext(str(ROOT / "evaluation/{experiment}/seed{seed}") + "/", *SCORE_FILES),
     log:
         ROOT / "logs/{experiment}/evaluate_seed{seed}.log",
-    params:
-        evaluation=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].evaluation),
-        code=code_digest("etrm.score"),
-    threads: STUDY.threads
     conda:
         ENVIRONMENT
+    threads: STUDY.threads
+    params:
+        evaluation=lambda wildcards: plain(
+            STUDY.experiments[wildcards.experiment].evaluation
+        ),
+        code=code_digest("etrm.score"),
     script:
         "../scripts/evaluate.py"

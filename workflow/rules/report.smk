@@ -1,40 +1,6 @@
 # Figures, tables, records and the HTML report: what a study says.
 
 
-def finished(wildcards):
-    """Files of every run that no gate has stopped, with verdicts and evaluations."""
-    return [
-        *files_of(going(PIPELINE.runs())),
-        *verdicts(),
-        *scores_of(going(PIPELINE.scored())),
-    ]
-
-
-def of_experiment(wildcards):
-    """Files of one experiment's runs, and of the baseline that its record compares with."""
-    mine = lambda runs: [r for r in runs if r.experiment == wildcards.experiment]
-    baseline = [str(PIPELINE.folder(r) / "run.json") for r in PIPELINE.baseline(wildcards.experiment)]
-    metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
-    own = [
-        *files_of(going(mine(PIPELINE.runs()))),
-        *(str(PIPELINE.verdict(r.experiment, r.seed)) for r in mine(PIPELINE.runs("overfit"))),
-        *scores_of(going(mine(PIPELINE.scored()))),
-    ]
-    return list(dict.fromkeys([*own, *baseline, *metrics]))
-
-
-def figure(name):
-    """One figure in all formats; the first goes into the report."""
-    first, *rest = [path for path in PIPELINE.figure_files() if Path(path).stem == name]
-    shown = report(
-        first,
-        caption=f"../report/{name}.rst",
-        category="2 Figures",
-        labels={"figure": name.replace("_", " ")},
-    )
-    return [shown, *rest]
-
-
 rule figures:
     input:
         runs=finished,
@@ -43,12 +9,12 @@ rule figures:
         [path for name in FIGURES for path in figure(name)],
     log:
         ROOT / "logs/figures.log",
+    conda:
+        ENVIRONMENT
     params:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
         code=code_digest("etrm.report.write", "etrm.report.collect"),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/figures.py"
 
@@ -66,10 +32,10 @@ rule tables:
         multiext(str(ROOT / "tables/results"), *(f".{f}" for f in TABLE_FORMATS)),
     log:
         ROOT / "logs/tables.log",
-    params:
-        code=code_digest("etrm.report.tables", "etrm.report.collect"),
     conda:
         ENVIRONMENT
+    params:
+        code=code_digest("etrm.report.tables", "etrm.report.collect"),
     script:
         "../scripts/tables.py"
 
@@ -86,11 +52,11 @@ rule record:
         ),
     log:
         ROOT / "logs/{experiment}/record.log",
+    conda:
+        ENVIRONMENT
     params:
         goal=lambda wildcards: STUDY.experiments[wildcards.experiment].description,
         code=code_digest("etrm.report.records", "etrm.report.collect"),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/record.py"
 
@@ -111,10 +77,10 @@ rule resolved_config:
         ),
     log:
         ROOT / "logs/config.log",
-    params:
-        study=plain(STUDY),
     conda:
         ENVIRONMENT
+    params:
+        study=plain(STUDY),
     script:
         "../scripts/config.py"
 
@@ -129,9 +95,9 @@ rule report:
         PIPELINE.report,
     log:
         ROOT / "logs/report.log",
-    params:
-        targets=["figures", "tables", "records", "resolved_config"],
     conda:
         ENVIRONMENT
+    params:
+        targets=["figures", "tables", "records", "resolved_config"],
     script:
         "../scripts/report.py"

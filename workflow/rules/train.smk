@@ -2,31 +2,6 @@
 RUN = ROOT / "runs/{experiment}"
 
 
-def config_of(stage):
-    return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
-
-
-def code_of(wildcards):
-    source = STUDY.experiments[wildcards.experiment].context.source
-    return code_digest(*train_code(source))
-
-
-def parent_of(stage):
-    return lambda wildcards: PIPELINE.parent_files(run_of(wildcards, stage))
-
-
-def gate_of(wildcards):
-    """The verdict that a full run needs; one that is known to have failed stops it here."""
-    path = PIPELINE.verdict(wildcards.experiment, int(wildcards.seed))
-    gate = STUDY.experiments[wildcards.experiment].gate
-    if not projected(path, gate):
-        try:
-            require_passed(path)
-        except GateError as error:
-            raise WorkflowError(str(error)) from None
-    return path
-
-
 rule pretrain:
     input:
         files_of(PIPELINE.runs("pretrain")),
@@ -60,14 +35,14 @@ rule train_pretrain:
         multiext(str(RUN / "pretrain/seed{seed}") + "/", *RUN_FILES),
     log:
         ROOT / "logs/{experiment}/pretrain_seed{seed}.log",
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
     params:
         run=config_of("pretrain"),
         code=code_of,
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
-    threads: STUDY.threads
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/train.py"
 
@@ -114,11 +89,11 @@ checkpoint verdict:
         RUN / "overfit/seed{seed}/verdict.json",
     log:
         ROOT / "logs/{experiment}/verdict_seed{seed}.log",
+    conda:
+        ENVIRONMENT
     params:
         gate=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].gate),
         health=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].health),
         code=code_digest("etrm.health"),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/verdict.py"

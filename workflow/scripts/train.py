@@ -24,4 +24,4 @@ with job_log(snakemake.log[0]):
         wandb=Path(snakemake.params.wandb),
     )
     tracking = parse(TrackingConfig, snakemake.config["tracking"], "tracking")
-    train_run(parse(RunConfig, snakemake.params.run), paths, tracking)
+    train_run(parse(RunConfig, snakemake.params.run), paths, tracking, bar=False)

@@ -1,0 +1,7 @@
+"""`python -m etrm` is the command line."""
+
+import sys
+
+from etrm.cli import main
+
+sys.exit(main())

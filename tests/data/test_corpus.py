@@ -1,0 +1,199 @@
+"""Batches gathered on the device against the plain augmentation and tokens of `etrm.arc`."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny import grid, make_tasks, make_variants
+
+from etrm.arc.augment import Augmentation, Variants
+from etrm.arc.grid import PAD, tokenize
+from etrm.arc.task import Pair, Task
+from etrm.data.batch import Batch
+from etrm.data.corpus import Corpus, Episodes
+
+SIDE = 6
+
+
+def recipes(augmentations: list[Augmentation]) -> Variants:
+    dihedral = np.array([a.dihedral for a in augmentations], dtype=np.uint8)
+    permutation = np.array([a.permutation for a in augmentations], dtype=np.uint8)
+    return Variants(dihedral, permutation, np.zeros((len(dihedral), 2), dtype=np.uint64))
+
+
+def every_dihedral(seed: int = 0) -> list[Augmentation]:
+    """All eight transforms, each with a permutation of its own; the first is the identity."""
+    rng = np.random.default_rng(seed)
+    found = [Augmentation(0, tuple(range(10)))]
+    for dihedral in range(8):
+        found.append(Augmentation(dihedral, (0, *(1 + rng.permutation(9)).tolist())))
+    return found
+
+
+def episodes_of(corpus: Corpus, side: int, demos: int) -> Episodes:
+    """Every query of every task with its task's demos, on a canvas of `side` cells."""
+    rows = [(t, q) for t, pairs in enumerate(corpus.query_pairs) for q in pairs]
+    shown = torch.full((len(rows), demos), -1)
+    for i, (task, _) in enumerate(rows):
+        pairs = list(corpus.demo_pairs[task])
+        shown[i, : len(pairs)] = torch.tensor(pairs)
+    task, query = torch.tensor(rows).T
+    return Episodes(side, task, query, shown, torch.ones(len(rows), dtype=torch.bool))
+
+
+def reference(
+    pair: Pair, augmentation: Augmentation, side: int, shift: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Input and output tokens of a pair; a shift is the part of its free room that it moves."""
+    grids = [None if g is None else augmentation.apply(g) for g in (pair.input, pair.output)]
+    shapes = [g.shape for g in grids if g is not None]
+    room = [side - max(shape[axis] for shape in shapes) for axis in (0, 1)]
+    offset = (int(shift[0] * (room[0] + 1)), int(shift[1] * (room[1] + 1)))
+    empty = np.full(side * side, PAD, dtype=np.uint8)
+    first, second = (empty if g is None else tokenize(g, side, offset) for g in grids)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Tasks of sides 1 to 6, one with a test output that is not known."""
+    rng = np.random.default_rng(3)
+    tasks = make_tasks(3, side=SIDE)
+    strip = Pair(grid(rng, 1, SIDE), grid(rng, 4, 1))
+    tasks.append(Task("unlabelled", (strip,), (Pair(grid(rng, 5, 2), None),)))
+    return Corpus(tasks, {task.id: recipes(every_dihedral(i)) for i, task in enumerate(tasks)})
+
+
+@pytest.mark.parametrize("side", [SIDE, SIDE + 1, 30])
+@pytest.mark.parametrize("translated", [False, True])
+def test_batches_equal_the_plain_augmentation(corpus: Corpus, side: int, translated: bool) -> None:
+    episodes = episodes_of(corpus, side, demos=5)
+    cases = list(itertools.product(range(len(episodes)), range(9)))
+    index, variant = torch.tensor(cases).T
+    generator = torch.Generator().manual_seed(side)
+    shift = torch.rand(len(cases), 6, 2, generator=generator, dtype=torch.float64)
+    batch = corpus.assemble(episodes, index, variant, shift if translated else None)
+    moves = shift if translated else torch.zeros_like(shift)
+    for i, (episode, number) in enumerate(cases):
+        task = int(episodes.task[episode])
+        augmentation = every_dihedral(task)[number]
+        assert int(batch.task[i]) == task
+        assert int(batch.puzzle[i]) == 9 * task + number
+        pairs = [int(episodes.query[episode]), *episodes.demos[episode].tolist()]
+        for k, pair in enumerate(pairs):
+            found = (batch.inputs[i], batch.labels[i])
+            if k > 0:
+                found = (batch.demo_inputs[i, k - 1], batch.demo_outputs[i, k - 1])
+                assert bool(batch.demo_mask[i, k - 1]) == (pair >= 0)
+            if pair < 0:
+                assert not found[0].any()
+                assert not found[1].any()
+                continue
+            expected = reference(corpus.pairs[pair], augmentation, side, tuple(moves[i, k]))
+            assert np.array_equal(found[0].numpy(), expected[0])
+            assert np.array_equal(found[1].numpy(), expected[1])
+
+
+def test_every_offset_is_a_translation_of_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    pair = Pair(grid(rng, 2, 3), grid(rng, 3, 1))  # 3 by 3 together, in every transform
+    offsets = list(itertools.product(range(5 - 3 + 1), repeat=2))
+    corpus = Corpus([Task("a", (pair,), (pair,))], {"a": recipes(every_dihedral())})
+    episodes = episodes_of(corpus, 5, demos=1)
+    for number in range(9):
+        augmentation = every_dihedral()[number]
+        shift = torch.tensor(offsets, dtype=torch.float64) / (5 - 3 + 1) + 1e-9
+        index = torch.zeros(len(offsets), dtype=torch.int64)
+        moved = shift[:, None].expand(-1, 2, -1)
+        batch = corpus.assemble(episodes, index, torch.full_like(index, number), moved)
+        for i, offset in enumerate(offsets):
+            expected = tokenize(augmentation.apply(pair.output), 5, offset)
+            assert np.array_equal(batch.labels[i].numpy(), expected)
+            expected = tokenize(augmentation.apply(pair.input), 5, offset)
+            assert np.array_equal(batch.demo_inputs[i, 0].numpy(), expected)
+
+
+def test_unknown_outputs_have_no_label(corpus: Corpus) -> None:
+    episodes = episodes_of(corpus, SIDE, demos=5)
+    last = torch.full((9,), len(episodes) - 1)
+    batch = corpus.assemble(episodes, last, torch.arange(9), torch.rand(9, 6, 2))
+    assert not batch.labels.any()
+    assert (batch.inputs != PAD).any(dim=1).all()
+
+
+def test_an_output_larger_than_the_canvas_is_cut_off() -> None:
+    rng = np.random.default_rng(0)
+    small, large = grid(rng, 2, 2), grid(rng, 3, 5)
+    task = Task("a", (Pair(small, small),), (Pair(small, large),))
+    corpus = Corpus([task], {"a": recipes(every_dihedral())})
+    episodes = episodes_of(corpus, 3, demos=1)
+    variants = torch.arange(9)
+    batch = corpus.assemble(episodes, torch.zeros(9, dtype=torch.int64), variants)
+    for number, augmentation in enumerate(every_dihedral()):
+        turned = augmentation.apply(large)
+        expected = np.full((3, 3), PAD)
+        shown = tokenize(turned, 6).reshape(6, 6)[:3, :3]
+        expected[: shown.shape[0], : shown.shape[1]] = shown
+        assert np.array_equal(batch.labels[number].numpy().reshape(3, 3), expected)
+
+
+def test_puzzles_are_numbered_task_by_task() -> None:
+    tasks = make_tasks(3)
+    variants = make_variants(tasks, 5)
+    full = Corpus(tasks, variants)
+    counts = [len(variants[task.id]) for task in tasks]
+    assert full.variant_count.tolist() == counts
+    assert full.first_puzzle.tolist() == [0, counts[0], counts[0] + counts[1]]
+    assert full.num_puzzles == sum(counts)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 99])
+def test_a_limit_keeps_the_first_variants(limit: int) -> None:
+    tasks = make_tasks(3)
+    variants = make_variants(tasks, 5)
+    few = Corpus(tasks, variants, limit=limit)
+    kept = [min(limit, len(variants[task.id])) for task in tasks]
+    assert few.variant_count.tolist() == kept
+    for i, task in enumerate(tasks):
+        first = int(few.first_puzzle[i])
+        rows = slice(first, first + kept[i])
+        assert few.dihedral[rows].tolist() == variants[task.id].dihedral[: kept[i]].tolist()
+        assert few.permutation[rows].tolist() == variants[task.id].permutation[: kept[i]].tolist()
+    assert few.permutation[few.first_puzzle].tolist() == [list(range(10))] * 3
+
+
+def test_demos_given_replace_those_of_the_episode(corpus: Corpus) -> None:
+    episodes = episodes_of(corpus, SIDE, demos=5)
+    demos = torch.tensor([[1, -1], [0, 1]])
+    index = torch.tensor([0, 0])
+    batch = corpus.assemble(episodes, index, index, demos=demos)
+    usual = corpus.assemble(episodes, index, index)
+    assert batch.demo_mask.tolist() == [[True, False], [True, True]]
+    assert torch.equal(batch.demo_inputs[0, 0], usual.demo_inputs[0, 1])
+    assert torch.equal(batch.demo_outputs[1], usual.demo_outputs[1, :2])
+    assert torch.equal(batch.labels, usual.labels)
+
+
+def test_a_batch_picks_sample_by_sample(corpus: Corpus) -> None:
+    episodes = episodes_of(corpus, SIDE, demos=5)
+    index = torch.arange(3)
+    new = corpus.assemble(episodes, index, index)
+    old = corpus.assemble(episodes, index + 1, index + 2)
+    mixed = Batch.where(torch.tensor([True, False, True]), new, old)
+    assert len(mixed) == 3
+    for name, tensor in mixed.tensors().items():
+        assert torch.equal(tensor[0], new.tensors()[name][0])
+        assert torch.equal(tensor[1], old.tensors()[name][1])
+        assert torch.equal(tensor[2], new.tensors()[name][2])
+
+
+def test_corpora_of_single_cells() -> None:
+    cell = np.array([[7]], dtype=np.uint8)
+    task = Task("dot", (Pair(cell, cell),), (Pair(cell, cell),))
+    corpus = Corpus([task], make_variants([task], 3))
+    batch = corpus.assemble(episodes_of(corpus, 1, 1), torch.tensor([0]), torch.tensor([0]))
+    assert batch.inputs.tolist() == [[9]]
+    assert batch.labels.tolist() == [[9]]

@@ -1,0 +1,255 @@
+"""Norm, rotary positions, attention, feed-forward and blocks against plain formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etrm.models.layers import (
+    NORM_EPS,
+    Attention,
+    Block,
+    CrossAttention,
+    CrossBlock,
+    Residuals,
+    Rotary,
+    SwiGLU,
+    TokenEmbedding,
+    init_normal_,
+    linear,
+    rms_norm,
+    rotate,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def positions(kind: str, context: int, side: int, width: int = 8) -> tuple[Tensor, Tensor]:
+    return Rotary(width, context, kind, 100.0)(side)
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor) -> Tensor:
+    """Softmax attention, one sample and head at a time; [B, N, D], mask [B, M]."""
+    out = torch.zeros_like(q)
+    width = q.shape[-1] // heads
+    for b in range(q.shape[0]):
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            scores = q[b, :, part] @ k[b, mask[b]][:, part].T / math.sqrt(width)
+            out[b, :, part] = scores.softmax(dim=-1) @ v[b, mask[b]][:, part]
+    return out
+
+
+# --- initial values ---
+
+
+@pytest.mark.parametrize("std", [1.0, 0.125])
+def test_initial_values_have_the_spread_asked_for_and_no_tail(std: float) -> None:
+    x = init_normal_(torch.empty(200_000), std)
+    assert float(x.std()) == pytest.approx(std, rel=0.01)
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.01 * std)
+    assert float(x.abs().max()) <= 2 * std / 0.8796256610342398
+
+
+def test_linear_weights_are_scaled_by_their_inputs() -> None:
+    layer = linear(64, 4096, bias=True)
+    assert float(layer.weight.detach().std()) == pytest.approx(1 / 8, rel=0.02)
+    assert not layer.bias.any()
+    assert linear(2, 3).bias is None
+    table = TokenEmbedding(4096)
+    assert float(table.embedding_weight.detach().std()) == pytest.approx(1 / 64, rel=0.02)
+
+
+# --- norm ---
+
+
+def test_rms_norm_divides_by_the_root_mean_square() -> None:
+    x = torch.randn(3, 5, 16) * 7
+    expected = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + NORM_EPS)
+    assert torch.allclose(rms_norm(x), expected, atol=1e-6)
+
+
+def test_rms_norm_is_computed_in_float32_and_keeps_the_type() -> None:
+    x = (torch.randn(4, 64) * 3).bfloat16()
+    found = rms_norm(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, rms_norm(x.float()).bfloat16())
+
+
+# --- rotary positions ---
+
+
+@pytest.mark.parametrize("kind", ["rope", "rope_2d"])
+@pytest.mark.parametrize("context", [0, 3])
+def test_a_cell_has_the_same_position_on_every_lane(kind: str, context: int) -> None:
+    rotary = Rotary(8, context, kind, 100.0)
+    whole = [t[context:].reshape(30, 30, -1) for t in rotary(30)]
+    for side in (1, 3, 10, 29):
+        cos, sin = rotary(side)
+        assert cos.shape == (context + side * side, 8)
+        for found, full in zip((cos, sin), whole, strict=True):
+            cells = found[context:].reshape(side, side, -1)
+            assert torch.equal(cells, full[:side, :side])
+        for found, full in zip((cos, sin), rotary(30), strict=True):
+            assert torch.equal(found[:context], full[:context])
+
+
+def test_rope_counts_context_tokens_then_cells_in_reading_order() -> None:
+    cos, sin = positions("rope", 2, 30)
+    frequencies = 100.0 ** (-torch.arange(0, 8, 2) / 8)
+    angles = torch.arange(902)[:, None] * frequencies
+    assert torch.allclose(cos, torch.cat([angles, angles], dim=1).cos(), atol=1e-4)
+    assert torch.allclose(sin, torch.cat([angles, angles], dim=1).sin(), atol=1e-4)
+
+
+def test_rope_2d_turns_one_half_by_row_the_other_by_column() -> None:
+    cos, _ = positions("rope_2d", 2, 30)
+    cells = cos[2:].reshape(30, 30, 2, 2, 2)  # two equal halves of (row, column) × frequencies
+    frequencies = 100.0 ** (-torch.arange(0, 4, 2) / 4)
+    line = (torch.arange(30)[:, None] * frequencies).cos()
+    for half in range(2):
+        assert torch.allclose(cells[:, :, half, 0], line[:, None].expand(30, 30, 2), atol=1e-5)
+        assert torch.allclose(cells[:, :, half, 1], line.expand(30, 30, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rope", "rope_2d"])
+def test_positions_are_all_different(kind: str) -> None:
+    cos, sin = Rotary(16, 4, kind, 10000.0)(30)
+    assert len(torch.cat([cos, sin], dim=1).unique(dim=0)) == 904
+
+
+def test_the_base_of_the_frequencies_is_used() -> None:
+    assert not torch.equal(Rotary(8, 1, "rope", 100.0).cos, Rotary(8, 1, "rope", 10.0).cos)
+
+
+def test_rotation_turns_pairs_of_channels() -> None:
+    cos, sin = positions("rope", 0, 3)
+    x = torch.randn(2, 4, 9, 8)
+    found = rotate(x, (cos, sin))
+    for i in range(4):
+        z = torch.complex(x[..., i], x[..., i + 4])
+        turned = z * torch.complex(cos[:, i], sin[:, i])
+        assert torch.allclose(found[..., i], turned.real, atol=1e-5)
+        assert torch.allclose(found[..., i + 4], turned.imag, atol=1e-5)
+
+
+def test_scores_depend_on_relative_positions() -> None:
+    rotary = positions("rope", 0, 30)
+    q, k = torch.randn(2, 1, 1, 1, 8)
+    turned_q = rotate(q.expand(1, 1, 900, 8), rotary)
+    turned_k = rotate(k.expand(1, 1, 900, 8), rotary)
+    scores = (turned_q @ turned_k.transpose(-1, -2))[0, 0]
+    assert torch.allclose(scores.diagonal(7), scores[0, 7].expand(893), atol=1e-3)
+
+
+# --- attention ---
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_self_attention_is_masked_softmax_attention(qk_norm: bool, turned: bool) -> None:
+    layer = Attention(16, 2, qk_norm)
+    x = torch.randn(3, 9, 16)
+    mask = torch.rand(3, 9) < 0.6
+    mask[:, 4] = True
+    rotary = positions("rope", 0, 3) if turned else None
+    q, k, v = F.linear(x, layer.qkv_proj.weight).chunk(3, dim=-1)
+
+    def prepare(t: Tensor) -> Tensor:
+        heads = t.reshape(3, 9, 2, 8)
+        heads = rms_norm(heads) if qk_norm else heads
+        if rotary is not None:
+            heads = rotate(heads.transpose(1, 2), rotary).transpose(1, 2)
+        return heads.reshape(3, 9, 16)
+
+    expected = reference_attention(prepare(q), prepare(k), v, 2, mask)
+    expected = F.linear(expected, layer.o_proj.weight)
+    assert torch.allclose(layer(x, rotary, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_cross_attention_is_masked_softmax_attention(qk_norm: bool) -> None:
+    layer = CrossAttention(16, 2, qk_norm)
+    x, tokens = torch.randn(2, 4, 16), torch.randn(2, 7, 16)
+    mask = torch.rand(2, 7) < 0.5
+    mask[:, 0] = True
+    q = F.linear(x, layer.q_proj.weight)
+    k, v = F.linear(tokens, layer.kv_proj.weight).chunk(2, dim=-1)
+    if qk_norm:
+        q, k = (rms_norm(t.unflatten(-1, (2, 8))).flatten(-2) for t in (q, k))
+    expected = reference_attention(q, k, v, 2, mask)
+    expected = F.linear(expected, layer.o_proj.weight)
+    assert torch.allclose(layer(x, tokens, mask), expected, atol=1e-5)
+
+
+# --- feed-forward and blocks ---
+
+
+@pytest.mark.parametrize(
+    ("width", "expansion", "inner"),
+    [(512, 4.0, 1536), (64, 4.0, 256), (16, 4.0, 256), (128, 4.0, 512), (96, 4.0, 256)],
+)
+def test_swiglu_has_the_official_inner_width(width: int, expansion: float, inner: int) -> None:
+    layer = SwiGLU(width, expansion)
+    assert layer.down_proj.weight.shape == (width, inner)
+    x = torch.randn(3, width)
+    gate, up = F.linear(x, layer.gate_up_proj.weight).chunk(2, dim=-1)
+    expected = F.linear(gate * torch.sigmoid(gate) * up, layer.down_proj.weight)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_a_block_places_norms_and_scales(norm: str, layer_scale: float | None) -> None:
+    block = Block(16, 2, 4.0, norm, layer_scale)
+    x = torch.randn(2, 9, 16)
+    scale = 1.0 if layer_scale is None else layer_scale
+    expected = x
+    for branch in (block.self_attn, block.mlp):
+        if norm == "pre":
+            expected = expected + scale * branch(F.layer_norm(expected, (16,)))
+        else:
+            expected = rms_norm(expected + scale * branch(expected))
+    assert torch.allclose(block(x), expected, atol=1e-5)
+    names = {name for name, _ in block.named_parameters() if "residuals" in name}
+    assert any("scales" in name for name in names) == (layer_scale is not None)
+    assert any("norms" in name for name in names) == (norm == "pre")
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_a_cross_block_reads_its_tokens(norm: str, layer_scale: float | None) -> None:
+    block = CrossBlock(16, 2, 4.0, norm, layer_scale)
+    x, tokens = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    scale = 1.0 if layer_scale is None else layer_scale
+
+    def cross(y: Tensor) -> Tensor:
+        return block.cross_attn(y, tokens)
+
+    expected = x
+    for branch in (cross, block.mlp):
+        if norm == "pre":
+            expected = expected + scale * branch(F.layer_norm(expected, (16,)))
+        else:
+            expected = rms_norm(expected + scale * branch(expected))
+    assert torch.allclose(block(x, tokens), expected, atol=1e-5)
+
+
+def test_each_branch_has_its_own_norm_and_scale() -> None:
+    residuals = Residuals(4, 2, "pre", 0.5)
+    with torch.no_grad():
+        residuals.scales[1].fill_(2.0)
+        residuals.norms[1].bias.fill_(1.0)
+    x = torch.randn(3, 4)
+    identity = nn.Identity()
+    first, second = residuals(0, x, identity), residuals(1, x, identity)
+    normed = F.layer_norm(x, (4,))
+    assert torch.allclose(first, x + 0.5 * normed, atol=1e-6)
+    assert torch.allclose(second, x + 2.0 * (normed + 1.0), atol=1e-6)

@@ -1,0 +1,161 @@
+"""Optimizers, averaged weights, warm-up and norms against their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_batch, make_options, make_run
+from torch import nn
+
+from etrm.context.embedding import PuzzleEmbedding
+from etrm.optim import EMA, AdamATan2, SignSGD, gradient_norm, warmed_up
+
+
+def table(rows: int = 6) -> PuzzleEmbedding:
+    source = PuzzleEmbedding(make_options("embedding"), make_run("embedding").model, rows)
+    nn.init.normal_(source.weights, generator=torch.Generator().manual_seed(0))
+    return source.train()
+
+
+def test_adam_atan2_is_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(3, 4))
+    gradients = rng.normal(size=(7, 3, 4))
+    gradients[:, 0, 0] = 0.0
+    lr, (b1, b2), decay = 0.1, (0.9, 0.95), 0.2
+    p, m, v = start.copy(), np.zeros((3, 4)), np.zeros((3, 4))
+    parameter = nn.Parameter(torch.from_numpy(start))
+    optimizer = AdamATan2([parameter], lr, (b1, b2), decay)
+    for t, g in enumerate(gradients, 1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        p = p * (1 - lr * decay) - lr / (1 - b1**t) * np.arctan2(m, np.sqrt(v / (1 - b2**t)))
+        parameter.grad = torch.from_numpy(g)
+        optimizer.step()
+        assert np.allclose(parameter.detach().numpy(), p, atol=1e-12)
+
+
+def test_a_parameter_without_a_gradient_stays_and_starts_counting_later() -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = AdamATan2([first, second], 0.1, (0.9, 0.95), 0.5)
+    first.grad = torch.ones(2)
+    optimizer.step()
+    assert second.tolist() == [1.0, 1.0]
+    second.grad = torch.ones(2)
+    optimizer.step()
+    alone = nn.Parameter(torch.ones(2))
+    alone.grad = torch.ones(2)
+    AdamATan2([alone], 0.1, (0.9, 0.95), 0.5).step()
+    assert torch.equal(second, alone)
+
+
+def test_the_state_of_the_optimizer_is_complete() -> None:
+    gradients = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(optimizer: AdamATan2, parameter: nn.Parameter, rows: torch.Tensor) -> None:
+        for row in rows:
+            parameter.grad = row.clone()
+            optimizer.step()
+
+    whole, half = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    run(AdamATan2([whole], 0.1, (0.9, 0.95), 0.1), whole, gradients)
+    first = AdamATan2([half], 0.1, (0.9, 0.95), 0.1)
+    run(first, half, gradients[:3])
+    second = AdamATan2([half], 0.7, (0.5, 0.5), 0.3)
+    second.load_state_dict(first.state_dict())
+    run(second, half, gradients[3:])
+    assert torch.equal(whole, half)
+
+
+def test_sign_sgd_moves_used_rows_once_by_the_sign_of_their_summed_gradient() -> None:
+    source = table()
+    before = source.weights.clone()
+    batch = make_batch(5)
+    gradients = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    gradients[:, 3] = 0.0
+    batch.puzzle = torch.tensor([4, 1, 4, 2, 4])
+    tokens = source(batch, None).tokens
+    (tokens[:, 0] * gradients / 4.0).sum().backward()  # 4: √width, by which rows are scaled
+    SignSGD(source, weight_decay=0.2).step(lr=0.1)
+    expected = before.clone() * 1.0
+    for row in (1, 2, 4):
+        total = gradients[batch.puzzle == row].sum(dim=0)
+        expected[row] = before[row] * (1 - 0.1 * 0.2) - 0.1 * total.sign()
+    assert torch.allclose(source.weights, expected, atol=1e-6)
+    assert torch.equal(source.weights[[0, 3, 5]], before[[0, 3, 5]])
+
+
+def test_gradients_are_handed_over_once_and_only_in_training() -> None:
+    source = table()
+    batch = make_batch(3)
+    source(batch, None).tokens.sum().backward()
+    puzzles, gradients = source.take_gradients()
+    assert puzzles.tolist() == batch.puzzle.tolist()
+    assert bool((gradients != 0).all())
+    with torch.no_grad():
+        source(batch, None)
+    source.eval()
+    source(batch, None)
+    source.train()
+    source(batch, None)  # used, and no gradient came back
+    puzzles, gradients = source.take_gradients()
+    assert puzzles.tolist() == batch.puzzle.tolist()
+    assert not gradients.any()
+
+
+def test_an_embedding_stands_at_the_first_context_token() -> None:
+    source = table().eval()
+    tokens = source(make_batch(3), None).tokens
+    assert torch.allclose(tokens[:, 0], source.weights[:3] * 4.0)
+    assert not tokens[:, 1:].any()
+    fresh = PuzzleEmbedding(make_options("embedding"), make_run("embedding").model, 6)
+    assert not fresh.weights.any()
+
+
+def test_averaged_weights_follow_the_formula() -> None:
+    layer = nn.Linear(3, 2)
+    ema = EMA(layer, 0.75)
+    expected = {n: p.detach().double().clone() for n, p in layer.named_parameters()}
+    for step in range(5):
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.add_(step + 1.0)
+        ema.update(layer)
+        for name, p in layer.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * p.detach().double()
+    for name, value in expected.items():
+        assert torch.allclose(ema.values[name].double(), value, atol=1e-5)
+        assert not ema.values[name].requires_grad
+
+
+def test_averaged_weights_are_copies() -> None:
+    layer = nn.Linear(3, 2)
+    ema = EMA(layer, 0.9)
+    before = ema.values["weight"].clone()
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    assert torch.equal(ema.values["weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "expected"),
+    [(1, 4, 0.25), (2, 4, 0.5), (4, 4, 1.0), (9, 4, 1.0), (1, 0, 1.0), (1, 1, 1.0)],
+)
+def test_warm_up_is_linear_then_one(step: int, warmup: int, expected: float) -> None:
+    assert warmed_up(step, warmup) == expected
+
+
+def test_the_norm_of_gradients() -> None:
+    parameters = [
+        nn.Parameter(torch.zeros(2)),
+        nn.Parameter(torch.zeros(3)),
+        nn.Parameter(torch.zeros(1)),
+    ]
+    assert gradient_norm(parameters) is None
+    assert gradient_norm([]) is None
+    parameters[0].grad = torch.tensor([3.0, 0.0])
+    parameters[1].grad = torch.tensor([0.0, 4.0, 12.0])
+    found = gradient_norm(parameters)
+    assert found is not None
+    assert float(found) == pytest.approx(13.0)

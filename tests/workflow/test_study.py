@@ -1,0 +1,313 @@
+"""The whole chain, for real: a small study is run once, then changed in many ways and planned."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("Snakefile", "config", "workflow", "etrm", "envs", "profiles")
+STUDY = "config/smoke.yaml"
+PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def snakemake(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.CompletedProcess:
+    """Run Snakemake in a copy of the project, with the code of that copy."""
+    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def planned(run: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs by rule of a dry run; the aggregates, which do nothing, left out."""
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = run.stdout + run.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[-1]
+    jobs = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return {k: v for k, v in jobs.items() if k not in ("all", "total", "job")}
+
+
+def variant(folder: Path, change: dict[str, Any], name: str = "changed") -> str:
+    """A config that extends the study with a change."""
+    path = folder / "config" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"extends": STUDY, **change}))
+    return str(path.relative_to(folder))
+
+
+def copy_project(target: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=ignored)
+        else:
+            shutil.copy(source, target / name)
+    return target
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which the small study has been run to the end."""
+    folder = copy_project(tmp_path_factory.mktemp("study"))
+    run = snakemake(folder, "--cores", "2")
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
+    return folder
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, times kept, to be changed."""
+    shutil.copytree(finished, tmp_path / "study", symlinks=True)
+    return tmp_path / "study"
+
+
+def results(folder: Path) -> Path:
+    return folder / "results" / "smoke"
+
+
+def test_plan_before_anything_ran_shows_every_stage(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    jobs = planned(snakemake(folder, "-n"))
+    assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == 3
+    assert jobs["train_pretrain"] == 2
+    assert jobs["evaluate_run"] == 4
+    assert {"tasks", "augment", "figures", "tables", "record", "report"} <= set(jobs)
+    assert not (folder / "results").exists()
+
+
+def test_whole_chain(finished: Path) -> None:
+    root = results(finished)
+    for name in ("training_curves", "encoder_statistics", "gradient_flow", "qualitative"):
+        for kind in ("png", "pdf"):
+            assert (root / "figures" / f"{name}.{kind}").stat().st_size > 5000
+    for kind in ("csv", "md", "tex"):
+        assert CONTROL in (root / "tables" / f"results.{kind}").read_text().replace("\\_", "_")
+    page = (root / "report.html").read_text()
+    assert "training curves" in page
+    assert "resolved configuration" in page
+    record = (root / "records" / f"{CONTROL}.md").read_text()
+    assert "gradient_starvation" in record
+    assert not list(root.glob("state/*/*.state"))
+
+
+def test_control_is_stopped_and_holds_nothing_up(finished: Path) -> None:
+    root = results(finished)
+    verdict = json.loads((root / "runs" / CONTROL / "overfit/seed0/verdict.json").read_text())
+    assert verdict["passed"] is False
+    assert "gradient_starvation" in {f["finding"] for f in verdict["diagnosis"]}
+    assert not (root / "runs" / CONTROL / "full").exists()
+    assert not (root / "evaluation" / CONTROL).exists()
+    good = json.loads((root / "runs" / PASSING / "overfit/seed0/verdict.json").read_text())
+    assert good["passed"] is True
+    assert good["exact_accuracy"] >= good["threshold"]
+    assert (root / "runs" / PASSING / "full/seed0/model.safetensors").is_file()
+    assert "gradient_starvation" in (root / "tables" / "results.md").read_text()
+
+
+def test_scores_count_everything(finished: Path) -> None:
+    root = results(finished)
+    tasks = pq.read_table(root / "data/tasks.parquet").to_pandas()
+    held_out = tasks[tasks.split == "evaluation"]
+    queries = (held_out.role == "query").sum()
+    for name in ("trm", PASSING):
+        score = json.loads((root / "evaluation" / name / "seed0/score.json").read_text())
+        assert score["tasks_asked"] == held_out.task.nunique() == score["tasks_evaluated"]
+        assert score["test_outputs"] == queries
+        assert score["pass"]["1"]["task_fraction"]["denominator"] == held_out.task.nunique()
+        sent = json.loads((root / "evaluation" / name / "seed0/submission.json").read_text())
+        assert set(sent) == set(held_out.task)
+    assert "never seen" in json.loads(
+        (root / "evaluation" / PASSING / "seed0/score.json").read_text()
+    )["held_out"]
+
+
+def test_second_run_does_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in results(finished).rglob("*") if p.is_file()}
+    run = snakemake(finished, "--cores", "2")
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+    assert {p: p.stat().st_mtime_ns for p in results(finished).rglob("*") if p.is_file()} == before
+
+
+def test_summary_names_results_gates_and_files(finished: Path) -> None:
+    command = [sys.executable, "-m", "etrm", "summary", "--configfile", STUDY]
+    environment = {**os.environ, "PYTHONPATH": str(finished)}
+    text = subprocess.run(
+        command, cwd=finished, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "pass@1" in text
+    assert f"stopped  {CONTROL}, seed 0" in text
+    assert f"passed   {PASSING}, seed 0" in text
+    assert "results/smoke/report.html" in text
+    assert "not made yet" not in text
+
+
+# What each change reruns. Everything that follows from a run is redrawn: figures, tables, records.
+SHOWN = {"figures", "tables", "record", "report"}
+
+
+def test_figure_style_redraws_figures_only(study: Path) -> None:
+    config = variant(study, {"figures": {"dpi": 100}})
+    jobs = planned(snakemake(study, "-n", config=config))
+    assert set(jobs) == {"figures", "resolved_config", "report"}
+
+
+def test_tracking_reruns_nothing_but_the_resolved_config(study: Path) -> None:
+    config = variant(study, {"tracking": {"project": "other"}})
+    jobs = planned(snakemake(study, "-n", config=config))
+    assert set(jobs) <= {"resolved_config", "report"}
+
+
+def test_halting_of_one_experiment_reruns_it_alone(study: Path) -> None:
+    change = {"experiments": {OTHER: {"halting": {"exploration_prob": 0.25}}}}
+    run = snakemake(study, "-n", config=variant(study, change))
+    jobs = planned(run)
+    assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == 1
+    assert jobs["evaluate_run"] == 1
+    assert "train_pretrain" not in jobs
+    assert "augment" not in jobs
+    trained = re.findall(r"wildcards: experiment=(\w+), seed", run.stdout + run.stderr)
+    assert set(trained) == {OTHER}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("etrm/engine.py", '"""The trainer:', '"""The one trainer:'),
+        ("etrm/vote.py", "\n", "\n# a remark\n"),
+        ("etrm/losses.py", "import torch\n", "import torch  # the tensor library\n"),
+    ],
+)
+def test_comments_and_docstrings_rerun_nothing(study: Path, file: str, old: str, new: str) -> None:
+    path = study / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert planned(snakemake(study, "-n")) == {}
+
+
+def test_code_reruns_the_stages_that_use_it(study: Path) -> None:
+    path = study / "etrm/vote.py"
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    jobs = planned(snakemake(study, "-n"))
+    assert "evaluate_run" in jobs
+    assert not {"train_pretrain", "train_overfit", "train_full", "augment", "tasks"} & set(jobs)
+
+
+def test_code_of_one_context_source_reruns_its_experiments(study: Path) -> None:
+    path = study / "etrm/context/standard.py"
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    jobs = planned(snakemake(study, "-n"))
+    assert jobs["train_overfit"] == 3
+    assert "train_pretrain" not in jobs
+
+
+def test_moved_threshold_gates_again_without_training(study: Path) -> None:
+    change = {"defaults": {"gate": {"exact_accuracy": 1.0}}}
+    verdict = results(study) / "runs" / PASSING / "overfit/seed0/verdict.json"
+    exact = json.loads(verdict.read_text())["exact_accuracy"]
+    jobs = planned(snakemake(study, "-n", config=variant(study, change)))
+    assert jobs["verdict"] == 3
+    assert not {"train_pretrain", "train_overfit", "train_full", "evaluate_run"} & set(jobs)
+    weights = results(study) / "runs" / PASSING / "full/seed0/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run = snakemake(study, "--cores", "2", "gate", config=variant(study, change))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(verdict.read_text())["passed"] is (exact >= 1.0)
+    # Back again: the full run that was trained is still there, and still good.
+    run = snakemake(study, "--cores", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(verdict.read_text())["passed"] is True
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_more_seeds_touch_no_old_run(study: Path) -> None:
+    change = {"experiments": {PASSING: {"seeds": [0, 1]}}}
+    run = snakemake(study, "-n", config=variant(study, change))
+    jobs = planned(run)
+    assert jobs["train_overfit"] == jobs["train_full"] == jobs["verdict"] == 1
+    assert jobs["evaluate_run"] == 1
+    assert "train_pretrain" not in jobs
+    assert set(re.findall(r"wildcards: experiment=\w+, seed=(\d)", run.stdout + run.stderr)) == {"1"}
+
+
+def test_stopped_full_run_asked_for_by_name(study: Path) -> None:
+    target = f"results/smoke/runs/{CONTROL}/full/seed0/model.safetensors"
+    run = snakemake(study, "--cores", "1", target)
+    assert run.returncode != 0
+    text = run.stdout + run.stderr
+    assert "the full run does not start" in text
+    assert "gradient_starvation" in text
+    assert not (study / target).exists()
+    # Also where the verdict must be made first, in the same call.
+    (results(study) / "runs" / CONTROL / "overfit/seed0/verdict.json").unlink()
+    run = snakemake(study, "--cores", "1", target)
+    assert run.returncode != 0
+    assert "the full run does not start" in run.stdout + run.stderr
+    assert not (study / target).exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "jobs"),
+    [
+        ("tasks", {"tasks"}),
+        ("augment", {"tasks", "augment"}),
+        ("pretrain", {"tasks", "augment", "train_pretrain", "pretrain"}),
+        ("gate", {"tasks", "augment", "train_pretrain", "train_overfit", "verdict", "gate"}),
+    ],
+)
+def test_named_targets(tmp_path: Path, target: str, jobs: set[str]) -> None:
+    assert set(planned(snakemake(copy_project(tmp_path), "-n", target))) == jobs
+
+
+@pytest.mark.parametrize("target", ["overfit", "full", "evaluate", "figures", "tables", "report"])
+def test_named_targets_of_a_finished_study(finished: Path, target: str) -> None:
+    assert planned(snakemake(finished, "-n", target)) == {}
+
+
+def test_paper_study_is_planned(tmp_path: Path) -> None:
+    jobs = planned(snakemake(copy_project(tmp_path), "-n", config="config/paper.yaml"))
+    assert jobs["train_overfit"] >= 12
+    assert jobs["train_full"] == jobs["train_overfit"]
+
+
+def test_missing_kaggle_source_says_what_it_is(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    run = snakemake(folder, "--cores", "1", "tasks", config="config/paper.yaml")
+    assert run.returncode != 0
+    text = run.stdout + run.stderr
+    assert "data/arc-agi_concept_challenges.json" in text
+    assert "ConceptARC" in text
+    assert not (folder / "results/paper/data/tasks.parquet").exists()
+
+
+def test_bad_config_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    change = {
+        "defaults": {"halting": {"max_stepps": 3}},
+        "experiments": {PASSING: {"context": {"source": "standrad"}, "seeds": []}},
+    }
+    run = snakemake(folder, "-n", config=variant(folder, change))
+    assert run.returncode != 0
+    text = run.stdout + run.stderr
+    assert "max_stepps" in text
+    assert "did you mean 'max_steps'" in text
+    assert "did you mean 'standard'" in text
+    assert "seeds" in text
+    assert "Traceback" not in text
