@@ -106,6 +106,15 @@ class Pipeline:
         first = next(run for run in self.runs(stage))
         return [] if first.experiment == experiment else [first]
 
+    def current(self, run: Run, code: str) -> bool:
+        """Has this run been done with today's configuration and code (its digest)?"""
+        path = self.folder(run) / "run.json"
+        if not path.is_file():
+            return False
+        record = json.loads(path.read_text())
+        today: Any = plain(self.config_of(run))
+        return bool(record["config"] == today and record["code_digest"] == code)
+
     def projected(self, experiment: str, seed: int) -> bool:
         """Would the full run start, as far as is known? For plans.
 

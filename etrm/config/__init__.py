@@ -48,8 +48,18 @@ __all__ = [
 
 # A block whose tag changes is another type: it replaces the inherited block instead of merging.
 TAGS = ("source", "kind")
-# What decoders must share to share weights. Cycles and context tokens change none of them.
-WEIGHT_SHAPES = ("width", "heads", "layers", "expansion", "positions", "rope_theta")
+# What a decoder must share with the one whose weights it starts from: everything but the number of
+# context tokens, which no weight depends on and which is an encoder's to choose.
+DECODER_SIZES = (
+    "width",
+    "heads",
+    "layers",
+    "expansion",
+    "H_cycles",
+    "L_cycles",
+    "positions",
+    "rope_theta",
+)
 
 
 def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
@@ -69,7 +79,9 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     )
     for key in document:
         if key not in fields and key not in ("defaults", "experiments"):
-            problems.append(unknown_key(key, key, {*fields, "extends", "defaults", "experiments"}))
+            problems.append(
+                unknown_key(join("", key), key, {*fields, "extends", "defaults", "experiments"})
+            )
     experiments = _experiments(document, problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), name)
@@ -121,7 +133,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         found = f"a file that cannot be read: {error}"
         raise ConfigError([Problem(str(path), found, "a YAML file in UTF-8")]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with no such day
         found = "no YAML: " + " ".join(str(error).split())
         raise ConfigError([Problem(str(path), found, "a YAML document")]) from None
     if not isinstance(document, dict):
@@ -201,7 +213,11 @@ def _under(path: str, problem: Problem) -> Problem:
 
 
 def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> list[Problem]:
-    """`decoder.init` must name a pretraining whose weights fit, and whose split is as strict."""
+    """`decoder.init` must name a pretraining with a decoder of the same sizes and cycles.
+
+    Whether its weights have seen held-out tasks is checked where the tasks are known: before
+    training.
+    """
     found = []
     known = [name for name, config in experiments.items() if config.is_trm]
     for name, config in experiments.items():
@@ -212,15 +228,11 @@ def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> l
             found.append(unknown_key(path, parent, known, what="pretraining experiment"))
             continue
         theirs = experiments[parent]
-        differ = [k for k in WEIGHT_SHAPES if _differ(k, config.model, theirs.model)]
+        differ = [k for k in DECODER_SIZES if _differ(k, config.model, theirs.model)]
         if differ:
             ours, other = plain(config.model), plain(theirs.model)
             text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
             expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
-            found.append(Problem(path, text, expected))
-        if config.split == "strict" and theirs.split != "strict":
-            text = f"{parent!r}, which trains on demos of held-out tasks (split: {theirs.split})"
-            expected = "a pretraining with split: strict, as this experiment is strict"
             found.append(Problem(path, text, expected))
         if _circle(name, experiments):
             expected = "null, or a pretraining that does not start from this one"

@@ -162,7 +162,8 @@ def _nearest(value: Any, known: typing.Iterable[Any]) -> str:
 
 def join(path: str, key: Any) -> str:
     """The dotted path of `key` under `path`."""
-    return ".".join(part for part in (path, str(key)) if part)
+    name = str(key) or "''"
+    return f"{path}.{name}" if path else name
 
 
 def show(value: Any) -> str:

@@ -104,8 +104,9 @@ def _configuration(view: RunView) -> list[str]:
         "Parameters": f"{view.run['num_params']:,}" if "num_params" in view.run else NONE,
     }
     lines = [f"- {name}: {value}" for name, value in named.items()]
-    lines += ["", f"All of it ({view.stage}):", "", "| key | value |", "| --- | --- |"]
-    return lines + [f"| `{key}` | {_cell(value)} |" for key, value in sorted(config.items())]
+    lines += ["", f"All of it but the health rules ({view.stage}):", "", "| key | value |", "| --- | --- |"]
+    shown = {key: value for key, value in config.items() if not key.startswith("health.")}
+    return lines + [f"| `{key}` | {_cell(value)} |" for key, value in sorted(shown.items())]
 
 
 def _results(view: RunView) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config import ConfigError, StudyConfig, load_study
+from etrm.config.schema import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,13 +67,14 @@ def study(**changes: Any) -> StudyConfig:
 
 def problems(content: Any) -> dict[str, str]:
     """Each problem of a bad document, by its path; the whole line."""
+    found: list[Problem] = []
     try:
         load_study(content)
     except ConfigError as error:
-        paths = [p.path for p in error.problems]
-        assert len(paths) == len(set(paths)), f"reported twice: {paths}"
-        return {p.path: str(p) for p in error.problems}
-    return {}
+        found = error.problems
+    assert len(found) == len(set(found)), f"reported twice: {found}"
+    assert all(p.path and p.found and p.expected for p in found)
+    return {p.path: "\n".join(str(q) for q in found if q.path == p.path) for p in found}
 
 
 def wrong(**changes: Any) -> dict[str, str]:

@@ -81,7 +81,12 @@ def parent_of(stage):
 
 
 def gate_of(wildcards):
-    """The verdict that a full run needs; one that is known to have failed stops it here."""
+    """The verdict that a full run needs; one that is known to have failed stops it here.
+
+    `ancient` where the full run is what it would be today: a verdict that is made again, say for
+    a moved threshold, does not retrain. Not always: Snakemake does not look at the parameters of
+    a job below one that runs, so a changed run would be passed over behind an ancient verdict.
+    """
     experiment, seed = wildcards.experiment, int(wildcards.seed)
     path = PIPELINE.verdict(experiment, seed)
     if not PIPELINE.projected(experiment, seed):
@@ -89,7 +94,8 @@ def gate_of(wildcards):
             require_passed(path)
         except GateError as error:
             raise WorkflowError(str(error)) from None
-    return path
+    run = run_of(wildcards, "full")
+    return ancient(path) if PIPELINE.current(run, code_of(wildcards)) else path
 
 
 def scored_run(wildcards):

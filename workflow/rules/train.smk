@@ -63,13 +63,12 @@ use rule train_pretrain as train_overfit with:
         wandb=PIPELINE.wandb,
 
 
-# ancient: a verdict that is made again, say for a moved threshold, does not retrain.
 use rule train_pretrain as train_full with:
     input:
         tasks=PIPELINE.tasks,
         augmentations=PIPELINE.augmentations,
         parent=parent_of("full"),
-        verdict=ancient(gate_of),
+        verdict=gate_of,
     output:
         multiext(str(RUN / "full/seed{seed}") + "/", *RUN_FILES),
     log:

@@ -1,0 +1,129 @@
+"""`config/README.md` is what `etrm.config.reference` makes of the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from documents import ROOT
+
+from etrm.config import ConfigError, load_study, merge
+from etrm.config.reference import literal, main, render
+from etrm.config.sources import source_kinds
+from etrm.config.study import (
+    DataConfig,
+    ExperimentConfig,
+    HealthRule,
+    StudyConfig,
+    TrainConfig,
+    guide_rules,
+)
+from etrm.context import context_options
+
+PAGE = render()
+
+
+def section(heading: str) -> str:
+    """The text from a heading to the next."""
+    start = PAGE.index(f"\n{heading}\n")
+    return PAGE[start : PAGE.index("\n#", start + 1) if "\n#" in PAGE[start + 1 :] else None]
+
+
+def row(heading: str, key: str) -> list[str]:
+    line = next(x for x in section(heading).splitlines() if x.startswith(f"| `{key}` |"))
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_page_in_the_repository_is_up_to_date() -> None:
+    written = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    command = "python -m etrm.config.reference config/README.md"
+    assert written == PAGE, f"config/README.md is not up to date: run `{command}`"
+
+
+def test_every_key_has_a_meaning_and_a_row() -> None:
+    classes: list[tuple[str, type]] = [
+        ("## Study", StudyConfig),
+        ("## `data`", DataConfig),
+        ("## One experiment", ExperimentConfig),
+        ("### `train`", TrainConfig),
+        ("#### `health.rules.<name>`", HealthRule),
+    ]
+    classes += [
+        (f"#### `data.sources.<name>` with `kind: {name}`", load())
+        for name, load in source_kinds().items()
+    ]
+    classes += [
+        (f"#### `context` with `source: {name}`", load())
+        for name, load in context_options().items()
+    ]
+    for heading, cls in classes:
+        for field in dataclasses.fields(cls):
+            assert row(heading, field.name)[-1], f"{cls.__name__}.{field.name} has no meaning"
+
+
+def test_rows_say_type_unit_default_allowed_and_meaning() -> None:
+    assert row("### `train`", "steps")[:5] == ["`steps`", "integer", "steps", "`100000`", "≥ 1"]
+    assert row("### `train`", "lr")[:5] == ["`lr`", "number", "", "`1.0e-4`", "> 0"]
+    assert row("### `train`", "grad_clip")[1] == "number or null"
+    assert row("### `train`", "betas")[3:5] == ["`[0.9, 0.95]`", "≥ 0 and < 1; two of them"]
+    assert row("### `train`", "dtype")[4] == "`fp32`, `bf16`"
+    assert row("## Study", "study")[3] == "**required**"
+    assert row("## One experiment", "context")[3] == "**required**, [its keys](#context)"
+
+
+def test_the_guide_s_health_rules_are_listed() -> None:
+    text = section("#### `health.rules.<name>`")
+    for name, rule in guide_rules().items():
+        assert f"| `{name}` | `{rule.metric}` |" in text
+
+
+def test_links_lead_to_headings() -> None:
+    prose = re.sub(r"```.*?```", "", PAGE, flags=re.S)
+    headings = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", prose, flags=re.M)
+    ]
+    assert len(headings) == len(set(headings))
+    assert set(re.findall(r"\]\(#([^)]+)\)", prose)) <= set(headings)
+    files = set(re.findall(r"\]\(([^)#]+)\)", prose))
+    assert {name for name in files if not (ROOT / "config" / name).is_file()} == set()
+
+
+def test_tables_have_as_many_cells_as_columns() -> None:
+    width = 0
+    for line in PAGE.splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        width = width or cells
+        assert cells == width, line
+
+
+def test_the_worked_example_is_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)[0])
+    assert load_study(example).experiments["etrm_attention"].context.pooling == "attention"
+    mistakes = {"context": {"pooling": "atention"}, "train": {"lr": "5e-4"}}
+    with pytest.raises(ConfigError) as caught:
+        load_study(merge(example, {"experiments": {"etrm_attention": mistakes}}))
+    assert str(caught.value) in PAGE
+
+
+@pytest.mark.parametrize("number", [1.0e-4, 2.5e-7, 0.001, 0.1, 1.0, 10000.0, -3.0e-5, 0.0])
+def test_numbers_are_written_as_yaml_reads_them(number: float) -> None:
+    assert yaml.safe_load(literal(number)) == number
+
+
+def test_the_command_prints_the_page_or_writes_it(tmp_path: Path, capsys) -> None:
+    main([])
+    assert capsys.readouterr().out == PAGE
+    out = tmp_path / "README.md"
+    command = [sys.executable, "-m", "etrm.config.reference", str(out)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert out.read_text(encoding="utf-8") == PAGE

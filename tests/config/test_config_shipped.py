@@ -1,0 +1,115 @@
+"""The study files that come with the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from documents import ROOT
+
+from etrm.config import StudyConfig, load_study, plain, read_study
+from etrm.context import CONTEXT_SOURCES
+
+FILES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+GRID = {(steps, share) for steps in (8, 16, 32) for share in (0.0, 0.3, 0.5, 0.7)}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # `extends` is seen from there
+
+
+def shipped(name: str) -> StudyConfig:
+    return read_study(Path("config") / name)
+
+
+def test_the_three_studies_are_there() -> None:
+    assert {"config.yaml", "paper.yaml", "smoke.yaml"} <= set(FILES)
+    names = [shipped(file).study for file in FILES]
+    assert len(names) == len(set(names)), "two studies would share a folder of results"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_it_loads_again_from_its_resolved_form(file: str) -> None:
+    config = shipped(file)
+    assert load_study(yaml.safe_load(yaml.safe_dump(plain(config)))) == config
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_experiment_says_its_question_in_one_line(file: str) -> None:
+    said = {n: e.description for n, e in shipped(file).experiments.items()}
+    bad = {name: text for name, text in said.items() if not 10 <= len(text) <= 110 or "\n" in text}
+    assert bad == {}
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "smoke.yaml", "paper.yaml"])
+def test_it_has_both_baselines_encoders_and_a_negative_control(file: str) -> None:
+    experiments = shipped(file).experiments.values()
+    assert {e.split for e in experiments if e.is_trm} == {"strict", "transductive"}
+    trained = [e for e in experiments if not e.is_trm and not e.train.cache_context]
+    assert len({(e.halting.max_steps, e.halting.exploration_prob) for e in trained}) >= 2
+    assert all(e.split == "strict" for e in trained)
+    assert any(e.train.cache_context for e in experiments)
+
+
+def test_the_smoke_study_has_the_experiments_of_the_mini_study() -> None:
+    assert list(shipped("smoke.yaml").experiments) == list(shipped("config.yaml").experiments)
+    assert shipped("smoke.yaml").tracking.wandb == "disabled"
+
+
+def test_the_paper_study_has_the_published_sizes() -> None:
+    config = shipped("paper.yaml")
+    assert config.data.variants == 1000
+    assert config.data.training == ("arc1_training", "concept")
+    assert config.data.evaluation == ("arc1_evaluation",)
+    for name, experiment in config.experiments.items():
+        model, train = experiment.model, experiment.train
+        assert (model.width, model.heads, model.layers) == (512, 8, 2), name
+        assert (model.context_tokens, model.H_cycles, model.L_cycles) == (16, 3, 6), name
+        assert (train.lr, train.embedding_lr, train.weight_decay) == (1e-4, 1e-2, 0.1), name
+        assert (train.warmup_steps, train.ema_decay, train.dtype) == (2000, 0.999, "bf16"), name
+        assert experiment.episodes.canvas == (10, 15, 20, 25, 30), name
+        assert experiment.evaluation.pass_k == (1, 2, 5, 10, 100, 1000), name
+        assert experiment.halting.exploration_prob == 0.1 or not experiment.is_trm, name
+        claims_a_number = not train.cache_context
+        assert len(experiment.seeds) >= 3 or not claims_a_number, name
+
+
+def test_the_paper_study_has_the_whole_grid_of_halting() -> None:
+    experiments = shipped("paper.yaml").experiments
+    base = experiments["etrm_standard_steps16_explore50"]
+    found = {
+        (e.halting.max_steps, e.halting.exploration_prob)
+        for e in experiments.values()
+        if not e.is_trm and e.context == base.context and e.train == base.train
+    }
+    assert found >= GRID
+
+
+def test_the_paper_study_varies_one_thing_at_a_time() -> None:
+    experiments = shipped("paper.yaml").experiments
+    base = plain(experiments["etrm_standard_steps16_explore50"].context)
+    varied = set()
+    for experiment in experiments.values():
+        if not experiment.is_trm and experiment.context.source == base["source"]:
+            other = plain(experiment.context)
+            differ = {key: other[key] for key in base if other[key] != base[key]}
+            assert len(differ) <= 1, experiment.description
+            varied |= set(differ.items())
+    assert varied >= {
+        ("pairing", "aligned"),
+        ("layers", 3),
+        ("layers", 4),
+        ("width", 768),
+        ("width", 1024),
+        ("pooling", "max"),
+        ("pooling", "attention"),
+        ("pooling", "weighted"),
+    }
+    assert any(e.decoder.init is None for e in experiments.values() if not e.is_trm)
+
+
+def test_every_context_source_is_in_the_paper_study() -> None:
+    used = {e.context.source for e in shipped("paper.yaml").experiments.values()}
+    assert used == set(CONTEXT_SOURCES)
