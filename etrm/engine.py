@@ -165,7 +165,7 @@ class Trainer:
         with autocast(self.corpus.device, self.dtype):
             carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
         losses = sample_losses(output, carry.batch.labels)
-        total = losses.total(self.halting.loss_weight, {})
+        total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
         (total.sum() / self.train.batch_size).backward()
         carry.halted = self._halting(carry, output.q_halt.detach(), lane.slots, self.halting)
         lane.carry = carry

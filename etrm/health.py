@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +62,28 @@ def check_rules(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
     """
     found = []
     for name, rule in config.rules.items():
-        values = [
-            (int(row["step"]), row[rule.metric])
-            for row in rows
-            if rule.metric in row
-            and row["step"] >= rule.from_step
-            and (rule.until_step is None or row["step"] <= rule.until_step)
-        ]
-        finite = all(math.isfinite(value) for _, value in values[-rule.window :])
-        if values and (len(values) >= rule.window or not finite):
-            window = [value for _, value in values[-rule.window :]]
-            found += _judge(rule.finding or name, rule, window, values[-1][0])
+        latest = list(islice(_latest(rows, rule), rule.window))
+        window = [value for _, value in latest]
+        finite = all(math.isfinite(value) for value in window)
+        if window and (len(window) == rule.window or not finite):
+            found += _judge(rule.finding or name, rule, window, latest[0][0])
     return found
+
+
+def _latest(rows: Sequence[Row], rule: HealthRule) -> Iterator[tuple[int, float]]:
+    """Step and value of a rule's metric in its range of steps, the latest first.
+
+    Rows are in the order of steps. A long run checks its rules often: no row is looked at that
+    is not needed.
+    """
+    end = len(rows)
+    if rule.until_step is not None:
+        end = bisect_right(rows, rule.until_step, key=lambda row: int(row["step"]))
+    for row in map(rows.__getitem__, range(end - 1, -1, -1)):
+        if row["step"] < rule.from_step:
+            return
+        if rule.metric in row:
+            yield int(row["step"]), row[rule.metric]
 
 
 def _judge(name: str, rule: HealthRule, window: list[float], step: int) -> list[Finding]:
@@ -92,14 +104,12 @@ def _judge(name: str, rule: HealthRule, window: list[float], step: int) -> list[
 def check_stuck(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
     """Has train/exact_accuracy gained nothing for `patience` steps? Its best so far counts."""
     rule, metric = config.stuck, "train/exact_accuracy"
-    values = [(int(r["step"]), r[metric]) for r in rows if metric in r]
-    values = [(s, v) for s, v in values if s >= rule.from_step]
-    if not values:
-        return []
-    last, best, since = values[-1][0], -math.inf, values[0][0]
-    for step, value in values:
-        if value >= best + rule.min_gain:
-            best, since = value, step
+    best, last, since = -math.inf, 0, 0
+    for row in rows:
+        if metric in row and row["step"] >= rule.from_step:
+            last = int(row["step"])
+            if row[metric] >= best + rule.min_gain:
+                best, since = row[metric], last
     if last - since < rule.patience or best >= 1.0 - rule.min_gain:
         return []
     text = f"{metric} at most {best:.3g} since step {since}: {MEANING['stuck']}"
@@ -108,7 +118,8 @@ def check_stuck(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
 
 def stop_reason(rows: Sequence[Row], config: HealthConfig) -> Finding | None:
     """The finding that should end a run now, if any; a loss that is not finite always does."""
-    if rows and not math.isfinite(rows[-1].get("train/lm_loss", 0.0)):
+    losses = (row["train/lm_loss"] for row in reversed(rows) if "train/lm_loss" in row)
+    if not math.isfinite(next(losses, 0.0)):
         text = f"train/lm_loss is not finite: {MEANING['divergence']}"
         step = int(rows[-1]["step"])
         return Finding("divergence", "stop", "train/lm_loss", None, None, step, text)
@@ -130,9 +141,12 @@ def verdict(rows: Sequence[Row], health: HealthConfig, gate: GateConfig) -> dict
     exact = finals[-1][1] if finals else 0.0
     findings = check_rules(rows, health)
     ended = stop_reason(rows, health)
-    if ended is not None and ended.finding not in {f.finding for f in findings}:
-        findings.append(ended)
     reached = exact >= gate.exact_accuracy
+    known = {f.finding for f in findings}
+    # A run may stand still where it has reached the gate.
+    known |= {"stuck"} if reached else set()
+    if ended is not None and ended.finding not in known:
+        findings.append(ended)
     if not reached:
         findings += _shortfall(exact, rows, health, {f.finding for f in findings})
     failed = [f for f in findings if f.severity != "warn"]

@@ -21,7 +21,7 @@ from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
 def write_source(folder: Path, sides: dict[str, int], output_side: int = 3) -> FolderSource:
     """A folder of tasks whose demos and query inputs have the given sides."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(len(sides))
+    rng = np.random.default_rng(list(folder.name.encode()))
     for name, side in sides.items():
         pairs = [
             {
@@ -221,3 +221,24 @@ def test_the_summary_names_tasks_with_few_variants(tmp_path: Path) -> None:
         "9 augmented puzzles of 1 tasks",
         "1 tasks have fewer than 1,000 distinct: dot (9)",
     ]
+
+
+def test_a_held_out_task_under_another_id_is_marked_and_reported(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    """Turned, recoloured, its pairs in another order: the content gives it away."""
+    source = data.sources["b"]
+    assert isinstance(source, FolderSource)
+    content = json.loads((Path(source.path) / "b07.json").read_text())
+    swap = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    for pair in [*content["train"], *content["test"]]:
+        for key in ("input", "output"):
+            turned = np.rot90(np.array(pair[key])).tolist()
+            pair[key] = [[swap[c] for c in row] for row in turned]
+    content["train"], content["test"] = content["test"] + content["train"][:1], content["train"][1:]
+    folder = Path(data.sources["a"].path)  # type: ignore[union-attr]
+    (folder / "hidden.json").write_text(json.dumps(content))
+    summary = prepare_tasks(data, tmp_path / "t.parquet")
+    assert "training task hidden shares a pair with held-out task b07" in summary
+    marked = {r.task.id: r.duplicate_of for r in read_tasks(tmp_path / "t.parquet")}
+    assert {k: v for k, v in marked.items() if v is not None} == {"hidden": "b07"}

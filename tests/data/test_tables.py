@@ -113,10 +113,10 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
     write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "evaluation")])
     demo, query = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert list(demo.values()) == (
-        ["t", "s", "evaluation", "demo", 0, 1, 3, b"\1\2\3", 2, 1, b"\4\5"]
+        ["t", "s", "evaluation", "demo", 0, 1, 3, b"\1\2\3", 2, 1, b"\4\5", None]
     )
     assert list(query.values()) == (
-        ["t", "s", "evaluation", "query", 0, 1, 3, b"\1\2\3", None, None, None]
+        ["t", "s", "evaluation", "query", 0, 1, 3, b"\1\2\3", None, None, None, None]
     )
     variants = draw_variants(task, 3, seed=0)
     write_augmentations(tmp_path / "a.parquet", {"t": variants})

@@ -171,7 +171,7 @@ def trained(recorded: Recorded) -> tuple[Listening, list[dict[str, Any]]]:
         losses, counted = trainer.losses, trainer.halted & trainer.losses.labelled
         steps.append(
             {
-                "loss": float(losses.total(trainer.halting.loss_weight, {}).sum()),
+                "loss": losses.total(trainer.halting.loss_weight, {}).sum().item(),
                 "norms": trainer.norms,
                 "halted": trainer.halted.tolist(),
                 "steps": lane.carry.steps.tolist(),
@@ -181,8 +181,8 @@ def trained(recorded: Recorded) -> tuple[Listening, list[dict[str, Any]]]:
                     "exact_accuracy": float(losses.exact[counted].sum()),
                     "q_halt_accuracy": float(losses.q_right[counted].sum()),
                     "steps": float(lane.carry.steps[counted].sum()),
-                    "lm_loss": float(losses.lm.sum()),
-                    "q_halt_loss": float(losses.q_halt.sum()),
+                    "lm_loss": losses.lm.sum().item(),
+                    "q_halt_loss": losses.q_halt.sum().item(),
                 },
                 "row": trainer.row(),
             }

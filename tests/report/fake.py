@@ -76,6 +76,7 @@ def score(
         "test_outputs": tasks,
         "test_outputs_predicted": evaluated,
         "outputs_not_fitting_canvas": 1,
+        "held_out": {"status": "proven", "seen": 0, "of": tasks, "unproven": []},
         "variants": variants,
         "variants_used_mean": float(variants),
         "predictions": evaluated * variants,
@@ -103,6 +104,7 @@ def run(
     stopped_early: str | None = None,
     config: dict[str, Any] | None = None,
     scored: dict[str, Any] | None = None,
+    unproven: list[str] | None = None,
 ) -> RunView:
     """Writes a run folder (with a verdict.json for an overfit run) and loads it back."""
     folder = folder / f"{experiment}-{stage}-{seed}"
@@ -121,6 +123,7 @@ def run(
             "train": {"steps": steps, "batch_size": 32},
             **(config or {}),
         },
+        "unproven": unproven or [],
         "num_params": 412_345,
         "steps_done": steps,
         "stopped_early": stopped_early,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_numbers_come_from_verdict_score_and_metrics(views: list[RunView]) -> No
     full = next(v for v in views if v.experiment == row["experiment"] and v.stage == "full")
     assert row["overfit_exact"] == 0.95
     assert row["gate_threshold"] == 0.9
-    assert row["train_exact"] == full.final("train/exact_accuracy")
+    assert row["train_exact"] == full.series("all.exact_accuracy").iloc[-1]
     assert row["pass@1_task_fraction"] == 1 / 20
     assert (row["pass@2_all_tests_numerator"], row["pass@2_all_tests_denominator"]) == (1, 20)
     assert (row["tasks"], row["variants"], row["seeds"]) == (20, 8, 1)
@@ -109,14 +110,15 @@ def test_a_partial_score_says_so(tmp_path: Path) -> None:
     text = rendered(results_table([view])).iloc[0]
     assert text["Status"] == "partial: 32 of 400 tasks"
     assert text["Tasks"] == "32 of 400"
-    assert text["pass@1"].startswith("0.8 % (3/400)")
+    assert text["pass@1"].startswith("0.8 % (3/400, partial)")
 
 
 def test_no_runs_give_an_empty_table_with_its_columns(tmp_path: Path) -> None:
     table = results_table([])
     assert table.empty
     assert "Experiment" in to_text(table)
-    csv, markdown, latex = write_results(table, tmp_path / "results")
+    csv, markdown, latex, page = write_results(table, tmp_path / "results")
+    assert "<table" in page.read_text()
     assert pd.read_csv(csv).columns.tolist() == table.columns.tolist()
     assert markdown.read_text().count("\n") == 2
     assert r"\midrule" in latex.read_text()
@@ -143,8 +145,9 @@ def test_the_three_files_say_the_same(
 ) -> None:
     table = results_table(request.getfixturevalue(which))
     paths = write_results(table, tmp_path / "results")
-    assert [path.name for path in paths] == ["results.csv", "results.md", "results.tex"]
-    csv, markdown, latex = paths
+    kinds = ("csv", "md", "tex", "html")
+    assert [path.name for path in paths] == [f"results.{kind}" for kind in kinds]
+    csv, markdown, latex, page = paths
     again = pd.read_csv(csv)
     pd.testing.assert_frame_equal(rendered(again), rendered(table))
     text = rendered(table)
@@ -153,6 +156,8 @@ def test_the_three_files_say_the_same(
     assert cells[2:] == text.to_numpy().tolist()
     lines = [line for line in latex.read_text().splitlines() if line.endswith(r" \\")]
     assert [latex_cells(line) for line in lines] == [cells[0], *cells[2:]]
+    shown = [html.unescape(c) for c in re.findall(r"<t[hd]>(.*?)</t[hd]>", page.read_text())]
+    assert shown == [cell for line in (cells[0], *cells[2:]) for cell in line]
 
 
 def test_the_files_are_whole_tables(views: list[RunView]) -> None:
@@ -200,3 +205,17 @@ def test_missing_ks_are_tolerated(tmp_path: Path) -> None:
     text = rendered(results_table([view])).iloc[0]
     assert text["pass@2"] == "–"
     assert text["pass@1"].startswith("25.0 % (1/4)")
+
+
+def test_an_ancestor_of_unknown_origin_takes_the_proof_away(tmp_path: Path) -> None:
+    scored = fake.score(solved=1, tasks=20)
+    scored["held_out"] = {"status": "not proven", "seen": 0, "of": 20, "unproven": ["x.pt"]}
+    views = [
+        fake.run(tmp_path, experiment="known", stage="full", scored=fake.score(solved=1, tasks=20)),
+        fake.run(tmp_path, experiment="alien", stage="full", scored=scored, unproven=["x.pt"]),
+    ]
+    table = results_table(views)
+    assert row_of(table, "known")["held_out"] == "proven"
+    assert row_of(table, "alien")["held_out"] == "not proven"
+    for text in (to_markdown(table), to_latex(table), to_text(table)):
+        assert text.count("held-out: not proven") == 1

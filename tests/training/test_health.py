@@ -1,0 +1,383 @@
+"""Rules of health and the verdict: every finding provoked, and none on a healthy run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_corpus, make_run, make_tasks, make_trainer
+
+from etrm.config.study import GateConfig, HealthConfig, HealthRule, StuckRule
+from etrm.data.files import write_table_atomic
+from etrm.health import (
+    MEANING,
+    check_rules,
+    check_stuck,
+    stop_reason,
+    verdict,
+    write_verdict,
+)
+from etrm.pipeline import judge
+from etrm.tracker import metrics_table
+
+Row = dict[str, float]
+CONFIG, GATE = HealthConfig(), GateConfig()
+
+
+def healthy(steps: int = 1000, final: float | None = 0.95, **changes: Any) -> list[Row]:
+    """Rows of a good run, every ten steps; `changes` replace metrics (a number or a function)."""
+    rows = []
+    for step in range(10, steps + 1, 10):
+        row = {
+            "step": float(step),
+            "train/lm_loss": 2.5 * math.exp(-step / 300),
+            "train/exact_accuracy": 1 - math.exp(-step / 200),
+            "train/q_halt_accuracy": 0.95,
+            "train/steps_share": 0.5,
+            "train/encoder_cross_sample_var": 0.5,
+            "grad/encoder_norm": 0.4,
+            "grad/encoder_share": 0.3,
+            "grad/encoder_coverage": 1.0,
+        }
+        for name, value in changes.items():
+            key = name.replace("__", "/")
+            row[key] = value(step) if callable(value) else value
+        rows.append({k: v for k, v in row.items() if v is not None})
+    if final is not None:
+        rows.append({"step": float(steps), "all.exact_accuracy": final})
+    return rows
+
+
+def names(findings: list[Any]) -> dict[str, str]:
+    return {f.finding: f.severity for f in findings}
+
+
+# --- rules ---
+
+
+def test_a_healthy_run_has_no_finding() -> None:
+    rows = healthy()
+    assert check_rules(rows, CONFIG) == []
+    assert check_stuck(rows, CONFIG) == []
+    for end in range(1, len(rows) + 1):
+        assert stop_reason(rows[:end], CONFIG) is None
+    result = verdict(rows, CONFIG, GATE)
+    assert result["passed"] is True
+    assert result["diagnosis"] == []
+    assert result["exact_accuracy"] == 0.95
+    assert result["threshold"] == GATE.exact_accuracy
+
+
+def test_a_run_without_an_encoder_has_no_finding() -> None:
+    nothing = dict.fromkeys(("grad__encoder_norm", "grad__encoder_share", "grad__encoder_coverage"))
+    rows = healthy(train__encoder_cross_sample_var=None, **nothing)
+    assert check_rules(rows, CONFIG) == []
+
+
+PROVOKED = [
+    ("gradient_starvation", "stop", {"grad__encoder_norm": 0.01}),
+    ("gradient_starvation", "warn", {"grad__encoder_norm": 0.1}),
+    ("gradient_starvation", "stop", {"grad__encoder_coverage": 0.2}),
+    ("low_gradient_share", "warn", {"grad__encoder_share": 0.05}),
+    ("collapse", "stop", {"train__encoder_cross_sample_var": 0.01}),
+    ("collapse", "fail", {"train__encoder_cross_sample_var": 0.07}),
+    ("collapse", "warn", {"train__encoder_cross_sample_var": 0.2}),
+    ("never_halts", "warn", {"train__steps_share": 1.0}),
+    ("unsure_halting", "warn", {"train__q_halt_accuracy": 0.5}),
+    ("divergence", "stop", {"train__lm_loss": 9.0}),
+    ("divergence", "stop", {"train__lm_loss": math.nan}),
+    ("divergence", "stop", {"train__lm_loss": math.inf}),
+    ("gradient_starvation", "stop", {"grad__encoder_norm": math.nan}),
+]
+
+
+@pytest.mark.parametrize(("finding", "severity", "changes"), PROVOKED)
+def test_each_finding_is_named_and_is_the_only_one(
+    finding: str, severity: str, changes: dict[str, float]
+) -> None:
+    rows = healthy(**changes)
+    (found,) = check_rules(rows, CONFIG)
+    assert (found.finding, found.severity) == (finding, severity)
+    assert MEANING[finding] in found.message
+    (metric,) = (name.replace("__", "/") for name in changes)
+    assert found.metric == metric
+    result = verdict(rows, CONFIG, GATE)
+    assert result["passed"] is (severity == "warn")
+    assert [d["finding"] for d in result["diagnosis"]] == [finding]
+    assert result["diagnosis"][0]["severity"] == ("warn" if severity == "warn" else "fail")
+    assert judge(result, GATE) is result["passed"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_every_rule_is_provoked_here() -> None:
+    found = {finding for finding, _, _ in PROVOKED}
+    assert found == {rule.finding or name for name, rule in CONFIG.rules.items()}
+    assert found <= set(MEANING)
+
+
+def one_rule(**changes: Any) -> HealthConfig:
+    rule = HealthRule("m", **{"fail": 1.0, "from_step": 0, "window": 3, **changes})
+    return dataclasses.replace(CONFIG, rules={"rule": rule})
+
+
+def rows_of(*values: float, metric: str = "m") -> list[Row]:
+    return [{"step": float(10 * i), metric: value} for i, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value", "severity"),
+    [
+        ("below", 1.0, None),
+        ("below", 0.999, "warn"),
+        ("below", 0.5, "warn"),
+        ("below", 0.499, "fail"),
+        ("below", 0.2, "fail"),
+        ("below", 0.199, "stop"),
+        ("above", 1.0, None),
+        ("above", 1.001, "warn"),
+        ("above", 2.0, "warn"),
+        ("above", 2.001, "fail"),
+        ("above", 3.0, "fail"),
+        ("above", 3.001, "stop"),
+    ],
+)
+def test_a_bound_itself_is_still_right(wrong: str, value: float, severity: str | None) -> None:
+    bounds = {"below": (1.0, 0.5, 0.2), "above": (1.0, 2.0, 3.0)}[wrong]
+    config = one_rule(warn=bounds[0], fail=bounds[1], stop=bounds[2], wrong=wrong)
+    found = check_rules(rows_of(value, value, value), config)
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+
+
+def test_a_rule_looks_at_the_median_of_its_last_window() -> None:
+    config = one_rule()
+    assert check_rules(rows_of(0, 0), config) == []  # not full yet
+    assert check_rules(rows_of(0, 0, 5), config) != []
+    assert check_rules(rows_of(0, 5, 5), config) == []
+    assert check_rules(rows_of(0, 0, 0, 5, 5), config) == []  # over by now
+    assert check_rules(rows_of(5, 5, 5, 0, 0), config) != []
+
+
+def test_a_rule_looks_at_its_range_of_steps_only() -> None:
+    config = one_rule(from_step=30, until_step=50, window=3)
+    assert check_rules(rows_of(0, 0, 5, 5, 5, 0, 0, 0), config) == []
+    assert check_rules(rows_of(5, 5, 0, 0, 0, 5, 5, 5), config) != []
+    (found,) = check_rules(rows_of(5, 5, 0, 0, 0, 5, 5, 5), config)
+    assert found.step == 50
+
+
+def test_rows_without_the_metric_do_not_count() -> None:
+    rows = rows_of(0, 0, 0)
+    assert check_rules([rows[0], {"step": 15.0, "other": 1.0}, *rows[1:]], one_rule()) != []
+    assert check_rules([{"step": 15.0, "other": 1.0}], one_rule()) == []
+
+
+def test_one_value_that_is_not_finite_is_wrong_at_once() -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        (found,) = check_rules(rows_of(5, 5, 5, value), one_rule())
+        assert found.value is None
+        assert "not finite" in found.message
+    assert check_rules(rows_of(math.nan), one_rule()) != []
+
+
+def test_a_rule_without_bounds_finds_nothing() -> None:
+    assert check_rules(rows_of(0, 0, 0, math.nan), one_rule(fail=None)) == []
+
+
+def test_a_rule_may_name_its_finding() -> None:
+    (found,) = check_rules(rows_of(0, 0, 0), one_rule(finding="gradient_starvation"))
+    assert found.finding == "gradient_starvation"
+
+
+# --- stuck ---
+
+
+def stuck_config(**changes: Any) -> HealthConfig:
+    return dataclasses.replace(CONFIG, stuck=StuckRule(**{"patience": 30, **changes}))
+
+
+def accuracies(*values: float) -> list[Row]:
+    return rows_of(*values, metric="train/exact_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("values", "stuck"),
+    [
+        ((0.5, 0.5, 0.5), False),  # 20 steps without a gain
+        ((0.5, 0.5, 0.5, 0.5), True),  # 30
+        ((0.5, 0.5, 0.52, 0.52, 0.52), False),
+        ((0.5, 0.505, 0.509, 0.5), True),  # less than min_gain
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), False),
+        ((0.6, 0.1, 0.2, 0.3), True),  # its best so far counts
+        ((1.0, 1.0, 1.0, 1.0, 1.0), False),  # nothing left to gain
+        ((0.995, 0.995, 0.995, 0.995), False),
+    ],
+)
+def test_stuck_is_no_gain_for_its_patience(values: tuple[float, ...], stuck: bool) -> None:
+    found = check_stuck(accuracies(*values), stuck_config())
+    assert [f.finding for f in found] == (["stuck"] if stuck else [])
+
+
+def test_stuck_looks_from_its_step_on() -> None:
+    rows = accuracies(0.5, 0.5, 0.5, 0.5, 0.5)
+    assert check_stuck(rows, stuck_config(from_step=30)) == []
+    assert check_stuck(
+        [*rows, {"step": 60.0, "train/exact_accuracy": 0.5}], stuck_config(from_step=30)
+    )
+    assert check_stuck([{"step": 10.0}], stuck_config()) == []
+
+
+# --- ending a run ---
+
+
+def test_a_loss_that_is_not_finite_always_ends_a_run() -> None:
+    for value in (math.nan, math.inf):
+        rows = healthy(5000, None, train__lm_loss=lambda s, v=value: v if s == 5000 else 1.0)
+        reason = stop_reason(rows, dataclasses.replace(CONFIG, rules={}))
+        assert reason is not None
+        assert (reason.finding, reason.value) == ("divergence", None)
+
+
+def test_a_row_without_a_loss_does_not_hide_one_that_is_not_finite() -> None:
+    """The evaluation at the end of a run is a row of its own."""
+    rows = [
+        *healthy(100, None, train__lm_loss=math.nan),
+        {"step": 100.0, "all.exact_accuracy": 0.0},
+    ]
+    config = dataclasses.replace(CONFIG, rules={})
+    assert stop_reason(rows, config) is not None
+    result = verdict(rows, config, GATE)
+    assert "divergence" in [d["finding"] for d in result["diagnosis"]]
+
+
+def test_rules_end_a_run_only_early() -> None:
+    early = healthy(500, None, train__encoder_cross_sample_var=0.01)
+    late = healthy(510, None, train__encoder_cross_sample_var=0.01)
+    reason = stop_reason(early, CONFIG)
+    assert reason is not None
+    assert reason.finding == "collapse"
+    assert stop_reason(late, CONFIG) is None
+
+
+def test_only_stops_end_a_run() -> None:
+    assert stop_reason(healthy(500, None, train__encoder_cross_sample_var=0.07), CONFIG) is None
+    assert stop_reason([], CONFIG) is None
+
+
+def test_a_stuck_run_is_ended() -> None:
+    reason = stop_reason(healthy(400, None, train__exact_accuracy=0.2), CONFIG)
+    assert reason is not None
+    assert reason.finding == "stuck"
+
+
+# --- the verdict ---
+
+
+@pytest.mark.parametrize(
+    ("exact", "passed"), [(0.9, True), (0.8999, False), (1.0, True), (0.0, False)]
+)
+def test_the_gate_itself_passes(exact: float, passed: bool) -> None:
+    result = verdict(healthy(final=exact), CONFIG, GATE)
+    assert result["passed"] is passed
+    assert judge(result, GATE) is passed
+
+
+@pytest.mark.parametrize(
+    ("exact", "changes", "finding"),
+    [
+        (0.75, {}, "weak_architecture"),
+        (0.7, {}, "weak_architecture"),
+        (0.8, {}, "weak_architecture"),
+        (0.5, {"train__exact_accuracy": 0.5}, "stuck"),
+        (0.5, {}, "not_converged"),
+        (0.85, {}, "not_converged"),
+    ],
+)
+def test_falling_short_is_explained(exact: float, changes: dict[str, Any], finding: str) -> None:
+    result = verdict(healthy(1000, exact, **changes), CONFIG, GATE)
+    assert result["passed"] is False
+    assert [d["finding"] for d in result["diagnosis"]] == [finding]
+    assert finding in MEANING
+
+
+def test_a_run_that_passes_is_not_failed_for_standing_still() -> None:
+    """Exact match of training samples, which are translated, may stand at its best."""
+    rows = healthy(400, 0.95, train__exact_accuracy=0.95)
+    assert check_stuck(rows, CONFIG) != []
+    result = verdict(rows, CONFIG, GATE)
+    assert result["passed"] is True
+    assert result["diagnosis"] == []
+
+
+def test_the_last_evaluation_counts() -> None:
+    rows = [*healthy(500, 0.99), *healthy(1000, 0.4)[50:]]
+    result = verdict(rows, CONFIG, GATE)
+    assert result["exact_accuracy"] == 0.4
+    assert result["rests_on"]["step"] == 1000
+    assert result["rests_on"]["steps"] == 1000
+
+
+def test_a_run_without_an_evaluation_does_not_pass() -> None:
+    result = verdict(healthy(final=None), CONFIG, GATE)
+    assert result["passed"] is False
+    assert result["exact_accuracy"] == 0.0
+    assert verdict([], CONFIG, GATE)["passed"] is False
+
+
+def test_failures_come_before_warnings() -> None:
+    rows = healthy(train__steps_share=1.0, train__encoder_cross_sample_var=0.01)
+    found = [d["severity"] for d in verdict(rows, CONFIG, GATE)["diagnosis"]]
+    assert found == ["fail", "warn"]
+
+
+def test_a_verdict_is_written_from_a_run_folder(tmp_path: Path) -> None:
+    rows = healthy(500, 0.3, grad__encoder_coverage=0.2, train__q_halt_accuracy=lambda s: None)
+    write_table_atomic(tmp_path / "metrics.parquet", metrics_table(rows))
+    run = {"experiment": "control", "seed": 3, "stopped_early": "gradient_starvation"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    result = write_verdict(tmp_path, tmp_path / "verdict.json", CONFIG, GATE)
+    assert json.loads((tmp_path / "verdict.json").read_text()) == result
+    assert result["experiment"] == "control"
+    assert result["seed"] == 3
+    assert result["stopped_early"] == "gradient_starvation"
+    assert result["passed"] is False
+    assert result["diagnosis"][0]["finding"] == "gradient_starvation"
+    assert result["diagnosis"][0]["value"] == pytest.approx(0.2)
+
+
+def test_a_verdict_on_metrics_that_are_not_numbers_is_json(tmp_path: Path) -> None:
+    rows = healthy(100, 0.0, train__lm_loss=math.nan)
+    write_table_atomic(tmp_path / "metrics.parquet", metrics_table(rows))
+    (tmp_path / "run.json").write_text('{"experiment": "a", "seed": 0, "stopped_early": null}')
+    result = write_verdict(tmp_path, tmp_path / "verdict.json", CONFIG, GATE)
+    assert result["diagnosis"][0]["finding"] == "divergence"
+    json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
+
+
+# --- through a real trainer ---
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_cached_encodings_starve_the_encoder(cached: bool) -> None:
+    """The negative control is found by its rule; the same run without the cache is not."""
+    run = make_run(
+        train={"cache_context": cached, "steps": 40, "log_every": 2},
+        halting={"max_steps": 8},
+    )
+    trainer = make_trainer(run, make_corpus(make_tasks(3)))
+    rows = []
+    for step in range(1, 41):
+        trainer.step()
+        if step % 2 == 0:
+            rows.append(trainer.row())
+    rule = {"gradient_coverage": HealthConfig().rules["gradient_coverage"]}
+    config = dataclasses.replace(CONFIG, rules=rule)
+    found = check_rules(rows, config)
+    assert [f.finding for f in found] == (["gradient_starvation"] if cached else [])
+    reason = stop_reason(rows, config)
+    assert (reason is not None) == cached
+    result = verdict([*rows, {"step": 40.0, "all.exact_accuracy": 1.0}], config, GATE)
+    assert result["passed"] is not cached

@@ -1,0 +1,145 @@
+"""Digests of code and data, and the tasks behind a run's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import make_tasks
+
+from etrm import provenance
+from etrm.context import CONTEXT_SOURCES
+from etrm.provenance import (
+    code_digest,
+    commit,
+    digest,
+    file_digest,
+    seen_tasks,
+    train_code,
+    versions,
+)
+
+
+def test_digests_do_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
+    assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest((1, 2)) == digest([1, 2])
+
+
+def test_the_digest_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+# --- code ---
+
+
+LOW = 'def f(n: int) -> int:\n    """Doc."""\n    return n + 1\n'
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a package like this one, in which a module imports another."""
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    (tmp_path / "made_low.py").write_text(LOW)
+    (tmp_path / "made_top.py").write_text('"""Top."""\nfrom etrm.made_low import f\n\nx = f(1)\n')
+    (tmp_path / "made_apart.py").write_text("y = 1\n")
+    yield tmp_path
+    provenance._module.cache_clear()
+
+
+def taken(name: str) -> str:
+    provenance._module.cache_clear()
+    return code_digest(f"etrm.{name}")
+
+
+def test_comments_docstrings_and_layout_change_no_digest(module: Path) -> None:
+    before = taken("made_top")
+    (module / "made_low.py").write_text(
+        '"""Documented."""\n\n\ndef f(\n    n: int,\n) -> int:\n    # why\n    return n + 1\n'
+    )
+    (module / "made_top.py").write_text("from etrm.made_low import f\nx = f(1)  # one\n")
+    assert taken("made_top") == before
+
+
+def test_code_changes_the_digest_of_all_that_import_it(module: Path) -> None:
+    before, apart = taken("made_top"), taken("made_apart")
+    (module / "made_low.py").write_text(LOW.replace("+ 1", "+ 2"))
+    assert taken("made_top") != before
+    assert taken("made_apart") == apart
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from etrm.made_low import f",
+        "from etrm import made_low",
+        "import etrm.made_low",
+        "def g():\n    import etrm.made_low",
+    ],
+)
+def test_every_way_to_import_counts(line: str, module: Path) -> None:
+    (module / "made_top.py").write_text(line + "\n")
+    before = taken("made_top")
+    (module / "made_low.py").write_text(LOW.replace("+ 1", "+ 2"))
+    assert taken("made_top") != before
+
+
+def test_a_run_depends_on_its_own_context_source_only() -> None:
+    digests = {name: code_digest(*train_code(name)) for name in CONTEXT_SOURCES}
+    assert len(set(digests.values())) == len(digests)
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in digests.values())
+    assert digests["standard"] == code_digest(*train_code("standard"))
+
+
+def test_packages_count_as_modules(module: Path) -> None:
+    (module / "low").mkdir()
+    (module / "low" / "__init__.py").write_text("z = 1\n")
+    (module / "made_top.py").write_text("from etrm.low import z\n")
+    before = taken("made_top")
+    (module / "low" / "__init__.py").write_text("z = 2\n")
+    assert taken("made_top") != before
+
+
+def test_a_digest_imports_nothing() -> None:
+    code = (
+        "import sys; from etrm.provenance import code_digest;"
+        " code_digest('etrm.train', 'etrm.report');"
+        " sys.exit(' '.join({'torch', 'matplotlib', 'wandb'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr.strip()) == (0, "")
+
+
+def test_an_unknown_module_is_an_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"etrm\.nothing"):
+        code_digest("etrm.nothing")
+
+
+def test_versions_and_commit_are_recorded() -> None:
+    found = versions()
+    assert {"python", "torch", "numpy", "pyarrow"} <= set(found)
+    head = commit()
+    assert head is None or re.fullmatch(r"[0-9a-f]{40}\+?", head)
+
+
+# --- tasks behind the weights ---
+
+
+def test_seen_tasks_include_those_of_parents() -> None:
+    a, b, c, d = make_tasks(4)
+    grandparent = {"experiment": "g", "seen_tasks": seen_tasks([d, a], [])}
+    middle = {"experiment": "m", "seen_tasks": seen_tasks([b, a], [grandparent])}
+    found = seen_tasks([c], [middle])
+    assert found["ids"] == [task.id for task in (a, b, c, d)]
+    assert found["count"] == 4
+    assert seen_tasks([d, c, b, a], []) == found
+    fewer = seen_tasks([c, b, a], [])
+    assert fewer["digest"] != found["digest"]
+    assert fewer["ids"] == found["ids"][:3]
