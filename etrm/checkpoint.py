@@ -76,14 +76,15 @@ def save_weights(path: Path, model: nn.Module, ema: Mapping[str, Tensor]) -> Non
         temporary.write_bytes(safetensors_bytes(tensors))
 
 
-def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
+def load_weights(path: Path, which: str = "ema", buffers: bool = True) -> dict[str, Tensor]:
     """Weights of one of our runs by their names in the model; `ema` takes buffers from raw."""
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             wanted = {n.removeprefix(RAW): n for n in names if n.startswith(RAW)}
+            averaged = {n.removeprefix(EMA): n for n in names if n.startswith(EMA)}
             if which == "ema":
-                wanted |= {n.removeprefix(EMA): n for n in names if n.startswith(EMA)}
+                wanted = {**(wanted if buffers else {}), **averaged} if averaged else {}
             weights = {name: file.get_tensor(key) for name, key in wanted.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file, expected the weights of a run") from None
@@ -94,7 +95,7 @@ def load_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
         ) from None
     if not weights:
         raise CheckpointError(
-            f"{path}: found none of the names raw.* or ema.*, expected the weights of a run"
+            f"{path}: found none of the names {which}.*, expected the weights of a run"
         )
     return weights
 

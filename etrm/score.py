@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from etrm.checkpoint import load_weights
 from etrm.config import parse, plain
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.context import context_source
-from etrm.data.corpus import Corpus
+from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import held_out_questions, on_lanes
 from etrm.data.files import write_json_atomic, write_table_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluate import all_variants, predict
 from etrm.models.build import build_model
-from etrm.provenance import digest
+from etrm.provenance import digest, touched
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,11 @@ def evaluate_run(
         by_id = {r.task.id: r.task for r in read_tasks(tasks_path)}
         known = [by_id[name] for name in record["tasks"]]
         corpus = Corpus(known, variants, target, limit=run.train.variants)
+        if corpus.recipes_digest() != record["recipes_digest"]:
+            raise CorpusError(
+                f"{augmentations_path}: found other augmented puzzles than those that"
+                f" {run_folder} has embeddings of, expected the same table; train it again"
+            )
     wanted = {task.id for task in asked}
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
@@ -63,7 +68,7 @@ def evaluate_run(
     predictions = table.to_pandas()
     result = {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
-        "held_out": _held_out(record, [task.id for task in tasks]),
+        "held_out": held_out_status(record, tasks),
         "evaluation": plain(config),
         "tasks_of_split": len(tasks),
         "run_key": record["key"],
@@ -95,7 +100,12 @@ def _subset(tasks: Sequence[Task], count: int) -> list[Task]:
     return [task for task in tasks if task.id in chosen]
 
 
-def _held_out(record: dict[str, Any], ids: Sequence[str]) -> str:
-    """Whether any weight was touched by an evaluation task."""
-    seen = set(record["seen_tasks"]["ids"]) & set(ids)
-    return f"demos of {len(seen)} of {len(ids)} seen in training" if seen else "never seen"
+def held_out_status(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Has any weight of a run (its run.json) been touched by a held-out task, by id or content?
+
+    `status`: `proven` (none seen, all ancestors known), `not proven` (none seen, but an ancestor
+    of unknown origin), `seen`.
+    """
+    seen = touched(record["seen_tasks"], tasks)
+    status = "seen" if seen else "not proven" if record["unproven"] else "proven"
+    return {"status": status, "seen": len(seen), "of": len(tasks), "unproven": record["unproven"]}

@@ -7,14 +7,12 @@ run is done; until then its state is in `state_folder`, from which a killed run 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from etrm.arc.task import Pair, Task
-from etrm.checkpoint import clear_states, init_decoder, load_state, save_state, save_weights
+from etrm.checkpoint import CheckpointError, clear_states, load_state, save_state, save_weights
 from etrm.config import plain
 from etrm.config.study import RunConfig, TrackingConfig
 from etrm.context import context_source
@@ -37,12 +35,12 @@ from etrm.engine import Trainer
 from etrm.health import check_rules, check_stuck, stop_reason
 from etrm.logs import say
 from etrm.models.build import build_model, num_parameters
+from etrm.parents import Parent, read_parent, refuse_leak, start_from
 from etrm.provenance import (
     code_digest,
     commit,
     digest,
     file_digest,
-    refuse_leak,
     seen_tasks,
     train_code,
     versions,
@@ -62,10 +60,11 @@ class RunPaths:
 
     tasks: Path
     augmentations: Path
-    parent: Path | None  # run folder that initialises the decoder
+    parent: Path | None  # run folder or official checkpoint that initialises the decoder
     out: Path  # run folder
     state: Path  # states of runs under way, one subfolder per digest
     wandb: Path
+    strict_parents: tuple[str, ...] = ()  # what a refused run could start from instead
 
 
 def train_run(
@@ -85,14 +84,13 @@ def train_run(
     started = time.time()
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parent = _read_parent(run, paths)
-    corpus, episodes, ids = training_data(run, paths, target)
+    corpus, episodes = training_data(run, paths, target)
     model = build_model(run, corpus.num_puzzles).to(target)
     loaded = None
-    if paths.parent is not None:
-        weights = paths.parent / "model.safetensors"
-        loaded = init_decoder(model.decoder, weights, run.decoder.weights)
+    if parent is not None:
+        loaded = start_from(model.decoder, parent, run.decoder.weights, run.model)
     trainer = Trainer(run, model, corpus, episodes)
-    key = _key(run, paths)
+    key = _key(run, paths, parent)
     tracker = Tracker(tracking, _name(run), key[:16], plain(run), paths.wandb)
     history: dict[str, Any] = {
         "seconds": 0.0,
@@ -102,17 +100,19 @@ def train_run(
     history |= _resume(trainer, tracker, folder, target)
     progress = Progress(_name(run), trainer, bar and sys.stderr.isatty())
     reason = _loop(run, trainer, tracker, folder, history, started, progress)
-    tracker.log({"step": trainer.step_number, **trainer.evaluate()})
+    if not tracker.rows or "all.exact_accuracy" not in tracker.rows[-1]:
+        tracker.log({"step": trainer.step_number, **trainer.evaluate()})
     paths.out.mkdir(parents=True, exist_ok=True)
     save_weights(paths.out / "model.safetensors", model, trainer.ema.values)
     tracker.write(paths.out / "metrics.parquet")
-    record = _record(run, trainer, target, ids, parent, loaded)
+    record = _record(run, trainer, target, parent, loaded)
     record |= {
         "started": history["started"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(history["seconds"] + time.time() - started, 1),
         "stopped_early": reason,
         "key": key,
+        "weights_sha256": file_digest(paths.out / "model.safetensors"),
     }
     write_json_atomic(paths.out / "run.json", record)
     tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
@@ -122,15 +122,16 @@ def train_run(
 
 def training_data(
     run: RunConfig, paths: RunPaths, device: torch.device
-) -> tuple[Corpus, list[Episodes], list[str]]:
-    """The corpus of a run, its questions by lane, and the ids of the tasks it trains on.
+) -> tuple[Corpus, list[Episodes]]:
+    """The corpus of a run, which is all that it trains on, and its questions by lane.
 
-    Test outputs of held-out tasks are removed before anything else sees them.
+    A strict run leaves out training tasks that share a pair with a held-out task. Test outputs of
+    held-out tasks are removed before anything else sees them.
     """
     records = read_tasks(paths.tasks)
     held_out = [r.task.id for r in records if r.split == "evaluation"]
     if run.split == "strict":
-        records = [r for r in records if r.split == "training"]
+        records = [r for r in records if r.split == "training" and r.duplicate_of is None]
     tasks = [without_answers(r.task) if r.split == "evaluation" else r.task for r in records]
     if run.train.tasks is not None:
         order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
@@ -141,7 +142,7 @@ def training_data(
     needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
     episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
-    return corpus, episodes, [task.id for task in tasks]
+    return corpus, episodes
 
 
 def without_answers(task: Task) -> Task:
@@ -149,23 +150,25 @@ def without_answers(task: Task) -> Task:
     return Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))
 
 
-def _read_parent(run: RunConfig, paths: RunPaths) -> dict[str, Any] | None:
+def _read_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
     if paths.parent is None:
+        if run.decoder.init is not None:
+            raise CheckpointError(
+                f"{run.experiment}: decoder.init is {run.decoder.init!r}, but no weights to start"
+                " from were given"
+            )
         return None
-    parent: dict[str, Any] = json.loads((paths.parent / "run.json").read_text())
-    if run.split == "strict":
-        held_out = [r.task.id for r in read_tasks(paths.tasks) if r.split == "evaluation"]
-        refuse_leak(run.experiment, parent, held_out)
+    parent = read_parent(paths.parent, run.decoder.init_sha256)
+    held_out = [r.task for r in read_tasks(paths.tasks) if r.split == "evaluation"]
+    refuse_leak(run, parent, held_out, paths.strict_parents)
     return parent
 
 
-def _key(run: RunConfig, paths: RunPaths) -> str:
+def _key(run: RunConfig, paths: RunPaths, parent: Parent | None) -> str:
     """Digest of everything that determines a run: a state of another one is never resumed."""
-    files = [paths.tasks, paths.augmentations]
-    if paths.parent is not None:
-        files.append(paths.parent / "model.safetensors")
-    code = code_digest(*train_code(run.context.source))
-    return digest([plain(run), [file_digest(path) for path in files], code])
+    files = [file_digest(path) for path in (paths.tasks, paths.augmentations)]
+    files += [] if parent is None else [parent.sha256]
+    return digest([plain(run), files, code_digest(*train_code(run.context.source))])
 
 
 def _name(run: RunConfig) -> str:
@@ -215,7 +218,7 @@ def _loop(
                 exact, target = result.get("all.exact_accuracy", 0.0), train.target_exact_accuracy
                 progress.say(f"step {step}: exact match {exact:.1%} over the training episodes")
                 reason = "target" if target is not None and exact >= target else None
-            if interruption.signal:
+            if interruption.signal and reason is None:
                 save()
                 log.warning("%s: saved step %d, run again to go on", interruption.signal, step)
                 sys.exit(EXIT_INTERRUPTED)
@@ -243,12 +246,11 @@ def _record(
     run: RunConfig,
     trainer: Trainer,
     device: torch.device,
-    ids: Iterable[str],
-    parent: dict[str, Any] | None,
+    parent: Parent | None,
     loaded: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    tasks = list(ids)
-    parents = [] if parent is None else [parent]
+    tasks = trainer.corpus.tasks
+    parents = [] if parent is None or parent.record is None else [parent.record]
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
         name = torch.cuda.get_device_name(device)
@@ -262,13 +264,15 @@ def _record(
         "kind": "trm" if run.context.source == "embedding" else "etrm",
         "split": run.split,
         "config": plain(run),
-        "tasks": tasks,
+        "tasks": [task.id for task in tasks],
         "puzzles": trainer.corpus.num_puzzles,
+        "recipes_digest": trainer.corpus.recipes_digest(),
         "lanes": {str(lane.side): len(lane) for lane in trainer.episodes},
         "seen_tasks": seen_tasks(tasks, parents),
         "parents": [
             {k: p[k] for k in ("experiment", "stage", "seed", "split", "key")} for p in parents
         ],
+        "unproven": [] if parent is None else parent.unproven,
         "init": loaded,
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,

@@ -34,12 +34,14 @@ from etrm.config.study import (
 )
 
 __all__ = [
+    "DECODER_SIZES",
     "STAGES",
     "ConfigError",
     "ExperimentConfig",
     "RunConfig",
     "StudyConfig",
     "load_study",
+    "names_file",
     "parse",
     "plain",
     "read_study",
@@ -222,7 +224,7 @@ def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> l
     known = [name for name, config in experiments.items() if config.is_trm]
     for name, config in experiments.items():
         parent, path = config.decoder.init, f"experiments.{name}.decoder.init"
-        if parent is None or parent in broken:
+        if parent is None or parent in broken or names_file(parent):
             continue
         if parent not in known:
             found.append(unknown_key(path, parent, known, what="pretraining experiment"))
@@ -238,6 +240,11 @@ def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> l
             expected = "null, or a pretraining that does not start from this one"
             found.append(Problem(path, f"a circle back to {name!r}", expected))
     return found
+
+
+def names_file(init: str) -> bool:
+    """Does `decoder.init` name a file or folder, rather than an experiment?"""
+    return "/" in init or Path(init).suffix in (".pt", ".safetensors")
 
 
 def _differ(key: str, ours: Any, theirs: Any) -> bool:

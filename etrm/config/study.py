@@ -108,7 +108,11 @@ class ModelConfig:
     layers: int = option(
         "blocks of the one network that is applied again and again", 2, unit="blocks", ge=1
     )
-    expansion: float = option("SwiGLU expansion", 4.0, gt=0)
+    expansion: float = option(
+        "SwiGLU expansion; its inner width, 2/3 · expansion · width, is rounded up to 256s",
+        4.0,
+        gt=0,
+    )
     context_tokens: int = option("context tokens P prepended to the query", 16, unit="tokens", ge=1)
     H_cycles: int = option(
         "high-level cycles of one ACT step; the last has gradients", 3, unit="cycles", ge=1
@@ -136,7 +140,18 @@ class DecoderConfig:
     """Where the decoder's first weights come from."""
 
     init: str | None = option(
-        "name of the pretraining experiment that initialises the decoder; null: from scratch", None
+        "what initialises the decoder: the name of a pretraining experiment, the path of a run"
+        " folder of another study, or of an official TRM checkpoint (`.pt`, `.safetensors`);"
+        " null: from scratch",
+        None,
+    )
+    init_trust: bool = option(
+        "let a strict experiment start from a checkpoint of unknown origin; its scores are then"
+        " marked `held-out: not proven`",
+        False,
+    )
+    init_sha256: str | None = option(
+        "SHA-256 that the checkpoint file must have; null: any (it is recorded)", None
     )
     weights: str = option("which of its weights", "ema", choices=("ema", "raw"))
     frozen_steps: int = option("train only the context source for this long", 0, unit="steps", ge=0)

@@ -34,6 +34,11 @@ class ContextSource(nn.Module):
         super().__init__()
         self.options, self.model, self.num_puzzles = options, model, num_puzzles
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight in the total loss of every loss that `forward` gives, by name."""
+        return {}
+
     def initial_state(self, batch: int) -> Tensor | None:
         """The state of `batch` samples that begin; None for a source without one."""
         return None

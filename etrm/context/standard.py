@@ -31,7 +31,11 @@ class StandardOptions:
     heads: int = option("attention heads; width / heads must be even", 8, ge=1)
     layers: int = option("blocks over the tokens of a pair", 2, ge=1)
     set_layers: int = option("blocks in which the context queries read the pairs", 2, ge=1)
-    expansion: float = option("SwiGLU expansion", 4.0, gt=0)
+    expansion: float = option(
+        "SwiGLU expansion; its inner width, 2/3 · expansion · width, is rounded up to 256s",
+        4.0,
+        gt=0,
+    )
     norm: str = option(
         "`post`: RMS norm after a branch; `pre`: LayerNorm before", "post", choices=("post", "pre")
     )

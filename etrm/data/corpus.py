@@ -7,6 +7,8 @@ processes, no padded data sets on disk, and a batch is a function of indices alo
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +42,10 @@ class Episodes:
         return int(self.task.shape[0])
 
 
+class CorpusError(ValueError):
+    """Tasks and augmentations that do not belong together."""
+
+
 class Corpus:
     """Grids [2·pairs, M, M] (input and output of each pair) and recipes of all puzzles."""
 
@@ -65,6 +71,13 @@ class Corpus:
         grids, sizes = _stack(self.pairs)
         self.grids = torch.from_numpy(grids).to(self.device)
         self.sizes = torch.from_numpy(sizes).to(self.device)
+        missing = [task.id for task in self.tasks if task.id not in variants]
+        if missing:
+            raise CorpusError(
+                f"augmentations: found no variants of {', '.join(missing[:8])}"
+                f"{', …' if len(missing) > 8 else ''}, expected those of every task; run the target"
+                " `augment` again"
+            )
         drawn = [variants[task.id] for task in self.tasks]
         counts = [min(len(v.dihedral), limit or len(v.dihedral)) for v in drawn]
         self.variant_count = torch.tensor(counts, device=self.device)
@@ -80,6 +93,13 @@ class Corpus:
     def num_puzzles(self) -> int:
         """Tasks times their variants."""
         return int(self.dihedral.shape[0])
+
+    def recipes_digest(self) -> str:
+        """SHA-256 of all puzzles in order: which task, which dihedral, which colours."""
+        parts = [json.dumps([task.id for task in self.tasks]).encode()]
+        tensors = (self.variant_count, self.dihedral, self.permutation)
+        parts += [t.cpu().numpy().astype("<i8").tobytes() for t in tensors]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def assemble(
         self,

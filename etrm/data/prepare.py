@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from etrm.arc.augment import draw_variants
+from etrm.arc.canonical import shared
 from etrm.arc.grid import MAX_SIDE, demo_grids, fits
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Task
@@ -56,8 +58,9 @@ def prepare_tasks(data: DataConfig, out: Path) -> str:
         summary.append(_summarise(split, loaded, small, kept))
     if not records:
         raise ValueError("data.training and data.evaluation name no source: nothing to prepare")
+    records, found = _mark_duplicates(records)
     write_tasks(out, records)
-    return "\n".join(summary)
+    return "\n".join([*summary, *found])
 
 
 def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int) -> str:
@@ -76,6 +79,24 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
         more = ", ..." if len(short) > MAX_NAMED else ""
         summary += f"\n{len(short)} tasks have fewer than {variants:,} distinct: {named}{more}"
     return summary
+
+
+def _mark_duplicates(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
+    """Training tasks that share a pair with a held-out task, marked; and a line for each."""
+    training, held_out = ([r.task for r in records if r.split == split] for split in SPLITS)
+    found = shared(training, held_out)
+    lines = [
+        f"training task {ours} shares a pair with held-out task {theirs}, up to rotation,"
+        " reflection and colours: left out of strict training"
+        for ours, theirs in found.items()
+    ]
+    marked = [
+        replace(record, duplicate_of=found.get(record.task.id))
+        if record.split == "training"
+        else record
+        for record in records
+    ]
+    return marked, lines
 
 
 def _check_names(data: DataConfig, names: Sequence[str]) -> None:

@@ -44,8 +44,15 @@ TASKS_SCHEMA = pa.schema(
         _column("output_height", pa.uint8(), "rows of the output grid; null: not known", True),
         _column("output_width", pa.uint8(), "columns of the output grid; null: not known", True),
         _column("output", pa.binary(), "colours of the output grid; null: not known", True),
+        _column(
+            "duplicate_of",
+            pa.string(),
+            "of a training task: a held-out task that it shares a pair with, up to dihedral and "
+            "colours; strict training leaves the task out. null: none",
+            True,
+        ),
     ],
-    metadata={"etrm_table": "tasks", "etrm_version": "1"},
+    metadata={"etrm_table": "tasks", "etrm_version": "2"},
 )
 
 AUGMENTATIONS_SCHEMA = pa.schema(
@@ -75,11 +82,12 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task, the name of the source it is from, and its split (training or evaluation)."""
+    """A task, the name of its source, its split, and a held-out task that it shares a pair with."""
 
     task: Task
     source: str
     split: str
+    duplicate_of: str | None = None
 
 
 def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
@@ -89,7 +97,8 @@ def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
             for index, pair in enumerate(pairs):
                 values = (record.task.id, record.source, record.split, role, index)
-                row = (*values, *_grid_cells(pair.input), *_grid_cells(pair.output))
+                grids = (*_grid_cells(pair.input), *_grid_cells(pair.output))
+                row = (*values, *grids, record.duplicate_of)
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
     write_table_atomic(path, pa.table(columns, schema=TASKS_SCHEMA))
@@ -121,7 +130,8 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
     if not all(pairs.values()):
         found = f"task {task_id}: {len(pairs['demo'])} demos, {len(pairs['query'])} queries"
         raise TableError(path, found, "at least one of each", "tasks")
-    return TaskRecord(Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"])), source, split)
+    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]))
+    return TaskRecord(task, source, split, rows[0]["duplicate_of"])
 
 
 def _grid_cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | None]:

@@ -86,13 +86,11 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, side: int, context: bool = True) -> tuple[Tensor, Tensor]:
-        """cos and sin [(P +) side², head width] for a canvas of `side` cells."""
+    def forward(self, side: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [P + side², head width] for a canvas of `side` cells."""
         cells = torch.arange(side, device=self.cos.device)
         index = (self.context_tokens + MAX_SIDE * cells[:, None] + cells).flatten()
-        if context:
-            first = torch.arange(self.context_tokens, device=index.device)
-            index = torch.cat([first, index])
+        index = torch.cat([torch.arange(self.context_tokens, device=index.device), index])
         return self.cos[index], self.sin[index]
 
 

@@ -104,7 +104,13 @@ def _configuration(view: RunView) -> list[str]:
         "Parameters": f"{view.run['num_params']:,}" if "num_params" in view.run else NONE,
     }
     lines = [f"- {name}: {value}" for name, value in named.items()]
-    lines += ["", f"All of it but the health rules ({view.stage}):", "", "| key | value |", "| --- | --- |"]
+    lines += [
+        "",
+        f"All of it but the health rules ({view.stage}):",
+        "",
+        "| key | value |",
+        "| --- | --- |",
+    ]
     shown = {key: value for key, value in config.items() if not key.startswith("health.")}
     return lines + [f"| `{key}` | {_cell(value)} |" for key, value in sorted(shown.items())]
 
@@ -128,6 +134,15 @@ def _results(view: RunView) -> list[str]:
     if view.score is not None:
         lines += _test_results(view.score)
     return [line.rstrip() for line in [*lines, f"- Status: {_outcome(view)}"]]
+
+
+def held_out_text(held_out: Mapping[str, Any]) -> str:
+    """Whether the tasks that were scored were really held out, in words."""
+    if held_out["status"] == "seen":
+        return f"demos of {held_out['seen']} of {held_out['of']} were trained on"
+    if held_out["status"] == "not proven":
+        return f"held-out: not proven (started from {', '.join(held_out['unproven'])})"
+    return f"none of {held_out['of']} has touched a weight, by id or content"
 
 
 def _finding(finding: Mapping[str, Any]) -> str:
@@ -156,6 +171,7 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
         f"{score['tasks_evaluated']} of {score['tasks_asked']} tasks, {score['variants']} variants"
     )
     lines += [f"- Evaluated: {asked}" + (" (**partial**)" if score["partial"] else "")]
+    lines += [f"- Held-out tasks: {held_out_text(score['held_out'])}"]
     lines += [f"- Test outputs that do not fit their canvas: {score['outputs_not_fitting_canvas']}"]
     return lines
 

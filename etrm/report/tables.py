@@ -72,7 +72,7 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
         "Experiment": lambda row: str(row["experiment"]),
         "Stage": lambda row: str(row["stage"]),
         "Context": lambda row: str(row["context"]),
-        "Split": lambda row: _SPLITS.get(row["split"], str(row["split"])),
+        "Split": _split,
         "Seeds": lambda row: str(row["seeds"]),
         "Parameters": lambda row: _count(row["params"]),
         "Overfit exact match": lambda row: _percent(row, "overfit_exact"),
@@ -87,6 +87,13 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
     }
     rows = [row for _, row in table.iterrows()]
     return pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
+
+
+def _split(row: pd.Series) -> str:
+    """The split in words; an ancestor of unknown origin takes the proof away."""
+    if row["split"] == "strict" and row["held_out"] == "not proven":
+        return "strict, held-out: not proven"
+    return _SPLITS.get(row["split"], str(row["split"]))
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -108,7 +115,7 @@ def to_latex(table: pd.DataFrame) -> str:
 def to_text(table: pd.DataFrame) -> str:
     """Aligned plain text for a terminal: the columns that decide."""
     text = rendered(table)
-    text["Split"] = [split.split(":")[0] for split in text["Split"]]
+    text["Split"] = [s if s.endswith("not proven") else s.split(":")[0] for s in text["Split"]]
     keep = ("Experiment", "Stage", "Split", "Seeds", "Overfit exact match", "Train exact match")
     text = text[[*keep, "pass@1", "pass@2", "Status"]]
     text.columns = pd.Index([name.replace(" exact match", " EM") for name in text.columns])
@@ -171,7 +178,8 @@ _CSS = (
 
 
 def _columns() -> list[str]:
-    fixed = ["experiment", "stage", "kind", "context", "split", "seeds", "params", "status", "gate"]
+    fixed = ["experiment", "stage", "kind", "context", "split", "held_out", "seeds", "params"]
+    fixed += ["status", "gate"]
     fixed += [
         "gate_threshold",
         "overfit_exact",
@@ -181,7 +189,7 @@ def _columns() -> list[str]:
     ]
     parts = ("", "_sd", "_numerator", "_denominator", "_low", "_high")
     passes = [f"pass@{k}_{rule}{part}" for k in ATTEMPTS for rule in RULES for part in parts]
-    return [*fixed, *passes, "tasks", "tasks_evaluated", "variants"]
+    return [*fixed, *passes, "tasks", "tasks_evaluated", "partial", "variants"]
 
 
 def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]:
@@ -194,6 +202,7 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
         "kind": first.run["kind"],
         "context": first.run.get("config", {}).get("context", {}).get("source", NONE),
         "split": first.run["split"],
+        "held_out": _held_out(views),
         "seeds": len(views),
         "params": first.run.get("num_params"),
         "status": "; ".join(distinct(_status_in_table(view) for view in views)),
@@ -208,8 +217,16 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
             row |= _pass_numbers(f"pass@{k}_{rule}", found)
     for name, key in (("tasks", "tasks_asked"), ("tasks_evaluated", "tasks_evaluated")):
         row[name] = min((score[key] for score in scores), default=None)
+    row["partial"] = any(score["partial"] for score in scores) if scores else None
     row["variants"] = min((score["variants"] for score in scores), default=None)
     return row
+
+
+def _held_out(views: Sequence[RunView]) -> str | None:
+    """The least that is known of any seed: `seen`, `not proven` or `proven`."""
+    found = {view.score["held_out"]["status"] for view in views if view.score is not None}
+    found |= {"not proven" for view in views if view.run["unproven"]}
+    return next((s for s in ("seen", "not proven", "proven") if s in found), None)
 
 
 def _train_exact(view: RunView) -> float | None:
@@ -253,7 +270,8 @@ def _pass(row: pd.Series, name: str) -> str:
     """`2.3 % (9/400) [1.0, 3.8]`, or with several seeds `2.3 % ± 0.4 (9.3/400)`."""
     text = _percent(row, name)
     if pd.notna(row[f"{name}_denominator"]):
-        text += f" ({row[f'{name}_numerator']:.4g}/{row[f'{name}_denominator']:.0f})"
+        partial = ", partial" if row["partial"] else ""
+        text += f" ({row[f'{name}_numerator']:.4g}/{row[f'{name}_denominator']:.0f}{partial})"
     if pd.notna(row[f"{name}_low"]):
         text += f" [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
     return text

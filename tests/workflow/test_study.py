@@ -132,9 +132,10 @@ def test_scores_count_everything(finished: Path) -> None:
         assert score["pass"]["1"]["task_fraction"]["denominator"] == held_out.task.nunique()
         sent = json.loads((root / "evaluation" / name / "seed0/submission.json").read_text())
         assert set(sent) == set(held_out.task)
-    assert "never seen" in json.loads(
-        (root / "evaluation" / PASSING / "seed0/score.json").read_text()
-    )["held_out"]
+    assert (
+        "never seen"
+        in json.loads((root / "evaluation" / PASSING / "seed0/score.json").read_text())["held_out"]
+    )
 
 
 def test_second_run_does_nothing(finished: Path) -> None:
@@ -244,7 +245,9 @@ def test_more_seeds_touch_no_old_run(study: Path) -> None:
     assert jobs["train_overfit"] == jobs["train_full"] == jobs["verdict"] == 1
     assert jobs["evaluate_run"] == 1
     assert "train_pretrain" not in jobs
-    assert set(re.findall(r"wildcards: experiment=\w+, seed=(\d)", run.stdout + run.stderr)) == {"1"}
+    assert set(re.findall(r"wildcards: experiment=\w+, seed=(\d)", run.stdout + run.stderr)) == {
+        "1"
+    }
 
 
 def test_stopped_full_run_asked_for_by_name(study: Path) -> None:

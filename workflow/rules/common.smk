@@ -27,6 +27,8 @@ ROOT = PIPELINE.root
 ENVIRONMENT = "../../envs/etrm.yaml"
 # Where metrics go beside metrics.parquet changes no result, so it is no parameter of any rule.
 config["tracking"] = plain(STUDY.tracking)
+# What a refused run is told to start from: an advice, no parameter either.
+config["strict_parents"] = PIPELINE.strict_parents()
 
 
 wildcard_constraints:
@@ -78,6 +80,10 @@ def code_of(wildcards):
 
 def parent_of(stage):
     return lambda wildcards: PIPELINE.parent_files(run_of(wildcards, stage))
+
+
+def parent_path_of(stage):
+    return lambda wildcards: str(PIPELINE.parent_path(run_of(wildcards, stage)) or "")
 
 
 def gate_of(wildcards):

@@ -40,6 +40,7 @@ rule train_pretrain:
     threads: STUDY.threads
     params:
         run=config_of("pretrain"),
+        parent=parent_path_of("pretrain"),
         code=code_of,
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
@@ -58,6 +59,7 @@ use rule train_pretrain as train_overfit with:
         ROOT / "logs/{experiment}/overfit_seed{seed}.log",
     params:
         run=config_of("overfit"),
+        parent=parent_path_of("overfit"),
         code=code_of,
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
@@ -75,6 +77,7 @@ use rule train_pretrain as train_full with:
         ROOT / "logs/{experiment}/full_seed{seed}.log",
     params:
         run=config_of("full"),
+        parent=parent_path_of("full"),
         code=code_of,
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,

@@ -14,14 +14,15 @@ with job_log(snakemake.log[0]):
     if snakemake.input.get("verdict"):
         require_passed(Path(snakemake.input.verdict))
     torch.set_num_threads(snakemake.threads)
-    parents = snakemake.input.get("parent") or []
+    parent = snakemake.params.parent
     paths = RunPaths(
         tasks=Path(snakemake.input.tasks),
         augmentations=Path(snakemake.input.augmentations),
-        parent=Path(parents[0]).parent if parents else None,
+        parent=Path(parent) if parent else None,
         out=Path(snakemake.output[0]).parent,
         state=Path(snakemake.params.state),
         wandb=Path(snakemake.params.wandb),
+        strict_parents=tuple(snakemake.config["strict_parents"]),
     )
     tracking = parse(TrackingConfig, snakemake.config["tracking"], "tracking")
     train_run(parse(RunConfig, snakemake.params.run), paths, tracking, bar=False)

@@ -1,0 +1,134 @@
+"""What a run starts from: an earlier run or an official checkpoint, what is known of it, and
+whether a strict run may start from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from etrm.arc.task import Task
+from etrm.checkpoint import CheckpointError, init_decoder
+from etrm.config import DECODER_SIZES
+from etrm.config.study import ModelConfig, RunConfig
+from etrm.official import check_sha256, decoder_weights
+from etrm.provenance import LeakError, touched
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Weights that a run starts from; `record` is their run.json, None for an unknown origin."""
+
+    path: Path
+    weights: Path
+    sha256: str
+    record: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The experiment, or the path of a checkpoint of unknown origin."""
+        return str(self.path) if self.record is None else str(self.record["experiment"])
+
+    @property
+    def unproven(self) -> list[str]:
+        """Checkpoints of unknown origin among its ancestors, itself included."""
+        return [str(self.path)] if self.record is None else list(self.record["unproven"])
+
+
+def read_parent(path: Path, sha256: str | None) -> Parent:
+    """A run folder, its `model.safetensors`, or an official checkpoint file.
+
+    Raises `CheckpointError` for a file that is missing, or is not the one that was expected: by
+    `sha256`, or by the digest that the run recorded of its weights.
+    """
+    folder = path if path.is_dir() else path.parent
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: no such file, expected weights to start from")
+    found = check_sha256(weights, sha256)
+    if weights.name != WEIGHTS or not (folder / "run.json").is_file():
+        if path.is_dir():
+            raise CheckpointError(f"{path}: found no run.json, expected a run folder")
+        return Parent(path, weights, found, None)
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        recorded = record["weights_sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / 'run.json'}: found no record of a run, expected one; run its stage again"
+        ) from None
+    if recorded != found:
+        raise CheckpointError(
+            f"{weights}: found SHA-256 {found}, expected {recorded} from its run.json: the file was"
+            " changed or damaged; run its stage again"
+        )
+    return Parent(folder, weights, found, record)
+
+
+def refuse_leak(
+    run: RunConfig, parent: Parent, held_out: Sequence[Task], strict_parents: Sequence[str]
+) -> None:
+    """Raise `LeakError` where a strict run would start from weights that saw a held-out task.
+
+    A task counts as seen by its id or by its content: any of its pairs, up to dihedral and
+    colours. Weights of unknown origin are refused unless `decoder.init_trust` accepts them.
+    """
+    if run.split != "strict":
+        return
+    instead = [name for name in strict_parents if name != parent.name]
+    advice = f"start from {' or '.join(map(repr, instead))}" if instead else "pretrain a strict TRM"
+    if parent.unproven and not run.decoder.init_trust:
+        origin = ", ".join(parent.unproven)
+        raise LeakError(
+            f"{run.experiment} is strict, but nobody knows which tasks {origin} has seen: {advice},"
+            " or set decoder.init_trust: true, which marks its scores `held-out: not proven`"
+        )
+    if parent.record is None:
+        return
+    leaked = touched(parent.record["seen_tasks"], held_out)
+    if leaked:
+        first = ", ".join(leaked[:5]) + (", …" if len(leaked) > 5 else "")
+        raise LeakError(
+            f"{run.experiment} is strict, but its decoder.init {parent.name!r} has seen"
+            f" {len(leaked)} of {len(held_out)} held-out tasks ({first}): {advice}"
+        )
+
+
+def start_from(
+    decoder: nn.Module, parent: Parent, which: str, model: ModelConfig
+) -> dict[str, Any]:
+    """Load a decoder's first weights; returns what was loaded, skipped and left new, for run.json.
+
+    Raises `CheckpointError` where sizes or cycles are not those of `model`, printing both.
+    """
+    if parent.record is not None:
+        theirs = parent.record["config"]["model"]
+        wrong = [
+            f"{k} {theirs[k]} there and {getattr(model, k)} here"
+            for k in DECODER_SIZES
+            if theirs[k] != getattr(model, k)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{parent.path}: found another model: {', '.join(wrong)}; expected the sizes and"
+                " cycles of the experiment"
+            )
+        report = {**init_decoder(decoder, parent.weights, which), "unchecked": []}
+    else:
+        ours = decoder.state_dict()
+        given, skipped, unchecked = decoder_weights(parent.weights, ours, model)
+        decoder.load_state_dict(given, strict=False)
+        report = {
+            "weights": "as in the file",
+            "loaded": [f"decoder.{n}" for n in ours if n in given],
+            "skipped": skipped,
+            "new": [f"decoder.{n}" for n in ours if n not in given],
+            "unchecked": unchecked,
+        }
+    return {**report, "path": str(parent.weights), "sha256": parent.sha256}
