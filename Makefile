@@ -23,7 +23,7 @@ run: setup
 	@$(BIN)/etrm summary
 
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) tests
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup tests
 
 lint: setup
 	$(BIN)/ruff check .

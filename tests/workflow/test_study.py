@@ -132,10 +132,12 @@ def test_scores_count_everything(finished: Path) -> None:
         assert score["pass"]["1"]["task_fraction"]["denominator"] == held_out.task.nunique()
         sent = json.loads((root / "evaluation" / name / "seed0/submission.json").read_text())
         assert set(sent) == set(held_out.task)
-    assert (
-        "never seen"
-        in json.loads((root / "evaluation" / PASSING / "seed0/score.json").read_text())["held_out"]
-    )
+    held_out = {
+        name: json.loads((root / "evaluation" / name / "seed0/score.json").read_text())["held_out"]
+        for name in ("trm", PASSING)
+    }
+    assert held_out[PASSING]["status"] == "proven"
+    assert held_out["trm"]["status"] == "seen"
 
 
 def test_second_run_does_nothing(finished: Path) -> None:
@@ -314,3 +316,40 @@ def test_bad_config_is_refused_before_anything_runs(tmp_path: Path) -> None:
     assert "did you mean 'standard'" in text
     assert "seeds" in text
     assert "Traceback" not in text
+
+
+def test_a_strict_run_cannot_start_from_the_transductive_trm(study: Path) -> None:
+    change = {"experiments": {PASSING: {"decoder": {"init": "trm"}}}}
+    target = f"results/smoke/runs/{PASSING}/overfit/seed0/model.safetensors"
+    run = snakemake(study, "--cores", "1", target, config=variant(study, change))
+    assert run.returncode != 0
+    text = run.stdout + run.stderr
+    assert f"{PASSING} is strict, but its decoder.init 'trm' has seen 3 of 3 held-out tasks" in text
+    assert "start from 'trm_strict'" in text
+    held_out = pq.read_table(results(study) / "data/tasks.parquet").to_pandas()
+    assert any(name in text for name in held_out[held_out.split == "evaluation"].task)
+    assert not (study / target).exists()
+
+
+def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -> None:
+    """Exported from our own strict pretraining, and thereby of unknown origin."""
+    environment = {**os.environ, "PYTHONPATH": str(study)}
+    parent = "results/smoke/runs/trm_strict/pretrain/seed0"
+    command = [sys.executable, "-m", "etrm", "export", parent, "data/trm.pt"]
+    subprocess.run(command, cwd=study, env=environment, check=True, capture_output=True)
+    init = {"init": "data/trm.pt"}
+    change = {"experiments": {PASSING: {"decoder": init}}}
+    run = snakemake(study, "--cores", "2", "gate", config=variant(study, change))
+    assert run.returncode != 0
+    assert "nobody knows which tasks data/trm.pt has seen" in run.stdout + run.stderr
+    change["experiments"][PASSING]["decoder"]["init_trust"] = True
+    run = snakemake(study, "--cores", "2", config=variant(study, change))
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    record = json.loads((results(study) / f"runs/{PASSING}/overfit/seed0/run.json").read_text())
+    assert record["init"]["skipped"] == ["puzzle_emb.weights"]
+    assert record["unproven"] == ["data/trm.pt"]
+    lines = (results(study) / "tables/results.md").read_text().splitlines()
+    marked = [line for line in lines if "held-out: not proven" in line]
+    assert len(marked) == 1
+    assert PASSING in marked[0]
+    assert "not proven" in (results(study) / f"records/{PASSING}.md").read_text()
