@@ -158,7 +158,9 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
             words = {"task_fraction": "mean over a task's tests", "all_tests": "all tests right"}[
                 rule
             ]
-            text = f"{_percent(one['value'])} ({one['numerator']:.4g}/{one['denominator']})"
+            counted = f"{one['numerator']:.4g}/{one['denominator']}"
+            counted += ", partial" if score["partial"] else ""
+            text = f"{_percent(one['value'])} ({counted})"
             if one["ci95"]:
                 text += f", 95 % interval {_percent(one['ci95'][0])} to {_percent(one['ci95'][1])}"
             lines.append(f"- Test pass@{k} ({words}): {text}")

@@ -28,7 +28,7 @@ def write_figures(
     names = distinct(view.experiment for view in views)
     held_out = [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
     answers = {
-        view.experiment: pq.read_table(view.predictions).to_pandas()
+        view.experiment + _partial(view): pq.read_table(view.predictions).to_pandas()
         for view in reversed(views)
         if view.predictions is not None
     }
@@ -48,6 +48,11 @@ def write_figures(
     }
     for name, figure in made.items():
         save(figure, folder / name, style.formats, style.dpi)
+
+
+def _partial(view: RunView) -> str:
+    """Said wherever answers of a partial evaluation are shown."""
+    return " (partial)" if view.score is not None and view.score["partial"] else ""
 
 
 def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
