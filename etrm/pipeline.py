@@ -14,8 +14,8 @@ from typing import Any
 
 from etrm.config import RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.study import GateConfig
+from etrm.keep import RUN_FILES
 
-RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
 TABLE_FORMATS = ("csv", "md", "tex")

@@ -2,7 +2,8 @@
 
 A run folder holds `model.safetensors` (raw and averaged weights), `metrics.parquet` (one row per
 logged step) and `run.json` (configuration, provenance, what it cost). They are written when the
-run is done; until then its state is in `state_folder`, from which a killed run goes on.
+run is done; until then its state is in `RunPaths.state`, from which a killed run goes on, and where
+the last finished run is kept.
 """
 
 from __future__ import annotations
@@ -10,17 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from etrm.arc.task import Pair, Task
 from etrm.checkpoint import CheckpointError, clear_states, load_state, save_state, save_weights
@@ -33,9 +31,10 @@ from etrm.data.files import write_json_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.engine import Trainer
 from etrm.health import check_rules, check_stuck, stop_reason
-from etrm.logs import say
+from etrm.keep import keep, take_back
 from etrm.models.build import build_model, num_parameters
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
+from etrm.progress import Interruption, Progress
 from etrm.provenance import (
     code_digest,
     commit,
@@ -51,7 +50,6 @@ log = logging.getLogger(__name__)
 
 # Told to the scheduler by a run that was asked to stop and has saved its state.
 EXIT_INTERRUPTED = 75
-SECONDS_BETWEEN_LINES = 20.0
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,17 @@ def train_run(
     started = time.time()
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parent = _read_parent(run, paths)
+    key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
+    kept = take_back(paths.out, store, key)
+    if kept is not None:
+        log.info("the same run was finished on %s: taken back from %s", kept["finished"], store)
+        return kept
     corpus, episodes = training_data(run, paths, target)
     model = build_model(run, corpus.num_puzzles).to(target)
     loaded = None
     if parent is not None:
         loaded = start_from(model.decoder, parent, run.decoder.weights, run.model)
     trainer = Trainer(run, model, corpus, episodes)
-    key = _key(run, paths, parent)
     tracker = Tracker(tracking, _name(run), key[:16], plain(run), paths.wandb)
     history: dict[str, Any] = {
         "seconds": 0.0,
@@ -98,7 +100,8 @@ def train_run(
     }
     folder = paths.state / key[:16]
     history |= _resume(trainer, tracker, folder, target)
-    progress = Progress(_name(run), trainer, bar and sys.stderr.isatty())
+    steps = trainer.step_number, run.train.steps
+    progress = Progress(_name(run), *steps, bar and sys.stderr.isatty())
     reason = _loop(run, trainer, tracker, folder, history, started, progress)
     if not tracker.rows or "all.exact_accuracy" not in tracker.rows[-1]:
         tracker.log({"step": trainer.step_number, **trainer.evaluate()})
@@ -115,6 +118,7 @@ def train_run(
         "weights_sha256": file_digest(paths.out / "model.safetensors"),
     }
     write_json_atomic(paths.out / "run.json", record)
+    keep(paths.out, store, key)
     tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
     clear_states(folder)
     return record
@@ -283,65 +287,3 @@ def _record(
         "code_digest": code_digest(*train_code(run.context.source)),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
-
-
-class Interruption:
-    """Within the block, SIGTERM, SIGUSR1 and SIGINT are noted, to be acted on between steps."""
-
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in self.signals:
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
-
-
-class Progress:
-    """A bar on a terminal of one's own; elsewhere a line every so often."""
-
-    def __init__(self, name: str, trainer: Trainer, bar: bool) -> None:
-        self.name, self.steps, self._last = name, trainer.train.steps, 0.0
-        self._bar = tqdm(
-            total=self.steps,
-            initial=trainer.step_number,
-            desc=name,
-            unit="step",
-            disable=not bar,
-        )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, row: dict[str, float]) -> None:
-        """Where training is."""
-        step = int(row["step"])
-        parts = [f"loss {row['train/lm_loss']:.3f}"]
-        if "train/exact_accuracy" in row:
-            parts.append(f"exact {row['train/exact_accuracy']:.1%}")
-        parts.append(f"{row['perf/examples_per_second']:.0f} examples/s")
-        self._bar.n = step
-        self._bar.set_postfix_str(", ".join(parts))
-        if self._bar.disable and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            self.say(f"step {step}/{self.steps}: {', '.join(parts)}")
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._bar.disable:
-            say(f"{self.name}: {text}")
-        else:
-            self._bar.write(text, file=sys.stderr)

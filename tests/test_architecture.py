@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs",),
+    ("etrm.logs", "etrm.progress"),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
@@ -26,7 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
-    ("etrm.official",),
+    ("etrm.official", "etrm.keep"),
     ("etrm.parents",),
     ("etrm.evaluate",),
     ("etrm.engine",),

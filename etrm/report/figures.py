@@ -47,20 +47,23 @@ def training_curves(
 ) -> Figure:
     """Train exact match (`train/exact_accuracy`) over steps, one panel per stage.
 
-    The gate's threshold is a line on the overfit panel; a cross marks where an experiment was
-    stopped, by its verdict or by a health rule.
+    A dot is a run's last `all.exact_accuracy`, over all training episodes with averaged weights:
+    what the gate judges, whose threshold is a line on the overfit panel. A cross marks where an
+    experiment was stopped, by its verdict or by a health rule.
     """
     look_of = looks(names or [view.experiment for view in runs])
     with theme(style):
         fig = Figure(figsize=(style.width, 0.4 * style.width), layout="constrained")
         panels = fig.subplots(1, len(STAGES), sharey=True)
         drawn: list[RunView] = []
+        evaluated = False
         for axes, stage in zip(panels, STAGES, strict=True):
             views = [view for view in runs if view.stage == stage]
             title = {"pretrain": "pretraining", "overfit": "overfit", "full": "full"}[stage]
             axes.set_title(title.capitalize())
             shown = _curves(axes, views, "train/exact_accuracy", look_of)
             _stops(axes, shown, look_of)
+            evaluated |= _evaluated(axes, shown, look_of)
             _steps_axis(axes)
             drawn += shown
             if not shown:
@@ -72,10 +75,13 @@ def training_curves(
         first.tick_params(labelleft=True)
         handles = _handles(drawn, look_of)
         handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
-        if any(view.stopped for view in drawn):
-            handles.append(
-                Line2D([], [], label="stopped", color=GUIDE, marker="X", ms=6, linestyle="none")
-            )
+        marks = {"stopped": ("X", any(view.stopped for view in drawn))}
+        marks["all episodes"] = ("o", evaluated)
+        handles += [
+            Line2D([], [], label=label, color=GUIDE, marker=marker, ms=6, linestyle="none")
+            for label, (marker, used) in marks.items()
+            if used
+        ]
         legend_below(fig, handles, style)
     return fig
 
@@ -220,6 +226,20 @@ def _stops(axes: Axes, views: Sequence[RunView], look_of: dict[str, Look]) -> No
                 curve.index[-1:], curve[-1:], marker="X", ms=6, mec="white", zorder=4
             )
             cross.set(color=look_of[view.experiment].colour, clip_on=False)
+
+
+def _evaluated(axes: Axes, views: Sequence[RunView], look_of: dict[str, Look]) -> bool:
+    """A dot at the last evaluation over all episodes of each run; were there any?"""
+    found = False
+    for view in views:
+        values = view.series("all.exact_accuracy")
+        if len(values) and not view.stopped:
+            (dot,) = axes.plot(
+                values.index[-1:], values[-1:], marker="o", ms=6, mec="white", zorder=4
+            )
+            dot.set(color=look_of[view.experiment].colour, clip_on=False)
+            found = True
+    return found
 
 
 def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:

@@ -106,7 +106,7 @@ def test_training_curves_show_each_stage_with_trm_dashed(views: list[RunView]) -
     assert set(labelled(full)) == set(ETRM[:2])
     assert {line.get_linestyle() for line in labelled(pretrain).values()} == {"--"}
     assert {line.get_linestyle() for line in labelled(overfit).values()} == {"-"}
-    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", "stopped"]
+    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", "stopped", "all episodes"]
     assert_readable(fig)
 
 
@@ -317,3 +317,13 @@ def test_many_experiments_with_long_names_continue_on_further_lines() -> None:
 
 def test_no_evaluated_experiment_is_said_in_words() -> None:
     assert "no experiment has been evaluated yet" in words_of(qualitative(fake.tasks(2), {}, STYLE))
+
+
+def test_a_dot_is_the_last_evaluation_of_a_run_that_was_not_stopped(tmp_path: Path) -> None:
+    good = fake.run(tmp_path, experiment="good", stage="overfit", reached=0.95)
+    bad = fake.run(tmp_path, experiment="bad", stage="overfit", reached=0.2, starved=True)
+    figure = training_curves([good, bad], FigureStyle())
+    dots = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    last = good.series("all.exact_accuracy")
+    assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in dots] == [(last.index[-1], last.iloc[-1])]
+    assert "all episodes" in [text.get_text() for text in figure.legends[0].get_texts()]

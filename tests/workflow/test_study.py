@@ -353,3 +353,20 @@ def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -
     assert len(marked) == 1
     assert PASSING in marked[0]
     assert "not proven" in (results(study) / f"records/{PASSING}.md").read_text()
+
+
+def test_a_failed_job_leaves_the_last_good_run(study: Path) -> None:
+    """Snakemake deletes the outputs of the job that then fails; the run is taken back after it."""
+    target = f"results/smoke/runs/{OTHER}/overfit/seed0/model.safetensors"
+    before = (study / target).read_bytes()
+    change = {"experiments": {OTHER: {"episodes": {"canvas": [2]}}}}
+    run = snakemake(study, "--cores", "1", target, config=variant(study, change))
+    assert run.returncode != 0
+    assert "episodes.canvas: found lanes [2], expected a lane that holds" in run.stdout + run.stderr
+    assert not (study / target).exists()
+    run = snakemake(study, "--cores", "1", target)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (study / target).read_bytes() == before
+    log = (results(study) / f"logs/{OTHER}/overfit_seed0.log").read_text()
+    assert "taken back" in log
+    assert "examples/s" not in log

@@ -5,9 +5,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from etrm.config import ConfigError, load_study, plain
+from etrm.keep import RUN_FILES
 from etrm.pipeline import (
     FIGURES,
-    RUN_FILES,
     SCORE_FILES,
     TABLE_FORMATS,
     GateError,

@@ -1,0 +1,104 @@
+"""The last good run is kept whatever becomes of the next, and taken back where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_run, make_tasks, write_study
+
+from etrm.config.study import TrackingConfig
+from etrm.engine import Trainer
+from etrm.keep import KEPT_RUNS, RUN_FILES
+from etrm.train import RunPaths, train_run
+
+OFF = TrackingConfig(wandb="disabled")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return write_study(tmp_path, make_tasks(4), make_tasks(2, seed=7, prefix="held_out"))
+
+
+def train(paths: RunPaths, **blocks: Any) -> dict[str, Any]:
+    return train_run(make_run(**blocks), paths, OFF, device="cpu")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RUN_FILES}
+
+
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Trainer) -> None:
+        raise RuntimeError("a step was trained")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+
+
+def test_the_same_run_is_taken_back_after_its_outputs_were_deleted(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workflow does before it starts a job again."""
+    train(paths)
+    before = content(paths.out)
+    shutil.rmtree(paths.out)
+    forbid_training(monkeypatch)
+    train(paths)
+    assert content(paths.out) == before
+
+
+def test_a_changed_run_that_fails_leaves_the_good_one(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    before = content(paths.out)
+    shutil.rmtree(paths.out)
+    forbid_training(monkeypatch)
+    with pytest.raises(RuntimeError, match="a step was trained"):
+        train(paths, halting={"max_steps": 2})
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    assert content(kept) == before
+    assert not paths.out.exists()
+    train(paths)  # back to the old configuration
+    assert content(paths.out) == before
+
+
+def test_the_current_run_and_the_one_before_are_kept(paths: RunPaths) -> None:
+    lengths = (2, 3, 5, 6)
+    for steps in lengths:
+        train(paths, train={"steps": steps})
+    kept = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
+    assert kept == set(lengths[-KEPT_RUNS:])
+    other = replace(paths, out=paths.out.with_name("other"))
+    train(other, experiment="other", train={"steps": 2})
+    assert len(list(paths.state.rglob("run.json"))) == KEPT_RUNS + 1, "each run has its own"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
+def test_a_damaged_copy_is_not_used(paths: RunPaths, damage: str) -> None:
+    first = train(paths)
+    before = content(paths.out)
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    shutil.rmtree(paths.out)
+    if damage == "truncated":
+        weights = (kept / "model.safetensors").read_bytes()
+        (kept / "model.safetensors").write_bytes(weights[:-1])
+    elif damage == "missing":
+        (kept / "metrics.parquet").unlink()
+    else:
+        (kept / "run.json").write_text("{")
+    again = train(paths)
+    assert again["started"] >= first["started"]
+    assert content(paths.out)["model.safetensors"] == before["model.safetensors"]
+    assert content(kept) == content(paths.out), "the new one takes its place"
+
+
+def test_files_are_shared_not_copied(paths: RunPaths) -> None:
+    train(paths)
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    for name in RUN_FILES:
+        assert (kept / name).stat().st_ino == (paths.out / name).stat().st_ino
