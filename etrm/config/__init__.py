@@ -8,7 +8,7 @@ every problem at once; `run_config` gives what one training run depends on, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def _experiments(
         return {}
     inherited = merge({"health": plain(HealthConfig())}, defaults or {})
     _, shared = _experiment(inherited)
-    experiments = {}
+    experiments: dict[str, ExperimentConfig] = {}
     for name, difference in given.items():
         path = join("experiments", name)
         if not isinstance(name, str) or not NAME.holds(name):
@@ -177,15 +177,27 @@ def _experiments(
         elif difference is not None and not isinstance(difference, Mapping):
             problems.append(Problem(path, show(difference), "a block of differences to defaults"))
         else:
-            config, found = _experiment(merge(inherited, difference or {}))
+            merged = merge(inherited, difference or {})
+            config, found = _experiment(merged)
             # What is wrong with the defaults alone is said once, where it was written.
             for problem in found:
                 theirs = problem in shared and problem.path.split(".")[0] in inherited
                 problems.append(_under("defaults" if theirs else path, problem))
             if config is not None and not found:
                 experiments[name] = config
+            else:
+                problems += _unknown_parent(path, merged, given)
     problems += _parents(experiments, broken=set(given) - set(experiments))
     return experiments
+
+
+def _unknown_parent(path: str, merged: Mapping[str, Any], given: Iterable[Any]) -> list[Problem]:
+    """`decoder.init` of an experiment with other problems, where it names none at all."""
+    decoder = merged.get("decoder")
+    init = decoder.get("init") if isinstance(decoder, Mapping) else None
+    if not isinstance(init, str) or init in given or names_file(init):
+        return []
+    return [unknown_key(f"{path}.decoder.init", init, map(str, given), what="experiment")]
 
 
 def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:

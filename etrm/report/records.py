@@ -219,7 +219,10 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
         cells = [view.stage, view.seed, run.get("started"), run.get("device")]
         cells += [f"{memory / 2**20:,.0f} MiB" if memory else NONE]
         cells += [str(run.get(key) or NONE)[:12] for key in ("commit", "code_digest")]
-        cells += [", ".join(map(str, run.get("parents") or [])) or NONE]
+        names = [
+            f"{p['experiment']}/{p['stage']}/seed{p['seed']}" for p in run.get("parents") or []
+        ]
+        cells += [", ".join([*names, *(run.get("unproven") or [])]) or NONE]
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     versions = views[-1].run.get("versions") or {}
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -347,3 +347,10 @@ def test_parse_names_paths_below_the_one_it_is_given() -> None:
 def test_a_long_value_is_shortened() -> None:
     line = wrong(threads="x" * 500)["threads"]
     assert len(line) < 150
+
+
+def test_an_unknown_parent_is_said_beside_other_problems_of_its_experiment() -> None:
+    found = wrong(experiments__etrm__decoder={"init": "tmr"}, experiments__etrm__seeds=[])
+    assert set(found) == {"experiments.etrm.seeds", "experiments.etrm.decoder.init"}
+    assert "the unknown experiment 'tmr'" in found["experiments.etrm.decoder.init"]
+    assert "did you mean 'trm'?" in found["experiments.etrm.decoder.init"]

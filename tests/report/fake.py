@@ -14,6 +14,7 @@ from etrm.arc.task import Pair, Task
 from etrm.report import RunView, load_run
 
 GATE = 0.9
+PARENT = {"experiment": "trm_strict", "stage": "pretrain", "seed": 0, "split": "strict", "key": "k"}
 
 
 def metrics(
@@ -132,7 +133,7 @@ def run(
         "seconds": 150.0,
         "device": "cpu",
         "versions": {"torch": "2.9.0", "python": "3.11.9"},
-        "parents": [] if kind == "trm" else ["trm_strict-pretrain-0"],
+        "parents": [] if kind == "trm" else [PARENT],
         "peak_memory_bytes": 512 * 2**20,
         "commit": "0123456789abcdef",
         "code_digest": "fedcba",

@@ -111,3 +111,8 @@ def test_a_sparse_run_still_has_a_record(views: list[RunView]) -> None:
     text = record([RunView({key: view.run[key] for key in keep}, view.metrics[["step"]])])
     assert "- Train exact match at the end: –" in text
     assert "Versions: –" in text
+
+
+def test_provenance_names_parents_as_runs_and_says_what_is_unknown(tmp_path: Path) -> None:
+    text = record([fake.run(tmp_path, experiment="e", unproven=["data/x.pt"])])
+    assert "| trm_strict/pretrain/seed0, data/x.pt |" in text
