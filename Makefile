@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test lint clean-results
+.PHONY: setup run test lint
 
 setup: $(STAMP)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from etrm.config.study import GateConfig, HealthConfig, HealthRule
+from etrm.config.health import GateConfig, HealthConfig, HealthRule
 from etrm.data.files import write_json_atomic
 
 Row = Mapping[str, float]

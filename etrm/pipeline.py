@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config import RunConfig, StudyConfig, names_file, plain, run_config
-from etrm.config.study import GateConfig
+from etrm.config.health import GateConfig
 from etrm.keep import RUN_FILES
 
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")

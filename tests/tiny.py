@@ -12,7 +12,7 @@ import torch
 from etrm.arc.augment import Variants, draw_variants
 from etrm.arc.task import Pair, Task
 from etrm.config import RunConfig, parse, plain
-from etrm.config.study import HealthConfig
+from etrm.config.health import HealthConfig
 from etrm.context import context_source
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from etrm.config.health import HealthConfig
 from etrm.config.schema import (
     NAME,
     ConfigError,
@@ -24,14 +25,7 @@ from etrm.config.schema import (
     show,
     unknown_key,
 )
-from etrm.config.study import (
-    STAGES,
-    ExperimentConfig,
-    HealthConfig,
-    RunConfig,
-    StudyConfig,
-    TrainConfig,
-)
+from etrm.config.study import STAGES, ExperimentConfig, RunConfig, StudyConfig, TrainConfig
 
 __all__ = [
     "DECODER_SIZES",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.schema import ASCENDING, DISTINCT, NAME, TWO, Problem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.context import context_options
@@ -233,80 +234,6 @@ class TrainConfig:
             return []
         expected = "a number of steps, because target_exact_accuracy is set"
         return [Problem("eval_every", "null", expected)]
-
-
-@dataclass(frozen=True)
-class HealthRule:
-    """A bound on the median of a metric over a window of logged rows."""
-
-    metric: str = option("name of the metric")
-    warn: float | None = option(
-        "a warning of the verdict where the median is on the wrong side of this", None
-    )
-    fail: float | None = option(
-        "a failure, which the gate stops, where it is on the wrong side of this", None
-    )
-    stop: float | None = option(
-        "the end of the run (with `train.stop_on_health`) where it is on the wrong side of this",
-        None,
-    )
-    wrong: str = option("the wrong side", "below", choices=("below", "above"))
-    from_step: int = option("not before", 100, unit="steps", ge=0)
-    until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
-    window: int = option("rows of metrics the median is taken over", 10, unit="rows", ge=1)
-    finding: str | None = option("what it finds; null: the rule's own name", None)
-
-
-@dataclass(frozen=True)
-class StuckRule:
-    """Training that does not get better."""
-
-    patience: int = option("without a gain for this long", 300, unit="steps", ge=1)
-    min_gain: float = option("what counts as a gain of train/exact_accuracy", 0.01, ge=0)
-    from_step: int = option("not before", 0, unit="steps", ge=0)
-
-
-def guide_rules() -> dict[str, HealthRule]:
-    """The experiment guide's thresholds, by the name of what they find."""
-    return {
-        "gradient_starvation": HealthRule(
-            "grad/encoder_norm", warn=0.2, fail=0.05, stop=0.05, from_step=10, until_step=500
-        ),
-        # Measured where it happens: the share of samples whose encoding carries a gradient.
-        "gradient_coverage": HealthRule(
-            "grad/encoder_coverage",
-            fail=0.5,
-            stop=0.5,
-            from_step=10,
-            finding="gradient_starvation",
-        ),
-        "low_gradient_share": HealthRule(
-            "grad/encoder_share", warn=0.1, from_step=10, until_step=500
-        ),
-        "collapse": HealthRule("train/encoder_cross_sample_var", warn=0.3, fail=0.1, stop=0.05),
-        "never_halts": HealthRule("train/steps_share", warn=0.999, wrong="above"),
-        "unsure_halting": HealthRule("train/q_halt_accuracy", warn=0.85),
-        # An untrained decoder's loss is ln 12 = 2.5.
-        "divergence": HealthRule("train/lm_loss", fail=5.0, stop=5.0, wrong="above", from_step=0),
-    }
-
-
-@dataclass(frozen=True)
-class HealthConfig:
-    """When a run is unhealthy (the experiment guide's rules; a small study scales them)."""
-
-    rules: dict[str, HealthRule] = option("bounds by the name of the finding", factory=guide_rules)
-    stuck: StuckRule = option("training that does not get better", factory=StuckRule)
-    stop_until: int = option("rules end a run only up to this step", 500, unit="steps", ge=0)
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """Criterion 1: what an overfit run must reach before its full run starts."""
-
-    exact_accuracy: float = option(
-        "exact match over all training episodes, averaged weights", 0.9, ge=0, le=1
-    )
 
 
 @dataclass(frozen=True)

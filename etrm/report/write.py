@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from etrm.config.study import FigureStyle, HealthConfig, guide_rules
+from etrm.config.health import HealthConfig, guide_rules
+from etrm.config.study import FigureStyle
 from etrm.data.tables import read_tasks
 from etrm.report import RunView, distinct
 from etrm.report.figures import encoder_statistics, gradient_flow, training_curves

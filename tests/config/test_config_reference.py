@@ -13,16 +13,10 @@ import yaml
 from documents import ROOT
 
 from etrm.config import ConfigError, load_study, merge
+from etrm.config.health import HealthRule, guide_rules
 from etrm.config.reference import literal, main, render
 from etrm.config.sources import source_kinds
-from etrm.config.study import (
-    DataConfig,
-    ExperimentConfig,
-    HealthRule,
-    StudyConfig,
-    TrainConfig,
-    guide_rules,
-)
+from etrm.config.study import DataConfig, ExperimentConfig, StudyConfig, TrainConfig
 from etrm.context import context_options
 
 PAGE = render()

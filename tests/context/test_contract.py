@@ -14,16 +14,13 @@ from torch import Tensor
 
 import etrm
 from etrm.config import ConfigError
+from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
 from etrm.config.study import (
     DecoderConfig,
     EpisodesConfig,
     EvaluationConfig,
-    GateConfig,
     HaltingConfig,
-    HealthConfig,
-    HealthRule,
     ModelConfig,
-    StuckRule,
     TrainConfig,
 )
 from etrm.context import CONTEXT_SOURCES, context_options, context_source

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny import make_corpus, make_run, make_tasks, make_trainer
 
-from etrm.config.study import GateConfig, HealthConfig, HealthRule, StuckRule
+from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
 from etrm.data.files import write_table_atomic
 from etrm.health import (
     MEANING,

@@ -22,7 +22,8 @@ from tiny import make_run, make_tasks, write_study
 from etrm.arc.task import Pair, Task
 from etrm.checkpoint import CheckpointError, load_weights
 from etrm.config import RunConfig, parse, plain
-from etrm.config.study import HealthRule, TrackingConfig
+from etrm.config.health import HealthRule
+from etrm.config.study import TrackingConfig
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
 from etrm.provenance import LeakError

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from etrm.config import parse
-from etrm.config.study import FigureStyle, HealthConfig
+from etrm.config.health import HealthConfig
+from etrm.config.study import FigureStyle
 from etrm.logs import job_log
 from etrm.report.collect import collect
 from etrm.report.write import write_figures

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from etrm.config import parse
-from etrm.config.study import GateConfig, HealthConfig
+from etrm.config.health import GateConfig, HealthConfig
 from etrm.health import write_verdict
 from etrm.logs import job_log, say
 from etrm.pipeline import describe
