@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from etrm.arc.augment import (
     digests,
     draw_variants,
 )
-from etrm.arc.grid import tokenize
 from etrm.arc.task import Pair, Task
 
 GOLDEN = os.environ.get("ETRM_GOLDEN")
@@ -236,54 +233,3 @@ PINNED_DIGEST = [
 def test_no_variant_at_all_is_an_error() -> None:
     with pytest.raises(ValueError, match="count is 0"):
         draw_variants(random_task(0, 2), 0, seed=0)
-
-
-def base_puzzles() -> dict[str, dict]:
-    """Task id -> its pairs, tests with outputs, of the sets that the recorded cases are from."""
-    puzzles = {}
-    for name in ("training", "evaluation", "concept"):
-        stem = Path(ARC or "", f"arc-agi_{name}")
-        solutions = json.loads(Path(f"{stem}_solutions.json").read_text())
-        for task_id, puzzle in json.loads(Path(f"{stem}_challenges.json").read_text()).items():
-            for test, answer in zip(puzzle["test"], solutions[task_id], strict=True):
-                test["output"] = answer
-            puzzles[task_id] = {**puzzle, "held_out": name == "evaluation"}
-    return puzzles
-
-
-@pytest.mark.skipif(GOLDEN is None or ARC is None, reason="ETRM_GOLDEN or ETRM_ARC is not set")
-def test_recorded_augmentations_token_by_token() -> None:
-    """The official builder's test split has no translation; that of its other split is read off."""
-    cases = np.load(Path(GOLDEN or "", "augment_cases.npz"))
-    puzzles = base_puzzles()
-    checked = Counter()
-    for split in ("test", "train"):
-        rows = [cases[f"{split}_{key}"] for key in ("name", "index", "inputs", "labels")]
-        for name, index, inputs, labels in zip(*rows, strict=True):
-            task_id, *recipe = str(name).split("|||")
-            dihedral, permutation = (recipe[0][1:], recipe[1]) if recipe else ("0", "0123456789")
-            augmentation = Augmentation(int(dihedral), tuple(map(int, permutation)))
-            pair = official_pairs(puzzles[task_id], split)[index]
-            offset = offset_of(inputs, labels) if split == "train" else (0, 0)
-            for key, tokens in (("input", inputs), ("output", labels)):
-                grid = augmentation.apply(np.array(pair[key], dtype=np.uint8))
-                assert tokenize(grid, 30, offset).tolist() == tokens.tolist(), (name, index, key)
-            checked[split, offset != (0, 0), bool(recipe)] += 1
-    assert checked["test", False, True] > 40
-    assert checked["test", False, False] > 3
-    assert checked["train", True, True] > 60
-
-
-def official_pairs(puzzle: dict, split: str) -> list[dict]:
-    """The pairs of a puzzle in a split: the tests of an evaluation task are the test split, all
-    other pairs are in the train split, in the order of the file, which may have tests first."""
-    if split == "test":
-        return puzzle["test"]
-    keys = ["train"] if puzzle["held_out"] else [key for key in puzzle if key != "held_out"]
-    return [pair for key in keys for pair in puzzle[key]]
-
-
-def offset_of(*sequences: np.ndarray) -> tuple[int, int]:
-    """Row and column of the first token that is no padding."""
-    rows, columns = np.nonzero(np.any([tokens.reshape(30, 30) > 1 for tokens in sequences], axis=0))
-    return int(rows.min()), int(columns.min())
