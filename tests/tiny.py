@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,8 @@ from etrm.models.build import build_model
 from etrm.train import RunPaths
 
 Rule = Callable[[np.ndarray], np.ndarray]
-SOURCES = {
-    "embedding": {"source": "embedding"},
-    "standard": {"source": "standard", "width": 16, "heads": 2, "layers": 1, "set_layers": 1},
-}
+# Sizes of a small encoder, as far as it has such options.
+SMALL = {"width": 16, "heads": 2, "layers": 1, "set_layers": 1}
 MODEL = {"width": 16, "heads": 2, "layers": 1, "context_tokens": 2, "H_cycles": 2, "L_cycles": 1}
 TRAIN = {
     "steps": 4,
@@ -94,6 +93,12 @@ def make_corpus(tasks: Sequence[Task] | None = None, variants: int = 4) -> Corpu
     return Corpus(tasks, make_variants(tasks, variants))
 
 
+def small_context(source: str) -> dict[str, Any]:
+    """The smallest block of a context source."""
+    options = {field.name for field in dataclasses.fields(context_source(source).Options)}
+    return {"source": source, **{k: v for k, v in SMALL.items() if k in options}}
+
+
 def make_run(source: str = "standard", **blocks: Any) -> RunConfig:
     """The configuration of a tiny run; `blocks` change single keys, as in `train={"lr": 0.1}`."""
     document: dict[str, Any] = {
@@ -103,7 +108,7 @@ def make_run(source: str = "standard", **blocks: Any) -> RunConfig:
         "split": "strict",
         "episodes": {"canvas": [3, 4]},
         "model": MODEL,
-        "context": SOURCES.get(source, {"source": source}),
+        "context": small_context(source),
         "decoder": {},
         "halting": {"max_steps": 3},
         "train": TRAIN,

@@ -28,6 +28,7 @@ class ContextSource(nn.Module):
 
     Options: ClassVar[type]
     needs_demos: ClassVar[bool] = True
+    order_invariant: ClassVar[bool] = False  # claims that the order of demos changes nothing
 
     def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
         """`num_puzzles`: rows of the augmentation table, for sources that learn one by one."""

@@ -32,6 +32,7 @@ class PuzzleEmbedding(ContextSource):
 
     Options: ClassVar[type] = EmbeddingOptions
     needs_demos: ClassVar[bool] = False
+    order_invariant: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(self, options: EmbeddingOptions, model: ModelConfig, num_puzzles: int) -> None:

@@ -63,6 +63,7 @@ class StandardEncoder(ContextSource):
     """[B, K, S] inputs and outputs → [B, P, D]; the order of demos does not matter."""
 
     Options: ClassVar[type] = StandardOptions
+    order_invariant: ClassVar[bool] = True
 
     def __init__(self, options: StandardOptions, model: ModelConfig, num_puzzles: int) -> None:
         super().__init__(options, model, num_puzzles)

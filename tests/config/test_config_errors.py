@@ -9,6 +9,7 @@ from documents import document, problems, study, wrong
 
 from etrm.config import ConfigError, load_study, parse
 from etrm.config.study import DataConfig, TrainConfig
+from etrm.context import CONTEXT_SOURCES
 
 
 def test_the_document_of_these_tests_is_valid() -> None:
@@ -97,7 +98,7 @@ LINES = [
     (
         {"experiments__etrm__context": {"source": "transformer"}},
         "experiments.etrm.context.source",
-        ["unknown source 'transformer'", "embedding, standard"],
+        ["unknown source 'transformer'", ", ".join(sorted(CONTEXT_SOURCES))],
     ),
     (
         {"defaults__context__source": ["standard"]},
@@ -214,7 +215,8 @@ def test_an_experiment_needs_a_context_source() -> None:
     content = document()
     del content["defaults"]["context"]
     found = problems(content)
-    assert "a block with `source:` one of embedding, standard" in found["experiments.etrm.context"]
+    known = ", ".join(sorted(CONTEXT_SOURCES))
+    assert f"a block with `source:` one of {known}" in found["experiments.etrm.context"]
     assert "experiments.trm.context" not in found
 
 
