@@ -1,0 +1,60 @@
+"""No tensor of a step is left on the host: every operation runs on the device of the corpus.
+
+Shown without a GPU on the `meta` device, which computes shapes only and, like any device, refuses
+tensors of another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from tiny import make_run, make_tasks, make_variants, questions_of
+
+from etrm.data.corpus import Corpus
+from etrm.engine import Trainer
+from etrm.evaluate import decode
+from etrm.models.build import build_model
+
+META = torch.device("meta")
+
+
+def on_meta(source: str, **blocks: object) -> tuple[Trainer, Corpus]:
+    run = make_run(source, **blocks)
+    tasks = make_tasks()
+    episodes = questions_of(run, Corpus(tasks, make_variants(tasks)))
+    corpus = Corpus(tasks, make_variants(tasks), META)
+    moved = questions_of(run, corpus)
+    assert [len(lane) for lane in moved] == [len(lane) for lane in episodes]
+    return Trainer(run, build_model(run, corpus.num_puzzles).to(META), corpus, moved), corpus
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_training_step_stays_on_its_device(
+    source: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This device knows no autocast.
+    monkeypatch.setattr("etrm.engine.autocast", lambda *_: contextlib.nullcontext())
+    changes = {"episodes": {"max_demos": 2}, "train": {"cache_context": cached, "log_every": 1}}
+    trainer, _ = on_meta(source, **changes)
+    if trainer.embedding is not None:  # its `unique` has no shape without data
+        trainer.embedding.step = lambda lr: None  # type: ignore[method-assign]
+    trainer.step()
+    trainer.step()
+    for parameter in trainer.model.parameters():
+        assert parameter.device == META
+    for lane in trainer.lanes:
+        assert all(t.device == META for t in lane.carry.batch.tensors().values())
+    assert all(total.device == META for total in trainer.window.sums.values())
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+def test_decoding_stays_on_its_device(source: str) -> None:
+    trainer, corpus = on_meta(source)
+    lane = trainer.episodes[0]
+    index = torch.arange(len(lane), device=META)
+    batch = corpus.assemble(lane, index, torch.zeros_like(index))
+    output, steps = decode(trainer.model.eval(), batch, trainer.halting)
+    assert output.logits.device == steps.device == META
