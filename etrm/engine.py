@@ -3,66 +3,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from etrm.config.study import HaltingConfig, RunConfig
+from etrm.config.study import ExecutionConfig, HaltingConfig, RunConfig
 from etrm.context.embedding import PuzzleEmbedding
 from etrm.data import random
-from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import Sampler
-from etrm.evaluate import all_variants, autocast, thin_out, training_metrics
+from etrm.distributed import Ranks
+from etrm.evaluate import all_variants, thin_out, training_metrics
 from etrm.losses import SampleLoss, sample_losses
+from etrm.memory import budget, most_slots
 from etrm.metrics import Window, encoder_statistics
-from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting, empty_carry
+from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
-from etrm.optim import EMA, AdamATan2, SignSGD, gradient_norm, warmed_up
+from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
+from etrm.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
+from etrm.slots import Lane, gather, make_lanes, scatter
 
-CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
-
-
-class SlotError(ValueError):
-    """Questions that cannot be shared out over the slots of a batch."""
-
-
-@dataclass
-class Lane:
-    """The slots of one canvas side: where their samples come from, and what they hold."""
-
-    sampler: Sampler
-    carry: Carry
-    slots: Tensor  # [B] int64: their numbers in the whole batch
+ONE, AS_IT_COMES = Ranks(), ExecutionConfig()
 
 
 class Trainer:
     """Trains a model on the questions of a corpus. A step is one ACT step of every slot.
 
-    All lanes do their forward and backward pass, then there is one update: the loss is the mean
-    over all slots of the batch.
+    All lanes do their forward and backward pass, on all ranks, then there is one update: the loss
+    is the mean over all slots of the batch. Methods are called on all ranks alike.
     """
 
     def __init__(
-        self, run: RunConfig, model: Model, corpus: Corpus, episodes: Sequence[Episodes]
+        self,
+        run: RunConfig,
+        model: Model,
+        corpus: Corpus,
+        episodes: Sequence[Episodes],
+        ranks: Ranks = ONE,
+        execution: ExecutionConfig = AS_IT_COMES,
+        compute: Compute | None = None,
     ) -> None:
-        self.run, self.model, self.corpus = run, model, corpus
+        """`compute`: number format and ways of computing, by default those of `run`."""
+        self.run, self.model, self.corpus, self.ranks = run, model, corpus, ranks
         self.train, self.halting = run.train, run.halting
-        self.dtype = torch.bfloat16 if run.train.dtype == "bf16" else torch.float32
+        self.compute = compute or Compute(DTYPES[run.train.dtype])
         self.step_number = 0
         self.episodes = list(episodes)
-        self.lanes = self._lanes(episodes)
+        room = budget(execution, corpus.device, ranks.size)
+        self.lanes = make_lanes(
+            run,
+            model,
+            corpus,
+            episodes,
+            ranks,
+            self.compute.dtype,
+            lambda lane: most_slots(run, model, lane, execution, room),
+        )
         self.ema = EMA(model, run.train.ema_decay)
-        self.context_parameters = list(model.context.parameters())
-        self.decoder_parameters = list(model.decoder.parameters())
+        context, decoder = list(model.context.parameters()), list(model.decoder.parameters())
+        self.parameters = FlatParameters({"decoder": decoder, "context": context})
         self.optimizer = self._optimizer()
         table = model.context if isinstance(model.context, PuzzleEmbedding) else None
         self.embedding = SignSGD(table, run.train.embedding_weight_decay) if table else None
         self.window = Window()
         self._since = (time.perf_counter(), 0)
+        if compiles(execution.compile, corpus.device):
+            compile_blocks(model)
         model.train()
 
     def step(self) -> None:
@@ -78,19 +86,20 @@ class Trainer:
                 (halted * lane.carry.steps).sum() / self.halting.max_steps,
                 halted.sum(),
             )
-            if self.context_parameters:
+            if "context" in self.parameters.flat:
                 encoded = output.encoded.sum()
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
         last = self.step_number == self.train.steps  # its row is logged as well
         if contexts and (last or self.step_number % self.train.log_every == 0):
-            for name, value in encoder_statistics(torch.cat(contexts)).items():
-                self.window.add(name, value)
+            every = self.ranks.all_of(torch.cat(contexts), self.train.batch_size)
+            for name, value in encoder_statistics(every).items():
+                self._note(name, value)
         self._update()
 
     def row(self) -> dict[str, float]:
         """The metrics since the last row, one transfer from the device."""
-        means = self.window.row()
+        means = self.window.row(self.ranks)
         share = means.get("grad/encoder_norm"), means.get("grad/total_norm")
         if share[0] is not None and share[1]:
             means["grad/encoder_share"] = share[0] / share[1]
@@ -105,64 +114,61 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """`all.*` over the training questions in all their variants, with the averaged weights."""
-        most = self.run.episodes.max_demos
-        shown = [replace(lane, demos=lane.demos[:, :most]) for lane in self.episodes]
+        most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
+        shown = [lane.showing(most) for lane in self.episodes]
         lanes = all_variants(self.corpus, shown)
         lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
         started, size = time.perf_counter(), max(self.train.batch_size, 64)
         with Averaged(self.model, self.ema):
-            means = training_metrics(self.model, self.corpus, lanes, self.halting, size, self.dtype)
+            means = training_metrics(
+                self.model, self.corpus, lanes, self.halting, size, self.compute.dtype, self.ranks
+            )
         # Throughput is that of training alone.
         self._since = (self._since[0] + time.perf_counter() - started, self._since[1])
         return means
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """All that the next step depends on, whatever the ranks; None but on the main one."""
+        lanes, totals = gather(self.lanes, self.ranks), self.window.totals(self.ranks)
+        if lanes is None:
+            return None
         return {
             "step": self.step_number,
             "model": self.model.state_dict(),
             "ema": self.ema.values,
             "optimizer": self.optimizer.state_dict(),
-            "lanes": [_carry_state(lane.carry) for lane in self.lanes],
-            "window": {"sums": self.window.sums, "weights": self.window.weights},
+            "lanes": lanes,
+            "window": totals,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a trainer with the same configuration."""
+        """Continue from `state_dict()` of a trainer with the same configuration, on any ranks."""
         self.step_number = state["step"]
         self._since = (time.perf_counter(), self.step_number)
         self.model.load_state_dict(state["model"])
-        self.ema.values = dict(state["ema"])
+        for name, value in self.ema.values.items():
+            value.copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for lane, saved in zip(self.lanes, state["lanes"], strict=True):
-            values = {name: saved[name] for name in CARRIED}
-            lane.carry = Carry(batch=Batch(**saved["batch"]), **values)
-        self.window.sums = dict(state["window"]["sums"])
-        self.window.weights = dict(state["window"]["weights"])
+        scatter(self.lanes, state["lanes"])
+        # The sums so far are counted once, by the main rank.
+        self.window = Window()
+        self.window.load(state["window"] if self.ranks.main else {}, self.corpus.device)
 
-    def _lanes(self, episodes: Sequence[Episodes]) -> list[Lane]:
-        lanes, first = [], 0
-        for lane, size in zip(episodes, share_out(episodes, self.train.batch_size), strict=True):
-            slots = torch.arange(first, first + size, device=self.corpus.device)
-            sampler = Sampler(self.corpus, lane, slots, self.run.seed, self.run.episodes)
-            carry = empty_carry(self.model, sampler.batch(0), self.dtype)
-            lanes.append(Lane(sampler, carry, slots))
-            first += size
-        return lanes
+    def micro_batches(self) -> dict[str, int]:
+        """Passes of this rank by canvas side."""
+        sides = [lane.side for lane in self.lanes]
+        return {str(side): sides.count(side) for side in sorted(set(sides))}
 
     def _optimizer(self) -> AdamATan2:
-        train, groups = self.train, []
-        for parameters, scale in (
-            (self.decoder_parameters, 1.0),
-            (self.context_parameters, train.context_lr_scale),
-        ):
-            if parameters:
-                groups.append({"params": parameters, "scale": scale})
+        train, scales = self.train, {"decoder": 1.0, "context": self.train.context_lr_scale}
+        groups = [
+            {"params": [flat], "scale": scales[name]} for name, flat in self.parameters.flat.items()
+        ]
         return AdamATan2(groups, train.lr, (train.betas[0], train.betas[1]), train.weight_decay)
 
     def _forward_backward(self, lane: Lane) -> tuple[StepOutput, SampleLoss, Tensor]:
         incoming = lane.sampler.batch(self.step_number)
-        with autocast(self.corpus.device, self.dtype):
+        with computing(self.model, self.compute):
             carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
         losses = sample_losses(output, carry.batch.labels)
         total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
@@ -182,39 +188,50 @@ class Trainer:
     def _frozen(self) -> bool:
         return self.step_number <= self.run.decoder.frozen_steps
 
+    def _note(self, name: str, value: Tensor) -> None:
+        """A value that all ranks have: counted once."""
+        weight = float(self.ranks.main)
+        self.window.add(name, value * weight, weight)
+
     def _update(self) -> None:
-        self._log_gradients()
-        if self._frozen():
-            for parameter in self.decoder_parameters:
-                parameter.grad = None
+        self.ranks.sum_(self.parameters.gradient)
+        self._clip_gradients()
         factor = warmed_up(self.step_number, self.train.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.lr * factor * group["scale"]
-        self.optimizer.step()
+        with self._held():
+            self.optimizer.step()
         if self.embedding is not None:
-            self.embedding.step(self.train.embedding_lr * factor)
-        self.optimizer.zero_grad(set_to_none=True)
+            lr = self.train.embedding_lr * factor
+            self.embedding.step(lr, self.ranks, self.train.batch_size)
+        self.parameters.gradient.zero_()
         self.ema.update(self.model)
 
-    def _log_gradients(self) -> None:
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Within the block, a frozen decoder has no gradient, so that no update touches it."""
+        decoder = self.parameters.flat["decoder"]
+        gradient = decoder.grad
+        if self._frozen():
+            decoder.grad = None
+        yield
+        decoder.grad = gradient
+
+    def _clip_gradients(self) -> None:
         """Clip; log all norms before clipping, and that of what the update uses after it."""
-        encoder = gradient_norm(self.context_parameters)
-        inner = gradient_norm(self.decoder_parameters)
-        zero = self.corpus.grids.new_zeros((), dtype=torch.float32)
-        parts = [zero if part is None else part for part in (encoder, inner)]
-        total = torch.stack(parts).norm()
-        clipped = parts[0] if self._frozen() else total  # of the gradients that are used
+        encoder = self.parameters.part("context").norm()
+        inner = self.parameters.part("decoder").norm()
+        total = torch.stack([encoder, inner]).norm()
+        clipped = encoder if self._frozen() else total  # of the gradients that are used
         if self.train.grad_clip is not None:
             factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)
-            for parameter in [*self.context_parameters, *self.decoder_parameters]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+            self.parameters.gradient.mul_(factor)
             clipped = clipped * factor
-        if self.context_parameters:
-            self.window.add("grad/encoder_norm", parts[0])
-        self.window.add("grad/inner_norm", parts[1])
-        self.window.add("grad/total_norm", total)
-        self.window.add("grad/total_norm_clipped", clipped)
+        if "context" in self.parameters.flat:
+            self._note("grad/encoder_norm", encoder)
+        self._note("grad/inner_norm", inner)
+        self._note("grad/total_norm", total)
+        self._note("grad/total_norm_clipped", clipped)
 
 
 class Averaged:
@@ -231,31 +248,3 @@ class Averaged:
     def __exit__(self, *_: object) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.data = self._raw[name]
-
-
-def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
-    """Slots per lane in proportion to its questions (largest remainders), at least one each."""
-    if not episodes:
-        raise SlotError(
-            "found no training question, expected at least one: the tasks trained on have too few"
-            " pairs (for episodes.queries), or all of them are held out"
-        )
-    if slots < len(episodes):
-        sides = [lane.side for lane in episodes]
-        raise SlotError(
-            f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
-            f" lanes {sides}; raise it or use fewer lanes"
-        )
-    total = sum(len(lane) for lane in episodes)
-    exact = [len(lane) * slots / total for lane in episodes]
-    sizes = [max(1, int(share)) for share in exact]
-    while sum(sizes) != slots:
-        grow = 1 if sum(sizes) < slots else -1
-        able = [i for i, size in enumerate(sizes) if size + grow >= 1]
-        best = max(able, key=lambda i: grow * (exact[i] - sizes[i]))
-        sizes[best] += grow
-    return sizes
-
-
-def _carry_state(carry: Carry) -> dict[str, Any]:
-    return {"batch": carry.batch.tensors(), **{n: getattr(carry, n) for n in CARRIED}}

@@ -17,11 +17,15 @@ from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data import random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.distributed import Ranks
 from etrm.losses import SampleLoss, sample_losses
 from etrm.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
+from etrm.models.compute import Compute, computing
 
 log = logging.getLogger(__name__)
+
+ONE = Ranks()
 
 PREDICTIONS = pa.schema(
     [
@@ -104,17 +108,13 @@ def decode_all(
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                with autocast(batch.inputs.device, dtype):
+                batch.room = episodes.room and episodes.room.take(i.cpu().numpy())
+                with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)
                 losses = sample_losses(output, batch.labels)
                 yield episodes, Decoded(i, v, batch, output, losses, steps)
     finally:
         model.train(training)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """bf16 arithmetic where `dtype` asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def all_variants(
@@ -155,12 +155,14 @@ def training_metrics(
     halting: HaltingConfig,
     batch_size: int,
     dtype: torch.dtype,
+    ranks: Ranks = ONE,
 ) -> dict[str, float]:
-    """The `all.*` metrics over the given questions."""
+    """The `all.*` metrics over the given questions, of which each rank decodes its part."""
     sums = EvaluationSums()
+    lanes = [(e, i[ranks.rank :: ranks.size], v[ranks.rank :: ranks.size]) for e, i, v in lanes]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
-    return sums.means()
+    return sums.means(ranks)
 
 
 def predict(

@@ -8,27 +8,29 @@ until a row is logged.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from etrm.distributed import Ranks
 from etrm.losses import SampleLoss
 
+ONE = Ranks()
 HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
 class Window:
-    """Sums over the steps between two logged rows."""
+    """Sums over the steps between two logged rows, on the device where they arise."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor | float] = {}
 
     def add(self, name: str, total: Tensor, weight: Tensor | float = 1.0) -> None:
         """`total` is a sum over `weight` things; the row has total / weight over all calls."""
         total = total.detach().double()
-        weight = torch.as_tensor(weight, dtype=torch.float64, device=total.device)
+        weight = weight.detach().double() if isinstance(weight, Tensor) else float(weight)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.weights[name] = self.weights[name] + weight if name in self.weights else weight
 
@@ -50,17 +52,36 @@ class Window:
         for name, value in losses.context.items():
             self.add(f"train/{name}_loss", value.sum(), size)
 
-    def row(self) -> dict[str, float]:
-        """All means, fetched in one transfer; names that nothing was counted for are absent."""
-        if not self.sums:
+    def totals(self, ranks: Ranks = ONE) -> dict[str, tuple[float, float]]:
+        """Sums and weights over all ranks by name, fetched in one transfer."""
+        names = sorted(self.sums)
+        if not names:
             return {}
-        names = list(self.sums)
-        totals = torch.stack([self.sums[n] for n in names] + [self.weights[n] for n in names])
-        values = totals.tolist()
-        pairs = zip(values[: len(names)], values[len(names) :], strict=True)
-        means = {n: t / w for n, (t, w) in zip(names, pairs, strict=True) if w}
+        device = self.sums[names[0]].device
+        weights = [self.weights[n] for n in names]
+        known = torch.tensor(
+            [0.0 if isinstance(w, Tensor) else w for w in weights], dtype=torch.float64
+        )
+        zero = self.sums[names[0]].new_zeros(())
+        counted = torch.stack([w if isinstance(w, Tensor) else zero for w in weights])
+        table = torch.stack([torch.stack([self.sums[n] for n in names]), counted])
+        table[1] += known.to(device, non_blocking=True)
+        ranks.sum_(table)
+        totals, summed = table.tolist()
+        return dict(zip(names, zip(totals, summed, strict=True), strict=True))
+
+    def row(self, ranks: Ranks = ONE) -> dict[str, float]:
+        """All means; names that nothing was counted for are absent. Begins the next row."""
+        means = {n: total / weight for n, (total, weight) in self.totals(ranks).items() if weight}
         self.sums, self.weights = {}, {}
         return means
+
+    def load(self, totals: Mapping[str, tuple[float, float]], device: torch.device) -> None:
+        """Go on from `totals`."""
+        self.sums = {
+            n: torch.tensor(t, dtype=torch.float64, device=device) for n, (t, _) in totals.items()
+        }
+        self.weights = {n: w for n, (_, w) in totals.items()}
 
 
 def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
@@ -85,26 +106,21 @@ def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
 class EvaluationSums:
     """The `all.*` metrics: means over evaluated samples."""
 
+    NAMES = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
+
     def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
 
     def add(self, losses: SampleLoss, exact: Tensor, steps: Tensor) -> None:
         """`exact` [B] is exactness that also asks that the true output fits the canvas."""
-        values = {
-            "accuracy": losses.accuracy,
-            "exact_accuracy": exact,
-            "lm_loss": losses.lm,
-            "q_halt_accuracy": losses.q_right,
-            "q_halt_loss": losses.q_halt,
-            "steps": steps,
-        }
+        values = (losses.accuracy, exact, losses.lm, losses.q_right, losses.q_halt, steps)
         kept = losses.labelled
-        totals = torch.stack([v.double()[kept].sum() for v in values.values()]).tolist()
-        for name, total in zip(values, totals, strict=True):
-            self.sums[name] += total
-        self.count += int(kept.sum())
+        totals = [torch.where(kept, v.double(), 0.0).sum() for v in values]
+        self.sums += torch.stack([*totals, kept.sum().double()]).cpu()
 
-    def means(self) -> dict[str, float]:
-        """`all.<name>` of everything added; empty where there was nothing labelled."""
-        return {f"all.{n}": total / self.count for n, total in self.sums.items() if self.count}
+    def means(self, ranks: Ranks = ONE) -> dict[str, float]:
+        """`all.<name>` of all that was added; empty where there was nothing labelled."""
+        ranks.sum_(self.sums)
+        *totals, count = self.sums.tolist()
+        pairs = zip(self.NAMES, totals, strict=True)
+        return {f"all.{name}": total / count for name, total in pairs} if count else {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from etrm.context.embedding import PuzzleEmbedding
+from etrm.distributed import Ranks
+
+ONE = Ranks()
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -48,6 +51,43 @@ class AdamATan2(torch.optim.Optimizer):
                 p.add_(torch.atan2(state["m"], scale), alpha=-lr / (1 - beta1**t))
 
 
+class FlatParameters:
+    """Parameters by part, made views of one tensor each, and their gradients of one in all.
+
+    An update, a norm, or a sum over ranks is then a handful of operations, however many layers
+    there are.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        given = [p for parameters in parts.values() for p in parameters]
+        total = sum(p.numel() for p in given)
+        # One format, one device: a model's weights are float32 whatever it computes in.
+        self.gradient = given[0].new_zeros(total)
+        self.flat: dict[str, nn.Parameter] = {}
+        start = 0
+        for name, parameters in parts.items():
+            end = start + sum(p.numel() for p in parameters)
+            if end > start:
+                self.flat[name] = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
+                self.flat[name].grad = self.gradient[start:end]
+                self._make_views(parameters, self.flat[name])
+            start = end
+
+    def part(self, name: str) -> Tensor:
+        """The gradient of a part [n]; empty where it has no parameter."""
+        found = self.flat[name].grad if name in self.flat else None
+        return self.gradient[:0] if found is None else found
+
+    def _make_views(self, parameters: Sequence[nn.Parameter], flat: nn.Parameter) -> None:
+        assert flat.grad is not None
+        start = 0
+        for p in parameters:
+            end = start + p.numel()
+            p.data = flat.data[start:end].view_as(p)
+            p.grad = flat.grad[start:end].view_as(p)
+            start = end
+
+
 class SignSGD:
     """Sign-SGD with weight decay on the rows of the embedding table that a batch used."""
 
@@ -55,14 +95,19 @@ class SignSGD:
         self.embedding, self.weight_decay = embedding, weight_decay
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Rows used several times move once, by the sign of their summed gradient."""
+    def step(self, lr: float, ranks: Ranks = ONE, slots: int = 0) -> None:
+        """Rows used several times move once, by the sign of their summed gradient.
+
+        `slots`: of all `ranks`; every rank makes the update of all of them. Nothing waits for the
+        device, and all slots with the same puzzle write the same values to its row.
+        """
         puzzles, gradients = self.embedding.take_gradients()
-        unique, inverse = puzzles.unique(return_inverse=True)
-        total = gradients.new_zeros(len(unique), gradients.shape[1])
-        total.index_add_(0, inverse, gradients)
-        rows = self.embedding.weights[unique] * (1 - lr * self.weight_decay)
-        self.embedding.weights[unique] = rows - lr * total.sign()
+        puzzles, gradients = ranks.all_of(puzzles, slots), ranks.all_of(gradients, slots)
+        same = puzzles[:, None] == puzzles
+        first = same.to(torch.uint8).argmax(dim=1)  # of the slots with this puzzle
+        total = (same.to(gradients.dtype) @ gradients)[first]
+        rows = self.embedding.weights[puzzles] * (1 - lr * self.weight_decay)
+        self.embedding.weights[puzzles] = rows - lr * total.sign()
 
 
 class EMA:
@@ -75,16 +120,11 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """values ← decay · values + (1 − decay) · parameters."""
-        for name, parameter in module.named_parameters():
-            self.values[name].lerp_(parameter.detach(), 1 - self.decay)
+        parameters = dict(module.named_parameters())
+        given = [parameters[name].detach() for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), given, 1 - self.decay)
 
 
 def warmed_up(step: int, warmup_steps: int) -> float:
     """Factor of the learning rate at update `step` (from 1): linear, then 1."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor | None:
-    """L2 norm of all gradients; None where there is none at all."""
-    norms = [p.grad.norm() for p in parameters if p.grad is not None]
-    return torch.stack(norms).norm() if norms else None

@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs", "etrm.progress"),
+    ("etrm.logs", "etrm.progress", "etrm.distributed"),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.official", "etrm.keep"),
     ("etrm.parents",),
     ("etrm.evaluate",),
+    ("etrm.memory", "etrm.slots"),
     ("etrm.engine",),
     ("etrm.train", "etrm.score"),
     ("etrm.pipeline",),

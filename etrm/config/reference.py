@@ -41,7 +41,7 @@ First [a worked example](#a-worked-example), then
 The keys: [study](#study), [data](#data), [one experiment](#one-experiment) (with
 [episodes](#episodes), [model](#model), [context](#context), [decoder](#decoder),
 [halting](#halting), [train](#train), [health](#health), [gate](#gate),
-[evaluation](#evaluation)), [tracking](#tracking), [figures](#figures).
+[evaluation](#evaluation)), [tracking](#tracking), [execution](#execution), [figures](#figures).
 
 ## A worked example
 
@@ -127,7 +127,7 @@ Each stage depends on its own part of the configuration and on the code of the m
 | `evaluation` | the evaluation, from the trained weights |
 | `description` | the experiment's record |
 | `figures` | the figures |
-| `tracking`, `threads` | nothing |
+| `tracking`, `execution`, `threads` | nothing |
 
 Tables, figures, records and the report follow what they are made from. `snakemake -n` says what
 would run, and why.
@@ -160,7 +160,7 @@ def _study() -> Iterator[str]:
     yield from _block(2, "data", fields["data"], hints["data"])
     yield _section(2, "", ExperimentConfig, title="One experiment")
     yield from _children(3, "", ExperimentConfig)
-    for name in ("tracking", "figures"):
+    for name in ("tracking", "execution", "figures"):
         yield from _block(2, name, fields[name], hints[name])
 
 

@@ -324,6 +324,40 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class ExecutionConfig:
+    """How runs are executed. It changes speed and memory, results only in the last digits of
+    floating-point sums: changing it reruns nothing."""
+
+    gpus: int = option(
+        "GPUs of a training run, one process (torchrun rank) each; on a machine without GPUs that"
+        " many processes on the CPU. Also settable as a resource: `--set-resources"
+        " train_full:gpu=4`",
+        1,
+        unit="GPUs",
+        ge=1,
+    )
+    compile: str = option(
+        "`torch.compile` the network's blocks; `auto`: on GPUs",
+        "auto",
+        choices=("auto", "on", "off"),
+    )
+    memory: float | None = option(
+        "what the activations of a step may take, of a GPU or of all CPU processes of a run; a lane"
+        " that needs more is computed in micro-batches, which sum to the same gradient. null: 70 %"
+        " of a GPU's memory, 30 % of the machine's",
+        None,
+        unit="GiB",
+        gt=0,
+    )
+    micro_batch: int | None = option(
+        "most slots that a forward and backward pass takes; null: as many as `memory` allows",
+        None,
+        unit="samples",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True)
 class FigureStyle:
     """The look of the figures."""
 
@@ -349,6 +383,7 @@ class StudyConfig:
     data: DataConfig = option("tasks and augmentation", factory=DataConfig)
     experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
+    execution: ExecutionConfig = option("speed and memory", factory=ExecutionConfig)
     figures: FigureStyle = option("the look of the figures", factory=FigureStyle)
 
 

@@ -44,5 +44,12 @@ class ContextSource(nn.Module):
         """The state of `batch` samples that begin; None for a source without one."""
         return None
 
+    def activation_bytes(self, tokens: float, item: int) -> float:
+        """What the backward pass keeps of a sample whose demos have `tokens` cells in all.
+
+        `item`: bytes of a number. Micro-batches are cut by it.
+        """
+        return 0.0
+
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")

@@ -1,56 +1,129 @@
 """How encoders read demonstration pairs: tokens of a pair, and pooling of tokens.
 
-Shapes: B batch, K demos, S cells of the canvas, T tokens of a pair, D width of the encoder.
+Shapes: B batch, K demos, S cells of the canvas, T tokens of a pair, D width of the encoder, n demos
+of one group.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etrm.arc.grid import PAD
+from etrm.arc.grid import PAD, VOCAB_SIZE
 from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
+from etrm.data.packing import Group, groups_of
 from etrm.models.layers import CrossAttention, Rotary, TokenEmbedding, linear
 
 PAIRINGS = ("aligned", "concat")
 POOLINGS = ("mean", "max", "attention", "weighted")
 
 
+@dataclass
+class Pairs:
+    """Demos of like length as token sequences; n of the B·K demos of a batch."""
+
+    tokens: Tensor  # [n, T, D]
+    real: Tensor  # [n, T] bool: true for real cells, at least one in each row
+    mask: Tensor | None  # the same for attention; None where all cells are real
+    rotary: tuple[Tensor, Tensor]  # cos and sin, [n, T, head width] or [T, head width]
+
+
 class PairTokens(nn.Module):
-    """Demos of a batch as token sequences [B·K, T, D] with a mask [B·K, T] and positions.
+    """Demos of a batch as token sequences, and what an encoder makes of each.
 
     `aligned`: the embeddings of input and output at the same cell are added, on the union of the
-    two grids (T = S). `concat`: the input's tokens, then the output's (T = 2S), the two told apart
-    by a learned vector each.
+    two grids (at most S tokens). `concat`: the input's tokens, then the output's (at most 2S),
+    each with an embedding of its own.
+
+    Only real demos are encoded, and of these only real cells: `packing` is `exact` where lengths
+    are read from the batch (on a CPU), `bounds` where they are those of its `room` (on a GPU, which
+    is not waited for), `none` for all demos at full length, `auto` for the best that there is.
     """
+
+    packing = "auto"
 
     def __init__(self, pairing: str, width: int, heads: int, model: ModelConfig) -> None:
         super().__init__()
-        self.pairing = pairing
+        self.pairing, self.width = pairing, width
         self.scale = math.sqrt(width)
         self.embed_inputs = TokenEmbedding(width)
         self.embed_outputs = TokenEmbedding(width)
         self.rotary = Rotary(width // heads, 0, model.positions, model.rope_theta)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Tokens, mask (true for real cells) and rotary positions of all demos."""
+    def vectors(self, batch: Batch, encode: Callable[[Pairs], Tensor]) -> Tensor:
+        """What `encode` makes of each demo, [B, K, E]; zero for demos that do not exist.
+
+        `encode` maps `Pairs` of n demos to vectors [n, E].
+        """
+        size = batch.demo_mask.shape
+        parts = [(rows, encode(pairs)) for rows, pairs in self.groups(batch)]
+        first = parts[0][1]
+        out = first.new_zeros(size.numel(), first.shape[-1])
+        for rows, vectors in parts:
+            out = out.index_copy(0, rows, vectors)
+        return out.unflatten(0, size)
+
+    def groups(self, batch: Batch) -> Iterator[tuple[Tensor, Pairs]]:
+        """Row numbers [n] in B·K and the demos there, group by group."""
+        cells, real = self._cells(batch)
+        for group in self._plan(batch, real):
+            rows = torch.from_numpy(group.rows).to(cells.device)
+            yield rows, self._pairs(cells[rows], real[rows], group.length, batch)
+
+    def _cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids of all cells of all demos, and which are real, [B·K, T].
+
+        Ids are [B·K, S, 2] aligned, [B·K, 2S, 1] one grid after the other; those of outputs come
+        after those of inputs.
+        """
         inputs, outputs = batch.demo_inputs.flatten(0, 1), batch.demo_outputs.flatten(0, 1)
-        left, right = self.embed_inputs(inputs), self.embed_outputs(outputs)
-        cos, sin = self.rotary(math.isqrt(inputs.shape[-1]))
         real_in, real_out = inputs != PAD, outputs != PAD
+        exists, outputs = batch.demo_mask.flatten()[:, None], outputs + VOCAB_SIZE
         if self.pairing == "aligned":
-            tokens, mask = (left + right) / math.sqrt(2.0), real_in | real_out
-        else:
-            tokens, mask = torch.cat([left, right], dim=1), torch.cat([real_in, real_out], dim=1)
+            return torch.stack([inputs, outputs], dim=-1), exists & (real_in | real_out)
+        cells = torch.cat([inputs, outputs], dim=1)[..., None]
+        return cells, exists & torch.cat([real_in, real_out], dim=1)
+
+    def _plan(self, batch: Batch, real: Tensor) -> list[Group]:
+        """Which demos go together, by lengths that the host knows."""
+        packing, groups = self.packing, list[Group]()
+        if packing == "auto":
+            packing = "exact" if real.device.type == "cpu" else "bounds"
+        if packing == "exact":
+            groups = groups_of(real.sum(dim=1).numpy())
+        elif packing == "bounds" and batch.room is not None:
+            groups = groups_of(batch.room.of(self.pairing).flatten())
+        return groups or [Group(np.arange(len(real)), real.shape[1])]
+
+    def _pairs(self, cells: Tensor, real: Tensor, length: int, batch: Batch) -> Pairs:
+        """The first `length` real cells of each row, or all cells."""
+        cos, sin = self.rotary(math.isqrt(batch.inputs.shape[-1]))
+        if self.pairing == "concat":
             cos, sin = torch.cat([cos, cos]), torch.cat([sin, sin])
+        if length < real.shape[1]:
+            order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
+            cells = cells.gather(1, order[..., None].expand(-1, -1, cells.shape[-1]))
+            real, cos, sin = real.gather(1, order), cos[order], sin[order]
         # Attention needs one token to look at: demos that do not exist show their first cell, and
         # are masked out where demos meet.
-        first = torch.arange(mask.shape[1], device=mask.device) == 0
-        mask = mask | (first & ~mask.any(dim=1, keepdim=True))
-        return self.scale * tokens, mask, (cos, sin)
+        first = torch.arange(length, device=real.device) == 0
+        real = real | (first & ~real.any(dim=1, keepdim=True))
+        full = real.device.type == "cpu" and bool(real.all())
+        return Pairs(self._embed(cells), real, None if full else real, (cos, sin))
+
+    def _embed(self, cells: Tensor) -> Tensor:
+        """[n, T, grids] ids → [n, T, D]."""
+        tables = [self.embed_inputs, self.embed_outputs]
+        table = torch.cat([t.embedding_weight for t in tables]).to(tables[0].dtype)
+        vectors = [F.embedding(ids, table) for ids in cells.unbind(dim=-1)]
+        return self.scale / math.sqrt(len(vectors)) * torch.stack(vectors).sum(dim=0)
 
 
 class Pooling(nn.Module):

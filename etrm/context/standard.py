@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from etrm.config.schema import Problem, option
 from etrm.config.study import ModelConfig
 from etrm.context.base import ContextSource, Encoded
-from etrm.context.pairs import PAIRINGS, POOLINGS, PairTokens, Pooling
+from etrm.context.pairs import PAIRINGS, POOLINGS, Pairs, PairTokens, Pooling
 from etrm.data.batch import Batch
-from etrm.models.layers import Block, CrossBlock, init_normal_, linear, rms_norm
+from etrm.models.layers import (
+    Block,
+    CrossBlock,
+    block_bytes,
+    init_normal_,
+    linear,
+    rms_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -79,12 +86,21 @@ class StandardEncoder(ContextSource):
         same = o.width == model.width
         self.project = nn.Identity() if same else linear(o.width, model.width)
 
+    def activation_bytes(self, tokens: float, item: int) -> float:
+        o = self.options
+        queries = self.model.context_tokens * o.set_layers
+        return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item)
+
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        tokens, mask, rotary = self.pairs(batch)
-        for block in self.blocks:
-            tokens = block(tokens, rotary, mask)
-        pooled = self.pooling(tokens, mask).unflatten(0, batch.demo_mask.shape)  # [B, K, width]
+        pooled = self.pairs.vectors(batch, self._encode)  # [B, K, width]
         x = self.queries.to(pooled.dtype).expand(len(batch), -1, -1)
         for block in self.set_blocks:
             x = block(x, pooled, batch.demo_mask)
         return Encoded(self.scale * rms_norm(self.project(x)))
+
+    def _encode(self, pairs: Pairs) -> Tensor:
+        """[n, T, width] → [n, width]."""
+        tokens = pairs.tokens
+        for block in self.blocks:
+            tokens = block(tokens, pairs.rotary, pairs.mask)
+        return self.pooling(tokens, pairs.real)

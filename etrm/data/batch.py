@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etrm.data.packing import Room
+
 
 @dataclass
 class Batch:
@@ -20,20 +22,25 @@ class Batch:
     demo_inputs: Tensor  # [B, K, S] int64
     demo_outputs: Tensor  # [B, K, S] int64
     demo_mask: Tensor  # [B, K] bool: true for real demos
+    room: Room | None = None  # bounds of the demos' sizes, where they are known on the host
 
     @staticmethod
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
-        """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`."""
+        """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`.
+
+        Both are of the same slots, so `room` holds for both.
+        """
 
         def pick(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(condition.reshape(-1, *[1] * (a.dim() - 1)), a, b)
 
-        names = [field.name for field in dataclasses.fields(Batch)]
-        return Batch(**{n: pick(getattr(new, n), getattr(old, n)) for n in names})
+        pairs = zip(new.tensors().items(), old.tensors().values(), strict=True)
+        return Batch(**{name: pick(a, b) for (name, a), b in pairs}, room=new.room)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "room"]
+        return {name: getattr(self, name) for name in names}
 
     def __len__(self) -> int:
         return int(self.puzzle.shape[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from etrm.arc.augment import Variants
 from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
+from etrm.data.packing import Room
 
 # Dihedral d of a grid: cell (r, c) of the result comes from (r, c), exchanged where SWAP, then
 # counted from the far end of the base grid's rows or columns where FLIP_ROW, FLIP_COLUMN.
@@ -37,9 +38,21 @@ class Episodes:
     query: Tensor  # [E] int64: pair index in the corpus
     demos: Tensor  # [E, K] int64: pair indices, -1 where there are fewer
     fits: Tensor  # [E] bool: the true output fits the canvas (true where it is unknown)
+    room: Room | None = None  # [E, K]: bounds of the demos' sizes
 
     def __len__(self) -> int:
         return int(self.task.shape[0])
+
+    def take(self, order: np.ndarray) -> Episodes:
+        """The questions numbered `order`, in that order."""
+        index = torch.from_numpy(order).to(self.task.device)
+        moved = {n: getattr(self, n)[index] for n in ("task", "query", "demos", "fits")}
+        return replace(self, **moved, room=self.room and self.room.take(order))
+
+    def showing(self, most: int) -> Episodes:
+        """The same questions with only the first `most` of their demos."""
+        room = None if self.room is None else self.room.showing(most)
+        return replace(self, demos=self.demos[:, :most], room=room)
 
 
 class CorpusError(ValueError):

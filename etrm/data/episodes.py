@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from etrm.config.study import EpisodesConfig
 from etrm.data import random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.data.packing import Room, pair_room
 
 
 class CanvasError(ValueError):
@@ -110,8 +111,14 @@ def _episodes(
     most = max(1, max(len(q.demos) for q in questions))
     most = min(most, max_demos or most)
     demos = np.full((len(questions), most), -1, dtype=np.int64)
+    room = np.zeros((2, len(questions), most), dtype=np.int64)
     for i, question in enumerate(questions):
-        demos[i, : len(question.demos)] = question.demos[:most]
+        shown = question.demos[:most]
+        demos[i, : len(shown)] = shown
+        if shown:
+            room[:, i, : len(shown)] = np.transpose(
+                [pair_room(corpus.pairs[p], side) for p in shown]
+            )
     device = corpus.device
     return Episodes(
         side=side,
@@ -119,11 +126,49 @@ def _episodes(
         query=torch.tensor([q.query for q in questions], device=device),
         demos=torch.from_numpy(demos).to(device),
         fits=torch.tensor(fits, device=device),
+        room=Room(*room),
     )
 
 
+class Shares:
+    """Which of a lane's questions each slot draws, so that the size of its demos is known before.
+
+    Questions are in order of how many demos they show and how large these are. The `places` [B]
+    among all `of` slots of the lane have equal shares of them, which meet in a question where they
+    do not come out even: every question is drawn as often, and each slot's are of like size.
+    """
+
+    def __init__(
+        self, room: Room, places: np.ndarray, of: int, most: int, device: torch.device
+    ) -> None:
+        """`room` [E, K] of the questions in order; `most`: demos shown."""
+        total = len(room.concat)
+        first, last = places * total // of, -(-(places + 1) * total // of) - 1
+        self.room = Room(*(_largest(b, first, last, most) for b in (room.concat, room.aligned)))
+        self.of, self.total = of, total
+        tensors = (torch.from_numpy(x).to(device) for x in (places, first, last))
+        self._places, self._first, self._last = tensors
+
+    def draw(self, u: Tensor) -> Tensor:
+        """The questions [B] for uniform numbers `u` [B] in [0, 1)."""
+        drawn = random.integers((self._places + u) / self.of, self.total)
+        return torch.maximum(self._first, torch.minimum(drawn, self._last))  # rounding
+
+
+def _largest(bounds: np.ndarray, first: np.ndarray, last: np.ndarray, most: int) -> np.ndarray:
+    """Bounds [B, K] for whatever slots draw from first..last, from those of questions [E, K]."""
+    subset = (bounds > 0).sum(axis=1, keepdims=True) > most  # then any demo can be in any place
+    bounds = np.where(subset, bounds.max(axis=1, keepdims=True), bounds)[:, :most]
+    return np.stack([bounds[a : b + 1].max(axis=0) for a, b in zip(first, last, strict=True)])
+
+
+def by_size(room: Room, most: int) -> np.ndarray:
+    """The order of questions [E] by the number of demos shown, then by the largest of them."""
+    return np.lexsort((room.concat.max(axis=1), np.minimum((room.concat > 0).sum(axis=1), most)))
+
+
 class Sampler:
-    """Training samples of one lane: batch = f(seed, step), one sample per slot."""
+    """Training samples of slots of one lane: batch = f(seed, step), one sample per slot."""
 
     def __init__(
         self,
@@ -132,14 +177,35 @@ class Sampler:
         slots: Tensor,
         seed: int,
         config: EpisodesConfig,
+        places: Sequence[int] | None = None,
+        of: int | None = None,
+        demos: bool = True,
     ) -> None:
-        """`slots` [B]: this lane's slot numbers within the whole batch."""
-        self.corpus, self.episodes, self.slots = corpus, episodes, slots
+        """`slots` [B]: their numbers within the whole batch.
+
+        `places`: which of the `of` slots of the lane these are (default: all of them). `demos`:
+        show demos, and draw questions by `Shares` of the lane.
+        """
+        self.corpus, self.slots = corpus, slots
         self.seed, self.config = seed, config
+        self.places = np.arange(len(slots)) if places is None else np.asarray(places)
+        self.episodes = episodes if demos else episodes.showing(0)
+        self.shares: Shares | None = None
+        if demos and episodes.room is not None:
+            order, most = by_size(episodes.room, config.max_demos), config.max_demos
+            self.episodes = episodes.take(order)
+            room, of = episodes.room.take(order), of or len(slots)
+            self.shares = Shares(room, self.places, of, most, corpus.device)
+
+    @property
+    def room(self) -> Room | None:
+        """Bounds for the demos of whatever the slots draw."""
+        return self.shares and self.shares.room
 
     def batch(self, step: int) -> Batch:
         """One new sample for every slot (only those of free slots are used)."""
-        episode = random.integers(self._draw(step, random.EPISODE)[:, 0], len(self.episodes))
+        u = self._draw(step, random.EPISODE)[:, 0]
+        episode = self.shares.draw(u) if self.shares else random.integers(u, len(self.episodes))
         count = self.corpus.variant_count[self.episodes.task[episode]]
         variant = random.integers(self._draw(step, random.VARIANT)[:, 0], count)
         demos = self._demos(step, episode)
@@ -147,7 +213,8 @@ class Sampler:
         if self.config.translate:
             width = 1 + demos.shape[1]
             shift = self._draw(step, random.OFFSET, 2 * width).reshape(-1, width, 2)
-        return self.corpus.assemble(self.episodes, episode, variant, shift, demos)
+        batch = self.corpus.assemble(self.episodes, episode, variant, shift, demos)
+        return replace(batch, room=self.room)
 
     def _demos(self, step: int, episode: Tensor) -> Tensor:
         """A random subset of `max_demos` where an episode has more."""

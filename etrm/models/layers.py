@@ -30,9 +30,24 @@ def init_normal_(tensor: Tensor, std: float) -> Tensor:
         return nn.init.trunc_normal_(tensor, std=std / CUT_STD, a=-bound, b=bound)
 
 
-def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+class Linear(nn.Linear):
+    """A linear map whose float32 weights are used in the number format of what comes in.
+
+    `hoisted` is the weight cast once for many uses (`etrm.models.compute`); without it, each use
+    casts anew.
+    """
+
+    hoisted: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.to(input.dtype) if self.hoisted is None else self.hoisted
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, weight, bias)
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:
     """A linear map with weights of standard deviation 1/√inputs and zero bias."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     init_normal_(layer.weight, 1.0 / math.sqrt(inputs))
     if bias:
         nn.init.zeros_(layer.bias)
@@ -46,7 +61,9 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class TokenEmbedding(nn.Module):
-    """Token ids [...] → [..., D]."""
+    """Token ids [...] → [..., D], in the number format that the model computes in (`dtype`)."""
+
+    dtype = torch.float32
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +71,14 @@ class TokenEmbedding(nn.Module):
         init_normal_(self.embedding_weight, 1.0 / math.sqrt(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embedding_weight)
+        return F.embedding(tokens, self.embedding_weight.to(self.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in float32, whatever comes in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
 
 
 class Rotary(nn.Module):
@@ -95,11 +119,15 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + half) of each head of `x` [B, H, N, head width]."""
-    cos, sin = rotary
-    left, right = x.float().chunk(2, dim=-1)
+    """Turn the pairs (i, i + half) of each head of `x` [B, N, H, head width].
+
+    `rotary` is cos and sin, [N, head width] or, where sequences differ, [B, N, head width].
+    """
+    cos, sin = (t.unsqueeze(-2) for t in rotary)
+    half = x.shape[-1] // 2
+    left, right = x[..., :half], x[..., half:]
     turned = torch.cat([-right, left], dim=-1)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    return (x * cos + turned * sin).to(x.dtype)  # in float32, as cos and sin are
 
 
 class Attention(nn.Module):
@@ -115,11 +143,13 @@ class Attention(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """`mask` [B, N] is true where a token may be attended to."""
-        q, k, v = (split_heads(t, self.heads) for t in self.qkv_proj(x).chunk(3, dim=-1))
+        qkv = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1))
+        both, v = qkv.split([2 * self.heads, self.heads], dim=2)  # queries and keys, values
         if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
+            both = rms_norm(both)
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            both = rotate(both, rotary)
+        q, k = both.chunk(2, dim=2)
         return self.o_proj(attend(q, k, v, mask))
 
 
@@ -135,31 +165,41 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` [B, M] is true where a token may be attended to."""
-        q = split_heads(self.q_proj(x), self.heads)
-        k, v = (split_heads(t, self.heads) for t in self.kv_proj(tokens).chunk(2, dim=-1))
+        q = self.q_proj(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv_proj(tokens).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         return self.o_proj(attend(q, k, v, mask))
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, N, D] → [B, H, N, D/H]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention [B, H, N, D/H] → [B, N, D]; rows of `mask` need one true."""
+    """Scaled dot-product attention [B, N, H, D/H] → [B, N, D]; rows of `mask` need one true."""
     full = None if mask is None else mask[:, None, None, :]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=full)
-    return y.transpose(1, 2).flatten(-2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=full).transpose(1, 2).flatten(-2)
+
+
+def inner_width(width: int, expansion: float) -> int:
+    """Inner width of a SwiGLU: 2/3 · expansion · width, rounded up to 256s as in TRM."""
+    return -(-round(expansion * width * 2 / 3) // 256) * 256
+
+
+def block_bytes(width: int, expansion: float, item: int) -> int:
+    """What the backward pass of a `Block` keeps of a token, in bytes, with `item` bytes a number.
+
+    Kept are: its input, q and k before and after rotation with v, the attention's output, the
+    input of the feed-forward, its gate, up, activation and product, and both norms' inputs, these
+    in float32.
+    """
+    return item * (8 * width + 4 * inner_width(width, expansion)) + 8 * width
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward [.., D] → [.., D]; inner width 2/3 · expansion · D, up to 256s as TRM."""
+    """Gated feed-forward [.., D] → [.., D]."""
 
     def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
-        inner = -(-round(expansion * width * 2 / 3) // 256) * 256
+        inner = inner_width(width, expansion)
         self.gate_up_proj = linear(width, 2 * inner)
         self.down_proj = linear(inner, width)
 
@@ -225,7 +265,7 @@ class Residuals(nn.Module):
         super().__init__()
         self.norm = norm
         pre = norm == "pre"
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(branches if pre else 0))
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(branches if pre else 0))
         scales = [] if layer_scale is None else [layer_scale] * branches
         self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), s)) for s in scales)
 

@@ -10,6 +10,7 @@ from tiny import make_batch, make_run
 from torch import Tensor
 
 from etrm.context.pairs import POOLINGS, PairTokens, Pooling
+from etrm.data.batch import Batch
 
 WIDTH, HEADS = 16, 2
 
@@ -61,6 +62,14 @@ def test_no_gradient_reaches_tokens_that_are_not_real(kind: str) -> None:
     assert tokens.grad[mask].any()
 
 
+def plain(pairs: PairTokens, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Tokens, which are real, and positions of all demos, without packing."""
+    pairs.packing = "none"
+    ((rows, found),) = pairs.groups(batch)
+    assert rows.tolist() == list(range(batch.demo_mask.numel()))
+    return found.tokens, found.real, found.rotary
+
+
 @pytest.mark.parametrize("pairing", ["aligned", "concat"])
 def test_tokens_of_a_pair(pairing: str) -> None:
     torch.manual_seed(0)
@@ -68,7 +77,7 @@ def test_tokens_of_a_pair(pairing: str) -> None:
     batch.demo_inputs[0, 0, 4:] = 0  # an input smaller than its output
     batch.demo_outputs[0, 0, 6:] = 0
     pairs = PairTokens(pairing, WIDTH, HEADS, make_run().model)
-    tokens, mask, (cos, sin) = pairs(batch)
+    tokens, mask, (cos, sin) = plain(pairs, batch)
     left = pairs.embed_inputs.embedding_weight[batch.demo_inputs.flatten(0, 1)] * 4.0
     right = pairs.embed_outputs.embedding_weight[batch.demo_outputs.flatten(0, 1)] * 4.0
     real_in, real_out = (t.flatten(0, 1) > 0 for t in (batch.demo_inputs, batch.demo_outputs))
@@ -88,7 +97,7 @@ def test_a_demo_that_does_not_exist_shows_one_cell(pairing: str) -> None:
     """Attention over nothing is not a number."""
     batch = make_batch(2, demos=2)
     batch.demo_inputs[1, 1] = batch.demo_outputs[1, 1] = 0
-    _, mask, _ = PairTokens(pairing, WIDTH, HEADS, make_run().model)(batch)
+    _, mask, _ = plain(PairTokens(pairing, WIDTH, HEADS, make_run().model), batch)
     assert mask.sum(dim=1).tolist()[-1] == 1
     assert bool(mask[3, 0])
     assert bool(mask[:3].all())

@@ -131,21 +131,29 @@ def test_the_base_of_the_frequencies_is_used() -> None:
 
 def test_rotation_turns_pairs_of_channels() -> None:
     cos, sin = positions("rope", 0, 3)
-    x = torch.randn(2, 4, 9, 8)
+    x = torch.randn(2, 9, 4, 8)
     found = rotate(x, (cos, sin))
     for i in range(4):
         z = torch.complex(x[..., i], x[..., i + 4])
-        turned = z * torch.complex(cos[:, i], sin[:, i])
+        turned = z * torch.complex(cos[:, i], sin[:, i])[:, None]
         assert torch.allclose(found[..., i], turned.real, atol=1e-5)
         assert torch.allclose(found[..., i + 4], turned.imag, atol=1e-5)
+
+
+def test_every_sequence_can_have_positions_of_its_own() -> None:
+    cos, sin = positions("rope", 0, 3)
+    x, order = torch.randn(2, 9, 4, 8), torch.stack([torch.randperm(9), torch.arange(9)])
+    found = rotate(x, (cos[order], sin[order]))
+    for i in range(2):
+        assert torch.equal(found[i], rotate(x[i : i + 1], (cos[order[i]], sin[order[i]]))[0])
 
 
 def test_scores_depend_on_relative_positions() -> None:
     rotary = positions("rope", 0, 30)
     q, k = torch.randn(2, 1, 1, 1, 8)
-    turned_q = rotate(q.expand(1, 1, 900, 8), rotary)
-    turned_k = rotate(k.expand(1, 1, 900, 8), rotary)
-    scores = (turned_q @ turned_k.transpose(-1, -2))[0, 0]
+    turned_q = rotate(q.expand(1, 900, 1, 8), rotary)[0, :, 0]
+    turned_k = rotate(k.expand(1, 900, 1, 8), rotary)[0, :, 0]
+    scores = turned_q @ turned_k.T
     assert torch.allclose(scores.diagonal(7), scores[0, 7].expand(893), atol=1e-3)
 
 
@@ -166,7 +174,7 @@ def test_self_attention_is_masked_softmax_attention(qk_norm: bool, turned: bool)
         heads = t.reshape(3, 9, 2, 8)
         heads = rms_norm(heads) if qk_norm else heads
         if rotary is not None:
-            heads = rotate(heads.transpose(1, 2), rotary).transpose(1, 2)
+            heads = rotate(heads, rotary)
         return heads.reshape(3, 9, 16)
 
     expected = reference_attention(prepare(q), prepare(k), v, 2, mask)

@@ -9,7 +9,7 @@ from tiny import make_batch, make_options, make_run
 from torch import nn
 
 from etrm.context.embedding import PuzzleEmbedding
-from etrm.optim import EMA, AdamATan2, SignSGD, gradient_norm, warmed_up
+from etrm.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
 
 
 def table(rows: int = 6) -> PuzzleEmbedding:
@@ -146,16 +146,38 @@ def test_warm_up_is_linear_then_one(step: int, warmup: int, expected: float) -> 
     assert warmed_up(step, warmup) == expected
 
 
-def test_the_norm_of_gradients() -> None:
-    parameters = [
-        nn.Parameter(torch.zeros(2)),
-        nn.Parameter(torch.zeros(3)),
-        nn.Parameter(torch.zeros(1)),
-    ]
-    assert gradient_norm(parameters) is None
-    assert gradient_norm([]) is None
-    parameters[0].grad = torch.tensor([3.0, 0.0])
-    parameters[1].grad = torch.tensor([0.0, 4.0, 12.0])
-    found = gradient_norm(parameters)
-    assert found is not None
-    assert float(found) == pytest.approx(13.0)
+def test_flat_parameters_share_their_numbers_with_the_module() -> None:
+    first, second = nn.Linear(3, 2), nn.Linear(2, 1, bias=False)
+    before = [p.detach().clone() for layer in (first, second) for p in layer.parameters()]
+    flat = FlatParameters({"a": list(first.parameters()), "b": list(second.parameters()), "c": []})
+    given = [*first.parameters(), *second.parameters()]
+    assert all(torch.equal(p, old) for p, old in zip(given, before, strict=True))
+    second(first(torch.ones(4, 3))).sum().backward()
+    grads = [p.grad.flatten() for p in given if p.grad is not None]
+    assert torch.equal(flat.gradient, torch.cat(grads))
+    assert torch.equal(flat.part("a"), torch.cat(grads[:2]))
+    assert flat.part("c").numel() == 0
+    assert set(flat.flat) == {"a", "b"}
+    AdamATan2([flat.flat["a"]], 0.1, (0.9, 0.95), 0.0).step()
+    assert not torch.equal(first.weight, before[0])
+    assert torch.equal(second.weight, before[2])
+    flat.gradient.zero_()
+    second(first(torch.ones(1, 3))).sum().backward()
+    assert torch.equal(flat.part("b"), given[-1].grad.flatten())  # type: ignore[union-attr]
+
+
+def test_one_flat_tensor_is_updated_as_its_parts_are() -> None:
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    flat = FlatParameters({"a": list(layers[1].parameters())})
+    apart = AdamATan2(layers[0].parameters(), 0.1, (0.9, 0.95), 0.1)
+    whole = AdamATan2([flat.flat["a"]], 0.1, (0.9, 0.95), 0.1)
+    for step in range(4):
+        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        for layer, optimizer in zip(layers, (apart, whole), strict=True):
+            layer(x).square().sum().backward()
+            optimizer.step()
+        apart.zero_grad()
+        flat.gradient.zero_()
+    for p, q in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-7)

@@ -1,0 +1,86 @@
+"""Packing demos of unequal size: rows of like length are computed together, without the padding.
+
+How long a row can be must be known on the host, where shapes are decided: a GPU is never waited
+for. So a batch carries bounds (`Room`) that hold for whatever its slots draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from etrm.arc.task import Pair
+
+# What another group of rows costs, in tokens: it must save more than that.
+GROUP_COST = 256
+
+
+@dataclass(frozen=True)
+class Room:
+    """The most tokens that each demo of a batch can have, by pairing; 0 where there can be none."""
+
+    concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
+    aligned: np.ndarray  # [B, K] int64: of their union
+
+    def take(self, index: np.ndarray) -> Room:
+        """The rows `index`."""
+        return Room(self.concat[index], self.aligned[index])
+
+    def showing(self, most: int) -> Room:
+        """The first `most` demos of each row."""
+        return Room(self.concat[:, :most], self.aligned[:, :most])
+
+    def of(self, pairing: str) -> np.ndarray:
+        """The bounds for a pairing."""
+        return self.concat if pairing == "concat" else self.aligned
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are computed together."""
+
+    rows: np.ndarray  # [n] int64, ascending
+    length: int  # tokens of the longest
+
+
+def pair_room(pair: Pair, side: int) -> tuple[int, int]:
+    """Tokens of a pair, one grid after the other and cell by cell, wherever it stands on a canvas.
+
+    A grid of h × w cells has at most h + w EOS beside it; a canvas has `side`² cells.
+    """
+    size = side + 1
+    row, column = np.arange(size)[:, None], np.arange(size)
+    masks = []
+    for grid in (pair.input, pair.output):
+        height, width = (0, 0) if grid is None else grid.shape
+        # Grid, the row under it and the column beside it, without the corner.
+        mask = (row <= height) & (column <= width) & ~((row == height) & (column == width))
+        masks.append(mask & (height > 0))
+    sums = sum(min(int(mask.sum()), side * side) for mask in masks)
+    return sums, min(int((masks[0] | masks[1]).sum()), side * side)
+
+
+def groups_of(lengths: Sequence[int] | np.ndarray) -> list[Group]:
+    """Rows in groups of like length; those of length 0 are in none.
+
+    Minimises padded tokens plus `GROUP_COST` a group, over all ways to cut the sorted lengths.
+    """
+    lengths = np.asarray(lengths)
+    values, counts = np.unique(lengths[lengths > 0], return_counts=True)
+    if len(values) == 0:
+        return []
+    before = np.concatenate([[0], np.cumsum(counts)])
+    best, cut = np.zeros(len(values) + 1), np.zeros(len(values) + 1, dtype=np.int64)
+    for end in range(1, len(values) + 1):
+        cost = best[:end] + values[end - 1] * (before[end] - before[:end]) + GROUP_COST
+        cut[end] = int(cost.argmin())
+        best[end] = cost[cut[end]]
+    groups, end = [], len(values)
+    while end > 0:
+        low, high = values[cut[end]], values[end - 1]
+        rows = np.flatnonzero((lengths >= low) & (lengths <= high))
+        groups.append(Group(rows, int(high)))
+        end = int(cut[end])
+    return groups[::-1]

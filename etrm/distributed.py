@@ -1,0 +1,108 @@
+"""Ranks: the processes of one training run, as torchrun starts them, each with a part of the slots.
+
+A rank computes its own slots of every lane; sums over ranks then make every rank do the same
+update. One rank (`main`) writes. Nothing that a run computes depends on how many ranks there are,
+up to the order of floating-point sums, and its saved state has no ranks in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# A rank that waits this long for another one gives up: the run ends, and resumes when asked again.
+PATIENCE = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run; `size` 1 where there is no other."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """Is this the rank that writes?"""
+        return self.rank == 0
+
+    def own(self, slots: Tensor) -> Tensor:
+        """This rank's among slot numbers: slot s belongs to rank s mod size."""
+        return slots[slots % self.size == self.rank]
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def all_of(self, part: Tensor, total: int) -> Tensor:
+        """All slots' rows [total, …] of a tensor of which `part` holds this rank's, in slot order.
+
+        `part` [n, …] has the rows of slots rank, rank + size, rank + 2·size, …
+        """
+        if self.size == 1:
+            return part
+        most = -(-total // self.size)
+        padded = part.new_zeros(most, *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value (a nesting of numbers, text and tensors), on the main rank only."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size if self.main else None
+        dist.gather_object(value, found)
+        return found
+
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values. Waits for the others, never for the device."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value])
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        self.largest(0)
+
+
+@contextmanager
+def ranks_of_this_run(device: str | None = None) -> Iterator[Ranks]:
+    """The ranks that torchrun has started, or the only one where it has not.
+
+    `device` is that of the only rank, or the kind of all; without it, each takes a GPU of its own
+    where there are any. Raises `RuntimeError` where a node has fewer GPUs than ranks.
+    """
+    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if size == 1:
+        yield Ranks(device=torch.device(kind))
+        return
+    kind = torch.device(kind).type
+    target = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"found {torch.cuda.device_count()} GPUs on this node, expected one for each of its"
+                f" ranks, of which this is number {local + 1}: ask for as many GPUs as ranks"
+                " (execution.gpus)"
+            )
+        torch.cuda.set_device(target)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), size, target)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,135 @@
+"""The slots of a batch, shared out over canvas lanes, ranks and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etrm.config.study import RunConfig
+from etrm.data.batch import Batch
+from etrm.data.corpus import Corpus, Episodes
+from etrm.data.episodes import Sampler
+from etrm.distributed import Ranks
+from etrm.models.act import Carry, Model, empty_carry
+
+CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
+
+
+class SlotError(ValueError):
+    """Questions that cannot be shared out over the slots of a batch."""
+
+
+@dataclass
+class Lane:
+    """Slots of one canvas side that go through the model together."""
+
+    side: int
+    sampler: Sampler
+    carry: Carry
+    slots: Tensor  # [B] int64: their numbers in the whole batch
+
+
+def make_lanes(
+    run: RunConfig,
+    model: Model,
+    corpus: Corpus,
+    episodes: Sequence[Episodes],
+    ranks: Ranks,
+    dtype: torch.dtype,
+    most: Callable[[Episodes], int],
+) -> list[Lane]:
+    """This rank's slots, all free, at most `most` of a lane together.
+
+    Neither ranks nor micro-batches change which samples a slot takes.
+    """
+    size, demos = run.train.batch_size, model.context.needs_demos
+    if size < ranks.size:
+        raise SlotError(
+            f"train.batch_size: found {size}, expected at least one slot for each of the"
+            f" {ranks.size} ranks; raise it or use fewer GPUs"
+        )
+    lanes, first = [], 0
+    for lane, count in zip(episodes, share_out(episodes, size), strict=True):
+        own = ranks.own(torch.arange(first, first + count))
+        parts = -(-len(own) // most(lane)) or 1
+        for slots in own.tensor_split(parts) if len(own) else ():
+            places, numbers = (slots - first).tolist(), slots.to(corpus.device)
+            sampler = Sampler(
+                corpus, lane, numbers, run.seed, run.episodes, places, count, demos=demos
+            )
+            carry = empty_carry(model, sampler.batch(0), dtype)
+            lanes.append(Lane(lane.side, sampler, carry, numbers))
+        first += count
+    return lanes
+
+
+def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
+    """Slots per lane in proportion to its questions (largest remainders), at least one each."""
+    if not episodes:
+        raise SlotError(
+            "found no training question, expected at least one: the tasks trained on have too few"
+            " pairs (for episodes.queries), or all of them are held out"
+        )
+    if slots < len(episodes):
+        sides = [lane.side for lane in episodes]
+        raise SlotError(
+            f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
+            f" lanes {sides}; raise it or use fewer lanes"
+        )
+    total = sum(len(lane) for lane in episodes)
+    exact = [len(lane) * slots / total for lane in episodes]
+    sizes = [max(1, int(share)) for share in exact]
+    while sum(sizes) != slots:
+        grow = 1 if sum(sizes) < slots else -1
+        able = [i for i, size in enumerate(sizes) if size + grow >= 1]
+        best = max(able, key=lambda i: grow * (exact[i] - sizes[i]))
+        sizes[best] += grow
+    return sizes
+
+
+def gather(lanes: Sequence[Lane], ranks: Ranks) -> list[dict[str, Any]] | None:
+    """What all slots of all ranks hold, by lane in order of slots; None but on the main rank."""
+    parts = ranks.gather([_state(lane) for lane in lanes])
+    if parts is None:
+        return None
+    found = [part for of_rank in parts for part in of_rank]
+    sides = sorted({part["side"] for part in found})
+    return [_joined([part for part in found if part["side"] == side]) for side in sides]
+
+
+def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Give this rank's slots back what `gather` has found in them, on however many ranks."""
+    by_side = {state["side"]: state for state in saved}
+    for lane in lanes:
+        state, place = by_side[lane.side], torch.from_numpy(lane.sampler.places)
+        device = lane.slots.device
+
+        def own(value: Tensor | None, place: Tensor = place, to: torch.device = device) -> Any:
+            return None if value is None else value[place.to(value.device)].to(to)
+
+        batch = Batch(**{k: own(v) for k, v in state["batch"].items()}, room=lane.sampler.room)
+        lane.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
+
+
+def _state(lane: Lane) -> dict[str, Any]:
+    values = {name: getattr(lane.carry, name) for name in CARRIED}
+    host = {n: None if t is None else t.detach().cpu() for n, t in values.items()}
+    batch = {name: tensor.cpu() for name, tensor in lane.carry.batch.tensors().items()}
+    return {"side": lane.side, "places": lane.sampler.places.tolist(), "batch": batch, **host}
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parts of one lane in order of places."""
+    order = torch.tensor([place for part in parts for place in part["places"]]).argsort()
+
+    def join(values: list[Tensor | None]) -> Tensor | None:
+        tensors = [value for value in values if value is not None]
+        return torch.cat(tensors)[order] if tensors else None
+
+    batch = {name: join([part["batch"][name] for part in parts]) for name in parts[0]["batch"]}
+    carried = {name: join([part[name] for part in parts]) for name in CARRIED}
+    return {"side": parts[0]["side"], "batch": batch, **carried}
