@@ -8,12 +8,11 @@ written beside the last and renamed into place; the one before is kept until the
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +23,9 @@ from etrm.data.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-KEPT_STATES = 2
+STATES = "step*.state"
+DIGEST_BYTES = hashlib.sha256().digest_size
+CHUNK = 1 << 22  # bytes read at once
 RAW, EMA = "raw.", "ema."
 
 
@@ -32,44 +33,135 @@ class CheckpointError(ValueError):
     """A file that is no usable checkpoint: says what was found, and what to do."""
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """Where the state after `step` steps is."""
+    return folder / f"step{step:010d}.state"
+
+
 def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write a training state atomically, its SHA-256 in front; keep this one and the one before."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    payload = buffer.getvalue()
-    path = folder / f"step{step:010d}.state"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
-    for old in sorted(folder.glob("step*.state"))[:-KEPT_STATES]:
-        old.unlink()
+    """Write a training state atomically, its SHA-256 behind it; keep this one and the one before.
+
+    It is written as it is read from the device, without a copy of the whole in memory. Raises
+    `OSError` where it cannot be written; the states before are then as they were.
+    """
+    path = state_path(folder, step)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        hashing = _HashingWriter(file)
+        torch.save(dict(state), cast(BinaryIO, hashing))
+        if hashing.error is not None:
+            raise hashing.error
+        file.write(hashing.sha256.digest())
+    _drop_all_but(path)
     return path
 
 
-def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest intact state of a folder; a damaged one is passed over with a warning."""
-    for path in sorted(folder.glob("step*.state"), reverse=True):
-        data = path.read_bytes()
-        payload = data[32:]
-        if len(data) < 32 or hashlib.sha256(payload).digest() != data[:32]:
-            log.warning("%s is damaged (its digest does not match): going back one", path)
-            continue
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(payload), map_location=device, weights_only=True
-        )
-        return state
+def load_state(folder: Path, step: int | None = None) -> dict[str, Any] | None:
+    """The newest intact state of a folder, or that of `step`, on the CPU; None if there is none.
+
+    A damaged one is passed over with a warning. Raises `CheckpointError` where the state of
+    `step` is not usable.
+    """
+    paths = sorted(folder.glob(STATES), reverse=True)
+    if step is not None:
+        paths = [state_path(folder, step)]
+    for path in paths:
+        try:
+            return _read_state(path)
+        except CheckpointError as error:
+            if step is not None:
+                raise
+            log.warning("%s: going back to the one before", error)
+    if paths:
+        log.warning("%s: found no state that can be used: starting anew at step 0", folder)
     return None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote into `folder` have left there."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def clear_states(folder: Path) -> None:
     """Remove the states of a finished run."""
     for path in folder.glob("*.state"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not os.listdir(folder):
         folder.rmdir()
 
 
+class _HashingWriter:
+    """A file as `torch.save` needs it, which takes the digest of what passes.
+
+    The first error is kept, and what comes after it goes nowhere: an exception that passed through
+    `torch.save` would come out as another one, that does not say that the disk is full.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self.sha256.update(data)
+            except OSError as error:
+                self.error = error
+        return size
+
+    def flush(self) -> None:
+        """`torch.save` asks for it; the file is flushed when it is complete."""
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            if not _digest_matches(file):
+                raise CheckpointError(f"{path} is damaged (its digest does not match)")
+            file.seek(0)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise  # the file is good, and its steps must not be lost
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+    return state
+
+
+def _digest_matches(file: BinaryIO) -> bool:
+    left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
+    sha256 = hashlib.sha256()
+    while left > 0:
+        data = file.read(min(CHUNK, left))
+        if not data:
+            return False
+        sha256.update(data)
+        left -= len(data)
+    return left == 0 and file.read() == sha256.digest()
+
+
+def _drop_all_but(path: Path) -> None:
+    """Keep a new state and the one before it.
+
+    Later ones are those that were passed over when the run went on from an earlier one.
+    """
+    states = sorted(path.parent.glob(STATES))
+    kept = [path, *[state for state in states if state < path][-1:]]
+    for state in states:
+        if state not in kept:
+            state.unlink(missing_ok=True)
+
+
 def save_weights(path: Path, model: nn.Module, ema: Mapping[str, Tensor]) -> None:
-    """Raw parameters and buffers (`raw.*`) and averaged parameters (`ema.*`), as safetensors."""
+    """Raw parameters and buffers (`raw.*`) and averaged parameters (`ema.*`), as safetensors.
+
+    Raises `OSError` where they cannot be written.
+    """
     tensors = {RAW + n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     tensors |= {EMA + n: t.detach().cpu().contiguous() for n, t in ema.items()}
     with atomic_write(path) as temporary:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
@@ -14,17 +15,17 @@ from tiny import make_run, make_trainer
 
 from etrm.checkpoint import (
     CheckpointError,
+    _HashingWriter,
     clear_states,
     init_decoder,
     load_state,
     load_weights,
+    remove_temporaries,
     save_state,
     save_weights,
 )
 from etrm.engine import Trainer
 from etrm.models.trm import Decoder
-
-CPU = torch.device("cpu")
 
 
 def state(step: int) -> dict[str, Any]:
@@ -55,26 +56,26 @@ def weights(trainer: Trainer, tmp_path: Path) -> Path:
 
 def test_a_state_comes_back(tmp_path: Path) -> None:
     save_state(tmp_path / "s", 7, state(7))
-    found = load_state(tmp_path / "s", CPU)
+    found = load_state(tmp_path / "s")
     assert found is not None
     assert torch.equal(found.pop("tensor"), torch.full((3,), 7.0))
     assert found == {"step": 7, "none": None, "rows": [{"a": 1.5}]}
 
 
 def test_no_state_is_none(tmp_path: Path) -> None:
-    assert load_state(tmp_path, CPU) is None
-    assert load_state(tmp_path / "missing", CPU) is None
+    assert load_state(tmp_path) is None
+    assert load_state(tmp_path / "missing") is None
 
 
 def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100, 1000):
         save_state(tmp_path, step, state(step))
     assert len(list(tmp_path.iterdir())) == 2
-    found = load_state(tmp_path, CPU)
+    found = load_state(tmp_path)
     assert found is not None
     assert found["step"] == 1000
     (tmp_path / "step0000001000.state").unlink()
-    found = load_state(tmp_path, CPU)
+    found = load_state(tmp_path)
     assert found is not None
     assert found["step"] == 100
 
@@ -102,7 +103,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
     newest = save_state(tmp_path, 2, state(2))
     newest.write_bytes(damaged(newest.read_bytes())[how])
     with caplog.at_level(logging.WARNING):
-        found = load_state(tmp_path, CPU)
+        found = load_state(tmp_path)
     assert found is not None
     assert found["step"] == 1
     assert "step0000000002.state is damaged" in caplog.text
@@ -113,7 +114,26 @@ def test_only_damaged_states_are_none(tmp_path: Path) -> None:
         save_state(tmp_path, step, state(step)).write_bytes(
             b"no state at all, and long enough ...."
         )
-    assert load_state(tmp_path, CPU) is None
+    assert load_state(tmp_path) is None
+
+
+def _failing_write(at: int) -> Any:
+    """A disk that takes `at` bytes."""
+    original, taken = _HashingWriter.write, 0
+
+    def write(self: _HashingWriter, data: Any) -> int:
+        nonlocal taken
+        taken += memoryview(data).nbytes
+        if taken > at and not isinstance(self._file, Full):
+            self._file = cast(BinaryIO, Full())
+        return original(self, data)
+
+    return write
+
+
+class Full:
+    def write(self, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
 
 
 class Evil:
@@ -121,12 +141,75 @@ class Evil:
         return (Path.touch, (Path("ran-code"),))
 
 
-def test_code_in_a_state_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_state_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its digest is right, but it cannot be read: it is passed over as a damaged one is."""
     monkeypatch.chdir(tmp_path)
-    save_state(tmp_path / "s", 1, {"evil": Evil()})
-    with pytest.raises(pickle.UnpicklingError):
-        load_state(tmp_path / "s", CPU)
+    save_state(tmp_path / "s", 1, state(1))
+    save_state(tmp_path / "s", 2, {"evil": Evil()})
+    with caplog.at_level(logging.WARNING):
+        found = load_state(tmp_path / "s")
+    assert found is not None
+    assert found["step"] == 1
+    assert "step0000000002.state cannot be read" in caplog.text
     assert not (tmp_path / "ran-code").exists()
+
+
+def test_a_state_asked_for_by_its_step_is_that_one_or_an_error(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_state(tmp_path, step, state(step))
+    found = load_state(tmp_path, 1)
+    assert found is not None
+    assert found["step"] == 1
+    newest = tmp_path / "step0000000002.state"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_state(tmp_path, 2)
+
+
+def test_states_that_are_all_damaged_are_said_and_give_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their steps are higher than those of the run that starts anew."""
+    for step in (10, 20):
+        save_state(tmp_path, step, state(step)).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert load_state(tmp_path) is None
+    assert "starting anew" in caplog.text
+    for step in (1, 2, 3):
+        save_state(tmp_path, step, state(step))
+    assert [path.stem[-2:] for path in sorted(tmp_path.iterdir())] == ["02", "03"]
+
+
+def test_a_state_is_not_held_in_memory_as_a_whole(tmp_path: Path) -> None:
+    """Only its largest tensor is, at most."""
+    big = {"a": torch.ones(1 << 20), "b": torch.ones(1 << 20), "c": torch.ones(1 << 20)}
+    tracemalloc.start()
+    try:
+        save_state(tmp_path, 1, big)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    kept = save_state(tmp_path, 1, state(1))
+    (tmp_path / ".step0000000002.state.123.tmp").write_bytes(b"half")
+    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("at", [0, 100, 5000])
+def test_an_error_of_the_disk_is_said_as_such(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state(tmp_path, 1, state(1))
+    monkeypatch.setattr("etrm.checkpoint._HashingWriter.write", _failing_write(at))
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, 2, {"a": torch.zeros(4096)})
+    assert [path.name for path in tmp_path.iterdir()] == ["step0000000001.state"]
 
 
 def test_a_write_that_fails_leaves_the_states_before(
