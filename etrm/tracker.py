@@ -1,13 +1,19 @@
 """Where metrics go: rows for `metrics.parquet` (the record), and W&B (a mirror).
 
-W&B is imported only here and only when asked for; whatever it does, training goes on.
+W&B runs in a process of its own (`etrm/mirror.py`), which is started only when asked for. Rows are
+handed over by a thread; whatever happens there, training goes on and is not held up.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import netrc
 import os
+import queue
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,12 @@ from etrm.config.study import TrackingConfig
 from etrm.data.files import write_table_atomic
 
 log = logging.getLogger(__name__)
+
+MIRROR = Path(__file__).with_name("mirror.py")
+INIT_SECONDS = 20.0  # to reach the server; after that the run is recorded offline
+FINISH_SECONDS = 20.0  # to send what is left, when training has ended or its process is gone
+MARGIN_SECONDS = 5.0  # what a finished run waits beyond that
+INTERRUPTED_SECONDS = 5.0  # what an interrupted run waits in all
 
 Row = dict[str, float]
 
@@ -35,10 +47,23 @@ class Tracker:
     ) -> None:
         """`run_id` makes a resumed run continue as the same W&B run; `folder` is W&B's own."""
         self.rows: list[Row] = []
-        self._wandb: Any = None
+        self._mirror: _Mirror | None = None
         mode = _mode(tracking.wandb)
         if mode != "disabled":
-            self._start(tracking.project, mode, name, run_id, config, folder)
+            asked = {
+                "project": tracking.project,
+                "name": name,
+                "id": run_id,
+                "mode": mode,
+                "config": dict(config),
+                "folder": str(folder),
+                "init_seconds": INIT_SECONDS,
+                "finish_seconds": FINISH_SECONDS,
+            }
+            try:
+                self._mirror = _Mirror(asked)
+            except OSError as error:
+                log.warning("W&B: not started (%s); metrics.parquet has everything", error)
 
     def log(self, row: Row) -> None:
         """Record metrics of a step (`step` is among them); those of one step share a row."""
@@ -46,56 +71,88 @@ class Tracker:
             self.rows[-1].update(row)
         else:
             self.rows.append(row)
-        if self._wandb is not None:
-            self._mirror(row)
+        if self._mirror is not None:
+            values = {k: v for k, v in row.items() if k != "step"}
+            self._mirror.send({"step": int(row["step"]), "values": values})
 
     def write(self, path: Path) -> None:
         """`metrics.parquet`: one row per logged step, a column per metric, null where absent."""
         write_table_atomic(path, metrics_table(self.rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the W&B run."""
-        if self._wandb is None:
+        """Close the W&B run of a finished one."""
+        if self._mirror is not None:
+            self._mirror.send({"summary": dict(summary)})
+            self.close(FINISH_SECONDS + MARGIN_SECONDS)
+
+    def close(self, seconds: float = INTERRUPTED_SECONDS) -> None:
+        """Wait that long for W&B to take what is left, then go on without it."""
+        if self._mirror is not None:
+            self._mirror.close(seconds)
+        self._mirror = None
+
+
+class _Mirror:
+    """The process that runs W&B, and the two threads that write to it and read from it."""
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self.folder = str(asked["folder"])
+        self._warned = False
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(MIRROR)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a Ctrl-C on the terminal is for the run
+        )
+        self.send(asked)
+        threads = [threading.Thread(target=f, daemon=True) for f in (self._write, self._read)]
+        for thread in threads:
+            thread.start()
+        self._reader = threads[1]
+
+    def send(self, content: Mapping[str, Any]) -> None:
+        self._lines.put(json.dumps(content) + "\n")
+
+    def close(self, seconds: float) -> None:
+        self._lines.put(None)
+        try:
+            self._process.wait(seconds)
+            self._reader.join(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._warn(f"did not take everything in {seconds:.0f} s")
+
+    def _write(self) -> None:
+        assert self._process.stdin is not None
+        try:
+            while (line := self._lines.get()) is not None:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+            self._process.stdin.close()
+        except (OSError, ValueError):  # it has ended; the reader knows why
             return
-        try:
-            self._wandb.summary.update(dict(summary))
-            self._wandb.finish()
-        except Exception as error:
-            log.warning("W&B: could not finish (%s); metrics.parquet has everything", error)
 
-    def _start(
-        self,
-        project: str,
-        mode: str,
-        name: str,
-        run_id: str,
-        config: Mapping[str, Any],
-        folder: Path,
-    ) -> None:
-        try:
-            import wandb
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            self.folder = answer.get("folder", self.folder)
+            if answer.get("problem"):
+                self._warn(answer["problem"])
 
-            folder.mkdir(parents=True, exist_ok=True)
-            self._wandb = wandb.init(
-                project=project,
-                name=name,
-                id=run_id,
-                resume="allow",
-                mode=mode,  # type: ignore[arg-type]
-                dir=str(folder),
-                config=dict(config),
-                settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+    def _warn(self, problem: str) -> None:
+        """Once: what there is to know does not change by being said again."""
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "W&B: %s; training goes on and metrics.parquet has everything. What W&B recorded"
+                " here can be sent later: wandb sync %s",
+                problem,
+                self.folder,
             )
-        except Exception as error:
-            log.warning("W&B: not started (%s); metrics.parquet has everything", error)
-
-    def _mirror(self, row: Row) -> None:
-        try:
-            values = {k: v for k, v in row.items() if k != "step"}
-            self._wandb.log(values, step=int(row["step"]))
-        except Exception as error:
-            log.warning("W&B: gave up at step %s (%s); training goes on", row["step"], error)
-            self._wandb = None
 
 
 def metrics_table(rows: list[Row]) -> pa.Table:

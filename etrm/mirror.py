@@ -1,0 +1,107 @@
+"""W&B in a process of its own: `python mirror.py`, started by `etrm.tracker`.
+
+It reads JSON lines: first what the W&B run is, then rows of metrics, last a summary; the end of
+the input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
+W&B can wait for a server for minutes, in calls that cannot be bounded and in hooks at the exit of
+the interpreter; here nothing waits for it, and it is killed when it takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, TextIO
+
+OFFLINE = "ETRM_MIRROR_OFFLINE"  # the run, when it begins again without a server
+
+
+def main() -> None:
+    """Mirror one run."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # they are for the run, which then closes the input
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # W&B prints; the answers have this channel for themselves
+    first = os.environ.get(OFFLINE) or _line()
+    if first:
+        _mirror(json.loads(first), answers)
+
+
+def _line() -> bytes:
+    """The first line of the input, and not a byte of what may have to be read after beginning
+    again."""
+    with open(0, "rb", buffering=0, closefd=False) as raw:
+        return raw.readline()
+
+
+def _mirror(asked: dict[str, Any], answers: TextIO) -> None:
+    try:
+        run = _start(asked)
+    except Exception as error:
+        problem = f"not started ({_text(error)})"
+        if asked["mode"] == "online":
+            _begin_again_offline({**asked, "mode": "offline", "problem": problem}, answers)
+        _answer(answers, problem=problem)
+        return
+    _answer(answers, folder=str(run.settings.sync_dir), problem=asked.get("problem"))
+    try:
+        for line in sys.stdin:
+            row = json.loads(line)
+            if "summary" in row:
+                run.summary.update(row["summary"])
+            else:
+                run.log(row["values"], step=row["step"])
+        threading.Thread(
+            target=_give_up, args=(asked["finish_seconds"], answers), daemon=True
+        ).start()
+        run.finish()
+    except Exception as error:
+        _answer(answers, problem=f"gave up ({_text(error)})")
+    os._exit(0)
+
+
+def _start(asked: dict[str, Any]) -> Any:
+    import wandb
+
+    os.makedirs(asked["folder"], exist_ok=True)
+    return wandb.init(
+        project=asked["project"],
+        name=asked["name"],
+        id=asked["id"],
+        resume="allow",
+        mode=asked["mode"],
+        dir=asked["folder"],
+        config=asked["config"],
+        settings=wandb.Settings(silent=True, console="off", init_timeout=asked["init_seconds"]),
+    )
+
+
+def _begin_again_offline(asked: dict[str, Any], answers: TextIO) -> None:
+    """In this process, which has the input: after a failed start, W&B holds on to the run's id."""
+    os.environ.pop("WANDB_SERVICE", None)
+    os.environ[OFFLINE] = json.dumps(asked)
+    os.dup2(answers.fileno(), 1)
+    os.execv(sys.executable, [sys.executable, "-P", __file__])
+
+
+def _give_up(seconds: float, answers: TextIO) -> None:
+    time.sleep(seconds)
+    _answer(answers, problem=f"the server did not take everything in {seconds:.0f} s")
+    os._exit(1)
+
+
+def _answer(answers: TextIO, **content: str | None) -> None:
+    with suppress(OSError):  # nobody may be there to read it
+        answers.write(json.dumps(content) + "\n")
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
