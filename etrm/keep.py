@@ -1,9 +1,10 @@
-"""Finished runs, kept beside the declared outputs.
+"""Finished results, kept beside the declared outputs.
 
 The workflow deletes the outputs of a job before it starts, so that a job that then fails would take
-an earlier result with it. A finished run is therefore linked (the same bytes, no copy) into a
-folder of its own: the last good run stays there whatever becomes of the next, and a job that is
-asked for the same run again, by the digest of all that determines it, takes it back from there.
+an earlier result with it. The files of a finished run, or of an evaluation, are therefore linked
+(the same bytes, no copy) into a folder of their own: the last good result stays there whatever
+becomes of the next, and a job that is asked for the same one again, by the digest of all that
+determines it, takes it back from there.
 """
 
 from __future__ import annotations
@@ -11,53 +12,62 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from etrm.data.files import write_json_atomic
 from etrm.provenance import file_digest
 
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
-KEPT_RUNS = 2  # the current one, and the one before
+SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
+KEPT = 2  # the current result, and the one before
+LIST = "kept.json"  # the key of a kept result, and the SHA-256 of each of its files
 
 
-def keep(out: Path, store: Path, key: str) -> None:
-    """Link a finished run into `store`, complete or not at all; drop all but the newest runs."""
+def keep(out: Path, names: Sequence[str], store: Path, key: str) -> None:
+    """Link a finished result into `store`, complete or not at all; drop all but the newest."""
     target, temporary = store / key[:16], store / f".{key[:16]}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in store.glob(".*.tmp"):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in RUN_FILES:
+    for name in names:
         _link(out / name, temporary / name)
+    digests = {name: file_digest(temporary / name) for name in names}
+    write_json_atomic(temporary / LIST, {"key": key, "sha256": digests})
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     os.utime(target)
-    kept = sorted((d for d in store.iterdir() if d.is_dir()), key=lambda d: d.stat().st_mtime_ns)
-    for old in kept[:-KEPT_RUNS]:
-        shutil.rmtree(old)
+    kept = [d for d in store.iterdir() if d.is_dir() and not d.name.startswith(".")]
+    for old in sorted(kept, key=lambda d: d.stat().st_mtime_ns)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def take_back(out: Path, store: Path, key: str) -> dict[str, Any] | None:
-    """Put a kept run with this key back to `out` and return its record; None if there is none.
+def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
+    """Put a kept result with this key back to `out`, if there is one.
 
-    One whose weights are not those that its record names is damaged, and is not used.
+    One of which a file is missing, or is not what it was, is not used.
     """
     folder = store / key[:16]
-    try:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        whole = record["key"] == key and all((folder / name).is_file() for name in RUN_FILES)
-        whole = whole and file_digest(folder / "model.safetensors") == record["weights_sha256"]
-    except (OSError, ValueError, KeyError):
-        return None
-    if not whole:
-        return None
+    if not _whole(folder, names, key):
+        return False
     out.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
-        temporary = out / f".{name}.tmp"
+    for name in names:
+        temporary = out / f".{name}.{os.getpid()}.tmp"
         temporary.unlink(missing_ok=True)
         _link(folder / name, temporary)
         os.replace(temporary, out / name)
         os.utime(out / name)
     os.utime(folder)
-    return record
+    return True
+
+
+def _whole(folder: Path, names: Sequence[str], key: str) -> bool:
+    try:
+        kept = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        same = [file_digest(folder / name) == kept["sha256"][name] for name in names]
+        return bool(kept["key"] == key and all(same))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _link(source: Path, target: Path) -> None:

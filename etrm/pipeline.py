@@ -14,9 +14,8 @@ from typing import Any
 
 from etrm.config import RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.health import GateConfig
-from etrm.keep import RUN_FILES
+from etrm.keep import RUN_FILES, SCORE_FILES
 
-SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
 TABLE_FORMATS = ("csv", "md", "tex")
 

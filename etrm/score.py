@@ -20,8 +20,9 @@ from etrm.data.episodes import held_out_questions, on_lanes
 from etrm.data.files import write_json_atomic, write_table_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluate import all_variants, predict
+from etrm.keep import SCORE_FILES, keep, take_back
 from etrm.models.build import build_model
-from etrm.provenance import digest, touched
+from etrm.provenance import code_digest, digest, file_digest, touched, train_code
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -34,33 +35,49 @@ def evaluate_run(
     config: EvaluationConfig,
     out: Path,
     device: str | None = None,
+    state: Path | None = None,
 ) -> dict[str, Any]:
     """Write `predictions.parquet`, `score.json` and `submission.json`; returns the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
-    were hidden then); an encoder about any task.
+    were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
+    one, asked for again, is taken back from there.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     record = json.loads((run_folder / "run.json").read_text())
+    tables = tasks_path, augmentations_path
+    if state is None:
+        return _evaluate(run_folder, record, tables, config, out, target)
+    key = _key(run_folder, record, tables, config)
+    store = state / "finished" / record["experiment"] / f"evaluation/seed{record['seed']}"
+    if take_back(out, SCORE_FILES, store, key):
+        log.info("the same evaluation was finished before: taken back from %s", store)
+        kept: dict[str, Any] = json.loads((out / "score.json").read_text(encoding="utf-8"))
+        return kept
+    result = _evaluate(run_folder, record, tables, config, out, target)
+    try:
+        keep(out, SCORE_FILES, store, key)
+    except OSError as error:
+        log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
+    return result
+
+
+def _evaluate(
+    run_folder: Path,
+    record: Mapping[str, Any],
+    tables: tuple[Path, Path],
+    config: EvaluationConfig,
+    out: Path,
+    device: torch.device,
+) -> dict[str, Any]:
     run: RunConfig = parse(RunConfig, record["config"])
-    tasks = held_out_tasks(tasks_path)
+    tasks = held_out_tasks(tables[0])
     asked = tasks if config.tasks is None else _subset(tasks, config.tasks)
-    variants = read_augmentations(augmentations_path)
-    if context_source(run.context.source).needs_demos:
-        corpus = Corpus(asked, variants, target, limit=config.variants)
-    else:
-        by_id = {r.task.id: r.task for r in read_tasks(tasks_path)}
-        known = [by_id[name] for name in record["tasks"]]
-        corpus = Corpus(known, variants, target, limit=run.train.variants)
-        if corpus.recipes_digest() != record["recipes_digest"]:
-            raise CorpusError(
-                f"{augmentations_path}: found other augmented puzzles than those that"
-                f" {run_folder} has embeddings of, expected the same table; train it again"
-            )
+    corpus = _corpus(run_folder, record, run, asked, tables, config, device)
     wanted = {task.id for task in asked}
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
-    model = build_model(run, corpus.num_puzzles if record["kind"] == "trm" else 1).to(target)
+    model = build_model(run, corpus.num_puzzles if record["kind"] == "trm" else 1).to(device)
     model.load_state_dict(load_weights(run_folder / "model.safetensors", config.weights))
     dtype = torch.bfloat16 if run.train.dtype == "bf16" else torch.float32
     lanes = all_variants(corpus, episodes, config.variants)
@@ -87,6 +104,44 @@ def evaluate_run(
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
     return result
+
+
+def _corpus(
+    run_folder: Path,
+    record: Mapping[str, Any],
+    run: RunConfig,
+    asked: Sequence[Task],
+    tables: tuple[Path, Path],
+    config: EvaluationConfig,
+    device: torch.device,
+) -> Corpus:
+    """The tasks asked about, or all that a table of embeddings was trained on."""
+    tasks_path, augmentations_path = tables
+    variants = read_augmentations(augmentations_path)
+    if context_source(run.context.source).needs_demos:
+        return Corpus(asked, variants, device, limit=config.variants)
+    by_id = {r.task.id: r.task for r in read_tasks(tasks_path)}
+    known = [by_id[name] for name in record["tasks"]]
+    corpus = Corpus(known, variants, device, limit=run.train.variants)
+    if corpus.recipes_digest() != record["recipes_digest"]:
+        raise CorpusError(
+            f"{augmentations_path}: found other augmented puzzles than those that"
+            f" {run_folder} has embeddings of, expected the same table; train it again"
+        )
+    return corpus
+
+
+def _key(
+    run_folder: Path,
+    record: Mapping[str, Any],
+    tables: Sequence[Path],
+    config: EvaluationConfig,
+) -> str:
+    """Digest of everything that determines an evaluation."""
+    source = record["config"]["context"]["source"]
+    files = [file_digest(path) for path in (run_folder / "model.safetensors", *tables)]
+    code = code_digest("etrm.score", *train_code(source)[1:])
+    return digest(["evaluation", plain(config), record["key"], files, code])
 
 
 def held_out_tasks(tasks_path: Path) -> list[Task]:

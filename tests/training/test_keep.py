@@ -13,7 +13,7 @@ from tiny import make_run, make_tasks, write_study
 
 from etrm.config.study import TrackingConfig
 from etrm.engine import Trainer
-from etrm.keep import KEPT_RUNS, RUN_FILES
+from etrm.keep import KEPT, RUN_FILES
 from etrm.train import RunPaths, train_run
 
 OFF = TrackingConfig(wandb="disabled")
@@ -72,10 +72,10 @@ def test_the_current_run_and_the_one_before_are_kept(paths: RunPaths) -> None:
     for steps in lengths:
         train(paths, train={"steps": steps})
     kept = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
-    assert kept == set(lengths[-KEPT_RUNS:])
+    assert kept == set(lengths[-KEPT:])
     other = replace(paths, out=paths.out.with_name("other"))
     train(other, experiment="other", train={"steps": 2})
-    assert len(list(paths.state.rglob("run.json"))) == KEPT_RUNS + 1, "each run has its own"
+    assert len(list(paths.state.rglob("run.json"))) == KEPT + 1, "each run has its own"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])

@@ -21,5 +21,6 @@ rule evaluate_run:
             STUDY.experiments[wildcards.experiment].evaluation
         ),
         code=code_digest("etrm.score"),
+        state=PIPELINE.state,
     script:
         "../scripts/evaluate.py"

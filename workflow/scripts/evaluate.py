@@ -17,4 +17,5 @@ with job_log(snakemake.log[0]):
         augmentations_path=Path(snakemake.input.augmentations),
         config=parse(EvaluationConfig, snakemake.params.evaluation, "evaluation"),
         out=Path(snakemake.output[0]).parent,
+        state=Path(snakemake.params.state),
     )
