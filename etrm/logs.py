@@ -10,22 +10,33 @@ from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
+log = logging.getLogger(__name__)
 
-def say(text: str) -> None:
-    """A line for the log and for the terminal."""
-    logging.info("%s", text)
-    print(text, file=sys.stderr)
+
+def say(text: str, level: int = logging.INFO) -> None:
+    """A line for the log and for the terminal; once, where the log is the terminal."""
+    log.log(level, "%s", text)
+    streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
+    if sys.stderr not in streams or not log.isEnabledFor(level):
+        print(text, file=sys.stderr)
 
 
 @contextmanager
-def job_log(path: str | Path) -> Iterator[None]:
-    """Log to a file; an error that explains itself ends the job with its message alone.
+def job_log(path: str | Path | None, name: str = "", level: int = logging.INFO) -> Iterator[None]:
+    """Log to a file, or to the terminal; an error that explains itself ends the job with its
+    message alone.
 
     Those are `ValueError`, `RuntimeError` and `OSError` raised by this package; anything else is
-    a defect, and keeps its traceback.
+    a defect, and keeps its traceback. `name` stands before every message: which of several
+    processes it is that writes to the same place.
     """
-    handlers: list[logging.Handler] = [logging.FileHandler(path, mode="a", encoding="utf-8")]
-    logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=handlers, force=True)
+    form = "%(message)s"
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        form = FORMAT
+        handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    form = form.replace("%(message)s", f"{name}%(message)s")
+    logging.basicConfig(level=level, format=form, handlers=[handler], force=True)
     logging.captureWarnings(True)
     try:
         yield
@@ -33,8 +44,9 @@ def job_log(path: str | Path) -> Iterator[None]:
         if type(error).__module__.split(".")[0] != "etrm":
             logging.exception("unexpected error")
             raise
-        logging.error("%s", error)
-        print(f"error: {error}", file=sys.stderr)
+        if path is not None:
+            logging.error("%s", error)
+        print(f"error: {name}{error}", file=sys.stderr)
         sys.exit(1)
     except Exception:
         logging.exception("unexpected error")

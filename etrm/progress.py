@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,6 +16,12 @@ from tqdm import tqdm
 from etrm.logs import say
 
 SECONDS_BETWEEN_LINES = 20.0
+# Told to the scheduler by a run that was asked to stop and goes on when it is started again.
+EXIT_INTERRUPTED = 75
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, where nothing is lost by stopping at once."""
 
 
 class Interruption:
@@ -20,8 +29,11 @@ class Interruption:
 
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-    def __init__(self) -> None:
-        self.signal: str | None = None
+    def __init__(self, tell: bool = True) -> None:
+        """`tell`: say on the terminal that a signal has arrived, and what happens now."""
+        self.number = 0  # of the last signal that arrived
+        self.doing = "stopping …"  # what is said when a signal arrives
+        self._tell, self._at_once = tell, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -33,28 +45,55 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self, doing: str, then: str) -> Iterator[None]:
+        """Within the block nothing is lost by stopping: a signal ends the process there.
+
+        What it was `doing`, and what happens when it is started again, is said.
+        """
+        self._at_once = True
+        try:
+            if self.number:
+                raise Interrupted(EXIT_INTERRUPTED)
+            yield
+        except Interrupted:
+            if self._tell:
+                say(f"{name_of(self.number)}: stopped {doing}; {then}")
+            raise
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
+        self.number = number
+        if self._at_once:
+            self._at_once = False  # a second signal does not disturb the clearing up
+            raise Interrupted(EXIT_INTERRUPTED)
+        if self._tell:  # not by print, which it may have interrupted
+            os.write(2, f"\n{name_of(number)}: {self.doing}\n".encode())
+
+
+def name_of(number: int) -> str:
+    """The name of a signal."""
+    return signal.Signals(number).name
 
 
 class Progress:
-    """A bar on a terminal of one's own; elsewhere a line every so often."""
+    """A bar on a terminal of one's own; elsewhere a line every so often; on other ranks nothing."""
 
-    def __init__(self, name: str, step: int, steps: int, bar: bool) -> None:
-        self.name, self.steps, self._last = name, steps, 0.0
-        self._bar = tqdm(
-            total=self.steps,
-            initial=step,
-            desc=name,
-            unit="step",
-            disable=not bar,
-        )
+    def __init__(self, name: str, steps: int, main: bool, bar: bool) -> None:
+        self.name, self.steps, self._main, self._last = name, steps, main, 0.0
+        shown = main and bar and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, desc=name, unit="step", disable=not shown)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+    def begin(self, step: int) -> None:
+        """Where a run that goes on begins."""
+        self._bar.initial = self._bar.n = step
 
     def show(self, row: dict[str, float]) -> None:
         """Where training is."""
@@ -71,6 +110,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own."""
+        if not self._main:
+            return
         if self._bar.disable:
             say(f"{self.name}: {text}")
         else:

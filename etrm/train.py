@@ -8,6 +8,7 @@ the last finished run is kept.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -21,17 +22,18 @@ from typing import Any
 import torch
 
 from etrm.arc.task import Pair, Task
-from etrm.checkpoint import CheckpointError, clear_states, load_state, save_state, save_weights
+from etrm.checkpoint import CheckpointError, clear_states, remove_temporaries, save_weights
 from etrm.config import plain
-from etrm.config.study import RunConfig, TrackingConfig
+from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.context import context_source
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import on_lanes, training_questions
 from etrm.data.files import write_json_atomic
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.distributed import Ranks
 from etrm.engine import Trainer
-from etrm.health import check_rules, check_stuck, stop_reason
-from etrm.keep import keep, take_back
+from etrm.keep import RUN_FILES, keep, take_back
+from etrm.loop import Loop, free_space
 from etrm.models.build import build_model, num_parameters
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
 from etrm.progress import Interruption, Progress
@@ -48,8 +50,9 @@ from etrm.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-# Told to the scheduler by a run that was asked to stop and has saved its state.
-EXIT_INTERRUPTED = 75
+
+class OutputError(RuntimeError):
+    """The files of a finished run could not be written."""
 
 
 @dataclass(frozen=True)
@@ -71,57 +74,108 @@ def train_run(
     tracking: TrackingConfig,
     device: str | None = None,
     bar: bool = True,
+    ranks: Ranks | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> dict[str, Any]:
     """Train (or go on training) one run and write its run folder; returns its `run.json`.
 
-    `bar`: show a progress bar on a terminal (not where several jobs share it).
+    `device`: of the only rank; by default a GPU if there is one. `ranks`: this process among those
+    that train the run together (`ranks_of_this_run`); only the main one writes anything, the
+    others return an empty record. `bar`: show a progress bar on a terminal (not where several jobs
+    share it).
 
-    Raises `LeakError` when a strict run's parent has seen held-out tasks, and exits with
-    `EXIT_INTERRUPTED` after saving when SIGTERM, SIGUSR1 or SIGINT arrives.
+    Raises `LeakError` when a strict run's parent has seen held-out tasks, `OutputError` when the
+    run folder cannot be written, and exits with `EXIT_INTERRUPTED` after saving when SIGTERM,
+    SIGUSR1 or SIGINT arrives.
     """
-    started = time.time()
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parent = _read_parent(run, paths)
-    key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
-    kept = take_back(paths.out, store, key)
-    if kept is not None:
-        log.info("the same run was finished on %s: taken back from %s", kept["finished"], store)
-        return kept
-    corpus, episodes = training_data(run, paths, target)
-    model = build_model(run, corpus.num_puzzles).to(target)
+    began = time.time()
+    if ranks is None:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        ranks = Ranks(device=torch.device(device or default))
+    with Interruption(tell=ranks.main) as interruption:
+        with interruption.at_once("before the first step", "run the same command again"):
+            parent = _read_parent(run, paths)
+            key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
+            states = paths.state / key[:16]
+            if ranks.main:
+                remove_temporaries(paths.out)
+            if ranks.largest(int(ranks.main and take_back(paths.out, RUN_FILES, store, key))):
+                return _taken_back(paths.out, store, states) if ranks.main else {}
+            trainer, loaded = _trainer(run, paths, parent, ranks, execution or ExecutionConfig())
+            off = TrackingConfig(wandb="disabled")
+            shown = plain(run)
+            tracker = Tracker(
+                tracking if ranks.main else off, _name(run), key[:16], shown, paths.wandb
+            )
+            progress = Progress(_name(run), run.train.steps, ranks.main, bar)
+            loop = Loop(trainer, tracker, states, ranks, interruption, progress, began)
+            loop.resume()
+        with progress:
+            loop.train()
+        record = _record(run, trainer, ranks, parent, loaded) | {
+            "started": loop.started,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(loop.seconds, 1),
+            "stopped_early": loop.reason,
+            "key": key,
+        }
+        _write_outputs(paths.out, record, loop)
+        if not ranks.main:
+            return {}
+        _keep(paths.out, store, key, states)
+        tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
+    return record
+
+
+def _taken_back(out: Path, store: Path, states: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    log.info("the same run was finished on %s: taken back from %s", record["finished"], store)
+    clear_states(states)  # of a run that was killed when it had just been kept
+    return record
+
+
+def _trainer(
+    run: RunConfig, paths: RunPaths, parent: Parent | None, ranks: Ranks, execution: ExecutionConfig
+) -> tuple[Trainer, dict[str, Any] | None]:
+    """The trainer before its first step, and what its decoder has of its parent."""
+    corpus, episodes = training_data(run, paths, ranks.device)
+    model = build_model(run, corpus.num_puzzles).to(ranks.device)
     loaded = None
     if parent is not None:
         loaded = start_from(model.decoder, parent, run.decoder.weights, run.model)
-    trainer = Trainer(run, model, corpus, episodes)
-    tracker = Tracker(tracking, _name(run), key[:16], plain(run), paths.wandb)
-    history: dict[str, Any] = {
-        "seconds": 0.0,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    folder = paths.state / key[:16]
-    history |= _resume(trainer, tracker, folder, target)
-    steps = trainer.step_number, run.train.steps
-    progress = Progress(_name(run), *steps, bar and sys.stderr.isatty())
-    reason = _loop(run, trainer, tracker, folder, history, started, progress)
-    if not tracker.rows or "all.exact_accuracy" not in tracker.rows[-1]:
-        tracker.log({"step": trainer.step_number, **trainer.evaluate()})
-    paths.out.mkdir(parents=True, exist_ok=True)
-    save_weights(paths.out / "model.safetensors", model, trainer.ema.values)
-    tracker.write(paths.out / "metrics.parquet")
-    record = _record(run, trainer, target, parent, loaded)
-    record |= {
-        "started": history["started"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(history["seconds"] + time.time() - started, 1),
-        "stopped_early": reason,
-        "key": key,
-        "weights_sha256": file_digest(paths.out / "model.safetensors"),
-    }
-    write_json_atomic(paths.out / "run.json", record)
-    keep(paths.out, store, key)
-    tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
-    clear_states(folder)
-    return record
+    return Trainer(run, model, corpus, episodes, ranks, execution), loaded
+
+
+def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
+    """Write the run folder, on the main rank; where that fails, the state is kept for it."""
+    error: OSError | None = None
+    if loop.ranks.main:
+        try:
+            save_weights(out / "model.safetensors", loop.trainer.model, loop.trainer.ema.values)
+            loop.tracker.write(out / "metrics.parquet")
+            record["weights_sha256"] = file_digest(out / "model.safetensors")
+            write_json_atomic(out / "run.json", record)
+        except OSError as found:
+            error = found
+    if not loop.ranks.largest(int(error is not None)):
+        return
+    loop.save()
+    if error is None:
+        sys.exit(1)  # the main rank says why
+    raise OutputError(
+        f"{out}: training is done, but its results could not be written ({error};"
+        f" {free_space(out)} free there): make room, or make the folder writable, and run the same"
+        f" command again: it goes on from the state of step {loop.saved}"
+    )
+
+
+def _keep(out: Path, store: Path, key: str, states: Path) -> None:
+    """Keep the finished run; its state is not needed any more then."""
+    try:
+        keep(out, RUN_FILES, store, key)
+        clear_states(states)
+    except OSError as error:
+        log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
 
 
 def training_data(
@@ -179,81 +233,14 @@ def _name(run: RunConfig) -> str:
     return f"{run.experiment}/{run.stage}/seed{run.seed}"
 
 
-def _resume(
-    trainer: Trainer, tracker: Tracker, folder: Path, device: torch.device
-) -> dict[str, Any]:
-    state = load_state(folder, device)
-    if state is None:
-        return {}
-    trainer.load_state_dict(state["trainer"])
-    tracker.rows = list(state["rows"])
-    log.info("going on from step %d (%s)", trainer.step_number, folder)
-    return dict(state["history"])
-
-
-def _loop(
-    run: RunConfig,
-    trainer: Trainer,
-    tracker: Tracker,
-    folder: Path,
-    history: dict[str, Any],
-    started: float,
-    progress: Progress,
-) -> str | None:
-    """Train to the end, to the target, or to a finding; returns why it ended early."""
-    train, reported, reason = run.train, set[str](), None
-
-    def save() -> None:
-        spent = {**history, "seconds": history["seconds"] + time.time() - started}
-        state = {"trainer": trainer.state_dict(), "rows": tracker.rows, "history": spent}
-        save_state(folder, trainer.step_number, state)
-
-    with Interruption() as interruption, progress:
-        while trainer.step_number < train.steps and reason is None:
-            trainer.step()
-            step = trainer.step_number
-            if step % train.log_every == 0 or step == train.steps:
-                tracker.log(trainer.row())
-                progress.show(tracker.rows[-1])
-                reason = _health(run, tracker.rows, reported)
-            if train.eval_every and step % train.eval_every == 0 and reason is None:
-                result = trainer.evaluate()
-                tracker.log({"step": step, **result})
-                exact, target = result.get("all.exact_accuracy", 0.0), train.target_exact_accuracy
-                progress.say(f"step {step}: exact match {exact:.1%} over the training episodes")
-                reason = "target" if target is not None and exact >= target else None
-            if interruption.signal and reason is None:
-                save()
-                log.warning("%s: saved step %d, run again to go on", interruption.signal, step)
-                sys.exit(EXIT_INTERRUPTED)
-            if step % train.save_every == 0 and step < train.steps and reason is None:
-                save()
-    if reason not in (None, "target"):
-        log.warning("stopped at step %d: %s", trainer.step_number, reason)
-    return reason
-
-
-def _health(run: RunConfig, rows: list[dict[str, float]], reported: set[str]) -> str | None:
-    """Warn once about each finding; name the one that ends the run, if any does."""
-    for finding in [*check_rules(rows, run.health), *check_stuck(rows, run.health)]:
-        label = f"{finding.finding}/{finding.severity}"
-        if label not in reported:
-            reported.add(label)
-            log.warning("health, step %d: %s: %s", finding.step, finding.finding, finding.message)
-    reason = stop_reason(rows, run.health)
-    if reason is not None and (run.train.stop_on_health or reason.value is None):
-        return reason.finding
-    return None
-
-
 def _record(
     run: RunConfig,
     trainer: Trainer,
-    device: torch.device,
+    ranks: Ranks,
     parent: Parent | None,
     loaded: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    tasks = trainer.corpus.tasks
+    tasks, device = trainer.corpus.tasks, ranks.device
     parents = [] if parent is None or parent.record is None else [parent.record]
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -281,7 +268,8 @@ def _record(
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
         "device": name,
-        "peak_memory_bytes": memory,
+        "ranks": ranks.size,
+        "peak_memory_bytes": ranks.largest(memory),  # of the rank that took most
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*train_code(run.context.source)),

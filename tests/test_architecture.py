@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs", "etrm.progress", "etrm.distributed"),
+    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror"),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
@@ -31,7 +31,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.evaluate",),
     ("etrm.memory", "etrm.slots"),
     ("etrm.engine",),
+    ("etrm.loop",),
     ("etrm.train", "etrm.score"),
+    ("etrm.launch",),
     ("etrm.pipeline",),
     ("etrm.report",),
     ("etrm.cli", "etrm.__main__"),

@@ -6,10 +6,9 @@ import json
 import logging
 import os
 import signal
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,15 @@ from safetensors.torch import load_file
 from tiny import make_run, make_tasks, write_study
 
 from etrm.arc.task import Pair, Task
-from etrm.checkpoint import CheckpointError, load_weights
+from etrm.checkpoint import CheckpointError, load_weights, save_state
 from etrm.config import RunConfig, parse, plain
 from etrm.config.health import HealthRule
 from etrm.config.study import TrackingConfig
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
+from etrm.progress import EXIT_INTERRUPTED
 from etrm.provenance import LeakError
-from etrm.train import EXIT_INTERRUPTED, RunPaths, train_run, training_data, without_answers
+from etrm.train import OutputError, RunPaths, train_run, training_data, without_answers
 
 OFF = TrackingConfig(wandb="disabled")
 CPU = torch.device("cpu")
@@ -184,6 +184,11 @@ def test_poisoned_answers_of_held_out_tasks_change_no_weight(
 # --- interruption ---
 
 
+def states(paths: RunPaths) -> list[int]:
+    """Steps of the states that there are."""
+    return sorted(int(path.stem.removeprefix("step")) for path in paths.state.rglob("*.state"))
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
     """A real signal arrives in the middle of a step."""
     original = Trainer.step
@@ -211,7 +216,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert exit_code.value.code == EXIT_INTERRUPTED
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
     assert not paths.out.exists()
-    assert [path.name for path in paths.state.rglob("*.state")] == ["step0000000005.state"]
+    assert states(paths) == [4, 5]  # before the evaluation, and now
     steps = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         original = Trainer.step
@@ -244,9 +249,9 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(
         monkeypatch.setattr(Trainer, "step", die)
         with pytest.raises(KeyboardInterrupt):
             train(run, paths)
-    states = sorted(paths.state.rglob("*.state"))
-    assert [path.name for path in states] == ["step0000000004.state", "step0000000006.state"]
-    states[-1].write_bytes(states[-1].read_bytes()[:-5])
+    assert states(paths) == [4, 6]
+    newest = max(paths.state.rglob("*.state"))
+    newest.write_bytes(newest.read_bytes()[:-5])
     with caplog.at_level(logging.INFO):
         train(run, paths)
     assert "is damaged" in caplog.text
@@ -273,15 +278,157 @@ def test_a_state_of_another_run_is_not_resumed(
     assert len(list(paths.state.rglob("*.state"))) == 1  # that of the other run stays
 
 
-def test_a_run_that_has_reached_its_target_is_finished_even_when_interrupted(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+def slow_evaluation(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    """A real signal arrives in the evaluation of a step, which would go on for a minute."""
+    original = Trainer.evaluate
+
+    def evaluate(self: Trainer) -> dict[str, float]:
+        if self.step_number == step:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_signal_does_not_wait_for_an_evaluation(
+    step: int, paths: RunPaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"all.exact_accuracy": 1.0})
-    interrupt_at(monkeypatch, 2, signal.SIGTERM)
+    """Step 6 is the last: that evaluation is made by a run that has no step left to do."""
+    run = make_run(train={"steps": 6, "save_every": 100, "eval_every": 4})
+    train(run, paths, out=tmp_path / "whole", state=tmp_path / "other")
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("etrm.loop.QUICK_SECONDS", 0.0)
+        slow_evaluation(monkeypatch, step, signal.SIGINT)
+        with pytest.raises(SystemExit) as exit_code, caplog.at_level(logging.INFO):
+            train(run, paths)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+    assert time.monotonic() - began < 10
+    assert states(paths)[-1] == step
+    assert (
+        f"SIGINT: stopped evaluating step {step}; the state of step {step} is saved" in caplog.text
+    )
+    train(run, paths)
+    assert metrics(paths.out) == metrics(tmp_path / "whole")
+
+
+def test_an_interruption_before_an_evaluation_leaves_it_to_the_run_that_goes_on(
+    paths: RunPaths, tmp_path: Path
+) -> None:
     run = make_run(train={"steps": 6, "eval_every": 2, "target_exact_accuracy": 0.9})
-    record = train(run, paths)
+    evaluated = []
+
+    def evaluate(self: Trainer) -> dict[str, float]:
+        evaluated.append(self.step_number)
+        return {"all.exact_accuracy": 1.0}
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "evaluate", evaluate)
+        interrupt_at(monkeypatch, 2, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(run, paths)
+        assert evaluated == []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "evaluate", evaluate)
+        record = train(run, paths)
+    assert evaluated == [2]
     assert record["stopped_early"] == "target"
     assert record["steps_done"] == 2
+    assert not states(paths)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("etrm.train.training_data", load)
+    with pytest.raises(SystemExit) as exit_code, caplog.at_level(logging.INFO):
+        train(make_run(), paths)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+    assert "SIGTERM: stopped before the first step; run the same command again" in caplog.text
+
+
+def test_a_resumed_run_repeats_no_warning(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = HealthRule("train/lm_loss", warn=0.0, wrong="above", from_step=0, window=1)
+    run = make_run(train={"steps": 6}, health={"rules": {"divergence": plain(rule)}})
+    with caplog.at_level(logging.WARNING):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt_at(monkeypatch, 4, signal.SIGTERM)
+            with pytest.raises(SystemExit):
+                train(run, paths)
+        assert caplog.text.count("health, step") == 1
+        train(run, paths)
+    assert caplog.text.count("health, step") == 1
+
+
+# --- folders that cannot be written ---
+
+
+def fail_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    original = save_state
+
+    def save(folder: Path, step: int, state: Any) -> Path:
+        if step in steps:
+            raise OSError(28, "No space left on device")
+        return original(folder, step, state)
+
+    monkeypatch.setattr("etrm.loop.save_state", save)
+
+
+def test_a_state_that_cannot_be_written_does_not_end_training(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail_saves(monkeypatch, {4, 6})
+    with caplog.at_level(logging.WARNING):
+        record = train(make_run(train={"steps": 10, "save_every": 2}), paths)
+    assert record["steps_done"] == 10
+    warnings = [r.getMessage() for r in caplog.records if "could not be written" in r.message]
+    assert len(warnings) == 1
+    for part in ("step0000000004.state", "No space left", "MiB free", "make room", "step 2"):
+        assert part in warnings[0]
+
+
+def test_a_signal_whose_save_fails_says_where_the_run_goes_on(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(train={"steps": 8, "save_every": 2})
+    with pytest.MonkeyPatch.context() as monkeypatch, caplog.at_level(logging.WARNING):
+        fail_saves(monkeypatch, {5})
+        interrupt_at(monkeypatch, 5, signal.SIGUSR1)
+        with pytest.raises(SystemExit) as exit_code:
+            train(run, paths)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+    assert "step 5 could not be saved, the last state is that of 4" in caplog.text
+    assert states(paths) == [2, 4]
+
+
+def test_results_that_cannot_be_written_are_written_by_the_next_run(
+    paths: RunPaths, tmp_path: Path
+) -> None:
+    run = make_run(train={"steps": 5, "save_every": 2})
+    train(run, paths, out=tmp_path / "whole", state=tmp_path / "other")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("etrm.train.write_json_atomic", full)
+        with pytest.raises(OutputError, match=r"No space left.*goes on from the state of step 5"):
+            train(run, paths)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "step", None)  # not one more
+        train(run, paths)
+    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (paths.out / "model.safetensors").read_bytes() == whole
+    assert metrics(paths.out) == metrics(tmp_path / "whole")
+    assert not states(paths)
 
 
 # --- ending early ---
@@ -322,27 +469,6 @@ def test_a_loss_that_is_not_a_number_ends_every_run_with_its_record(paths: RunPa
     rows = metrics(paths.out)
     assert rows[-1]["train/lm_loss"] != rows[-1]["train/lm_loss"]
     assert rows[-1]["all.exact_accuracy"] == 0.0
-
-
-# --- W&B ---
-
-
-@pytest.mark.parametrize("broken", ["init", "log"])
-def test_a_failing_wandb_never_stops_training(
-    broken: str, paths: RunPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    train(make_run(), paths, out=tmp_path / "without")
-
-    def fail(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host")
-
-    wandb = ModuleType("wandb")
-    wandb.Settings = lambda **_: None  # type: ignore[attr-defined]
-    wandb.init = fail if broken == "init" else (lambda **_: wandb)  # type: ignore[attr-defined]
-    wandb.log = fail  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    train_run(make_run(), paths, TrackingConfig(wandb="online"), device="cpu")
-    assert metrics(paths.out) == metrics(tmp_path / "without")
 
 
 # --- first weights ---

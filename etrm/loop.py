@@ -1,0 +1,211 @@
+"""The steps of a run, from wherever it is to the end: rows, evaluations, states, interruption.
+
+All ranks run this loop, and what depends on a file or a signal is agreed on before it is acted on,
+so that none of them waits for another that has gone a different way. The main one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from etrm.checkpoint import load_state, remove_temporaries, save_state, state_path
+from etrm.distributed import Ranks
+from etrm.engine import Trainer
+from etrm.health import check_rules, check_stuck, stop_reason
+from etrm.logs import say
+from etrm.progress import EXIT_INTERRUPTED, Interruption, Progress, name_of
+from etrm.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+# An evaluation that takes longer is not waited for when the run is asked to stop.
+QUICK_SECONDS = 5.0
+AGAIN = "run the same command again to go on from there"
+
+
+class Loop:
+    """Trains one run, and keeps in `folder` the state from which it goes on."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        tracker: Tracker,
+        folder: Path,
+        ranks: Ranks,
+        interruption: Interruption,
+        progress: Progress,
+        began: float,
+    ) -> None:
+        """`began`: when this process began with the run (`time.time()`)."""
+        self.run, self.trainer, self.tracker = trainer.run, trainer, tracker
+        self.folder, self.ranks = folder, ranks
+        self.interruption, self.progress = interruption, progress
+        self.reason: str | None = None  # why the run ended early
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.saved = 0  # step of the newest state
+        self._reported: set[str] = set()  # findings that were warned of
+        self._slow = True  # the evaluation, until it was seen to be quick
+        self._failing = False  # the last state could not be written
+        self._spent, self._began = 0.0, began
+        interruption.doing = "finishing this step and saving it …"
+
+    @property
+    def step(self) -> int:
+        """Steps done, the one under way included."""
+        return self.trainer.step_number
+
+    @property
+    def seconds(self) -> float:
+        """What the run took, in all the processes that had a part in it."""
+        return self._spent + time.time() - self._began
+
+    def resume(self) -> None:
+        """Go on from the newest intact state, if there is one; the main rank chooses it."""
+        if self.ranks.main:
+            remove_temporaries(self.folder)
+        state = load_state(self.folder) if self.ranks.main else None
+        step = self.ranks.largest(-1 if state is None else state["step"])
+        if step < 0:
+            return
+        state = load_state(self.folder, step) if state is None else state
+        assert state is not None  # that of a step is there, or an error
+        self.trainer.load_state_dict(state["trainer"])
+        self.tracker.rows = list(state["rows"])
+        self.reason, self.started = state["reason"], state["started"]
+        self._reported, self._spent = set(state["reported"]), state["seconds"]
+        self.saved = step
+        self.progress.begin(step)
+        if self.ranks.main:
+            log.info("going on from step %d (%s)", step, state_path(self.folder, step))
+
+    def train(self) -> None:
+        """Train to the end, to the target, or to a finding, and evaluate what came of it.
+
+        Exits with `EXIT_INTERRUPTED` when it was asked to stop, its state saved.
+        """
+        train = self.run.train
+        self._evaluate_if_due()  # of a run that was stopped just before it
+        while self.step < train.steps and self.reason is None:
+            self.trainer.step()
+            if self.step % train.log_every == 0 or self.step == train.steps:
+                self._log_row()
+            self._stop_if_asked()
+            self._evaluate_if_due()
+            due = self.step % train.save_every == 0 and self.step < train.steps
+            if due and self.saved != self.step and self.reason is None:
+                self.save()
+        if self.reason not in (None, "target") and self.ranks.main:
+            log.warning("stopped at step %d: %s", self.step, self.reason)
+        if not self._evaluated():
+            self._evaluate()
+
+    def save(self) -> bool:
+        """Write the state; False where that is not possible, which is said and ends nothing."""
+        trainer = self.trainer.state_dict()
+        failed = False
+        if self.ranks.main:
+            state = {
+                "step": self.step,
+                "trainer": trainer,
+                "rows": self.tracker.rows,
+                "reason": self.reason,
+                "reported": sorted(self._reported),
+                "started": self.started,
+                "seconds": self.seconds,
+            }
+            failed = not self._write(state)
+        written = not self.ranks.largest(int(failed))
+        if written:
+            self.saved = self.step
+        return written
+
+    def _write(self, state: dict[str, Any]) -> bool:
+        try:
+            save_state(self.folder, self.step, state)
+        except OSError as error:
+            text = (
+                f"{state_path(self.folder, self.step)}: the state could not be written"
+                f" ({error.strerror or error}; {free_space(self.folder)} free there): make room,"
+                f" or make the folder writable. A run that ends now goes on from step {self.saved}"
+            )
+            if self._failing:
+                log.info("%s", text)
+            else:
+                say(f"{text}; training goes on, and tries again", logging.WARNING)
+            self._failing = True
+            return False
+        if self._failing:
+            say(f"{self.folder}: states are written again, the newest is that of step {self.step}")
+        self._failing = False
+        return True
+
+    def _stop_if_asked(self) -> None:
+        number = self.ranks.largest(self.interruption.number)
+        if not number or self.reason is not None:
+            return
+        saved = self.save()
+        if self.ranks.main:
+            self.tracker.close()
+            last = f"step {self.step} could not be saved, the last state is that of {self.saved}"
+            done = f"saved step {self.step}" if saved else last
+            say(f"{name_of(number)}: {done}; {AGAIN}", logging.WARNING)
+        sys.exit(EXIT_INTERRUPTED)
+
+    def _log_row(self) -> None:
+        self.tracker.log(self.trainer.row())
+        self.progress.show(self.tracker.rows[-1])
+        rows, health = self.tracker.rows, self.run.health
+        for finding in [*check_rules(rows, health), *check_stuck(rows, health)]:
+            label = f"{finding.finding}/{finding.severity}"
+            if label not in self._reported and self.ranks.main:
+                text = "health, step %d: %s: %s"
+                log.warning(text, finding.step, finding.finding, finding.message)
+            self._reported.add(label)
+        reason = stop_reason(rows, health)
+        if reason is not None and (self.run.train.stop_on_health or reason.value is None):
+            self.reason = reason.finding
+
+    def _evaluated(self) -> bool:
+        rows = self.tracker.rows
+        return bool(rows) and rows[-1]["step"] == self.step and "all.exact_accuracy" in rows[-1]
+
+    def _evaluate_if_due(self) -> None:
+        every, target = self.run.train.eval_every, self.run.train.target_exact_accuracy
+        due = every is not None and self.step > 0 and self.step % every == 0
+        if not due or self.reason is not None or self._evaluated():
+            return
+        exact = self._evaluate().get("all.exact_accuracy", 0.0)
+        text = f"step {self.step}: exact match {exact:.1%} over the training episodes"
+        self.progress.say(text)
+        if target is not None and exact >= target:
+            self.reason = "target"
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate and log. Long ones come after a save, so that a signal need not wait for them.
+
+        An evaluation changes no state: a run that is stopped in it makes it again.
+        """
+        stopping: AbstractContextManager[None] = nullcontext()
+        if self._slow and (self.saved == self.step or self.save()):
+            then = f"the state of step {self.step} is saved, {AGAIN}"
+            stopping = self.interruption.at_once(f"evaluating step {self.step}", then)
+        started = time.monotonic()
+        with stopping:
+            result = self.trainer.evaluate()
+        self._slow = bool(self.ranks.largest(int(time.monotonic() - started > QUICK_SECONDS)))
+        self.tracker.log({"step": float(self.step), **result})
+        return result
+
+
+def free_space(folder: Path) -> str:
+    """What is free where a folder is, or would be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB"
