@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     summary = commands.add_parser("summary", help="results table, verdicts and paths of a study")
-    run = commands.add_parser(
+    training = commands.add_parser(
         "run", help="one training run without Snakemake, on a machine that has only PyTorch"
     )
-    for command in (summary, run):
+    for command in (summary, training):
         command.add_argument("--configfile", default="config/config.yaml", help="the study")
-    run.add_argument("experiment", help="name of the experiment in the study")
-    run.add_argument("stage", choices=("pretrain", "overfit", "full"))
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    training.add_argument("experiment", help="name of the experiment in the study")
+    training.add_argument("stage", choices=("pretrain", "overfit", "full"))
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    training.add_argument("--gpus", type=int, help="ranks to train on; default: execution.gpus")
     export = commands.add_parser("export", help="a run's weights in official TRM's format")
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "summary":
             print(summary_text(study))
         else:
-            run_stage(study, Run(given.experiment, given.stage, given.seed), given.device)
+            run = Run(given.experiment, given.stage, given.seed)
+            run_stage(study, run, given.device, given.gpus or study.execution.gpus)
     except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
         print(f"etrm: {error}", file=sys.stderr)
         return 1
@@ -91,9 +94,10 @@ def export_run(run: str, out: str, weights: str) -> int:
     return 0
 
 
-def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
+def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
-    from etrm.train import RunPaths, train_run
+    from etrm.launch import Job, train
+    from etrm.train import RunPaths
 
     pipeline = Pipeline(study)
     if run not in pipeline.runs():
@@ -103,7 +107,8 @@ def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
         )
     if run.stage == "full":
         require_passed(pipeline.verdict(run.experiment, run.seed))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     paths = RunPaths(
         tasks=pipeline.tasks,
         augmentations=pipeline.augmentations,
@@ -113,7 +118,8 @@ def run_stage(study: StudyConfig, run: Run, device: str | None) -> None:
         wandb=pipeline.wandb,
         strict_parents=tuple(pipeline.strict_parents()),
     )
-    train_run(pipeline.config_of(run), paths, study.tracking, device)
+    config = pipeline.config_of(run)
+    train(Job(config, paths, study.tracking, study.execution, device), gpus)
 
 
 if __name__ == "__main__":

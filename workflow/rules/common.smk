@@ -25,8 +25,10 @@ except ConfigError as error:
 PIPELINE = Pipeline(STUDY)
 ROOT = PIPELINE.root
 ENVIRONMENT = "../../envs/etrm.yaml"
-# Where metrics go beside metrics.parquet changes no result, so it is no parameter of any rule.
+# Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
+# no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
+config["execution"] = plain(STUDY.execution)
 # What a refused run is told to start from: an advice, no parameter either.
 config["strict_parents"] = PIPELINE.strict_parents()
 

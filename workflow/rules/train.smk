@@ -38,6 +38,8 @@ rule train_pretrain:
     conda:
         ENVIRONMENT
     threads: STUDY.threads
+    resources:
+        gpu=STUDY.execution.gpus,
     params:
         run=config_of("pretrain"),
         parent=parent_path_of("pretrain"),

@@ -1,19 +1,17 @@
-"""Stages `pretrain`, `overfit` and `full`: one training run."""
+"""Stages `pretrain`, `overfit` and `full`: one training run, on as many ranks as it has GPUs."""
 
 from pathlib import Path
 
-import torch
-
 from etrm.config import parse
-from etrm.config.study import RunConfig, TrackingConfig
+from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
+from etrm.launch import Job, train
 from etrm.logs import job_log
 from etrm.pipeline import require_passed
-from etrm.train import RunPaths, train_run
+from etrm.train import RunPaths
 
 with job_log(snakemake.log[0]):
     if snakemake.input.get("verdict"):
         require_passed(Path(snakemake.input.verdict))
-    torch.set_num_threads(snakemake.threads)
     parent = snakemake.params.parent
     paths = RunPaths(
         tasks=Path(snakemake.input.tasks),
@@ -24,5 +22,13 @@ with job_log(snakemake.log[0]):
         wandb=Path(snakemake.params.wandb),
         strict_parents=tuple(snakemake.config["strict_parents"]),
     )
-    tracking = parse(TrackingConfig, snakemake.config["tracking"], "tracking")
-    train_run(parse(RunConfig, snakemake.params.run), paths, tracking, bar=False)
+    job = Job(
+        run=parse(RunConfig, snakemake.params.run),
+        paths=paths,
+        tracking=parse(TrackingConfig, snakemake.config["tracking"], "tracking"),
+        execution=parse(ExecutionConfig, snakemake.config["execution"], "execution"),
+        threads=snakemake.threads,
+        log=Path(snakemake.log[0]),
+        bar=False,
+    )
+    train(job, snakemake.resources.get("gpu", 1))
