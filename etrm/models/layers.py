@@ -37,7 +37,9 @@ class Linear(nn.Linear):
     casts anew.
     """
 
-    hoisted: Tensor | None = None
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.hoisted: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight.to(input.dtype) if self.hoisted is None else self.hoisted

@@ -1,0 +1,135 @@
+"""Rows of like length go together; bounds hold for all that a slot draws; all draws are equal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import grid, make_run, make_tasks, make_variants, questions_of
+
+from etrm.arc.task import Pair
+from etrm.data.corpus import Corpus
+from etrm.data.episodes import Sampler, Shares
+from etrm.data.packing import GROUP_COST, Room, groups_of, pair_room
+
+# --- groups ---
+
+
+def cost(lengths: list[int], cuts: list[int]) -> int:
+    """Padded tokens and groups of sorted lengths, cut at the given places."""
+    places = [0, *cuts, len(lengths)]
+    return sum(lengths[b - 1] * (b - a) + GROUP_COST for a, b in pairwise(places))
+
+
+def cheapest(lengths: list[int]) -> int:
+    """By trying all ways to cut."""
+    inner = range(1, len(lengths))
+    ways = [[i for i in inner if mask >> i & 1] for mask in range(0, 1 << len(lengths), 2)]
+    return min(cost(lengths, cuts) for cuts in ways)
+
+
+@given(st.lists(st.integers(0, 1800), max_size=8))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_groups_hold_every_row_once_at_the_least_cost(lengths: list[int]) -> None:
+    groups = groups_of(lengths)
+    rows = [int(row) for group in groups for row in group.rows]
+    assert sorted(rows) == [i for i, n in enumerate(lengths) if n > 0]
+    for group in groups:
+        assert group.length == max(lengths[i] for i in group.rows)
+    real = sorted(n for n in lengths if n > 0)
+    if real:
+        found = sum(g.length * len(g.rows) + GROUP_COST for g in groups)
+        assert found == cheapest(real)
+
+
+def test_equal_lengths_are_one_group_and_far_ones_are_apart() -> None:
+    assert [len(g.rows) for g in groups_of([40] * 9)] == [9]
+    far = groups_of([1800, 20, 20, 20, 1790, 0])
+    assert [(g.rows.tolist(), g.length) for g in far] == [([1, 2, 3], 20), ([0, 4], 1800)]
+    assert groups_of([0, 0]) == []
+
+
+# --- bounds ---
+
+
+@pytest.mark.parametrize("translate", [False, True])
+@pytest.mark.parametrize("side", [5, 6, 9])
+def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
+    side: int, translate: bool
+) -> None:
+    """Whatever dihedral, colours and offset, on a canvas with and without room for EOS."""
+    tasks = make_tasks(6, side=5)
+    corpus = Corpus(tasks, make_variants(tasks, 8))
+    run = make_run(episodes={"canvas": [side], "translate": translate, "max_demos": 3})
+    (lane,) = questions_of(run, corpus)
+    sampler = Sampler(corpus, lane, torch.arange(7), 0, run.episodes)
+    room, reached = sampler.room, False
+    assert room is not None
+    for step in range(60):
+        batch = sampler.batch(step)
+        inputs, outputs = batch.demo_inputs > 0, batch.demo_outputs > 0
+        concat = (inputs.sum(dim=-1) + outputs.sum(dim=-1)).numpy()
+        aligned = (inputs | outputs).sum(dim=-1).numpy()
+        assert (concat <= room.concat).all()
+        assert (aligned <= room.aligned).all()
+        assert not batch.demo_mask.numpy()[room.concat == 0].any()
+        reached |= bool((concat == room.concat).any() and (aligned == room.aligned).any())
+    assert reached or side == 5  # without room for EOS the bound of all places is not reached
+
+
+def test_the_bound_of_a_pair_is_its_cells_and_end_marks() -> None:
+    rng = np.random.default_rng(0)
+    pair = Pair(grid(rng, 2, 3), grid(rng, 4, 1))
+    assert pair_room(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
+    full = Pair(grid(rng, 3, 3), grid(rng, 3, 3))
+    assert pair_room(full, 3) == (9 + 9, 9)
+    assert pair_room(full, 4) == (15 + 15, 15)
+    assert pair_room(Pair(pair.input, None), 30) == (11, 11)
+
+
+# --- shares ---
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 9))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_shares_cover_all_questions_equally(questions: int, slots: int, seed: int) -> None:
+    ones = np.ones((questions, 2), dtype=np.int64)
+    shares = Shares(Room(ones, ones), np.arange(slots), slots, 2, torch.device("cpu"))
+    grid_ = (torch.arange(questions * 8) + 0.5) / (questions * 8)
+    drawn: Counter[int] = Counter()
+    for u in grid_:
+        drawn.update(shares.draw(u.expand(slots).double()).tolist())
+    expected = 8 * slots
+    assert sorted(drawn) == list(range(questions))
+    assert max(abs(count - expected) for count in drawn.values()) <= 2 * slots
+
+
+def test_the_largest_numbers_stay_within_a_share() -> None:
+    ones = np.ones((7, 1), dtype=np.int64)
+    shares = Shares(Room(ones, ones), np.arange(3), 3, 1, torch.device("cpu"))
+    top = torch.full((3,), 1.0 - 2.0**-53, dtype=torch.float64)
+    assert shares.draw(top).tolist() == [2, 4, 6]
+    assert shares.draw(torch.zeros(3, dtype=torch.float64)).tolist() == [0, 2, 4]
+
+
+def test_slots_with_few_demos_have_room_for_few() -> None:
+    """What packing lives on: within a slot, demos are of like number and size."""
+    tasks = [*make_tasks(8, side=2), *make_tasks(8, seed=1, side=4, prefix="larger")]
+    corpus = Corpus(tasks, make_variants(tasks))
+    run = make_run(episodes={"canvas": [5]})
+    (lane,) = questions_of(run, corpus)
+    room = Sampler(corpus, lane, torch.arange(32), 0, run.episodes).room
+    assert room is not None
+    assert lane.room is not None
+    shown = (room.concat > 0).sum(axis=1)
+    assert shown.tolist() == sorted(shown)
+    assert shown.min() < shown.max()
+    padded = len(room.concat) * lane.room.concat.max() * lane.room.concat.shape[1]
+    assert room.concat.sum() < 0.7 * padded
+    mean = lane.room.concat.sum() / len(lane)
+    assert room.concat.sum() / len(room.concat) < 1.5 * mean

@@ -1,0 +1,192 @@
+"""Every way of computing gives what the plain one gives, but for the last digits."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_corpus, make_run, make_tasks, questions_of
+from torch import Tensor, nn
+
+from etrm.config.study import ExecutionConfig
+from etrm.data.batch import Batch
+from etrm.data.episodes import Sampler
+from etrm.engine import Trainer
+from etrm.losses import sample_losses
+from etrm.models.act import Model, act_step, empty_carry
+from etrm.models.build import build_model
+from etrm.models.compute import Compute, compile_blocks, compiles, computing
+from etrm.models.layers import Linear
+
+# A short recursion: each application of the network, untrained, multiplies rounding errors.
+SHORT = {"H_cycles": 1, "L_cycles": 1}
+PAIRINGS = ("aligned", "concat")
+
+
+def setting(pairing: str = "concat", **context: Any) -> tuple[Model, Batch]:
+    """A model and a batch of tasks whose demos differ in number and size."""
+    tasks = [*make_tasks(6, side=2), *make_tasks(6, seed=1, side=4, prefix="larger")]
+    corpus = make_corpus(tasks)
+    run = make_run(model=SHORT, context={"pairing": pairing, **context}, episodes={"canvas": [5]})
+    (lane,) = questions_of(run, corpus)
+    sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
+    return build_model(run, corpus.num_puzzles), sampler.batch(1)
+
+
+def loss_and_gradient(model: Model, batch: Batch, compute: Compute) -> tuple[float, Tensor]:
+    """The loss of a first ACT step, and all of its gradients."""
+    model.zero_grad(set_to_none=True)
+    with computing(model, compute):
+        _, output = act_step(model, empty_carry(model, batch, compute.dtype), batch)
+    loss = sample_losses(output, batch.labels).total(0.5, {}).mean()
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat([g.flatten() for g in gradients])
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("packing", ["exact", "bounds", "auto"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention", "weighted"])
+def test_packed_demos_give_what_padded_ones_give(pairing: str, packing: str, pooling: str) -> None:
+    model, batch = setting(pairing, pooling=pooling)
+    loss, gradient = loss_and_gradient(model, batch, Compute(packing="none"))
+    found, of_packed = loss_and_gradient(model, batch, Compute(packing=packing))
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert distance(of_packed, gradient) < 1e-5
+
+
+@pytest.mark.parametrize("packing", ["exact", "bounds"])
+def test_packing_computes_fewer_tokens(packing: str) -> None:
+    model, batch = setting()
+    tokens = {}
+    for way in ("none", packing):
+        with computing(model, Compute(packing=way)):
+            groups = list(model.context.pairs.groups(batch))
+        tokens[way] = sum(pairs.tokens.shape[:2].numel() for _, pairs in groups)
+        rows = torch.cat([rows for rows, _ in groups])
+        assert len(rows.unique()) == len(rows)
+    real = int((batch.demo_inputs > 0).sum() + (batch.demo_outputs > 0).sum())
+    assert real <= tokens[packing] < 0.6 * tokens["none"]
+
+
+def test_demos_beyond_the_mask_are_not_looked_at() -> None:
+    """A demo that does not exist can hold anything."""
+    model, batch = setting()
+    before = model.context(batch, None).tokens
+    batch.demo_inputs[~batch.demo_mask] = 7
+    batch.demo_outputs[~batch.demo_mask] = 3
+    for packing in ("none", "exact", "bounds"):
+        with computing(model, Compute(packing=packing)):
+            assert torch.allclose(model.context(batch, None).tokens, before, atol=1e-5)
+
+
+def test_hoisted_casts_give_what_a_cast_at_each_use_gives() -> None:
+    model, batch = setting()
+    bf16 = torch.bfloat16
+    loss, gradient = loss_and_gradient(model, batch, Compute(bf16, hoist=False))
+    found, of_hoisted = loss_and_gradient(model, batch, Compute(bf16))
+    assert found == loss  # the same numbers go forward
+    assert distance(of_hoisted, gradient) < 2.0**-7  # gradients of uses are summed in bf16
+    exact, _ = loss_and_gradient(model, batch, Compute())
+    assert found != exact
+    assert found == pytest.approx(exact, rel=0.02)
+
+
+def test_weights_are_cast_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = setting()
+    seen: set[int] = set()
+    calls = 0
+    forward = Linear.forward
+
+    def listen(layer: Linear, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        assert layer.hoisted is not None
+        assert layer.hoisted.dtype == x.dtype == torch.bfloat16
+        seen.add(id(layer.hoisted))
+        return forward(layer, x)
+
+    monkeypatch.setattr(Linear, "forward", listen)
+    loss_and_gradient(model, batch, Compute(torch.bfloat16))
+    layers = [m for m in model.modules() if isinstance(m, Linear)]
+    assert len(seen) == len(layers) < calls
+    assert all(layer.hoisted is None for layer in layers)
+
+
+def test_a_model_is_left_as_it_was_also_after_an_error() -> None:
+    model, batch = setting()
+    before = model.context(batch, None).tokens
+    with pytest.raises(ZeroDivisionError), computing(model, Compute(torch.bfloat16, True, "none")):
+        _ = 1 / 0
+    assert torch.equal(model.context(batch, None).tokens, before)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+# --- compilation ---
+
+
+def test_compilation_is_for_gpus_unless_asked_for() -> None:
+    devices = torch.device("cpu"), torch.device("cuda")
+    wanted = {w: [compiles(w, d) for d in devices] for w in ("auto", "on", "off")}
+    assert wanted == {"auto": [False, True], "on": [True, True], "off": [False, False]}
+
+
+def compiled_blocks(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_modules() if m._compiled_call_impl is not None]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_give_what_plain_ones_give_with_few_graphs() -> None:
+    """Lanes, packings and micro-batches of any size share a handful of graphs."""
+    torch._dynamo.reset()
+    sizes = {"width": 24, "heads": 1}  # equal to no other size, as sizes that happen to be equal
+    (plain, batch), (fast, _) = setting(**sizes), setting(**sizes)
+    fast.load_state_dict(plain.state_dict())
+    compile_blocks(fast)
+    names = ["context.blocks.0", "context.set_blocks.0", "decoder.L_level"]
+    assert sorted(compiled_blocks(fast)) == names
+    bf16 = Compute(torch.bfloat16)
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+        for size in (9, 4, 7, 5):
+            part = Batch(**{k: v[:size] for k, v in batch.tensors().items()})
+            loss, gradient = loss_and_gradient(plain, part, bf16)
+            found, of_compiled = loss_and_gradient(fast, part, bf16)
+            assert found == pytest.approx(loss, rel=0.01)
+            assert distance(of_compiled, gradient) < 0.05
+
+
+# --- micro-batches ---
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+def test_micro_batches_give_what_whole_lanes_give(source: str) -> None:
+    tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
+    found = []
+    for most in (None, 2, 1):
+        corpus = make_corpus(tasks)
+        run = make_run(source, model=SHORT, train={"batch_size": 9})
+        model = build_model(run, corpus.num_puzzles)
+        execution = ExecutionConfig(micro_batch=most)
+        trainer = Trainer(run, model, corpus, questions_of(run, corpus), execution=execution)
+        passes = sum(trainer.micro_batches().values())
+        assert passes == {None: 2, 2: 5, 1: 9}[most]
+        assert max(len(lane.slots) for lane in trainer.lanes) <= (most or 9)
+        for _ in range(4):
+            trainer.step()
+        found.append((trainer.row(), trainer.state_dict()))
+    (row, state), *others = found
+    assert state is not None
+    for other_row, other in others:
+        assert other is not None
+        for name, tensor in state["model"].items():
+            assert torch.allclose(other["model"][name], tensor, atol=1e-5), name
+        for first, second in zip(state["lanes"], other["lanes"], strict=True):
+            assert torch.equal(first["batch"]["inputs"], second["batch"]["inputs"])
+        for name in ("train/lm_loss", "grad/total_norm", "train/count"):
+            assert other_row[name] == pytest.approx(row[name], rel=1e-4)

@@ -1,0 +1,171 @@
+"""Two ranks do what one does: the same samples, sums, updates and rows; states know of no ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_corpus, make_run, make_tasks, questions_of
+from torch import Tensor
+
+from etrm.distributed import Ranks, ranks_of_this_run
+from etrm.engine import Trainer
+from etrm.models.build import build_model
+from etrm.slots import SlotError
+
+SOURCES = ("embedding", "standard")
+STEPS, HALF = 20, 10
+RANKS = 2
+
+
+def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
+    """Seven slots in two lanes: neither the slots of a lane nor all of them come out even."""
+    tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
+    corpus = make_corpus(tasks)
+    train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
+    run = make_run(source, train=train, halting={"max_steps": 4}, context=aligned(source))
+    model = build_model(run, corpus.num_puzzles)
+    return Trainer(run, model, corpus, questions_of(run, corpus), ranks)
+
+
+def aligned(source: str) -> dict[str, Any]:
+    return {"pairing": "aligned"} if source == "standard" else {}
+
+
+def go(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    rows = []
+    for _ in range(steps):
+        trainer.step()
+        if trainer.step_number % trainer.train.log_every == 0:
+            rows.append(trainer.row())
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
+
+
+def whole(source: str, ranks: Ranks, out: Path) -> None:
+    """A run of all steps; its state at half time and at the end, its rows, its evaluation."""
+    trainer = trainer_of(source, ranks)
+    rows = go(trainer, HALF)
+    half = trainer.state_dict()
+    if half is not None:
+        torch.save(half, out / f"{source}_half{ranks.size}.pt")
+    rows += go(trainer, STEPS - HALF)
+    evaluated, state = trainer.evaluate(), trainer.state_dict()
+    assert (state is None) == (not ranks.main)
+    if state is not None:
+        result = {"rows": rows, "evaluated": evaluated, "state": state}
+        torch.save(result, out / f"{source}_whole{ranks.size}.pt")
+
+
+def resumed(source: str, ranks: Ranks, folder: Path, of: int) -> Trainer:
+    """The second half, from a state that `of` ranks have saved."""
+    trainer = trainer_of(source, ranks)
+    trainer.load_state_dict(torch.load(folder / f"{source}_half{of}.pt"))
+    go(trainer, STEPS - HALF)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one rank and two ranks have made of the same runs."""
+    out = tmp_path_factory.mktemp("ranks")
+    for source in SOURCES:
+        whole(source, Ranks(), out)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(RANKS):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in place.items()}}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, __file__, str(out)]
+        processes.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=240) for process in processes] == [0] * RANKS
+    return out
+
+
+def close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], atol=tolerance, rtol=tolerance), name
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_two_ranks_equal_one(source: str, folder: Path) -> None:
+    one, two = (torch.load(folder / f"{source}_whole{n}.pt") for n in (1, RANKS))
+    close(one["state"]["model"], two["state"]["model"])
+    close(one["state"]["ema"], two["state"]["ema"])
+    assert [row["step"] for row in two["rows"]] == [5, 10, 15, 20]
+    for first, second in zip(one["rows"], two["rows"], strict=True):
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
+    assert two["evaluated"] == pytest.approx(one["evaluated"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_slot_takes_the_same_samples_on_two_ranks(source: str, folder: Path) -> None:
+    """No sample is repeated, none is left out, each is in its place."""
+    for name in ("half", "whole"):
+        one, two = (torch.load(folder / f"{source}_{name}{n}.pt") for n in (1, RANKS))
+        one, two = (found.get("state", found) for found in (one, two))
+        assert [lane["side"] for lane in one["lanes"]] == [3, 4]
+        for first, second in zip(one["lanes"], two["lanes"], strict=True):
+            for key, tensor in first["batch"].items():
+                assert torch.equal(tensor, second["batch"][key]), key
+            assert torch.equal(first["steps"], second["steps"])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("saved", "goes_on"), [(1, 2), (2, 1), (2, 2)])
+def test_a_state_of_any_ranks_goes_on_with_any(
+    source: str, saved: int, goes_on: int, folder: Path
+) -> None:
+    one = torch.load(folder / f"{source}_whole1.pt")["state"]
+    if goes_on == 1:
+        state: Any = resumed(source, Ranks(), folder, saved).state_dict()
+    else:
+        state = torch.load(folder / f"{source}_resumed{saved}.pt")
+    close(state["model"], one["model"])
+    assert state["window"] == one["window"]  # empty after a row on both
+
+
+def test_more_ranks_than_slots_are_an_error() -> None:
+    with pytest.raises(SlotError, match=r"batch_size: found 7, .* each of the 8 ranks"):
+        trainer_of("embedding", Ranks(0, 8))
+
+
+def test_slots_are_dealt_to_ranks() -> None:
+    slots = torch.arange(3, 14)
+    dealt = [Ranks(rank, 4).own(slots) for rank in range(4)]
+    assert torch.cat(dealt).sort().values.tolist() == slots.tolist()
+    assert {len(part) for part in dealt} == {2, 3}
+
+
+def test_fewer_gpus_than_ranks_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(RuntimeError, match=r"found 1 GPUs on this node, .*execution\.gpus"),
+        ranks_of_this_run("cuda"),
+    ):
+        raise AssertionError("not reached")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with ranks_of_this_run("cpu") as these:
+        target = Path(sys.argv[1])
+        for each in SOURCES:
+            whole(each, these, target)
+            for of in (1, RANKS):
+                these.wait()
+                found = resumed(each, these, target, of).state_dict()
+                if found is not None:
+                    torch.save(found, target / f"{each}_resumed{of}.pt")
