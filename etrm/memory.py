@@ -32,18 +32,19 @@ def budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> floa
     return OF_HOST * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
 
 
-def sample_bytes(run: RunConfig, model: Model, lane: Episodes, packed: bool = True) -> float:
+def sample_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """What the backward pass of one slot of a lane keeps, in bytes: the last H-cycle, the encoder.
 
-    `packed`: demos are computed without padding, so that the mean of a lane's questions counts.
+    Demos are computed without their padding, so the mean over the lane's questions counts.
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4
     tokens = sizes.context_tokens + lane.side**2
     blocks = sizes.layers * (sizes.L_cycles + 1)
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)
-    demos = lane.room.concat if packed else lane.room.concat * 0 + 2 * lane.side**2
-    shown = demos[:, : run.episodes.max_demos].sum(axis=1)
-    encoder = model.context.activation_bytes(float(shown.mean()), item)
+    shown = 0.0
+    if lane.room is not None:
+        shown = float(lane.room.concat[:, : run.episodes.max_demos].sum(axis=1).mean())
+    encoder = model.context.activation_bytes(shown, item)
     return MARGIN * (decoder + encoder)
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +73,7 @@ class PairTokens(nn.Module):
         """Row numbers [n] in B·K and the demos there, group by group."""
         cells, real = self._cells(batch)
         for group in self._plan(batch, real):
-            rows = torch.from_numpy(group.rows).to(cells.device)
+            rows = group.rows
             yield rows, self._pairs(cells[rows], real[rows], group.length, batch)
 
     def _cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -99,8 +98,8 @@ class PairTokens(nn.Module):
         if packing == "exact":
             groups = groups_of(real.sum(dim=1).numpy())
         elif packing == "bounds" and batch.room is not None:
-            groups = groups_of(batch.room.of(self.pairing).flatten())
-        return groups or [Group(np.arange(len(real)), real.shape[1])]
+            groups = batch.room.groups(self.pairing, real.device)
+        return groups or [Group(torch.arange(len(real), device=real.device), real.shape[1])]
 
     def _pairs(self, cells: Tensor, real: Tensor, length: int, batch: Batch) -> Pairs:
         """The first `length` real cells of each row, or all cells."""

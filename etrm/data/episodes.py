@@ -126,7 +126,7 @@ def _episodes(
         query=torch.tensor([q.query for q in questions], device=device),
         demos=torch.from_numpy(demos).to(device),
         fits=torch.tensor(fits, device=device),
-        room=Room(*room),
+        room=Room(room[0], room[1]),
     )
 
 
@@ -144,7 +144,9 @@ class Shares:
         """`room` [E, K] of the questions in order; `most`: demos shown."""
         total = len(room.concat)
         first, last = places * total // of, -(-(places + 1) * total // of) - 1
-        self.room = Room(*(_largest(b, first, last, most) for b in (room.concat, room.aligned)))
+        self.room = Room(
+            _largest(room.concat, first, last, most), _largest(room.aligned, first, last, most)
+        )
         self.of, self.total = of, total
         tensors = (torch.from_numpy(x).to(device) for x in (places, first, last))
         self._places, self._first, self._last = tensors
@@ -200,7 +202,7 @@ class Sampler:
     @property
     def room(self) -> Room | None:
         """Bounds for the demos of whatever the slots draw."""
-        return self.shares and self.shares.room
+        return None if self.shares is None else self.shares.room
 
     def batch(self, step: int) -> Batch:
         """One new sample for every slot (only those of free slots are used)."""

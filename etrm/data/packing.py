@@ -7,9 +7,11 @@ for. So a batch carries bounds (`Room`) that hold for whatever its slots draw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from etrm.arc.task import Pair
 
@@ -23,6 +25,9 @@ class Room:
 
     concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
     aligned: np.ndarray  # [B, K] int64: of their union
+    _plans: dict[tuple[str, torch.device], list[Group]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def take(self, index: np.ndarray) -> Room:
         """The rows `index`."""
@@ -32,16 +37,20 @@ class Room:
         """The first `most` demos of each row."""
         return Room(self.concat[:, :most], self.aligned[:, :most])
 
-    def of(self, pairing: str) -> np.ndarray:
-        """The bounds for a pairing."""
-        return self.concat if pairing == "concat" else self.aligned
+    def groups(self, pairing: str, device: torch.device) -> list[Group]:
+        """Groups of all B·K demos by their bounds; made once, so that later steps copy nothing."""
+        key = (pairing, device)
+        if key not in self._plans:
+            bounds = self.concat if pairing == "concat" else self.aligned
+            self._plans[key] = groups_of(bounds.flatten(), device)
+        return self._plans[key]
 
 
 @dataclass(frozen=True)
 class Group:
     """Rows that are computed together."""
 
-    rows: np.ndarray  # [n] int64, ascending
+    rows: Tensor  # [n] int64, ascending
     length: int  # tokens of the longest
 
 
@@ -62,7 +71,9 @@ def pair_room(pair: Pair, side: int) -> tuple[int, int]:
     return sums, min(int((masks[0] | masks[1]).sum()), side * side)
 
 
-def groups_of(lengths: Sequence[int] | np.ndarray) -> list[Group]:
+def groups_of(
+    lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu"
+) -> list[Group]:
     """Rows in groups of like length; those of length 0 are in none.
 
     Minimises padded tokens plus `GROUP_COST` a group, over all ways to cut the sorted lengths.
@@ -81,6 +92,6 @@ def groups_of(lengths: Sequence[int] | np.ndarray) -> list[Group]:
     while end > 0:
         low, high = values[cut[end]], values[end - 1]
         rows = np.flatnonzero((lengths >= low) & (lengths <= high))
-        groups.append(Group(rows, int(high)))
+        groups.append(Group(torch.from_numpy(rows).to(device), int(high)))
         end = int(cut[end])
     return groups[::-1]

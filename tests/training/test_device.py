@@ -6,9 +6,13 @@ tensors of another one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import make_run, make_tasks, make_variants, questions_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from etrm.data.corpus import Corpus
 from etrm.engine import Trainer
@@ -40,6 +44,37 @@ def test_a_training_step_stays_on_its_device(source: str, cached: bool) -> None:
     for lane in trainer.lanes:
         assert all(t.device == META for t in lane.carry.batch.tensors().values())
     assert all(total.device == META for total in trainer.window.sums.values())
+
+
+class FromHost(TorchDispatchMode):
+    """Notes operations that take a tensor of the host to the device: each would wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if any(t.device.type == "cpu" for t in given):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("pairing", ["aligned", "concat"])
+def test_no_step_takes_anything_from_the_host(source: str, pairing: str) -> None:
+    """Steps between rows; what a lane needs is on the device after its first step."""
+    changes = {"context": {"pairing": pairing}} if source == "standard" else {}
+    trainer, _ = on_meta(source, train={"log_every": 100, "steps": 100}, **changes)
+    trainer.step()
+    with FromHost() as watch:
+        trainer.step()
+    assert watch.seen == []
+    with FromHost() as watch:
+        torch.zeros(2).to(META)
+    assert watch.seen  # it can fail
 
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])
