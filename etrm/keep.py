@@ -56,6 +56,7 @@ def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
         temporary.unlink(missing_ok=True)
         _link(folder / name, temporary)
         os.replace(temporary, out / name)
+        temporary.unlink(missing_ok=True)  # two links to one file are left as they are
         os.utime(out / name)
     os.utime(folder)
     return True

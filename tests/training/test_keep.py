@@ -51,6 +51,14 @@ def test_the_same_run_is_taken_back_after_its_outputs_were_deleted(
     assert content(paths.out) == before
 
 
+def test_a_run_that_is_still_there_is_taken_back_as_well(paths: RunPaths) -> None:
+    train(paths)
+    before = content(paths.out)
+    train(paths)
+    assert content(paths.out) == before
+    assert {path.name for path in paths.out.iterdir()} == set(RUN_FILES)
+
+
 def test_a_changed_run_that_fails_leaves_the_good_one(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
