@@ -1,13 +1,14 @@
 # Two commands do everything: `make run` and `make test`. Both set up `.venv` first.
 PYTHON ?= python3
 CORES ?= 2
+KILLS ?= 400
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test lint
+.PHONY: setup run test soak lint
 
 setup: $(STAMP)
 
@@ -24,6 +25,10 @@ run: setup
 
 test: setup
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup tests
+
+# The fault tests alone, for long: training is killed that many times.
+soak: setup
+	ETRM_SOAK=$(KILLS) $(THREADS) $(BIN)/python -m pytest tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

@@ -136,7 +136,7 @@ class Loop:
                 f" or make the folder writable. A run that ends now goes on from step {self.saved}"
             )
             if self._failing:
-                log.info("%s", text)
+                log.debug("%s", text)  # said once, until it is over
             else:
                 say(f"{text}; training goes on, and tries again", logging.WARNING)
             self._failing = True

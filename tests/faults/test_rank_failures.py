@@ -1,0 +1,129 @@
+"""Ranks that are killed or asked to stop: the job ends, nothing is left, and it can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jobs import (
+    EXIT_INTERRUPTED,
+    SEARCHED,
+    Server,
+    Study,
+    assert_same_run,
+    make_study,
+    metrics,
+    wait_for,
+)
+from safetensors.torch import load_file
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def start(study: Study, *launcher: str, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *launcher, "etrm", *study.command("etrm", *more)]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end(job: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = job.communicate(timeout=60)
+    return job.returncode, output
+
+
+def ranks_of(job: subprocess.Popen[str]) -> list[int]:
+    """The processes that a job has started, in their order."""
+    found = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text()
+    return sorted(map(int, found.split()))
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two ranks, started by torchrun itself and left alone."""
+    study = make_study(tmp_path_factory.mktemp("torchrun"), 60)
+    code, output = end(start(study, *TORCHRUN))
+    assert code == 0, output
+    assert output.count("step 50: exact match") == 1, "one rank speaks"
+    return study
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two ranks, of which the second was killed."""
+    study = make_study(tmp_path_factory.mktemp("killed"), 60)
+    job = start(study, more=("--gpus", "2"))
+    wait_for(lambda: study.newest() >= 12, "a state")
+    ranks = ranks_of(job)
+    assert len(ranks) == 2
+    began = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    code, output = end(job)
+    assert code == 1, output
+    assert time.monotonic() - began < 15
+    assert "rank 1 of 2 was killed by SIGKILL" in output
+    assert "Run the same command again" in output
+    assert all(map(gone, ranks))
+    assert not study.out().exists()
+    return study
+
+
+def test_a_run_with_a_killed_rank_goes_on_on_as_many(
+    killed: Study, by_torchrun: Study, tmp_path: Path
+) -> None:
+    study = killed.copy(tmp_path / "study")
+    newest = study.newest()
+    code, output = end(start(study, more=("--gpus", "2")))
+    assert code == 0, output
+    assert f"going on from step {newest} " in output
+    assert_same_run(study.out(), by_torchrun.out())
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(
+    killed: Study, by_torchrun: Study, server: Server, tmp_path: Path
+) -> None:
+    """On one after two were killed, then on two, which are asked to stop, then on one."""
+    study = killed.copy(tmp_path / "study")
+    newest = study.newest()
+    alone = server.start(study.command())
+    wait_for(lambda: study.newest() > newest, "a state of one rank")
+    alone.kill(signal.SIGTERM)
+    assert alone.wait() == EXIT_INTERRUPTED
+    newest = study.newest()
+    assert f"SIGTERM: saved step {newest}" in alone.log.read_text()
+    job = start(study, more=("--gpus", "2"))
+    wait_for(lambda: study.newest() > newest, "a state of two ranks")
+    job.send_signal(signal.SIGUSR1)
+    code, output = end(job)
+    assert code == EXIT_INTERRUPTED, output
+    assert f"going on from step {newest} " in output
+    newest = study.newest()
+    assert output.count(f"SIGUSR1: saved step {newest}; run the same command again") == 1
+    code, output = server.run(study.command())
+    assert code == 0, output
+    assert f"going on from step {newest} " in output
+    assert_close(study.out(), by_torchrun.out())
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    """Equal but for the order of floating-point sums."""
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+    rows = [[(r["step"], r["train/lm_loss"] or 0.0) for r in metrics(f)] for f in (found, expected)]
+    np.testing.assert_allclose(*rows, rtol=1e-3)
