@@ -58,7 +58,7 @@ class Trainer:
             corpus,
             episodes,
             ranks,
-            self.compute.dtype,
+            self.compute,
             lambda lane: most_slots(run, model, lane, execution, room),
         )
         self.ema = EMA(model, run.train.ema_decay)
@@ -167,7 +167,7 @@ class Trainer:
         return AdamATan2(groups, train.lr, (train.betas[0], train.betas[1]), train.weight_decay)
 
     def _forward_backward(self, lane: Lane) -> tuple[StepOutput, SampleLoss, Tensor]:
-        incoming = lane.sampler.batch(self.step_number)
+        incoming = lane.batch(self.step_number)
         with computing(self.model, self.compute):
             carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
         losses = sample_losses(output, carry.batch.labels)
@@ -175,6 +175,8 @@ class Trainer:
         (total.sum() / self.train.batch_size).backward()
         carry.halted = self._halting(carry, output.q_halt.detach(), lane.slots, self.halting)
         lane.carry = carry
+        if lane.followed is not None:
+            lane.followed.note(carry.halted)
         return output, losses, carry.halted
 
     def _halting(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
+from etrm.data.packing import Room
 from etrm.distributed import Ranks
 from etrm.models.act import Carry, Model, empty_carry
+from etrm.models.compute import Compute
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
 
@@ -31,6 +34,44 @@ class Lane:
     sampler: Sampler
     carry: Carry
     slots: Tensor  # [B] int64: their numbers in the whole batch
+    places: Tensor  # [B] int64: their numbers among the slots of this side, on the host
+    followed: Followed | None = None  # where the host must know what they hold
+
+    def batch(self, step: int) -> Batch:
+        """New samples for a step, with what is known of the samples that are held after it."""
+        batch = self.sampler.batch(step)
+        batch.room = None if self.followed is None else self.followed.room(step)
+        return batch
+
+
+class Followed:
+    """Which question each slot holds, known to the host without holding up the device.
+
+    The flags of slots that halted are copied when they are there. The host looks at them when it
+    puts the next step's batch together; by then the device is at work on what came after them.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.slots = sampler, sampler.slots.cpu()
+        self.held = np.zeros(len(self.slots), dtype=np.int64)
+        self._halted = torch.ones(len(self.slots), dtype=torch.bool)
+        self._copied: torch.cuda.Event | None = None
+        if sampler.slots.device.type == "cuda":
+            self._halted, self._copied = self._halted.pin_memory(), torch.cuda.Event()
+
+    def note(self, halted: Tensor) -> None:
+        """These slots [B] take the next step's questions."""
+        self._halted.copy_(halted, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def room(self, step: int) -> Room | None:
+        """Bounds for the demos of what the slots hold when those that halted have new questions."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        new = self.sampler.questions(step, self.slots).numpy()
+        self.held = np.where(self._halted.numpy(), new, self.held)
+        return self.sampler.room(self.held)
 
 
 def make_lanes(
@@ -39,7 +80,7 @@ def make_lanes(
     corpus: Corpus,
     episodes: Sequence[Episodes],
     ranks: Ranks,
-    dtype: torch.dtype,
+    compute: Compute,
     most: Callable[[Episodes], int],
 ) -> list[Lane]:
     """This rank's slots, all free, at most `most` of a lane together.
@@ -57,12 +98,12 @@ def make_lanes(
         own = ranks.own(torch.arange(first, first + count))
         parts = -(-len(own) // most(lane)) or 1
         for slots in own.tensor_split(parts) if len(own) else ():
-            places, numbers = (slots - first).tolist(), slots.to(corpus.device)
-            sampler = Sampler(
-                corpus, lane, numbers, run.seed, run.episodes, places, count, demos=demos
-            )
-            carry = empty_carry(model, sampler.batch(0), dtype)
-            lanes.append(Lane(lane.side, sampler, carry, numbers))
+            numbers = slots.to(corpus.device)
+            sampler = Sampler(corpus, lane, numbers, run.seed, run.episodes, demos)
+            carry = empty_carry(model, sampler.batch(0), compute.dtype)
+            follow = demos and compute.follows(corpus.device)
+            followed = Followed(sampler) if follow else None
+            lanes.append(Lane(lane.side, sampler, carry, numbers, slots - first, followed))
         first += count
     return lanes
 
@@ -105,31 +146,34 @@ def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
     """Give this rank's slots back what `gather` has found in them, on however many ranks."""
     by_side = {state["side"]: state for state in saved}
     for lane in lanes:
-        state, place = by_side[lane.side], torch.from_numpy(lane.sampler.places)
-        device = lane.slots.device
+        state, place, device = by_side[lane.side], lane.places, lane.slots.device
 
         def own(value: Tensor | None, place: Tensor = place, to: torch.device = device) -> Any:
             return None if value is None else value[place.to(value.device)].to(to)
 
-        batch = Batch(**{k: own(v) for k, v in state["batch"].items()}, room=lane.sampler.room)
+        batch = Batch(**{k: own(v) for k, v in state["batch"].items()})
         lane.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
+        if lane.followed is not None:
+            lane.followed.held = own(state["held"], to=torch.device("cpu")).numpy()
+            lane.followed.note(lane.carry.halted)
 
 
 def _state(lane: Lane) -> dict[str, Any]:
     values = {name: getattr(lane.carry, name) for name in CARRIED}
     host = {n: None if t is None else t.detach().cpu() for n, t in values.items()}
     batch = {name: tensor.cpu() for name, tensor in lane.carry.batch.tensors().items()}
-    return {"side": lane.side, "places": lane.sampler.places.tolist(), "batch": batch, **host}
+    held = None if lane.followed is None else torch.from_numpy(lane.followed.held)
+    return {"side": lane.side, "places": lane.places, "held": held, "batch": batch, **host}
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The parts of one lane in order of places."""
-    order = torch.tensor([place for part in parts for place in part["places"]]).argsort()
+    order = torch.cat([part["places"] for part in parts]).argsort()
 
     def join(values: list[Tensor | None]) -> Tensor | None:
         tensors = [value for value in values if value is not None]
         return torch.cat(tensors)[order] if tensors else None
 
     batch = {name: join([part["batch"][name] for part in parts]) for name in parts[0]["batch"]}
-    carried = {name: join([part[name] for part in parts]) for name in CARRIED}
+    carried = {name: join([part[name] for part in parts]) for name in (*CARRIED, "held")}
     return {"side": parts[0]["side"], "batch": batch, **carried}

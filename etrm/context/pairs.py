@@ -42,8 +42,8 @@ class PairTokens(nn.Module):
     each with an embedding of its own.
 
     Only real demos are encoded, and of these only real cells: `packing` is `exact` where lengths
-    are read from the batch (on a CPU), `bounds` where they are those of its `room` (on a GPU, which
-    is not waited for), `none` for all demos at full length, `auto` for the best that there is.
+    are read from the batch (on a CPU), `bounds` where they are those of its `room` (on a GPU),
+    `none` for all demos at full length, `auto` for the best that there is.
     """
 
     packing = "auto"
@@ -106,6 +106,7 @@ class PairTokens(nn.Module):
         cos, sin = self.rotary(math.isqrt(batch.inputs.shape[-1]))
         if self.pairing == "concat":
             cos, sin = torch.cat([cos, cos]), torch.cat([sin, sin])
+        length = min(length, real.shape[1])
         if length < real.shape[1]:
             order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
             cells = cells.gather(1, order[..., None].expand(-1, -1, cells.shape[-1]))

@@ -28,7 +28,7 @@ class Batch:
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
         """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`.
 
-        Both are of the same slots, so `room` holds for both.
+        The `room` is that of `new`, for what comes of the two.
         """
 
         def pick(a: Tensor, b: Tensor) -> Tensor:

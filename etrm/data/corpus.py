@@ -43,12 +43,6 @@ class Episodes:
     def __len__(self) -> int:
         return int(self.task.shape[0])
 
-    def take(self, order: np.ndarray) -> Episodes:
-        """The questions numbered `order`, in that order."""
-        index = torch.from_numpy(order).to(self.task.device)
-        moved = {n: getattr(self, n)[index] for n in ("task", "query", "demos", "fits")}
-        return replace(self, **moved, room=self.room and self.room.take(order))
-
     def showing(self, most: int) -> Episodes:
         """The same questions with only the first `most` of their demos."""
         room = None if self.room is None else self.room.showing(most)

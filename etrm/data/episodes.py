@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -130,45 +130,6 @@ def _episodes(
     )
 
 
-class Shares:
-    """Which of a lane's questions each slot draws, so that the size of its demos is known before.
-
-    Questions are in order of how many demos they show and how large these are. The `places` [B]
-    among all `of` slots of the lane have equal shares of them, which meet in a question where they
-    do not come out even: every question is drawn as often, and each slot's are of like size.
-    """
-
-    def __init__(
-        self, room: Room, places: np.ndarray, of: int, most: int, device: torch.device
-    ) -> None:
-        """`room` [E, K] of the questions in order; `most`: demos shown."""
-        total = len(room.concat)
-        first, last = places * total // of, -(-(places + 1) * total // of) - 1
-        self.room = Room(
-            _largest(room.concat, first, last, most), _largest(room.aligned, first, last, most)
-        )
-        self.of, self.total = of, total
-        tensors = (torch.from_numpy(x).to(device) for x in (places, first, last))
-        self._places, self._first, self._last = tensors
-
-    def draw(self, u: Tensor) -> Tensor:
-        """The questions [B] for uniform numbers `u` [B] in [0, 1)."""
-        drawn = random.integers((self._places + u) / self.of, self.total)
-        return torch.maximum(self._first, torch.minimum(drawn, self._last))  # rounding
-
-
-def _largest(bounds: np.ndarray, first: np.ndarray, last: np.ndarray, most: int) -> np.ndarray:
-    """Bounds [B, K] for whatever slots draw from first..last, from those of questions [E, K]."""
-    subset = (bounds > 0).sum(axis=1, keepdims=True) > most  # then any demo can be in any place
-    bounds = np.where(subset, bounds.max(axis=1, keepdims=True), bounds)[:, :most]
-    return np.stack([bounds[a : b + 1].max(axis=0) for a, b in zip(first, last, strict=True)])
-
-
-def by_size(room: Room, most: int) -> np.ndarray:
-    """The order of questions [E] by the number of demos shown, then by the largest of them."""
-    return np.lexsort((room.concat.max(axis=1), np.minimum((room.concat > 0).sum(axis=1), most)))
-
-
 class Sampler:
     """Training samples of slots of one lane: batch = f(seed, step), one sample per slot."""
 
@@ -179,35 +140,28 @@ class Sampler:
         slots: Tensor,
         seed: int,
         config: EpisodesConfig,
-        places: Sequence[int] | None = None,
-        of: int | None = None,
         demos: bool = True,
     ) -> None:
-        """`slots` [B]: their numbers within the whole batch.
-
-        `places`: which of the `of` slots of the lane these are (default: all of them). `demos`:
-        show demos, and draw questions by `Shares` of the lane.
-        """
+        """`slots` [B]: their numbers within the whole batch. `demos`: show any."""
         self.corpus, self.slots = corpus, slots
         self.seed, self.config = seed, config
-        self.places = np.arange(len(slots)) if places is None else np.asarray(places)
         self.episodes = episodes if demos else episodes.showing(0)
-        self.shares: Shares | None = None
-        if demos and episodes.room is not None:
-            order, most = by_size(episodes.room, config.max_demos), config.max_demos
-            self.episodes = episodes.take(order)
-            room, of = episodes.room.take(order), of or len(slots)
-            self.shares = Shares(room, self.places, of, most, corpus.device)
 
-    @property
-    def room(self) -> Room | None:
-        """Bounds for the demos of whatever the slots draw."""
-        return None if self.shares is None else self.shares.room
+    def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
+        """Numbers [B] of the questions that a step has for all slots, or for `slots`."""
+        u = self._draw(step, random.EPISODE, slots=slots)[:, 0]
+        return random.integers(u, len(self.episodes))
+
+    def room(self, questions: np.ndarray) -> Room | None:
+        """Bounds for the demos shown with questions [B], whichever are drawn of many."""
+        if self.episodes.room is None:
+            return None
+        held, most = self.episodes.room.take(questions), self.config.max_demos
+        return Room(_shown(held.concat, most), _shown(held.aligned, most))
 
     def batch(self, step: int) -> Batch:
         """One new sample for every slot (only those of free slots are used)."""
-        u = self._draw(step, random.EPISODE)[:, 0]
-        episode = self.shares.draw(u) if self.shares else random.integers(u, len(self.episodes))
+        episode = self.questions(step)
         count = self.corpus.variant_count[self.episodes.task[episode]]
         variant = random.integers(self._draw(step, random.VARIANT)[:, 0], count)
         demos = self._demos(step, episode)
@@ -215,8 +169,7 @@ class Sampler:
         if self.config.translate:
             width = 1 + demos.shape[1]
             shift = self._draw(step, random.OFFSET, 2 * width).reshape(-1, width, 2)
-        batch = self.corpus.assemble(self.episodes, episode, variant, shift, demos)
-        return replace(batch, room=self.room)
+        return self.corpus.assemble(self.episodes, episode, variant, shift, demos)
 
     def _demos(self, step: int, episode: Tensor) -> Tensor:
         """A random subset of `max_demos` where an episode has more."""
@@ -228,5 +181,14 @@ class Sampler:
         order = torch.where(demos < 0, 2.0, order).argsort(dim=1)[:, :most]
         return demos.gather(1, order.sort(dim=1).values)
 
-    def _draw(self, step: int, stream: int, columns: int = 1) -> Tensor:
-        return random.uniform(self.seed, step, stream, self.slots, columns)
+    def _draw(
+        self, step: int, stream: int, columns: int = 1, slots: Tensor | None = None
+    ) -> Tensor:
+        slots = self.slots if slots is None else slots
+        return random.uniform(self.seed, step, stream, slots, columns)
+
+
+def _shown(bounds: np.ndarray, most: int) -> np.ndarray:
+    """Bounds [B, K] of the demos shown, from those of all: of many, any can be in any place."""
+    subset = (bounds > 0).sum(axis=1, keepdims=True) > most
+    return np.where(subset, bounds.max(axis=1, keepdims=True, initial=0), bounds)[:, :most]

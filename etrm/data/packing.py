@@ -1,13 +1,13 @@
 """Packing demos of unequal size: rows of like length are computed together, without the padding.
 
-How long a row can be must be known on the host, where shapes are decided: a GPU is never waited
-for. So a batch carries bounds (`Room`) that hold for whatever its slots draw.
+How long a row can be must be known on the host, where shapes are decided. A CPU looks; for a GPU, a
+batch carries bounds (`Room`) from what the host knows of its questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from etrm.arc.task import Pair
 
 # What another group of rows costs, in tokens: it must save more than that.
 GROUP_COST = 256
+# Bounds are rounded up to this: the attention of GPUs wants its masks so, and shapes vary less.
+MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,6 @@ class Room:
 
     concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
     aligned: np.ndarray  # [B, K] int64: of their union
-    _plans: dict[tuple[str, torch.device], list[Group]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
 
     def take(self, index: np.ndarray) -> Room:
         """The rows `index`."""
@@ -38,12 +37,9 @@ class Room:
         return Room(self.concat[:, :most], self.aligned[:, :most])
 
     def groups(self, pairing: str, device: torch.device) -> list[Group]:
-        """Groups of all B·K demos by their bounds; made once, so that later steps copy nothing."""
-        key = (pairing, device)
-        if key not in self._plans:
-            bounds = self.concat if pairing == "concat" else self.aligned
-            self._plans[key] = groups_of(bounds.flatten(), device)
-        return self._plans[key]
+        """Groups of all B·K demos by their bounds."""
+        bounds = self.concat if pairing == "concat" else self.aligned
+        return groups_of(-(-bounds.flatten() // MULTIPLE) * MULTIPLE, device)
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,13 @@ def groups_of(
     while end > 0:
         low, high = values[cut[end]], values[end - 1]
         rows = np.flatnonzero((lengths >= low) & (lengths <= high))
-        groups.append(Group(torch.from_numpy(rows).to(device), int(high)))
+        groups.append(Group(to_device(torch.from_numpy(rows), device), int(high)))
         end = int(cut[end])
     return groups[::-1]
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on the device, without waiting for it."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

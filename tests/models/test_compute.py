@@ -32,7 +32,9 @@ def setting(pairing: str = "concat", **context: Any) -> tuple[Model, Batch]:
     run = make_run(model=SHORT, context={"pairing": pairing, **context}, episodes={"canvas": [5]})
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
-    return build_model(run, corpus.num_puzzles), sampler.batch(1)
+    batch = sampler.batch(1)
+    batch.room = sampler.room(sampler.questions(1).numpy())
+    return build_model(run, corpus.num_puzzles), batch
 
 
 def loss_and_gradient(model: Model, batch: Batch, compute: Compute) -> tuple[float, Tensor]:

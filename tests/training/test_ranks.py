@@ -104,7 +104,7 @@ def test_two_ranks_equal_one(source: str, folder: Path) -> None:
     close(one["state"]["ema"], two["state"]["ema"])
     assert [row["step"] for row in two["rows"]] == [5, 10, 15, 20]
     for first, second in zip(one["rows"], two["rows"], strict=True):
-        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
+        assert second == pytest.approx(first, rel=1e-3, abs=1e-5)
     assert two["evaluated"] == pytest.approx(one["evaluated"], rel=1e-4, abs=1e-5)
 
 
