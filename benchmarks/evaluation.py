@@ -23,7 +23,6 @@ from benchmarks.setups import LANES, PADDED, Setting, questions_of_tests
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import by_size
 from etrm.evaluate import predict
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
@@ -189,6 +188,8 @@ def _timed_steps(setting: Setting) -> int:
 
 def _spread(lane: Episodes, size: int) -> torch.Tensor:
     """Questions [size] evenly spread over a lane in order of the size of their demos."""
-    order = np.arange(len(lane)) if lane.room is None else by_size(lane.room, lane.demos.shape[1])
+    order = np.arange(len(lane))
+    if lane.room is not None:
+        order = lane.room.concat.sum(axis=1).argsort(kind="stable")
     places: Sequence[int] = ((np.arange(size) + 0.5) / size * len(lane)).astype(int).tolist()
     return torch.from_numpy(order[places]).to(lane.task.device)

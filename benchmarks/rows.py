@@ -33,6 +33,7 @@ class Row:
     part: str | None = None  # what of the case: a part of the step, a number of ranks, …
     examples_per_second: float | None = None
     gflop_per_example: float | None = None  # that the layout asks for, see benchmarks.flops
+    gflop_of_all: float | None = None  # the same, over all questions: training on lanes draws some
     matmul_gflops: float | None = None  # GFLOP/s of a square product in `dtype`, beside this row
     utilisation: float | None = None  # GFLOP/s reached, of matmul_gflops
     mfu: float | None = None  # of mfu_peak_gflops, on a GPU

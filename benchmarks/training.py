@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from benchmarks.clock import PeakMemory, seconds_per_call
 from benchmarks.flops import GIGA, demo_lengths, training_flops
 from benchmarks.parts import time_parts
@@ -78,6 +80,7 @@ def measure(setting: Setting, trainer: Trainer, model: str, layout: Layout, dtyp
         seconds_per_step=seconds,
         examples_per_second=trainer.train.batch_size / seconds,
         gflop_per_example=gflop_per_example(trainer, layout),
+        gflop_of_all=gflop_of_all(trainer, layout),
         micro_batches=trainer.micro_batches(),
         peak_memory_bytes=peak,
     )
@@ -104,6 +107,18 @@ def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
         total += training_flops(trainer.run, lane.side, lengths)
         slots += len(lane.slots)
     return total / slots / GIGA
+
+
+def gflop_of_all(trainer: Trainer, layout: Layout, chunk: int = 128) -> float:
+    """The mean over all questions of the tasks, with the first of their demos."""
+    most, total = trainer.run.episodes.max_demos, 0.0
+    for lane in trainer.episodes:
+        for index in torch.arange(len(lane), device=lane.task.device).split(chunk):
+            shown = lane.demos[index][:, :most]
+            batch = trainer.corpus.assemble(lane, index, torch.zeros_like(index), None, shown)
+            lengths = demo_lengths(trainer.run, batch, layout.packing == "none")
+            total += training_flops(trainer.run, lane.side, lengths)
+    return total / sum(len(lane) for lane in trainer.episodes) / GIGA
 
 
 def parts_rows(setting: Setting, trainer: Trainer, model: str, dtype: str) -> Iterator[Row]:
