@@ -1,8 +1,7 @@
 """Floating-point operations of a step, counted from the sizes: what any implementation must do.
 
 A multiply-add counts as two. Norms, activations, rotations, softmax and lookups are left out: they
-are below one percent. `python -m benchmarks.flops` prints the floor of both layouts for the tasks
-that are at hand.
+are below one percent. `python -m benchmarks.floor` prints what they come to.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from etrm.config.study import EpisodesConfig, ExecutionConfig
 from etrm.context import context_source
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import held_out_questions, on_lanes, training_questions
+from etrm.data.packing import Room
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
-from etrm.memory import MARGIN, budget, sample_bytes
+from etrm.memory import budget, sample_bytes
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
@@ -169,14 +170,12 @@ def _execution(
     execution = ExecutionConfig(compile=layout.compile)
     if layout.packing != "none":
         return execution
-    largest = max(_padded_bytes(run, model, lane) for lane in episodes)
+    largest = max(padded_bytes(run, model, lane) for lane in episodes)
     fitting = max(1, int(budget(execution, device, ranks.size) / largest))
     return replace(execution, micro_batch=fitting)
 
 
-def _padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
-    """A bound of what the backward pass of a slot keeps whose demos are all at full length."""
-    item = 2 if run.train.dtype == "bf16" else 4
-    tokens = 2.0 * lane.side**2 * run.episodes.max_demos
-    encoder = MARGIN * model.context.activation_bytes(tokens, item)
-    return sample_bytes(run, model, lane) + encoder
+def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
+    """What the backward pass of a slot keeps, in bytes, if all its demos are at full length."""
+    full = np.full((1, run.episodes.max_demos), 2 * lane.side**2)
+    return sample_bytes(run, model, replace(lane, room=Room(full, full)))
