@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from jobs import (
-    EXIT_INTERRUPTED,
     SEARCHED,
     Server,
+    Stall,
     Study,
     assert_same_run,
     make_study,
@@ -54,21 +54,36 @@ def gone(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two ranks, started by torchrun itself and left alone."""
-    study = make_study(tmp_path_factory.mktemp("torchrun"), 60)
+def begun(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One rank has done the first steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    study = make_study(folder / "study", 60)
+    stall = Stall("etrm.engine:Trainer.step", 14, folder / "stalled")
+    job = server.start(study.command(), stall)
+    wait_for(stall.marker.exists, "step 14")
+    job.kill()
+    job.wait()
+    assert study.newest() == 12
+    return study
+
+
+@pytest.fixture(scope="module")
+def undisturbed_ranks(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two ranks have done the rest, started by torchrun itself."""
+    study = begun.copy(tmp_path_factory.mktemp("torchrun") / "study")
     code, output = end(start(study, *TORCHRUN))
     assert code == 0, output
+    assert "going on from step 12 " in output
     assert output.count("step 50: exact match") == 1, "one rank speaks"
     return study
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two ranks, of which the second was killed."""
-    study = make_study(tmp_path_factory.mktemp("killed"), 60)
+def killed(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two ranks were doing the rest, when the second of them was killed."""
+    study = begun.copy(tmp_path_factory.mktemp("killed") / "study")
     job = start(study, more=("--gpus", "2"))
-    wait_for(lambda: study.newest() >= 12, "a state")
+    wait_for(lambda: study.newest() >= 24, "a state")
     ranks = ranks_of(job)
     assert len(ranks) == 2
     began = time.monotonic()
@@ -84,40 +99,27 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_run_with_a_killed_rank_goes_on_on_as_many(
-    killed: Study, by_torchrun: Study, tmp_path: Path
+    killed: Study, undisturbed_ranks: Study, tmp_path: Path
 ) -> None:
     study = killed.copy(tmp_path / "study")
     newest = study.newest()
     code, output = end(start(study, more=("--gpus", "2")))
     assert code == 0, output
     assert f"going on from step {newest} " in output
-    assert_same_run(study.out(), by_torchrun.out())
+    assert_same_run(study.out(), undisturbed_ranks.out())
 
 
-def test_a_run_goes_on_on_another_number_of_ranks(
-    killed: Study, by_torchrun: Study, server: Server, tmp_path: Path
+def test_a_run_with_a_killed_rank_goes_on_alone(
+    killed: Study, begun: Study, server: Server, tmp_path: Path
 ) -> None:
-    """On one after two were killed, then on two, which are asked to stop, then on one."""
-    study = killed.copy(tmp_path / "study")
+    """What one rank, two, and one again have made is what one makes, but for rounding."""
+    study, alone = killed.copy(tmp_path / "study"), begun.copy(tmp_path / "alone")
     newest = study.newest()
-    alone = server.start(study.command())
-    wait_for(lambda: study.newest() > newest, "a state of one rank")
-    alone.kill(signal.SIGTERM)
-    assert alone.wait() == EXIT_INTERRUPTED
-    newest = study.newest()
-    assert f"SIGTERM: saved step {newest}" in alone.log.read_text()
-    job = start(study, more=("--gpus", "2"))
-    wait_for(lambda: study.newest() > newest, "a state of two ranks")
-    job.send_signal(signal.SIGUSR1)
-    code, output = end(job)
-    assert code == EXIT_INTERRUPTED, output
-    assert f"going on from step {newest} " in output
-    newest = study.newest()
-    assert output.count(f"SIGUSR1: saved step {newest}; run the same command again") == 1
-    code, output = server.run(study.command())
-    assert code == 0, output
-    assert f"going on from step {newest} " in output
-    assert_close(study.out(), by_torchrun.out())
+    for each, step in ((study, newest), (alone, 12)):
+        code, log = server.run(each.command())
+        assert code == 0, log
+        assert f"going on from step {step} " in log
+    assert_close(study.out(), alone.out())
 
 
 def assert_close(found: Path, expected: Path) -> None:

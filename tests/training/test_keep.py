@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import make_run, make_tasks, write_study
 
-from etrm.config.study import TrackingConfig
+from etrm.config.study import EvaluationConfig, TrackingConfig
 from etrm.engine import Trainer
-from etrm.keep import KEPT, RUN_FILES
+from etrm.keep import KEPT, RUN_FILES, SCORE_FILES
+from etrm.score import evaluate_run
 from etrm.train import RunPaths, train_run
 
 OFF = TrackingConfig(wandb="disabled")
@@ -28,8 +32,8 @@ def train(paths: RunPaths, **blocks: Any) -> dict[str, Any]:
     return train_run(make_run(**blocks), paths, OFF, device="cpu")
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in RUN_FILES}
+def content(folder: Path, names: Sequence[str] = RUN_FILES) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +114,79 @@ def test_files_are_shared_not_copied(paths: RunPaths) -> None:
     [kept] = [p.parent for p in paths.state.rglob("run.json")]
     for name in RUN_FILES:
         assert (kept / name).stat().st_ino == (paths.out / name).stat().st_ino
+
+
+# --- evaluations ---
+
+
+def evaluate(paths: RunPaths, **changes: Any) -> dict[str, Any]:
+    config = EvaluationConfig(variants=2, pass_k=(1, 2), batch_size=8, bootstrap=20)
+    return evaluate_run(
+        paths.out,
+        paths.tasks,
+        paths.augmentations,
+        replace(config, **changes),
+        paths.out.with_name("evaluation"),
+        device="cpu",
+        state=paths.state,
+    )
+
+
+def forbid_predicting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("something was predicted")
+
+    monkeypatch.setattr("etrm.score.predict", fail)
+
+
+def test_an_evaluation_is_taken_back_after_another_one_failed(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    first = evaluate(paths)
+    out = paths.out.with_name("evaluation")
+    before = content(out, SCORE_FILES)
+    shutil.rmtree(out)
+    forbid_predicting(monkeypatch)
+    with pytest.raises(RuntimeError, match="something was predicted"):
+        evaluate(paths, variants=1)
+    assert not out.exists()
+    assert evaluate(paths) == json.loads(json.dumps(first))
+    assert content(out, SCORE_FILES) == before
+
+
+@pytest.mark.parametrize("change", ["config", "weights", "tables", "code"])
+def test_an_evaluation_of_something_else_is_not_taken_back(
+    change: str, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    evaluate(paths)
+    forbid_predicting(monkeypatch)
+    changes: dict[str, Any] = {}
+    if change == "config":
+        changes = {"halt_early": True}
+    elif change == "weights":
+        path = paths.out / "model.safetensors"
+        tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
+        path.unlink()  # it is linked to the one that is kept
+        save_file(tensors, path)
+    elif change == "tables":
+        write_study(paths.tasks.parent, make_tasks(4), make_tasks(1, seed=7, prefix="held_out"))
+    else:
+        monkeypatch.setattr("etrm.score.code_digest", lambda *_: "another")
+    with pytest.raises(RuntimeError, match="something was predicted"):
+        evaluate(paths, **changes)
+
+
+def test_a_result_that_cannot_be_kept_is_a_result(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("etrm.keep._link", full)
+    with caplog.at_level(logging.WARNING):
+        train(paths, train={"steps": 3})
+        evaluate(paths)
+    assert caplog.text.count("is complete, but could not be kept") == 2
+    assert list(paths.state.rglob("*.state")), "a run that is not kept keeps its state"

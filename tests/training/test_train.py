@@ -23,6 +23,7 @@ from etrm.checkpoint import CheckpointError, load_weights, save_state
 from etrm.config import RunConfig, parse, plain
 from etrm.config.health import HealthRule
 from etrm.config.study import TrackingConfig
+from etrm.context import CONTEXT_SOURCES
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
 from etrm.progress import EXIT_INTERRUPTED
@@ -201,7 +202,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Sign
     monkeypatch.setattr(Trainer, "step", interrupted)
 
 
-@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("source", CONTEXT_SOURCES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_an_interrupted_run_goes_on_where_it_was(
     source: str, number: signal.Signals, paths: RunPaths, tmp_path: Path

@@ -9,56 +9,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from projects import STUDY, copy_project, planned, snakemake, variant
 
-ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("Snakefile", "config", "workflow", "etrm", "envs", "profiles")
-STUDY = "config/smoke.yaml"
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 
 pytestmark = pytest.mark.xdist_group("workflow")
-
-
-def snakemake(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.CompletedProcess:
-    """Run Snakemake in a copy of the project, with the code of that copy."""
-    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
-def planned(run: subprocess.CompletedProcess) -> dict[str, int]:
-    """Jobs by rule of a dry run; the aggregates, which do nothing, left out."""
-    assert run.returncode == 0, run.stdout + run.stderr
-    text = run.stdout + run.stderr
-    if "Nothing to be done" in text:
-        return {}
-    table = text.split("Job stats:")[-1]
-    jobs = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-    return {k: v for k, v in jobs.items() if k not in ("all", "total", "job")}
-
-
-def variant(folder: Path, change: dict[str, Any], name: str = "changed") -> str:
-    """A config that extends the study with a change."""
-    path = folder / "config" / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"extends": STUDY, **change}))
-    return str(path.relative_to(folder))
-
-
-def copy_project(target: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=ignored)
-        else:
-            shutil.copy(source, target / name)
-    return target
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,68 @@
+"""Copies of the project, and Snakemake in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("Snakefile", "config", "workflow", "etrm", "envs", "profiles")
+STUDY = "config/smoke.yaml"
+
+
+def snakemake(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.CompletedProcess:
+    """Run Snakemake in a copy of the project, with the code of that copy."""
+    run = start(folder, *arguments, config=config)
+    output, errors = run.communicate(timeout=600)
+    return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
+
+
+def start(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.Popen[str]:
+    """The same, without waiting for its end; in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def planned(run: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs by rule of a dry run; the aggregates, which do nothing, left out."""
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = run.stdout + run.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[-1]
+    jobs = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return {k: v for k, v in jobs.items() if k not in ("all", "total", "job")}
+
+
+def variant(folder: Path, change: dict[str, Any], name: str = "changed") -> str:
+    """A config that extends the study with a change."""
+    path = folder / "config" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"extends": STUDY, **change}))
+    return str(path.relative_to(folder))
+
+
+def copy_project(target: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=ignored)
+        else:
+            shutil.copy(source, target / name)
+    return target
