@@ -18,10 +18,11 @@ GIGA = 1e9
 # Side of the square matrices whose product is timed beside every measurement.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = {"cpu": 3, "cuda": 20}
-# Dense peaks of the makers' data sheets, GFLOP/s: SXM cards, first match of the card's name.
+# Dense peaks of the makers' data sheets, GFLOP/s, SXM where not named: first match of the name.
 # float32 without TensorFloat-32, which PyTorch leaves off.
 CARD_PEAKS = {
     "H100 PCIe": {"bf16": 756e3, "fp32": 51e3},
+    "H100 NVL": {"bf16": 835e3, "fp32": 60e3},
     "H100": {"bf16": 989e3, "fp32": 67e3},
     "H200": {"bf16": 989e3, "fp32": 67e3},
     "A100": {"bf16": 312e3, "fp32": 19.5e3},

@@ -73,12 +73,12 @@ def rate_beside(setting: Setting, dtype: str) -> float:
     return matmul_gflops(setting.device, DTYPES[dtype], setting.matmul_side)
 
 
-def set_rates(row: Row, setting: Setting, rates: Sequence[float]) -> None:
-    """Fill in utilisation from the rates of matrix products measured beside the row."""
+def set_rates(row: Row, setting: Setting, rates: Sequence[float], devices: int = 1) -> None:
+    """Fill in utilisation, of each of `devices`, from matrix products measured beside the row."""
     row.matmul_gflops = max(rates)
     if row.examples_per_second is None or row.gflop_per_example is None or row.dtype is None:
         return
-    reached = row.examples_per_second * row.gflop_per_example
+    reached = row.examples_per_second * row.gflop_per_example / devices
     row.utilisation = reached / row.matmul_gflops
     if setting.gpu:
         peak = card_peak(setting.device, row.dtype)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def scaling_rows(setting: Setting, model: str) -> Iterator[Row]:
         for name, value in found.items():
             setattr(row, name, value)
         row.note = None if setting.gpu else "tasks with grids of 11 to 15 cells a side"
-        set_rates(row, setting, [rate * size])
+        set_rates(row, setting, [rate], devices=size)
         base = base or row
         assert row.seconds_per_step is not None
         assert base.seconds_per_step is not None
@@ -102,15 +103,22 @@ def _measure(setting: Setting, model: str, size: int) -> dict[str, Any]:
 def _wait(ranks: list[subprocess.Popen[bytes]], errors: list[Path]) -> None:
     """Raises `RuntimeError` with what a rank said that failed; no rank is left running."""
     try:
-        codes = [rank.wait(timeout=PATIENCE) for rank in ranks]
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+            if any(rank.poll() for rank in ranks):
+                break  # the others wait for the one that failed
+            time.sleep(0.05)
+        codes = [rank.poll() for rank in ranks]
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
     for number, (code, file) in enumerate(zip(codes, errors, strict=True)):
-        if code:
+        if code:  # None: killed, after another one had failed
             said = file.read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"rank {number} of {len(ranks)} failed (exit code {code}):\n{said}")
+    if None in codes:
+        raise RuntimeError(f"{len(ranks)} ranks were not done after {PATIENCE} s")
 
 
 def _result(spec: Path) -> Path:

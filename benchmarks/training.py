@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -47,6 +48,8 @@ def training_rows(setting: Setting, model: str, cases: set[str]) -> Iterator[Row
                 if not timed:
                     trainer.step()
                 yield from parts_rows(setting, trainer, model, dtype)
+            del trainer
+            gc.collect()  # the next one's peak memory is its own
 
 
 def ablation_rows(setting: Setting, model: str) -> Iterator[Row]:
@@ -61,6 +64,8 @@ def ablation_rows(setting: Setting, model: str) -> Iterator[Row]:
         first = first or row
         row.case, row.part, row.speedup = f"ablation/{model}", name, _ratio(row, first)
         yield row
+        del trainer
+        gc.collect()
 
 
 def measure(setting: Setting, trainer: Trainer, model: str, layout: Layout, dtype: str) -> Row:
