@@ -35,6 +35,8 @@ from etrm.logs import job_log
 from etrm.progress import EXIT_INTERRUPTED, Interruption, name_of
 from etrm.train import RunPaths, train_run
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1
 # What the others have to end by themselves, with a message of their own, when one has failed.
 GRACE_SECONDS = 5.0
@@ -86,6 +88,7 @@ def train_on_ranks(job: Job, size: int) -> None:
     last state.
     """
     with tempfile.TemporaryDirectory(prefix="etrm-ranks-") as folder:
+        log.info("starting %d ranks", size)
         path, port = Path(folder) / "job.json", _free_port()
         write_json_atomic(path, _document(job))
         ranks = [_start(path, rank, size, port) for rank in range(size)]

@@ -139,3 +139,18 @@ def test_a_process_that_torchrun_has_started_starts_no_ranks(
     monkeypatch.setenv("WORLD_SIZE", "2")
     launch.train(job, 2)
     assert calls == ["here", "on 2", "here"]
+
+
+def test_a_rank_whose_launcher_is_gone_is_asked_to_stop() -> None:
+    code = (
+        "import signal, sys, time; from etrm.launch import _end_with_parent;"
+        " signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); _end_with_parent();"
+        " print('ready', flush=True); time.sleep(60)"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as rank:
+        assert rank.stdin is not None
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == b"ready\n"
+        rank.stdin.close()
+        assert rank.wait(10) == EXIT_INTERRUPTED

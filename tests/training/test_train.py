@@ -315,6 +315,20 @@ def test_a_signal_does_not_wait_for_an_evaluation(
     assert metrics(paths.out) == metrics(tmp_path / "whole")
 
 
+def test_a_run_that_was_ended_and_then_interrupted_is_not_trained_on(paths: RunPaths) -> None:
+    """Its last evaluation is missing, and nothing else."""
+    rule = HealthRule("train/lm_loss", stop=0.0, wrong="above", from_step=0, window=3)
+    health = {"rules": {"divergence": plain(rule)}}
+    run = make_run(train={"steps": 6, "stop_on_health": True}, health=health)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        slow_evaluation(monkeypatch, 3, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(run, paths)
+    record = train(run, paths)
+    assert record["steps_done"] == 3
+    assert record["stopped_early"] == "divergence"
+
+
 def test_an_interruption_before_an_evaluation_leaves_it_to_the_run_that_goes_on(
     paths: RunPaths, tmp_path: Path
 ) -> None:
@@ -413,7 +427,7 @@ def test_a_signal_whose_save_fails_says_where_the_run_goes_on(
 def test_results_that_cannot_be_written_are_written_by_the_next_run(
     paths: RunPaths, tmp_path: Path
 ) -> None:
-    run = make_run(train={"steps": 5, "save_every": 2})
+    run = make_run(train={"steps": 5, "save_every": 2, "eval_every": 2})
     train(run, paths, out=tmp_path / "whole", state=tmp_path / "other")
     with pytest.MonkeyPatch.context() as monkeypatch:
 

@@ -92,6 +92,7 @@ def test_a_run_goes_on_in_a_retry_and_in_another_invocation(tmp_path: Path) -> N
     run = snakemake(folder, "--cores", "1", TARGET, *more, config=config)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "gpu=2" in run.stdout + run.stderr
+    assert "starting 2 ranks" in log_of(folder)
     assert log_of(folder).count("taken back") == 1, "one rank writes"
     assert outcome(folder)[1] == rows
 
