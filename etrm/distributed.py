@@ -22,6 +22,10 @@ from torch import Tensor
 PATIENCE = timedelta(minutes=15)
 
 
+class RankError(RuntimeError):
+    """Ranks that this machine has no place for."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of its run; `size` 1 where there is no other."""
@@ -84,7 +88,7 @@ def ranks_of_this_run(device: str | None = None) -> Iterator[Ranks]:
     """The ranks that torchrun has started, or the only one where it has not.
 
     `device` is that of the only rank, or the kind of all; without it, each takes a GPU of its own
-    where there are any. Raises `RuntimeError` where a node has fewer GPUs than ranks.
+    where there are any. Raises `RankError` where a node has fewer GPUs than ranks.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +99,7 @@ def ranks_of_this_run(device: str | None = None) -> Iterator[Ranks]:
     target = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         if local >= torch.cuda.device_count():
-            raise RuntimeError(
+            raise RankError(
                 f"found {torch.cuda.device_count()} GPUs on this node, expected one for each of its"
                 f" ranks, of which this is number {local + 1}: ask for as many GPUs as ranks"
                 " (execution.gpus)"

@@ -22,6 +22,7 @@ from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluate import all_variants, predict
 from etrm.keep import SCORE_FILES, keep, take_back
 from etrm.models.build import build_model
+from etrm.models.compute import DTYPES, compile_blocks, compiles
 from etrm.provenance import code_digest, digest, file_digest, touched, train_code
 from etrm.vote import score, submission
 
@@ -36,25 +37,26 @@ def evaluate_run(
     out: Path,
     device: str | None = None,
     state: Path | None = None,
+    compile: str = "auto",
 ) -> dict[str, Any]:
     """Write `predictions.parquet`, `score.json` and `submission.json`; returns the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
     were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
-    one, asked for again, is taken back from there.
+    one, asked for again, is taken back from there. `compile`: as in `execution`.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     record = json.loads((run_folder / "run.json").read_text())
     tables = tasks_path, augmentations_path
     if state is None:
-        return _evaluate(run_folder, record, tables, config, out, target)
+        return _evaluate(run_folder, record, tables, config, out, target, compile)
     key = _key(run_folder, record, tables, config)
     store = state / "finished" / record["experiment"] / f"evaluation/seed{record['seed']}"
     if take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
         kept: dict[str, Any] = json.loads((out / "score.json").read_text(encoding="utf-8"))
         return kept
-    result = _evaluate(run_folder, record, tables, config, out, target)
+    result = _evaluate(run_folder, record, tables, config, out, target, compile)
     try:
         keep(out, SCORE_FILES, store, key)
     except OSError as error:
@@ -69,6 +71,7 @@ def _evaluate(
     config: EvaluationConfig,
     out: Path,
     device: torch.device,
+    compile: str,
 ) -> dict[str, Any]:
     run: RunConfig = parse(RunConfig, record["config"])
     tasks = held_out_tasks(tables[0])
@@ -79,7 +82,9 @@ def _evaluate(
     episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
     model = build_model(run, corpus.num_puzzles if record["kind"] == "trm" else 1).to(device)
     model.load_state_dict(load_weights(run_folder / "model.safetensors", config.weights))
-    dtype = torch.bfloat16 if run.train.dtype == "bf16" else torch.float32
+    if compiles(compile, device):
+        compile_blocks(model)
+    dtype = DTYPES[run.train.dtype]
     lanes = all_variants(corpus, episodes, config.variants)
     table = predict(model, corpus, lanes, run.halting, config, dtype)
     predictions = table.to_pandas()

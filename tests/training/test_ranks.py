@@ -14,7 +14,7 @@ import torch
 from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor
 
-from etrm.distributed import Ranks, ranks_of_this_run
+from etrm.distributed import RankError, Ranks, ranks_of_this_run
 from etrm.engine import Trainer
 from etrm.models.build import build_model
 from etrm.slots import SlotError
@@ -152,7 +152,7 @@ def test_fewer_gpus_than_ranks_are_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with (
-        pytest.raises(RuntimeError, match=r"found 1 GPUs on this node, .*execution\.gpus"),
+        pytest.raises(RankError, match=r"found 1 GPUs on this node, .*execution\.gpus"),
         ranks_of_this_run("cuda"),
     ):
         raise AssertionError("not reached")

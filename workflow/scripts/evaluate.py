@@ -18,4 +18,5 @@ with job_log(snakemake.log[0]):
         config=parse(EvaluationConfig, snakemake.params.evaluation, "evaluation"),
         out=Path(snakemake.output[0]).parent,
         state=Path(snakemake.params.state),
+        compile=snakemake.config["execution"]["compile"],
     )
