@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from etrm.data import random
 from etrm.data.corpus import Corpus, Episodes
 from etrm.distributed import Ranks
 from etrm.evaluate import all_variants, thin_out, training_metrics
-from etrm.losses import SampleLoss, sample_losses
+from etrm.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.memory import budget, most_slots
 from etrm.metrics import Window, encoder_statistics
 from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
 from etrm.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
+from etrm.probe import Probe, make_probe
 from etrm.slots import Lane, gather, make_lanes, scatter
 
 ONE, AS_IT_COMES = Ranks(), ExecutionConfig()
@@ -68,6 +70,8 @@ class Trainer:
         table = model.context if isinstance(model.context, PuzzleEmbedding) else None
         self.embedding = SignSGD(table, run.train.embedding_weight_decay) if table else None
         self.window = Window()
+        # Contexts of all slots at the last step, and their tasks: the contrastive loss' others.
+        self.bank: tuple[Tensor, Tensor] | None = None
         self._since = (time.perf_counter(), 0)
         if compiles(execution.compile, corpus.device):
             compile_blocks(model)
@@ -90,12 +94,17 @@ class Trainer:
                 encoded = output.encoded.sum()
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
+        self._remember(contexts)
         last = self.step_number == self.train.steps  # its row is logged as well
         if contexts and (last or self.step_number % self.train.log_every == 0):
             every = self.ranks.all_of(torch.cat(contexts), self.train.batch_size)
             for name, value in encoder_statistics(every).items():
                 self._note(name, value)
         self._update()
+        every_n = self.train.probe_every
+        if every_n and (last or self.step_number % every_n == 0):
+            for name, value in self._probed().items():
+                self._note(name, value)
 
     def row(self) -> dict[str, float]:
         """The metrics since the last row, one transfer from the device."""
@@ -107,10 +116,21 @@ class Trainer:
         done = (self.step_number - self._since[1]) * self.train.batch_size
         self._since = (now, self.step_number)
         means["train/lr"] = self.train.lr * warmed_up(self.step_number, self.train.warmup_steps)
-        means["train/decoder_frozen"] = float(self._frozen())
+        means["train/decoder_frozen"] = float("decoder" in self._frozen())
+        means["train/encoder_frozen"] = float("context" in self._frozen())
         means["num_params"] = float(num_parameters(self.model))
         means["perf/examples_per_second"] = done / max(now - then, 1e-9)
         return {"step": float(self.step_number), **means}
+
+    @cached_property
+    def probe(self) -> Probe | None:
+        """The fixed questions on which representations are measured; None without an encoder."""
+        if not self.model.context.needs_demos:
+            return None
+        return make_probe(self.run, self.corpus, self.episodes)
+
+    def _probed(self) -> dict[str, Tensor]:
+        return {} if self.probe is None else self.probe.measure(self.model, self.compute)
 
     def evaluate(self) -> dict[str, float]:
         """`all.*` over the training questions in all their variants, with the averaged weights."""
@@ -139,6 +159,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "lanes": lanes,
             "window": totals,
+            "bank": self.bank,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,6 +171,9 @@ class Trainer:
             value.copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         scatter(self.lanes, state["lanes"])
+        if state["bank"] is not None:
+            vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
+            self.bank = (vectors, tasks)
         # The sums so far are counted once, by the main rank.
         self.window = Window()
         self.window.load(state["window"] if self.ranks.main else {}, self.corpus.device)
@@ -171,6 +195,8 @@ class Trainer:
         with computing(self.model, self.compute):
             carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
         losses = sample_losses(output, carry.batch.labels)
+        if self.model.context.loss_weights.get("contrastive"):
+            losses.context["contrastive"] = self._contrastive(lane, carry, output)
         total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
         (total.sum() / self.train.batch_size).backward()
         carry.halted = self._halting(carry, output.q_halt.detach(), lane.slots, self.halting)
@@ -187,8 +213,26 @@ class Trainer:
         minimum = random.uniform(seed, step, random.MINIMUM, slots)[:, 0]
         return decide_halting(carry.steps, q_halt, halting, explore, minimum)
 
-    def _frozen(self) -> bool:
-        return self.step_number <= self.run.decoder.frozen_steps
+    def _contrastive(self, lane: Lane, carry: Carry, output: StepOutput) -> Tensor:
+        vectors = output.context.mean(dim=1)
+        if self.bank is None:
+            return vectors.new_zeros(len(vectors))
+        temperature = self.run.context.contrastive_temperature
+        return contrastive_loss(vectors, carry.batch.task, lane.slots, *self.bank, temperature)
+
+    def _remember(self, contexts: list[Tensor]) -> None:
+        """Keep this step's contexts of all slots for the contrastive loss of the next."""
+        if self.model.context.loss_weights.get("contrastive"):
+            tasks = torch.cat([lane.carry.batch.task for lane in self.lanes])
+            vectors = torch.cat([each.mean(dim=1) for each in contexts])
+            slots = self.train.batch_size
+            self.bank = self.ranks.all_of(vectors, slots), self.ranks.all_of(tasks, slots)
+
+    def _frozen(self) -> set[str]:
+        """Parts that this step does not train."""
+        decoder, step = self.run.decoder, self.step_number
+        frozen = {"decoder"} if decoder.frozen or step <= decoder.frozen_steps else set()
+        return frozen | ({"context"} if step <= self.train.context_frozen_steps else set())
 
     def _note(self, name: str, value: Tensor) -> None:
         """A value that all ranks have: counted once."""
@@ -211,27 +255,29 @@ class Trainer:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Within the block, a frozen decoder has no gradient, so that no update touches it."""
-        decoder = self.parameters.flat["decoder"]
-        gradient = decoder.grad
-        if self._frozen():
-            decoder.grad = None
+        """Within the block, a frozen part has no gradient, so that no update touches it."""
+        flat = self.parameters.flat
+        held = {name: flat[name].grad for name in self._frozen() if name in flat}
+        for name in held:
+            flat[name].grad = None
         yield
-        decoder.grad = gradient
+        for name, gradient in held.items():
+            flat[name].grad = gradient
 
     def _clip_gradients(self) -> None:
         """Clip; log all norms before clipping, and that of what the update uses after it."""
-        encoder = self.parameters.part("context").norm()
-        inner = self.parameters.part("decoder").norm()
-        total = torch.stack([encoder, inner]).norm()
-        clipped = encoder if self._frozen() else total  # of the gradients that are used
+        norms = {name: self.parameters.part(name).norm() for name in ("context", "decoder")}
+        total = torch.stack(list(norms.values())).norm()
+        frozen = self._frozen()
+        used = [norm * (name not in frozen) for name, norm in norms.items()]
+        clipped = torch.stack(used).norm() if frozen else total
         if self.train.grad_clip is not None:
             factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)
             self.parameters.gradient.mul_(factor)
             clipped = clipped * factor
         if "context" in self.parameters.flat:
-            self._note("grad/encoder_norm", encoder)
-        self._note("grad/inner_norm", inner)
+            self._note("grad/encoder_norm", norms["context"])
+        self._note("grad/inner_norm", norms["decoder"])
         self._note("grad/total_norm", total)
         self._note("grad/total_norm_clipped", clipped)
 

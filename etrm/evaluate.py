@@ -108,7 +108,9 @@ def decode_all(
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                batch.room = episodes.room and episodes.room.take(i.cpu().numpy())
+                if episodes.room is not None:
+                    batch.room = episodes.room.take(i.cpu().numpy())
+                    batch.most_cells = batch.room.most_cells()
                 with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)
                 losses = sample_losses(output, batch.labels)

@@ -42,14 +42,45 @@ class SampleLoss:
         return loss
 
 
+def right_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labelled cells [B, S] are right, and how many are labelled [B]."""
+    mask = labels != PAD
+    return mask & (logits.argmax(dim=-1) == labels), mask.sum(dim=-1)
+
+
+def contrastive_loss(
+    vectors: Tensor,
+    tasks: Tensor,
+    slots: Tensor,
+    others: Tensor,
+    tasks_of_others: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., 2020, 2004.11362) per sample [B].
+
+    `vectors` [B, D] of these `slots` [B] against `others` [N, D] of all slots 0..N-1, without
+    gradients (as the keys of MoCo, 1911.05722); positives are other slots with the same task. The
+    mean of the exponentials takes the place of their sum, so that its size does not depend on N.
+    Zero for a sample without a positive.
+    """
+    logits = F.normalize(vectors.float(), dim=-1) @ F.normalize(others.float(), dim=-1).T
+    logits = logits / temperature
+    own = slots[:, None] == torch.arange(len(others), device=slots.device)
+    positive = (tasks[:, None] == tasks_of_others) & ~own
+    counted = (~own).sum(dim=1).clamp(min=1)
+    level = logits.masked_fill(own, -torch.inf).logsumexp(dim=1) - counted.log()
+    number = positive.sum(dim=1)
+    attraction = (logits * positive).sum(dim=1) / number.clamp(min=1)
+    return torch.where(number > 0, level - attraction, 0.0)
+
+
 def sample_losses(output: StepOutput, labels: Tensor) -> SampleLoss:
     """Losses of logits [B, S, V] and q_halt [B] against labels [B, S], PAD ignored."""
     mask = labels != PAD
-    count = mask.sum(dim=-1)
+    right, count = right_cells(output.logits, labels)
     log_p = log_stablemax(output.logits).gather(-1, labels[..., None]).squeeze(-1)
     divisor = count.clamp(min=1)
     lm = -(torch.where(mask, log_p, 0.0) / divisor[:, None]).sum(dim=-1)
-    right = mask & (output.logits.argmax(dim=-1) == labels)
     exact = (right.sum(dim=-1) == count) & (count > 0)
     q = F.binary_cross_entropy_with_logits(output.q_halt, exact.float(), reduction="none")
     return SampleLoss(

@@ -38,12 +38,13 @@ def sample_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     Demos are computed without their padding, so the mean over the lane's questions counts.
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4
-    tokens = sizes.context_tokens + lane.side**2
+    shown, most = 0.0, dict.fromkeys(("aligned", "concat"), 0)
+    if lane.room is not None:
+        room = lane.room.showing(run.episodes.max_demos)
+        shown, most = float(room.concat.sum(axis=1).mean()), room.most_cells()
+    tokens = model.context.context_size(most) + lane.side**2
     blocks = sizes.layers * (sizes.L_cycles + 1)
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)
-    shown = 0.0
-    if lane.room is not None:
-        shown = float(lane.room.concat[:, : run.episodes.max_demos].sum(axis=1).mean())
     encoder = model.context.activation_bytes(shown, item)
     return MARGIN * (decoder + encoder)
 

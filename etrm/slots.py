@@ -98,8 +98,8 @@ def make_lanes(
         own = ranks.own(torch.arange(first, first + count))
         parts = -(-len(own) // most(lane)) or 1
         for slots in own.tensor_split(parts) if len(own) else ():
-            numbers = slots.to(corpus.device)
-            sampler = Sampler(corpus, lane, numbers, run.seed, run.episodes, demos)
+            numbers, noise = slots.to(corpus.device), model.context.noise_size
+            sampler = Sampler(corpus, lane, numbers, run.seed, run.episodes, demos, noise)
             carry = empty_carry(model, sampler.batch(0), compute.dtype)
             follow = demos and compute.follows(corpus.device)
             followed = Followed(sampler) if follow else None
@@ -152,6 +152,7 @@ def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
             return None if value is None else value[place.to(value.device)].to(to)
 
         batch = Batch(**{k: own(v) for k, v in state["batch"].items()})
+        batch.most_cells = lane.sampler.most_cells
         lane.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
         if lane.followed is not None:
             lane.followed.held = own(state["held"], to=torch.device("cpu")).numpy()

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.official", "etrm.keep"),
     ("etrm.parents",),
     ("etrm.evaluate",),
-    ("etrm.memory", "etrm.slots"),
+    ("etrm.memory", "etrm.slots", "etrm.probe"),
     ("etrm.engine",),
     ("etrm.loop",),
     ("etrm.train", "etrm.score"),

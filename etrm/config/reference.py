@@ -33,6 +33,7 @@ experiment guide that this project follows), so a file says only what differs fr
 |---|---|
 | [`config.yaml`](config.yaml) | *mini*, the default: real, small ARC-AGI-1 tasks and a small model; the whole pipeline in minutes on two cores |
 | [`paper.yaml`](paper.yaml) | *paper*: the full reproduction at the published sizes, for GPUs |
+| [`encoders.yaml`](encoders.yaml) | *encoders*: every encoder on the overfit test of the mini study, with both pairings |
 | [`smoke.yaml`](smoke.yaml) | *smoke*: the mini study smaller still, run by the tests |
 
 First [a worked example](#a-worked-example), then

@@ -62,6 +62,16 @@ NAME = Rule(
     "letters, digits, - and _, beginning with a letter: it names folders",
     lambda v: re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", v) is not None,
 )
+# Targets of the workflow, which a group of experiments cannot be named after.
+TARGETS = (
+    *("all", "tasks", "augment", "pretrain", "overfit", "gate", "full", "evaluate", "figures"),
+    *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
+    *("verdict", "evaluate_run", "resolved_config"),
+)
+GROUP = Rule(
+    f"a name of letters, digits, - and _ that is no other target ({', '.join(TARGETS)})",
+    lambda v: v is None or (NAME.holds(v) and v not in TARGETS),
+)
 
 
 def option(

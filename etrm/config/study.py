@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from etrm.config.health import GateConfig, HealthConfig
-from etrm.config.schema import ASCENDING, DISTINCT, NAME, TWO, Problem, option, tagged
+from etrm.config.schema import (
+    ASCENDING,
+    DISTINCT,
+    GROUP,
+    NAME,
+    TWO,
+    Problem,
+    option,
+    tagged,
+)
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.context import context_options
 
@@ -156,6 +165,7 @@ class DecoderConfig:
     )
     weights: str = option("which of its weights", "ema", choices=("ema", "raw"))
     frozen_steps: int = option("train only the context source for this long", 0, unit="steps", ge=0)
+    frozen: bool = option("train only the context source, from beginning to end", False)
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,9 @@ class TrainConfig:
     context_lr_scale: float = option(
         "learning rate of the context source, relative to lr", 1.0, gt=0
     )
+    context_frozen_steps: int = option(
+        "train only the decoder for this long", 0, unit="steps", ge=0
+    )
     grad_clip: float | None = option("largest total gradient norm; null: no clipping", 1.0, gt=0)
     ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)
     cache_context: bool = option(
@@ -223,6 +236,13 @@ class TrainConfig:
         unit="episodes",
         ge=1,
     )
+    probe_every: int | None = option(
+        "measure the encoder on a fixed set of questions (`encoder/*`); null: never",
+        200,
+        unit="steps",
+        ge=1,
+    )
+    probe_tasks: int = option("tasks of that set, two questions each", 32, unit="tasks", ge=2)
     target_exact_accuracy: float | None = option(
         "stop as soon as that evaluation reaches this; null: run all steps", None, gt=0, le=1
     )
@@ -265,6 +285,9 @@ class ExperimentConfig:
     """One experiment. What is not given comes from `defaults`."""
 
     description: str = option("the question it answers, in one line", "")
+    group: str | None = option(
+        "a name that several experiments share: it is a target of `snakemake`", None, rule=GROUP
+    )
     split: str = option(
         "`strict`: held-out tasks appear nowhere in training; `transductive`: their demos are"
         " trained on, their test outputs are not (TRM's protocol)",

@@ -13,6 +13,19 @@ from typing import Any
 CONTEXT_SOURCES = {
     "embedding": "etrm.context.embedding:PuzzleEmbedding",
     "standard": "etrm.context.standard:StandardEncoder",
+    "variational": "etrm.context.standard:VariationalEncoder",
+    "lpn": "etrm.context.lpn:LpnEncoder",
+    "lpn_variational": "etrm.context.lpn:LpnVariationalEncoder",
+    "lpn_deep": "etrm.context.lpn:LpnDeepEncoder",
+    "lpn_deep_variational": "etrm.context.lpn:LpnDeepVariationalEncoder",
+    "hybrid": "etrm.context.hybrid:HybridEncoder",
+    "hybrid_variational": "etrm.context.hybrid:HybridVariationalEncoder",
+    "cross_attention": "etrm.context.cross_attention:CrossAttentionEncoder",
+    "hierarchical": "etrm.context.hierarchical:HierarchicalEncoder",
+    "set_transformer": "etrm.context.set_transformer:SetTransformerEncoder",
+    "recurrent": "etrm.context.recurrent:RecurrentEncoder",
+    "recurrent_trm": "etrm.context.recurrent:RecurrentTrmEncoder",
+    "in_context": "etrm.context.in_context:InContextEncoder",
 }
 
 

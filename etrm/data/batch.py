@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from etrm.data.packing import Room
+
+# What a batch has besides the tensors of its samples.
+BESIDE = ("room", "most_cells", "noise")
 
 
 @dataclass
@@ -23,23 +27,32 @@ class Batch:
     demo_outputs: Tensor  # [B, K, S] int64
     demo_mask: Tensor  # [B, K] bool: true for real demos
     room: Room | None = None  # bounds of the demos' sizes, where they are known on the host
+    most_cells: Mapping[str, int] | None = None  # a sample's demos in this lane, by pairing
+    noise: Tensor | None = None  # [B, n] normal numbers of this ACT step, for sources that sample
 
     @staticmethod
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
         """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`.
 
-        The `room` is that of `new`, for what comes of the two.
+        The `room` is that of `new`, for what comes of the two; noise is the step's.
         """
 
         def pick(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(condition.reshape(-1, *[1] * (a.dim() - 1)), a, b)
 
         pairs = zip(new.tensors().items(), old.tensors().values(), strict=True)
-        return Batch(**{name: pick(a, b) for (name, a), b in pairs}, room=new.room)
+        kept = {name: pick(a, b) for (name, a), b in pairs}
+        return Batch(**kept, room=new.room, most_cells=new.most_cells, noise=new.noise)
+
+    @property
+    def cells(self) -> Mapping[str, int]:
+        """The most cells that a sample's demos can have, by pairing: of its lane, or at all."""
+        demos, canvas = self.demo_inputs.shape[1:]
+        return self.most_cells or {"aligned": demos * canvas, "concat": 2 * demos * canvas}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "room"]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in BESIDE]
         return {name: getattr(self, name) for name in names}
 
     def __len__(self) -> int:

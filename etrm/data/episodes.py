@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -141,11 +142,16 @@ class Sampler:
         seed: int,
         config: EpisodesConfig,
         demos: bool = True,
+        noise: Callable[[int], int] = lambda demos: 0,
     ) -> None:
-        """`slots` [B]: their numbers within the whole batch. `demos`: show any."""
+        """`slots` [B]: their numbers within the whole batch. `demos`: show any.
+
+        `noise`: normal numbers that each sample with room for so many demos needs.
+        """
         self.corpus, self.slots = corpus, slots
         self.seed, self.config = seed, config
         self.episodes = episodes if demos else episodes.showing(0)
+        self.noise = noise(min(self.episodes.demos.shape[1], config.max_demos))
 
     def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
         """Numbers [B] of the questions that a step has for all slots, or for `slots`."""
@@ -159,6 +165,12 @@ class Sampler:
         held, most = self.episodes.room.take(questions), self.config.max_demos
         return Room(_shown(held.concat, most), _shown(held.aligned, most))
 
+    @cached_property
+    def most_cells(self) -> dict[str, int] | None:
+        """The most cells of demos that any sample of this lane shows, by pairing."""
+        room = self.room(np.arange(len(self.episodes)))
+        return None if room is None else room.most_cells()
+
     def batch(self, step: int) -> Batch:
         """One new sample for every slot (only those of free slots are used)."""
         episode = self.questions(step)
@@ -169,7 +181,11 @@ class Sampler:
         if self.config.translate:
             width = 1 + demos.shape[1]
             shift = self._draw(step, random.OFFSET, 2 * width).reshape(-1, width, 2)
-        return self.corpus.assemble(self.episodes, episode, variant, shift, demos)
+        batch = self.corpus.assemble(self.episodes, episode, variant, shift, demos)
+        batch.most_cells = self.most_cells
+        if self.noise:
+            batch.noise = random.normal(self.seed, step, random.NOISE, self.slots, self.noise)
+        return batch
 
     def _demos(self, step: int, episode: Tensor) -> Tensor:
         """A random subset of `max_demos` where an episode has more."""

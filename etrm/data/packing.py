@@ -36,9 +36,21 @@ class Room:
         """The first `most` demos of each row."""
         return Room(self.concat[:, :most], self.aligned[:, :most])
 
-    def groups(self, pairing: str, device: torch.device) -> list[Group]:
-        """Groups of all B·K demos by their bounds."""
+    def most_cells(self) -> dict[str, int]:
+        """The most tokens that all demos of any row have together, by pairing."""
+        bounds = {"concat": self.concat, "aligned": self.aligned}
+        return {name: int(each.sum(axis=1).max(initial=0)) for name, each in bounds.items()}
+
+    def groups(self, pairing: str, rows: str, device: torch.device) -> list[Group]:
+        """Groups of rows by their bounds.
+
+        `rows`: a `pair` each [B·K], a `grid` each [B·K·2], or all demos of a `sample` [B].
+        """
         bounds = self.concat if pairing == "concat" else self.aligned
+        if rows == "sample":
+            bounds = bounds.sum(axis=1)
+        elif rows == "grid":  # a grid has no more cells than its pair
+            bounds = np.repeat(bounds, 2)
         return groups_of(-(-bounds.flatten() // MULTIPLE) * MULTIPLE, device)
 
 

@@ -6,6 +6,8 @@ the same numbers, on any device. The mixing is SplitMix64's finaliser (Steele, L
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # What a number is for: streams never share numbers.
-EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET = range(7)
+EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET, NOISE, PROBE = range(9)
 
 
 def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
@@ -26,6 +28,13 @@ def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) 
     column = torch.arange(1, columns + 1, dtype=torch.int64, device=slots.device)
     x = _mix(x + column * _signed(GOLDEN))
     return _shift(x, 11).to(torch.float64) * 2.0**-53
+
+
+def normal(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
+    """[len(slots), columns] float32 of mean 0 and variance 1 (Box and Muller, 1958)."""
+    u, v = uniform(seed, step, stream, slots, 2 * columns).chunk(2, dim=1)
+    radius = (-2.0 * torch.log1p(-u)).sqrt()
+    return (radius * torch.cos(2.0 * math.pi * v)).to(torch.float32)
 
 
 def integers(u: Tensor, bound: Tensor | int) -> Tensor:

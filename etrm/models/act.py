@@ -7,7 +7,7 @@ always scored against its own labels. States are detached in one place, at the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class StepOutput:
 
     logits: Tensor  # [B, S, V]
     q_halt: Tensor  # [B]
-    context: Tensor  # [B, P, D]
+    context: Tensor  # [B, P, D], see `Encoded.summary`
     losses: dict[str, Tensor]  # of the context source, each a [B] per-sample value
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
 
@@ -59,13 +59,15 @@ class StepOutput:
 def empty_carry(model: Model, batch: Batch, dtype: torch.dtype) -> Carry:
     """A carry in which every slot is free; `batch` only gives shapes."""
     size, tokens = batch.inputs.shape
-    z_H, z_L = model.decoder.initial_states(size, tokens)
+    context = model.context.context_size(batch.cells)
+    z_H, z_L = model.decoder.initial_states(size, tokens, context)
     device = batch.inputs.device
+    state = model.context.initial_state(size)
     return Carry(
         batch=batch,
         z_H=z_H.to(dtype).clone(),
         z_L=z_L.to(dtype).clone(),
-        state=model.context.initial_state(size),
+        state=None if state is None else state.detach(),
         context=None,
         steps=torch.zeros(size, dtype=torch.int64, device=device),
         halted=torch.ones(size, dtype=torch.bool, device=device),
@@ -88,27 +90,32 @@ def act_step(
     """
     free = carry.halted
     batch = Batch.where(free, incoming, carry.batch)
-    z_H0, z_L0 = model.decoder.initial_states(*batch.inputs.shape)
+    slots, length, _ = carry.z_H.shape
+    z_H0, z_L0 = model.decoder.initial_states(slots, length, context=0)
     z_H = torch.where(free[:, None, None], z_H0.to(carry.z_H.dtype), carry.z_H)
     z_L = torch.where(free[:, None, None], z_L0.to(carry.z_L.dtype), carry.z_L)
     state = _restarted(model, carry, free)
     encoded = model.context(batch, state) if encoded is None else encoded
-    context, fresh = encoded.tokens, torch.ones_like(free)
+    fresh = torch.ones_like(free)
     if cache_context:
-        old = torch.zeros_like(context) if carry.context is None else carry.context
-        context, fresh = torch.where(free[:, None, None], context, old), free
-    z_H, z_L, logits, q = model.decoder(batch.inputs, context, z_H, z_L)
+        tokens = encoded.tokens
+        old = torch.zeros_like(tokens) if carry.context is None else carry.context
+        tokens, fresh = torch.where(free[:, None, None], tokens, old), free
+        encoded = replace(encoded, tokens=tokens)
+    z_H, z_L, logits, q = model.decoder(
+        batch.inputs, encoded.tokens, z_H, z_L, encoded.real, encoded.places
+    )
     steps = torch.where(free, torch.zeros_like(carry.steps), carry.steps) + 1
     after = Carry(
         batch=batch,
         z_H=z_H.detach(),
         z_L=z_L.detach(),
         state=None if encoded.state is None else encoded.state.detach(),
-        context=context.detach() if cache_context else None,
+        context=encoded.tokens.detach() if cache_context else None,
         steps=steps,
         halted=free,
     )
-    return after, StepOutput(logits, q[:, 0], context, encoded.losses, fresh)
+    return after, StepOutput(logits, q[:, 0], encoded.summary(), encoded.losses, fresh)
 
 
 def decide_halting(

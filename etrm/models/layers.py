@@ -119,6 +119,20 @@ class Rotary(nn.Module):
         index = torch.cat([torch.arange(self.context_tokens, device=index.device), index])
         return self.cos[index], self.sin[index]
 
+    def beside(self, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, C + side², head width] of cells of a canvas after C others of its cells.
+
+        `places` [B, C]: their numbers on the canvas; -1 for the first context token.
+        """
+        row, column = places // side, places % side
+        index = self.context_tokens + MAX_SIDE * row + column
+        index = torch.where(places < 0, 0, index)
+        own = self.context_tokens + torch.arange(side * side, device=places.device)
+        cos, sin = self(side)
+        own = own.expand(len(places), -1)
+        pairs = ((self.cos, cos), (self.sin, sin))
+        return tuple(torch.cat([table[index], mine[own]], dim=1) for table, mine in pairs)  # type: ignore[return-value]
+
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs (i, i + half) of each head of `x` [B, N, H, head width].
@@ -144,7 +158,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """`mask` [B, N] is true where a token may be attended to."""
+        """`mask` [B, N] or [B, N, N] is true where a token may be attended to."""
         qkv = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1))
         both, v = qkv.split([2 * self.heads, self.heads], dim=2)  # queries and keys, values
         if self.qk_norm:
@@ -175,8 +189,11 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention [B, N, H, D/H] → [B, N, D]; rows of `mask` need one true."""
-    full = None if mask is None else mask[:, None, None, :]
+    """Scaled dot-product attention [B, N, H, D/H] → [B, N, D].
+
+    `mask` is [B, M], or [B, N, M] where it differs by query; each row of it needs one true.
+    """
+    full = None if mask is None else mask[:, None] if mask.dim() == 3 else mask[:, None, None]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=full).transpose(1, 2).flatten(-2)
 

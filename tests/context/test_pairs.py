@@ -84,12 +84,12 @@ def test_tokens_of_a_pair(pairing: str) -> None:
     if pairing == "aligned":
         assert torch.allclose(tokens, (left + right) / math.sqrt(2), atol=1e-6)
         assert torch.equal(mask, real_in | real_out)
-        assert len(cos) == len(sin) == 9
+        assert cos.shape[:2] == sin.shape[:2] == (4, 9)
     else:
         assert torch.allclose(tokens, torch.cat([left, right], dim=1), atol=1e-6)
         assert torch.equal(mask, torch.cat([real_in, real_out], dim=1))
-        assert torch.equal(cos[:9], cos[9:])
-        assert torch.equal(sin[:9], sin[9:])
+        assert torch.equal(cos[:, :9], cos[:, 9:])
+        assert torch.equal(sin[:, :9], sin[:, 9:])
 
 
 @pytest.mark.parametrize("pairing", ["aligned", "concat"])

@@ -151,7 +151,7 @@ def test_compiled_blocks_give_what_plain_ones_give_with_few_graphs() -> None:
     (plain, batch), (fast, _) = setting(**sizes), setting(**sizes)
     fast.load_state_dict(plain.state_dict())
     compile_blocks(fast)
-    names = ["context.blocks.0", "context.set_blocks.0", "decoder.L_level"]
+    names = ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"]
     assert sorted(compiled_blocks(fast)) == names
     bf16 = Compute(torch.bfloat16)
     with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
