@@ -82,7 +82,10 @@ def _latest(rows: Sequence[Row], rule: HealthRule) -> Iterator[tuple[int, float]
     for row in map(rows.__getitem__, range(end - 1, -1, -1)):
         if row["step"] < rule.from_step:
             return
-        if rule.metric in row:
+        learned = rule.while_exact_below is not None and (
+            row.get("train/exact_accuracy", 0.0) >= rule.while_exact_below
+        )
+        if rule.metric in row and not learned:
             yield int(row["step"]), row[rule.metric]
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from etrm.checkpoint import load_state, remove_temporaries, save_state, state_path
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
-from etrm.health import check_rules, check_stuck, stop_reason
+from etrm.health import Finding, check_rules, check_stuck, stop_reason
 from etrm.logs import say
 from etrm.progress import EXIT_INTERRUPTED, Interruption, Progress, name_of
 from etrm.tracker import Tracker
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # An evaluation that takes longer is not waited for when the run is asked to stop.
 QUICK_SECONDS = 5.0
+# How bad a finding is, in the column `health/<finding>` of the row where it was first made.
+LEVELS = {"warn": 1.0, "fail": 2.0, "stop": 3.0}
 AGAIN = "run the same command again to go on from there"
 
 
@@ -50,7 +53,7 @@ class Loop:
         self.reason: str | None = None  # why the run ended early
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.saved = 0  # step of the newest state
-        self._reported: set[str] = set()  # findings that were warned of
+        self.events: list[dict[str, Any]] = []  # findings, when they were first made
         self._slow = True  # the evaluation, until it was seen to be quick
         self._failing = False  # the last state could not be written
         self._spent, self._began = 0.0, began
@@ -79,7 +82,7 @@ class Loop:
         self.trainer.load_state_dict(state["trainer"])
         self.tracker.rows = list(state["rows"])
         self.reason, self.started = state["reason"], state["started"]
-        self._reported, self._spent = set(state["reported"]), state["seconds"]
+        self.events, self._spent = list(state["events"]), state["seconds"]
         self.saved = step
         self.progress.begin(step)
         if self.ranks.main:
@@ -116,7 +119,7 @@ class Loop:
                 "trainer": trainer,
                 "rows": self.tracker.rows,
                 "reason": self.reason,
-                "reported": sorted(self._reported),
+                "events": self.events,
                 "started": self.started,
                 "seconds": self.seconds,
             }
@@ -163,14 +166,25 @@ class Loop:
         self.progress.show(self.tracker.rows[-1])
         rows, health = self.tracker.rows, self.run.health
         for finding in [*check_rules(rows, health), *check_stuck(rows, health)]:
-            label = f"{finding.finding}/{finding.severity}"
-            if label not in self._reported and self.ranks.main:
-                text = "health, step %d: %s: %s"
-                log.warning(text, finding.step, finding.finding, finding.message)
-            self._reported.add(label)
+            self._report(finding)
         reason = stop_reason(rows, health)
         if reason is not None and (self.run.train.stop_on_health or reason.value is None):
             self.reason = reason.finding
+
+    def _report(self, finding: Finding) -> None:
+        """A finding is an event, in the log, the metrics and the record, when it is first made."""
+        if any(
+            (e["finding"], e["severity"]) == (finding.finding, finding.severity)
+            for e in self.events
+        ):
+            return
+        self.events.append(asdict(finding))
+        self.tracker.log(
+            {"step": float(self.step), f"health/{finding.finding}": LEVELS[finding.severity]}
+        )
+        if self.ranks.main:
+            text = "health, step %d: %s: %s"
+            log.warning(text, finding.step, finding.finding, finding.message)
 
     def _evaluated(self) -> bool:
         rows = self.tracker.rows

@@ -117,6 +117,7 @@ def train_run(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(loop.seconds, 1),
             "stopped_early": loop.reason,
+            "health": loop.events,
             "key": key,
         }
         _write_outputs(paths.out, record, loop)

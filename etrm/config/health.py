@@ -26,6 +26,13 @@ class HealthRule:
     from_step: int = option("not before", 100, unit="steps", ge=0)
     until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
     window: int = option("rows of metrics the median is taken over", 10, unit="rows", ge=1)
+    while_exact_below: float | None = option(
+        "look only at rows whose train/exact_accuracy is below this: who has learned all there is"
+        " has no gradient left; null: at all rows",
+        None,
+        gt=0,
+        le=1,
+    )
     finding: str | None = option("what it finds; null: the rule's own name", None)
 
 
@@ -41,8 +48,17 @@ class StuckRule:
 def guide_rules() -> dict[str, HealthRule]:
     """The experiment guide's thresholds, by the name of what they find."""
     return {
+        # First, because it explains what else is then wrong. An untrained decoder's loss is
+        # ln 12 = 2.5.
+        "divergence": HealthRule("train/lm_loss", fail=5.0, stop=5.0, wrong="above", from_step=0),
         "gradient_starvation": HealthRule(
-            "grad/encoder_norm", warn=0.2, fail=0.05, stop=0.05, from_step=10, until_step=500
+            "grad/encoder_norm",
+            warn=0.2,
+            fail=0.05,
+            stop=0.05,
+            from_step=10,
+            until_step=500,
+            while_exact_below=0.9,
         ),
         # Measured where it happens: the share of samples whose encoding carries a gradient.
         "gradient_coverage": HealthRule(
@@ -53,13 +69,11 @@ def guide_rules() -> dict[str, HealthRule]:
             finding="gradient_starvation",
         ),
         "low_gradient_share": HealthRule(
-            "grad/encoder_share", warn=0.1, from_step=10, until_step=500
+            "grad/encoder_share", warn=0.1, from_step=10, until_step=500, while_exact_below=0.9
         ),
         "collapse": HealthRule("train/encoder_cross_sample_var", warn=0.3, fail=0.1, stop=0.05),
         "never_halts": HealthRule("train/steps_share", warn=0.999, wrong="above"),
         "unsure_halting": HealthRule("train/q_halt_accuracy", warn=0.85),
-        # An untrained decoder's loss is ln 12 = 2.5.
-        "divergence": HealthRule("train/lm_loss", fail=5.0, stop=5.0, wrong="above", from_step=0),
     }
 
 

@@ -1,0 +1,146 @@
+"""Every way to fail, provoked in a real run, is named for what it is; a healthy run is left alone.
+
+With the guide's own rules and thresholds, a row of metrics at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import make_corpus, make_run, make_task, make_trainer, recolour
+
+from etrm.config.health import GateConfig
+from etrm.context.base import Encoded
+from etrm.data.batch import Batch
+from etrm.engine import Trainer
+from etrm.health import check_rules, check_stuck, stop_reason, verdict
+
+Rows = list[dict[str, float]]
+
+
+def trained(
+    steps: int, change: Callable[[Trainer], None] = lambda trainer: None, **blocks: Any
+) -> tuple[Rows, Trainer]:
+    """Rows of a run on two colour maps, which learns them by heart in some 150 steps."""
+    rng = np.random.default_rng(0)
+    tasks = [make_task(f"t{i}", recolour(rng), rng, demos=3, side=2) for i in range(2)]
+    usual: dict[str, Any] = {
+        "episodes": {"canvas": [2], "translate": False},
+        "train": {"lr": 4e-3, "batch_size": 16, "steps": steps, "ema_decay": 0.9},
+        "context": {"pairing": "aligned"},
+        "halting": {"max_steps": 4, "exploration_prob": 0.1},
+        "model": {"width": 32},
+    }
+    merged = {name: {**usual.get(name, {}), **blocks.get(name, {})} for name in {*usual, *blocks}}
+    trainer = make_trainer(make_run(**merged), make_corpus(tasks, variants=1))
+    change(trainer)
+    rows: Rows = []
+    for _ in range(steps):
+        trainer.step()
+        rows.append(trainer.row())
+        if not np.isfinite(rows[-1]["train/lm_loss"]):
+            break
+    return rows, trainer
+
+
+def findings(rows: Rows, trainer: Trainer) -> dict[str, str]:
+    """Names with severities of all findings."""
+    found = [*check_rules(rows, trainer.run.health), *check_stuck(rows, trainer.run.health)]
+    return {f.finding: f.severity for f in found}
+
+
+def encoding(trainer: Trainer, change: Callable[[Encoded], Encoded]) -> None:
+    """Change what the encoder hands over."""
+    source = trainer.model.context
+    forward = source.forward
+
+    def changed(batch: Batch, state: Any) -> Encoded:
+        return change(forward(batch, state))
+
+    source.forward = changed  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def healthy() -> tuple[Rows, Trainer]:
+    return trained(300)
+
+
+def test_a_healthy_run_raises_none_at_any_step(healthy: tuple[Rows, Trainer]) -> None:
+    rows, trainer = healthy
+    assert rows[-1]["train/exact_accuracy"] > 0.9
+    assert findings(rows, trainer) == {}
+    for end in range(20, 300, 20):
+        assert stop_reason(rows[:end], trainer.run.health) is None
+    judged = verdict(
+        [*rows, {"step": 300.0, "all.exact_accuracy": 1.0}], trainer.run.health, GateConfig()
+    )
+    assert judged["passed"]
+    assert judged["diagnosis"] == []
+
+
+def test_a_detached_encoder_starves() -> None:
+    def detach(trainer: Trainer) -> None:
+        encoding(trainer, lambda e: replace(e, tokens=e.tokens.detach()))
+
+    rows, trainer = trained(25, detach)
+    assert findings(rows, trainer)["gradient_starvation"] == "stop"
+    reason = stop_reason(rows, trainer.run.health)
+    assert reason is not None
+    assert reason.finding == "gradient_starvation"
+    assert reason.step == 25
+
+
+def test_encodings_that_are_cached_starve_the_encoder_too() -> None:
+    rows, trainer = trained(
+        40, train={"cache_context": True}, halting={"max_steps": 8, "exploration_prob": 1.0}
+    )
+    assert findings(rows, trainer)["gradient_starvation"] == "stop"
+    coverage = [row["grad/encoder_coverage"] for row in rows[-10:]]
+    assert np.median(coverage) < 0.5
+
+
+def test_a_constant_encoder_has_collapsed() -> None:
+    """One context for all, with gradients in plenty."""
+
+    def flatten(trainer: Trainer) -> None:
+        encoding(
+            trainer,
+            lambda e: replace(e, tokens=e.tokens.mean(dim=0, keepdim=True).expand_as(e.tokens)),
+        )
+
+    rows, trainer = trained(110, flatten)
+    found = findings(rows, trainer)
+    assert found["collapse"] == "stop"
+    reason = stop_reason(rows, trainer.run.health)
+    assert reason is not None
+    assert reason.finding in ("collapse", "gradient_starvation")
+    assert rows[-1]["train/encoder_cross_sample_var"] < 1e-6
+
+
+def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
+    rows, trainer = trained(60, train={"lr": 30.0, "grad_clip": None})
+    reason = stop_reason(rows, trainer.run.health)
+    assert reason is not None
+    assert reason.finding == "divergence"
+    assert (
+        verdict(rows, trainer.run.health, GateConfig())["diagnosis"][0]["finding"] == "divergence"
+    )
+
+
+def test_a_q_head_that_never_halts_is_said_to() -> None:
+    rows, trainer = trained(150, halting={"loss_weight": 0.0, "exploration_prob": 0.0})
+    assert all(row["train/steps_share"] == 1.0 for row in rows if "train/steps_share" in row)
+    assert findings(rows, trainer)["never_halts"] == "warn"
+
+
+def test_a_run_that_does_not_move_is_stuck() -> None:
+    rows, trainer = trained(320, train={"lr": 1e-9})
+    found = findings(rows, trainer)
+    assert found["stuck"] == "stop"
+    judged = verdict(rows, trainer.run.health, GateConfig())
+    assert not judged["passed"]
+    assert "stuck" in {each["finding"] for each in judged["diagnosis"]}
