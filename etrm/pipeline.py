@@ -65,6 +65,14 @@ class Pipeline:
             for seed in config.seeds
         ]
 
+    def groups(self) -> dict[str, list[str]]:
+        """Names of experiments by their group, in the order of the config."""
+        found: dict[str, list[str]] = {}
+        for name, config in self.study.experiments.items():
+            if config.group is not None:
+                found.setdefault(config.group, []).append(name)
+        return found
+
     def config_of(self, run: Run) -> RunConfig:
         """What one run depends on."""
         return run_config(self.study, run.experiment, run.stage, run.seed)

@@ -119,6 +119,11 @@ def finished(wildcards):
     ]
 
 
+def of_group(members):
+    """Records of the experiments of a group, and with them all that they are made from."""
+    return [str(ROOT / "records" / f"{name}.md") for name in members]
+
+
 def of_experiment(wildcards):
     """Files of one experiment's runs, and of the baseline that its record compares with."""
     mine = lambda runs: [r for r in runs if r.experiment == wildcards.experiment]

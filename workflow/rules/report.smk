@@ -101,3 +101,14 @@ rule report:
         targets=["figures", "tables", "records", "resolved_config"],
     script:
         "../scripts/report.py"
+
+
+# A target for each group of experiments: their runs, evaluations and records.
+for group, members in PIPELINE.groups().items():
+
+    rule:
+        name:
+            group
+        input:
+            lambda wildcards, members=members: of_group(members),
+        localrule: True
