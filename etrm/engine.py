@@ -60,7 +60,7 @@ class Trainer:
             corpus,
             episodes,
             ranks,
-            self.compute,
+            self.compute.dtype,
             lambda lane: most_slots(run, model, lane, execution, room),
         )
         self.ema = EMA(model, run.train.ema_decay)

@@ -17,7 +17,6 @@ from etrm.data.episodes import Sampler
 from etrm.data.packing import Room
 from etrm.distributed import Ranks
 from etrm.models.act import Carry, Model, empty_carry
-from etrm.models.compute import Compute
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
 
@@ -80,7 +79,7 @@ def make_lanes(
     corpus: Corpus,
     episodes: Sequence[Episodes],
     ranks: Ranks,
-    compute: Compute,
+    dtype: torch.dtype,
     most: Callable[[Episodes], int],
 ) -> list[Lane]:
     """This rank's slots, all free, at most `most` of a lane together.
@@ -100,8 +99,9 @@ def make_lanes(
         for slots in own.tensor_split(parts) if len(own) else ():
             numbers, noise = slots.to(corpus.device), model.context.noise_size
             sampler = Sampler(corpus, lane, numbers, run.seed, run.episodes, demos, noise)
-            carry = empty_carry(model, sampler.batch(0), compute.dtype)
-            follow = demos and compute.follows(corpus.device)
+            carry = empty_carry(model, sampler.batch(0), dtype)
+            # On every device, so that a state goes on with any; `meta` has no values to follow.
+            follow = demos and corpus.device.type != "meta"
             followed = Followed(sampler) if follow else None
             lanes.append(Lane(lane.side, sampler, carry, numbers, slots - first, followed))
         first += count

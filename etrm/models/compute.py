@@ -28,10 +28,6 @@ class Compute:
     hoist: bool = True  # cast weights once for all their uses in a pass
     packing: str = "auto"  # how demos are packed, see `PairTokens`
 
-    def follows(self, device: torch.device) -> bool:
-        """Must the host know which questions are held, to pack their demos by bounds?"""
-        return self.packing == "bounds" or (self.packing == "auto" and device.type == "cuda")
-
 
 @contextmanager
 def computing(model: nn.Module, compute: Compute) -> Iterator[None]:

@@ -325,6 +325,19 @@ def test_the_host_follows_what_slots_hold() -> None:
     assert max(held) > 1
 
 
+def test_a_state_from_a_cpu_goes_on_where_bounds_are_needed() -> None:
+    first, second = trainer_of(halting={"max_steps": 3}), following()
+    rows_of(first, 2)
+    state = first.state_dict()
+    assert state is not None
+    second.load_state_dict(state)
+    rows_of(second, 1)
+    for lane in second.lanes:
+        assert lane.followed is not None
+        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.followed.held)]
+        assert torch.equal(tasks, lane.carry.batch.task)
+
+
 def test_bounds_and_looking_give_the_same_run() -> None:
     trainers = [trainer_of(halting={"max_steps": 3}), following()]
     states = []
