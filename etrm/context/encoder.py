@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from etrm.config.schema import Problem, option
 from etrm.config.study import ModelConfig
 from etrm.context.base import ContextSource, Encoded
-from etrm.context.pairs import PAIRINGS
+from etrm.context.pairs import PAIRINGS, PairTokens, Sequences
 from etrm.data.batch import Batch
 from etrm.models.layers import (
     Block,
@@ -167,6 +167,64 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x).unflatten(-1, (self.tokens, -1))
+
+
+class SetEncoder(Encoder):
+    """Each pair to a vector, and P learned queries that read them: [B, K, S] grids → [B, P, D].
+
+    A family builds what encodes a pair, and says how.
+    """
+
+    order_invariant: ClassVar[bool] = True
+
+    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
+        super().__init__(options, model, num_puzzles)
+        self.pairs = PairTokens(options.pairing, options.width, options.heads, model)
+        self.build()
+        self.set = SetAggregator(self, options.set_layers)
+        self.project = self.make_project()
+
+    def build(self) -> None:
+        """Make what encodes a pair."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build")
+
+    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
+        """Pairs [n, T, E], the demos numbered `rows` [n], to vectors [n, E]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode_pair")
+
+    def make_project(self) -> nn.Module:
+        """What stands behind the aggregation."""
+        return self.projection()
+
+    def aggregate(self, batch: Batch) -> Tensor:
+        """The pairs, read by the context queries [B, P, E]."""
+        return self.set(self.pairs.vectors(batch, self.encode_pair), batch.demo_mask)
+
+    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        return self.finish(self.project(self.aggregate(batch)))
+
+
+class VariationalSet(SetEncoder):
+    """The pooled aggregate → μ, log σ² → a sample (in training; the mean otherwise) → P × D."""
+
+    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
+        super().__init__(options, model, num_puzzles)
+        self.bottleneck = Bottleneck(options.width, options.latent)
+
+    def make_project(self) -> nn.Module:
+        return Expand(self.options.latent, self.model)
+
+    def noise_size(self, demos: int) -> int:
+        return int(self.options.latent)
+
+    def pool(self, aggregate: Tensor) -> Tensor:
+        """[B, P, E] → [B, E]."""
+        return aggregate.mean(dim=1)
+
+    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        noise = noise_of(batch, self.training, self.options.latent)
+        sample, kl = self.bottleneck(self.pool(self.aggregate(batch)), noise)
+        return self.finish(self.project(sample), losses={"kl": kl})
 
 
 def mean_over(demos: Tensor, mask: Tensor) -> Tensor:

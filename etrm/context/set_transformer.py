@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from etrm.config.schema import option
 from etrm.config.study import ModelConfig
-from etrm.context.base import Encoded
 from etrm.context.encoder import Encoder
 from etrm.context.standard import StandardEncoder, StandardOptions
 from etrm.data.batch import Batch
@@ -51,8 +50,8 @@ class SetTransformerEncoder(StandardEncoder):
         layers = range(options.induced_layers)
         self.induced = nn.ModuleList(InducedSetAttention(self) for _ in layers)
 
-    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        pairs = self.pairs.vectors(batch, self._encode)
+    def aggregate(self, batch: Batch) -> Tensor:
+        pairs = self.pairs.vectors(batch, self.encode_pair)
         for block in self.induced:
             pairs = block(pairs, batch.demo_mask)
-        return self.finish(self.project(self.set(pairs, batch.demo_mask)))
+        return self.set(pairs, batch.demo_mask)
