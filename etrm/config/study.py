@@ -101,7 +101,7 @@ class EpisodesConfig:
     translate: bool = option("move the content over the canvas at random, in training only", True)
     canvas: tuple[int, ...] = option(
         "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
-        factory=lambda: (10, 15, 20, 25, 30),
+        factory=lambda: tuple(range(6, 31, 2)),
         unit="cells",
         ge=1,
         le=30,

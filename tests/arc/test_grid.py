@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from etrm.arc.grid import EOS, PAD, canvas_side, crop, fits, tokenize
 from etrm.arc.task import Pair
+from etrm.config.study import EpisodesConfig
 
 ARC = os.environ.get("ETRM_ARC")
 GOLDEN = os.environ.get("ETRM_GOLDEN")
@@ -144,22 +145,32 @@ def test_the_largest_lane_is_returned_where_none_holds() -> None:
     assert not fits(10, zeros(3, 3), zeros(12, 1))
 
 
+COARSE, FINE = (10, 15, 20, 25, 30), EpisodesConfig().canvas
+
+
 @pytest.mark.skipif(ARC is None, reason="ETRM_ARC does not name the ARC files")
 @pytest.mark.parametrize(
-    ("name", "queries", "misfits", "tokens"),
-    [("training", 416, 3, 275.6), ("evaluation", 419, 2, 401.1), ("concept", 480, 0, 253.5)],
+    ("lanes", "name", "queries", "misfits", "tokens"),
+    [
+        (COARSE, "training", 416, 3, 275.6),
+        (COARSE, "evaluation", 419, 2, 401.1),
+        (COARSE, "concept", 480, 0, 253.5),
+        (FINE, "training", 416, 3, 234.8),
+        (FINE, "evaluation", 419, 3, 360.3),
+        (FINE, "concept", 480, 0, 217.1),
+    ],
 )
 def test_true_outputs_that_do_not_fit_their_canvas(
-    name: str, queries: int, misfits: int, tokens: float
+    lanes: tuple[int, ...], name: str, queries: int, misfits: int, tokens: float
 ) -> None:
-    """Without the scaled query input the misfits would be 4, 4 and 1."""
+    """In coarse lanes, without the scaled query input, the misfits would be 4, 4 and 1."""
     challenges = json.loads(Path(ARC or "", f"arc-agi_{name}_challenges.json").read_text())
     solutions = json.loads(Path(ARC or "", f"arc-agi_{name}_solutions.json").read_text())
     sides, fit = [], []
     for task_id, task in challenges.items():
         demos = [Pair(np.array(pair["input"]), np.array(pair["output"])) for pair in task["train"]]
         for test, answer in zip(task["test"], solutions[task_id], strict=True):
-            sides.append(canvas_side(demos, np.array(test["input"]), [10, 15, 20, 25, 30]))
+            sides.append(canvas_side(demos, np.array(test["input"]), lanes))
             fit.append(fits(sides[-1], np.array(answer)))
     assert len(fit) == queries
     assert fit.count(False) == misfits
