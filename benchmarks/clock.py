@@ -70,8 +70,8 @@ def seconds_per_call(
     """Mean duration of calls after `warm_up` ones: as many as take about `seconds`, at least one.
 
     A single call to warm up that takes longer than that is the measurement itself: beside it, what
-    is done once is nothing. The device is waited for after the last call only, so that the host runs
-    ahead as it does in a real run.
+    is done once is nothing. The device is waited for after the last call only, so that the host
+    runs ahead as it does in a real run.
     """
     start = now(device)
     for i in range(warm_up):
