@@ -352,7 +352,7 @@ class ExecutionConfig:
     floating-point sums: changing it reruns nothing."""
 
     gpus: int = option(
-        "GPUs of a training run, one process (torchrun rank) each; on a machine without GPUs that"
+        "GPUs of a training run, one process (rank) each; on a machine without GPUs that"
         " many processes on the CPU. Also settable as a resource: `--set-resources"
         " train_full:gpu=4`",
         1,

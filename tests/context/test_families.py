@@ -56,7 +56,7 @@ def test_log_variances_are_held_within_ten() -> None:
     layer = Bottleneck(6, 4)
     torch.nn.init.constant_(layer.log_var.bias, 1e4)
     _, kl = layer(torch.zeros(1, 6), None)
-    assert float(kl) == pytest.approx(0.5 * 4 * (math.exp(10.0) - 11.0), rel=1e-5)
+    assert kl.item() == pytest.approx(0.5 * 4 * (math.exp(10.0) - 11.0), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", VARIATIONAL)
@@ -149,7 +149,8 @@ def test_gradients_pull_views_of_a_task_together() -> None:
     before = contrastive(x, tasks).sum()
     (gradient,) = torch.autograd.grad(before, x)
     moved = x.detach() - 0.05 * gradient
-    assert float(contrastive(moved, tasks, others=x.detach()).sum()) < float(before)
+    after = contrastive(moved, tasks, others=x.detach()).sum()
+    assert after.item() < before.item()
 
 
 def trained(steps: int, **context: Any) -> Trainer:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from etrm.checkpoint import load_state, save_state
 from etrm.config import RunConfig
+from etrm.context import CONTEXT_SOURCES
 from etrm.engine import Averaged, Trainer
 from etrm.evaluate import all_variants, thin_out
 from etrm.models.build import build_model
@@ -136,6 +137,27 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
     second = trainer_of(source, **blocks)
     second.load_state_dict(loaded["trainer"])
     assert [*half, *rows_of(second, 6)] == rows
+    assert_equal(second.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
+def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> None:
+    """States of encoders, noise, the contrastive loss' memory, a probe in between."""
+    blocks = {
+        "train": {"probe_every": 2, "log_every": 3},
+        "halting": {"max_steps": 4},
+        "context": {"contrastive_weight": 0.1},
+    }
+    whole = trainer_of(source, **blocks)
+    rows = rows_of(whole, 6)
+    first = trainer_of(source, **blocks)
+    half = rows_of(first, 4)
+    save_state(tmp_path, 4, {"trainer": first.state_dict()})
+    loaded = load_state(tmp_path)
+    assert loaded is not None
+    second = trainer_of(source, **blocks)
+    second.load_state_dict(loaded["trainer"])
+    assert [*half, *rows_of(second, 2)] == rows
     assert_equal(second.state_dict(), whole.state_dict())
 
 
@@ -403,6 +425,23 @@ def test_a_frozen_decoder_stays_for_its_steps_and_then_moves() -> None:
     assert trainer.row()["train/decoder_frozen"] == 1.0
     assert changed(trainer, 1) == {"context", "decoder"}
     assert trainer.row()["train/decoder_frozen"] == 0.0
+
+
+def test_a_decoder_can_stay_frozen_throughout() -> None:
+    trainer = trainer_of(decoder={"frozen": True}, train={"weight_decay": 0.5})
+    assert changed(trainer, 5) == {"context"}
+    row = trainer.row()
+    assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (1.0, 0.0)
+    assert row["grad/inner_norm"] > 0.0  # what it would do is still to be seen
+
+
+def test_a_frozen_encoder_stays_for_its_steps_and_then_moves() -> None:
+    trainer = trainer_of(train={"context_frozen_steps": 3, "weight_decay": 0.5})
+    assert changed(trainer, 3) == {"decoder"}
+    row = trainer.row()
+    assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (0.0, 1.0)
+    assert changed(trainer, 1) == {"context", "decoder"}
+    assert trainer.row()["train/encoder_frozen"] == 0.0
 
 
 def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:

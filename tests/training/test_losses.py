@@ -133,7 +133,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split() -> None:
             sub = type(batch)(**tensors)
             carry = lane.carry
             lane.sampler.batch = lambda step, sub=sub: sub  # type: ignore[method-assign]
-            lane.slots = part
+            lane.slots, lane.followed = part, None
             lane.carry = type(carry)(
                 batch=sub,
                 z_H=carry.z_H[part],

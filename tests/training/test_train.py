@@ -474,6 +474,12 @@ def test_a_health_rule_ends_a_run_where_it_may(
     assert record["steps_done"] == (3 if stopping else 6)
     assert caplog.text.count("health, step") == 1
     assert (paths.out / "model.safetensors").is_file()
+    # The finding is an event of the record, and of the row where it was first made.
+    (event,) = record["health"]
+    assert (event["finding"], event["severity"], event["step"]) == ("divergence", "stop", 3)
+    marked = {row["step"]: row["health/divergence"] for row in metrics(paths.out)}
+    assert [step for step, level in marked.items() if level is not None] == [3]
+    assert marked[3] == 3.0
 
 
 def test_a_loss_that_is_not_a_number_ends_every_run_with_its_record(paths: RunPaths) -> None:
