@@ -244,10 +244,17 @@ def test_named_targets_of_a_finished_study(finished: Path, target: str) -> None:
     assert planned(snakemake(finished, "-n", target)) == {}
 
 
-def test_paper_study_is_planned(tmp_path: Path) -> None:
-    jobs = planned(snakemake(copy_project(tmp_path), "-n", config="config/paper.yaml"))
-    assert jobs["train_overfit"] >= 12
+def test_paper_study_is_planned_whole_and_by_group(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    jobs = planned(snakemake(folder, "-n", config="config/paper.yaml"))
+    assert jobs["train_overfit"] >= 150  # some sixty experiments, three seeds each
     assert jobs["train_full"] == jobs["train_overfit"]
+    group = planned(snakemake(folder, "-n", "short_term", config="config/paper.yaml"))
+    # From scratch, and two encoders with a state at two settings of halting; their parents.
+    assert group["record"] == 5
+    assert group["train_full"] == 15
+    assert group["train_pretrain"] == 3
+    assert group["short_term"] == 1
 
 
 def test_missing_kaggle_source_says_what_it_is(tmp_path: Path) -> None:
