@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_batch, make_corpus, make_run, make_tasks, make_trainer, small_context
+from tiny import make_batch, make_corpus, make_run, make_tasks, make_trainer
 from torch import Tensor
 
 from etrm.config.study import RunConfig
@@ -248,8 +248,3 @@ def test_mean_over_real_demos() -> None:
     x = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[True, True, False], [False, False, True]])
     assert mean_over(x, mask).tolist() == [[1.0, 2.0], [10.0, 11.0]]
-
-
-def test_every_encoder_has_a_small_form() -> None:
-    for name in CONTEXT_SOURCES:
-        assert small_context(name)["source"] == name

@@ -115,6 +115,23 @@ def assert_equal(first: Any, second: Any) -> None:
 # --- exact resumption ---
 
 
+def check_halves_equal_the_whole(
+    source: str, blocks: dict[str, Any], steps: int, saved: int, folder: Path
+) -> None:
+    """A run of some steps, and one that is saved on the way and taken up by another trainer."""
+    whole = trainer_of(source, **blocks)
+    rows = rows_of(whole, steps)
+    first = trainer_of(source, **blocks)
+    half = rows_of(first, saved)
+    save_state(folder, saved, {"trainer": first.state_dict()})
+    loaded = load_state(folder)
+    assert loaded is not None
+    second = trainer_of(source, **blocks)
+    second.load_state_dict(loaded["trainer"])
+    assert [*half, *rows_of(second, steps - saved)] == rows
+    assert_equal(second.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("log_every", [1, 4])
 @pytest.mark.parametrize("cached", [False, True])
@@ -126,18 +143,8 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
         "halting": {"max_steps": 4},
         "decoder": {"frozen_steps": 8},
     }
-    whole = trainer_of(source, **blocks)
-    assert len(whole.lanes) == 2
-    rows = rows_of(whole, 12)
-    first = trainer_of(source, **blocks)
-    half = rows_of(first, 6)
-    save_state(tmp_path, 6, {"trainer": first.state_dict()})
-    loaded = load_state(tmp_path)
-    assert loaded is not None
-    second = trainer_of(source, **blocks)
-    second.load_state_dict(loaded["trainer"])
-    assert [*half, *rows_of(second, 6)] == rows
-    assert_equal(second.state_dict(), whole.state_dict())
+    assert len(trainer_of(source, **blocks).lanes) == 2
+    check_halves_equal_the_whole(source, blocks, 12, 6, tmp_path)
 
 
 @pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
@@ -148,17 +155,7 @@ def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> No
         "halting": {"max_steps": 4},
         "context": {"contrastive_weight": 0.1},
     }
-    whole = trainer_of(source, **blocks)
-    rows = rows_of(whole, 6)
-    first = trainer_of(source, **blocks)
-    half = rows_of(first, 4)
-    save_state(tmp_path, 4, {"trainer": first.state_dict()})
-    loaded = load_state(tmp_path)
-    assert loaded is not None
-    second = trainer_of(source, **blocks)
-    second.load_state_dict(loaded["trainer"])
-    assert [*half, *rows_of(second, 2)] == rows
-    assert_equal(second.state_dict(), whole.state_dict())
+    check_halves_equal_the_whole(source, blocks, 6, 4, tmp_path)
 
 
 def test_a_state_holds_everything_that_changes() -> None:
@@ -617,13 +614,13 @@ def test_training_learns_a_rule() -> None:
     tasks = [make_task(f"t{i}", recolour(rng), rng, demos=2, side=2) for i in range(2)]
     run: RunConfig = make_run(
         episodes={"canvas": [2], "translate": False},
-        train={"lr": 5e-3, "batch_size": 8, "steps": 80},
+        train={"lr": 5e-3, "batch_size": 8, "steps": 120},
         context={"pairing": "aligned"},
         halting={"max_steps": 2},
     )
     trainer = make_trainer(run, make_corpus(tasks, variants=1))
-    losses = [row["train/lm_loss"] for row in rows_of(trainer, 80)]
-    assert np.mean(losses[-10:]) < 0.4 * losses[0]
+    losses = [row["train/lm_loss"] for row in rows_of(trainer, 120)]
+    assert np.mean(losses[-10:]) < 0.3 * losses[0]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor
 
 from etrm.config.study import ExecutionConfig, RunConfig
+from etrm.context import CONTEXT_SOURCES, context_source
 from etrm.data.corpus import Corpus, Episodes
 from etrm.engine import Trainer
 from etrm.losses import sample_losses
 from etrm.memory import GIB, MARGIN, budget, most_slots, sample_bytes
 from etrm.models.act import act_step
 from etrm.models.build import build_model
-from etrm.models.compute import DTYPES, computing
+from etrm.models.compute import computing
 
 
 def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus, Episodes]:
@@ -25,8 +27,10 @@ def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus,
     blocks: dict[str, Any] = {"model": {**width, "layers": 2, "L_cycles": 3}, **changes}
     blocks["episodes"] = {"canvas": [9]}
     blocks["train"] = {"dtype": dtype, "batch_size": 12}
+    options = {field.name for field in dataclasses.fields(context_source(source).Options)}
+    sizes = {**width, "layers": 2, "set_layers": 2}
     if source != "embedding":
-        blocks["context"] = {**width, "layers": 2, "set_layers": 2}
+        blocks["context"] = {name: value for name, value in sizes.items() if name in options}
     corpus = make_corpus(make_tasks(6, side=8))
     run = make_run(source, **blocks)
     (lane,) = questions_of(run, corpus)
@@ -50,13 +54,19 @@ def kept_bytes(trainer: Trainer) -> int:
         with computing(trainer.model, trainer.compute):
             carry, output = act_step(trainer.model, lane.carry, batch)
         losses = sample_losses(output, carry.batch.labels)
-        total = losses.total(0.5, {}).sum()
+        total = losses.total(0.5, trainer.model.context.loss_weights).sum()
     total.backward()
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("source", ["embedding", "standard"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [
+        ("embedding", "fp32"),
+        ("standard", "fp32"),
+        *((source, "bf16") for source in CONTEXT_SOURCES),
+    ],
+)
 def test_the_estimate_is_what_is_kept(source: str, dtype: str) -> None:
     run, corpus, lane = setting(source, dtype)
     model = build_model(run, corpus.num_puzzles)
