@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -146,7 +147,9 @@ def test_everything_that_is_imported_is_pinned_and_declared() -> None:
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
-    installed = {normal(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    # Of the environment itself: where something compiles, setuptools puts its own copies on the path.
+    here = metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {normal(d.metadata["Name"]): d.version for d in here}
     pinned = requirements()
     differ = {
         name: f"{installed[name]} installed, {version} pinned"
