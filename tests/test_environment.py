@@ -147,7 +147,7 @@ def test_everything_that_is_imported_is_pinned_and_declared() -> None:
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
-    # Of the environment itself: where something compiles, setuptools puts its own copies on the path.
+    # Of the environment itself: setuptools, once something compiles, puts its own on the path.
     here = metadata.distributions(path=[sysconfig.get_path("purelib")])
     installed = {normal(d.metadata["Name"]): d.version for d in here}
     pinned = requirements()
