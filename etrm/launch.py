@@ -32,7 +32,7 @@ from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.data.files import write_json_atomic
 from etrm.distributed import ranks_of_this_run
 from etrm.logs import job_log
-from etrm.progress import EXIT_INTERRUPTED, Interruption, name_of
+from etrm.progress import EXIT_INTERRUPTED, Interrupted, Interruption, name_of
 from etrm.train import RunPaths, train_run
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def train_on_ranks(job: Job, size: int) -> None:
     code = ranks[failed].returncode
     # One that was not yet training when the signal came has ended by it, and lost nothing.
     if code == EXIT_INTERRUPTED or -code in sent:
-        sys.exit(EXIT_INTERRUPTED)
+        raise Interrupted(max(sent, default=0))
     how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
     raise LaunchError(
         f"rank {failed} of {size} {how}, so the run was ended; its error, if it had one, is in"
@@ -221,7 +221,7 @@ def main(path: str) -> None:
     job, rank = _read(json.loads(Path(path).read_text(encoding="utf-8"))), int(os.environ["RANK"])
     _end_with_parent()
     name, level = (f"rank {rank}: ", logging.WARNING) if rank else ("", logging.INFO)
-    with job_log(job.log, name, level):
+    with job_log(job.log, name, level, history=True):
         train_here(job)
 
 

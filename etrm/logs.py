@@ -21,22 +21,31 @@ def say(text: str, level: int = logging.INFO) -> None:
         print(text, file=sys.stderr)
 
 
+def history_of(path: Path) -> Path:
+    """The log of all attempts at a job, beside that of the last."""
+    return path.with_suffix(f".all{path.suffix}")
+
+
 @contextmanager
-def job_log(path: str | Path | None, name: str = "", level: int = logging.INFO) -> Iterator[None]:
+def job_log(
+    path: str | Path | None, name: str = "", level: int = logging.INFO, history: bool = False
+) -> Iterator[None]:
     """Log to a file, or to the terminal; an error that explains itself ends the job with its
     message alone.
 
     Those are `ValueError`, `RuntimeError` and `OSError` raised by this package; anything else is
     a defect, and keeps its traceback. `name` stands before every message: which of several
-    processes it is that writes to the same place.
+    processes it is that writes to the same place. `history`: also log to a file beside it that is
+    never begun anew: Snakemake deletes a job's log whenever it starts the job again.
     """
     form = "%(message)s"
-    handler: logging.Handler = logging.StreamHandler()
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
     if path is not None:
         form = FORMAT
-        handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+        files = [Path(path), *([history_of(Path(path))] if history else [])]
+        handlers = [logging.FileHandler(file, mode="a", encoding="utf-8") for file in files]
     form = form.replace("%(message)s", f"{name}%(message)s")
-    logging.basicConfig(level=level, format=form, handlers=[handler], force=True)
+    logging.basicConfig(level=level, format=form, handlers=handlers, force=True)
     logging.captureWarnings(True)
     try:
         yield

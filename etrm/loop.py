@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from etrm.distributed import Ranks
 from etrm.engine import Trainer
 from etrm.health import Finding, check_rules, check_stuck, stop_reason
 from etrm.logs import say
-from etrm.progress import EXIT_INTERRUPTED, Interruption, Progress, name_of
+from etrm.progress import Interrupted, Interruption, Progress, name_of
 from etrm.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ class Loop:
             last = f"step {self.step} could not be saved, the last state is that of {self.saved}"
             done = f"saved step {self.step}" if saved else last
             say(f"{name_of(number)}: {done}; {AGAIN}", logging.WARNING)
-        sys.exit(EXIT_INTERRUPTED)
+        raise Interrupted(number)
 
     def _log_row(self) -> None:
         self.tracker.log(self.trainer.row())

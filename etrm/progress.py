@@ -21,7 +21,12 @@ EXIT_INTERRUPTED = 75
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, where nothing is lost by stopping at once."""
+    """The run was asked to stop, and nothing is lost by that: it can go on."""
+
+    def __init__(self, number: int) -> None:
+        """`number`: of the signal that asked."""
+        super().__init__(EXIT_INTERRUPTED)
+        self.number = number
 
 
 class Interruption:
@@ -54,7 +59,7 @@ class Interruption:
         self._at_once = True
         try:
             if self.number:
-                raise Interrupted(EXIT_INTERRUPTED)
+                raise Interrupted(self.number)
             yield
         except Interrupted:
             if self._tell:
@@ -67,7 +72,7 @@ class Interruption:
         self.number = number
         if self._at_once:
             self._at_once = False  # a second signal does not disturb the clearing up
-            raise Interrupted(EXIT_INTERRUPTED)
+            raise Interrupted(number)
         if self._tell:  # not by print, which it may have interrupted
             os.write(2, f"\n{name_of(number)}: {self.doing}\n".encode())
 

@@ -1,9 +1,11 @@
 # The validated study, and the few functions that rules share. All paths come from PIPELINE.
 import json
+import signal
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from etrm.cluster import read_site
 from etrm.config import ConfigError, load_study, plain
 from etrm.keep import RUN_FILES
 from etrm.pipeline import (
@@ -18,7 +20,7 @@ from etrm.pipeline import (
 from etrm.provenance import code_digest, train_code
 
 try:
-    STUDY = load_study(config)
+    STUDY, SITE = load_study(config), read_site()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -31,6 +33,10 @@ config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
 # What a refused run is told to start from: an advice, no parameter either.
 config["strict_parents"] = PIPELINE.strict_parents()
+
+# SLURM warns all processes of a job before its time is over. It is for training to save then;
+# Snakemake, which waits for it, would die of the signal.
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 wildcard_constraints:

@@ -5,6 +5,7 @@ rule tasks:
         PIPELINE.tasks,
     log:
         ROOT / "logs/tasks.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -21,6 +22,7 @@ rule augment:
         PIPELINE.augmentations,
     log:
         ROOT / "logs/augment.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:

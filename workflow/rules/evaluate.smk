@@ -16,6 +16,9 @@ rule evaluate_run:
     conda:
         ENVIRONMENT
     threads: STUDY.threads
+    resources:
+        **SITE.gpus(1),
+        runtime=SITE.minutes("evaluate"),
     params:
         evaluation=lambda wildcards: plain(
             STUDY.experiments[wildcards.experiment].evaluation

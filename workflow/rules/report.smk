@@ -9,6 +9,7 @@ rule figures:
         [path for name in FIGURES for path in figure(name)],
     log:
         ROOT / "logs/figures.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -32,6 +33,7 @@ rule tables:
         multiext(str(ROOT / "tables/results"), *(f".{f}" for f in TABLE_FORMATS)),
     log:
         ROOT / "logs/tables.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -52,6 +54,7 @@ rule record:
         ),
     log:
         ROOT / "logs/{experiment}/record.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -77,6 +80,7 @@ rule resolved_config:
         ),
     log:
         ROOT / "logs/config.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -95,6 +99,7 @@ rule report:
         PIPELINE.report,
     log:
         ROOT / "logs/report.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:

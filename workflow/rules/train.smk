@@ -39,7 +39,8 @@ rule train_pretrain:
         ENVIRONMENT
     threads: STUDY.threads
     resources:
-        gpu=STUDY.execution.gpus,
+        **SITE.gpus(STUDY.execution.gpus),
+        runtime=SITE.minutes("pretrain"),
     params:
         run=config_of("pretrain"),
         parent=parent_path_of("pretrain"),
@@ -59,6 +60,9 @@ use rule train_pretrain as train_overfit with:
         multiext(str(RUN / "overfit/seed{seed}") + "/", *RUN_FILES),
     log:
         ROOT / "logs/{experiment}/overfit_seed{seed}.log",
+    resources:
+        **SITE.gpus(STUDY.execution.gpus),
+        runtime=SITE.minutes("overfit"),
     params:
         run=config_of("overfit"),
         parent=parent_path_of("overfit"),
@@ -77,6 +81,9 @@ use rule train_pretrain as train_full with:
         multiext(str(RUN / "full/seed{seed}") + "/", *RUN_FILES),
     log:
         ROOT / "logs/{experiment}/full_seed{seed}.log",
+    resources:
+        **SITE.gpus(STUDY.execution.gpus),
+        runtime=SITE.minutes("full"),
     params:
         run=config_of("full"),
         parent=parent_path_of("full"),
@@ -93,6 +100,7 @@ checkpoint verdict:
         RUN / "overfit/seed{seed}/verdict.json",
     log:
         ROOT / "logs/{experiment}/verdict_seed{seed}.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:

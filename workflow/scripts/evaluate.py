@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from etrm.cluster import threads_of
 from etrm.config import parse
 from etrm.config.study import EvaluationConfig
 from etrm.logs import job_log
 from etrm.score import evaluate_run
 
 with job_log(snakemake.log[0]):
-    torch.set_num_threads(snakemake.threads)
+    torch.set_num_threads(threads_of(snakemake.resources, snakemake.threads))
     evaluate_run(
         run_folder=Path(snakemake.input.run[0]).parent,
         tasks_path=Path(snakemake.input.tasks),

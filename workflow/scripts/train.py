@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from etrm.cluster import going_on, gpus_of, threads_of
 from etrm.config import parse
 from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.launch import Job, train
@@ -9,7 +10,7 @@ from etrm.logs import job_log
 from etrm.pipeline import require_passed
 from etrm.train import RunPaths
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], history=True), going_on():
     if snakemake.input.get("verdict"):
         require_passed(Path(snakemake.input.verdict))
     parent = snakemake.params.parent
@@ -27,8 +28,8 @@ with job_log(snakemake.log[0]):
         paths=paths,
         tracking=parse(TrackingConfig, snakemake.config["tracking"], "tracking"),
         execution=parse(ExecutionConfig, snakemake.config["execution"], "execution"),
-        threads=snakemake.threads,
+        threads=threads_of(snakemake.resources, snakemake.threads),
         log=Path(snakemake.log[0]),
         bar=False,
     )
-    train(job, snakemake.resources.get("gpu", 1))
+    train(job, gpus_of(snakemake.resources))
