@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test soak lint
+.PHONY: setup run test test-slurm soak lint
 
 setup: $(STAMP)
 
@@ -24,7 +24,11 @@ run: setup
 	@$(BIN)/etrm summary
 
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup tests
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup --ignore tests/slurm tests
+
+# On a real SLURM of one node, which this installs, starts and stops: as root, on Debian or Ubuntu.
+test-slurm: setup
+	ETRM_TEST_SLURM=1 $(THREADS) $(BIN)/python -m pytest tests/slurm
 
 # The fault tests alone, for long: training is killed that many times.
 soak: setup

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.config import RunConfig, StudyConfig, names_file, plain, run_config
+from etrm.config import ExperimentConfig, RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.health import GateConfig
 from etrm.keep import RUN_FILES, SCORE_FILES
 
@@ -46,24 +46,28 @@ class Pipeline:
         self.state = self.root / "state"
         self.wandb = self.root / "wandb"
 
-    def runs(self, stage: str | None = None) -> list[Run]:
-        """All runs, or those of a stage, in the order of the config."""
+    def runs(self, stage: str | None = None, experiment: str | None = None) -> list[Run]:
+        """All runs, or those of a stage, or of an experiment, in the order of the config."""
         return [
             Run(name, each, seed)
-            for name, config in self.study.experiments.items()
+            for name, config in self._experiments(experiment)
             for each in config.stage_names
             for seed in config.seeds
             if stage in (None, each)
         ]
 
-    def scored(self) -> list[Run]:
+    def scored(self, experiment: str | None = None) -> list[Run]:
         """Runs whose weights are evaluated on held-out tasks."""
         return [
             Run(name, config.scored_stage, seed)
-            for name, config in self.study.experiments.items()
+            for name, config in self._experiments(experiment)
             if config.scored_stage is not None
             for seed in config.seeds
         ]
+
+    def _experiments(self, name: str | None) -> list[tuple[str, ExperimentConfig]]:
+        experiments = self.study.experiments
+        return list(experiments.items()) if name is None else [(name, experiments[name])]
 
     def groups(self) -> dict[str, list[str]]:
         """Names of experiments by their group, in the order of the config."""
@@ -130,8 +134,9 @@ class Pipeline:
     def baseline(self, experiment: str) -> list[Run]:
         """The run that a record compares with: the first other experiment of the same stage."""
         stage = self.study.experiments[experiment].stage_names[0]
-        first = next(run for run in self.runs(stage))
-        return [] if first.experiment == experiment else [first]
+        experiments = self.study.experiments.items()
+        first = next(name for name, config in experiments if config.stage_names[0] == stage)
+        return [] if first == experiment else self.runs(stage, first)[:1]
 
     def current(self, run: Run, code: str) -> bool:
         """Has this run been done with today's configuration and code (its digest)?"""

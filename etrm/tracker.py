@@ -29,7 +29,7 @@ MIRROR = Path(__file__).with_name("mirror.py")
 INIT_SECONDS = 20.0  # to reach the server; after that the run is recorded offline
 FINISH_SECONDS = 20.0  # to send what is left, when training has ended or its process is gone
 MARGIN_SECONDS = 5.0  # what a finished run waits beyond that
-INTERRUPTED_SECONDS = 5.0  # what an interrupted run waits in all
+INTERRUPTED_SECONDS = 10.0  # what an interrupted run waits in all
 
 Row = dict[str, float]
 

@@ -93,7 +93,9 @@ def start() -> None:
         raise ClusterError("found no root, expected it: SLURM's daemons start jobs as other users")
     install()
     if CONFIGURATION.exists() and not _ours(CONFIGURATION):
-        raise ClusterError(f"found {CONFIGURATION} of another SLURM, expected a machine without one")
+        raise ClusterError(
+            f"found {CONFIGURATION} of another SLURM, expected a machine without one"
+        )
     stop()
     for name in ("", "controller", "node"):
         (FOLDER / name).mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -113,7 +115,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Stop the daemons that `start` has started, with their jobs, and remove what it has written."""
+    """Stop the daemons of `start`, with their jobs, and remove all that it has written."""
     if _alive("slurmctld"):
         ask("scancel", "--user", "root")
     for name in DAEMONS:

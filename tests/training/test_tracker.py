@@ -36,6 +36,9 @@ def called(call, content):
         file.write(json.dumps([call, content]) + "\\n")
     if call in broken or f"{call}:{mode}" in broken:
         raise RuntimeError(f"the network is gone ({call})")
+    if call == os.environ.get("LOST") and not os.path.exists(os.environ["CALLS"] + ".lost"):
+        open(os.environ["CALLS"] + ".lost", "w").close()
+        raise RuntimeError("Connection lost")
     if call in hanging:
         time.sleep(60)
 
@@ -109,6 +112,22 @@ def test_a_failing_wandb_is_a_warning(
         assert tracked(tmp_path).to_pydict() == TABLE
     assert caplog.text.count("the network is gone") == 1
     assert caplog.text.count("WARNING") == 1
+
+
+@pytest.mark.parametrize("lost", ["log", "summary", "finish"])
+def test_a_wandb_whose_own_process_is_lost_gets_everything_again(
+    lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOST", lost)
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path).to_pydict() == TABLE
+    first, again = calls(tmp_path, "init")
+    assert first["id"] == again["id"]
+    rows = [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
+    assert calls(tmp_path, "log")[-3:] == rows
+    assert calls(tmp_path, "summary")[-1] == {"all.exact_accuracy": 1.0}
+    assert len(calls(tmp_path, "finish")) == (2 if lost == "finish" else 1)
+    assert caplog.text == ""
 
 
 def test_a_server_that_cannot_be_reached_leaves_a_run_that_can_be_sent_later(

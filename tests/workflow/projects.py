@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("Snakefile", "config", "workflow", "etrm", "envs", "profiles")
+COPIED = ("Snakefile", "config", "workflow", "etrm", "envs", "profiles", "slurm")
 STUDY = "config/smoke.yaml"
 
 
@@ -58,7 +58,7 @@ def variant(folder: Path, change: dict[str, Any], name: str = "changed") -> str:
 
 
 def copy_project(target: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "site.yaml")
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

@@ -132,19 +132,16 @@ def of_group(members):
 
 def of_experiment(wildcards):
     """Files of one experiment's runs, and of the baseline that its record compares with."""
-    mine = lambda runs: [r for r in runs if r.experiment == wildcards.experiment]
-    baseline = [
-        str(PIPELINE.folder(r) / "run.json")
-        for r in PIPELINE.baseline(wildcards.experiment)
-    ]
+    mine = wildcards.experiment
+    baseline = [str(PIPELINE.folder(r) / "run.json") for r in PIPELINE.baseline(mine)]
     metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
     own = [
-        *files_of(going(mine(PIPELINE.runs()))),
+        *files_of(going(PIPELINE.runs(experiment=mine))),
         *(
             str(PIPELINE.verdict(r.experiment, r.seed))
-            for r in mine(PIPELINE.runs("overfit"))
+            for r in PIPELINE.runs("overfit", mine)
         ),
-        *scores_of(going(mine(PIPELINE.scored()))),
+        *scores_of(going(PIPELINE.scored(mine))),
     ]
     return list(dict.fromkeys([*own, *baseline, *metrics]))
 
