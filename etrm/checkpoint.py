@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -38,12 +38,16 @@ def state_path(folder: Path, step: int) -> Path:
     return folder / f"step{step:010d}.state"
 
 
-def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_state(
+    folder: Path, step: int, state: Mapping[str, Any], check: Callable[[], None] = lambda: None
+) -> Path:
     """Write a training state atomically, its SHA-256 behind it; keep this one and the one before.
 
     It is written as it is read from the device, without a copy of the whole in memory. Raises
-    `OSError` where it cannot be written; the states before are then as they were.
+    `OSError` where it cannot be written, and what `check` raises, which is called before it takes
+    its place; the states before are then as they were.
     """
+    check()
     path = state_path(folder, step)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         hashing = _HashingWriter(file)
@@ -51,6 +55,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         if hashing.error is not None:
             raise hashing.error
         file.write(hashing.sha256.digest())
+        check()
     _drop_all_but(path)
     return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from etrm.checkpoint import load_state, remove_temporaries, save_state, state_pa
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
 from etrm.health import Finding, check_rules, check_stuck, stop_reason
+from etrm.lease import Lease, LeaseLost
 from etrm.logs import say
 from etrm.progress import Interrupted, Interruption, Progress, name_of
 from etrm.tracker import Tracker
@@ -30,6 +32,8 @@ QUICK_SECONDS = 5.0
 # How bad a finding is, in the column `health/<finding>` of the row where it was first made.
 LEVELS = {"warn": 1.0, "fail": 2.0, "stop": 3.0}
 AGAIN = "run the same command again to go on from there"
+# What becomes of a state: of all ranks', the largest.
+SAVED, FAILED, LOST = 0, 1, 2
 
 
 class Loop:
@@ -42,19 +46,21 @@ class Loop:
         folder: Path,
         ranks: Ranks,
         interruption: Interruption,
+        lease: Lease,
         progress: Progress,
         began: float,
     ) -> None:
         """`began`: when this process began with the run (`time.time()`)."""
         self.run, self.trainer, self.tracker = trainer.run, trainer, tracker
         self.folder, self.ranks = folder, ranks
-        self.interruption, self.progress = interruption, progress
+        self.interruption, self.lease, self.progress = interruption, lease, progress
         self.reason: str | None = None  # why the run ended early
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.saved = 0  # step of the newest state
         self.events: list[dict[str, Any]] = []  # findings, when they were first made
         self._slow = True  # the evaluation, until it was seen to be quick
         self._failing = False  # the last state could not be written
+        self._lost: LeaseLost | None = None
         self._spent, self._began = 0.0, began
         interruption.doing = "finishing this step and saving it …"
 
@@ -109,9 +115,12 @@ class Loop:
             self._evaluate()
 
     def save(self) -> bool:
-        """Write the state; False where that is not possible, which is said and ends nothing."""
+        """Write the state; False where that is not possible, which is said and ends nothing.
+
+        Exits with `EXIT_INTERRUPTED` where another process has the run now.
+        """
         trainer = self.trainer.state_dict()
-        failed = False
+        outcome = SAVED
         if self.ranks.main:
             state = {
                 "step": self.step,
@@ -122,15 +131,38 @@ class Loop:
                 "started": self.started,
                 "seconds": self.seconds,
             }
-            failed = not self._write(state)
-        written = not self.ranks.largest(int(failed))
-        if written:
+            outcome = self._write(state)
+        outcome = self.ranks.largest(outcome)
+        if outcome == LOST:
+            self._end_without_lease()
+        if outcome == SAVED:
             self.saved = self.step
-        return written
+        return outcome == SAVED
 
-    def _write(self, state: dict[str, Any]) -> bool:
+    def end_if_lost(self) -> None:
+        """Exit with `EXIT_INTERRUPTED` where another process has the run now."""
+        lost = False
+        if self.ranks.main:
+            try:
+                self.lease.check()
+            except LeaseLost as found:
+                self._lost, lost = found, True
+        if self.ranks.largest(int(lost)):
+            self._end_without_lease()
+
+    def _end_without_lease(self) -> None:
+        if self.ranks.main:
+            self.tracker.close()
+            text = f"{self._lost}: ended at step {self.step}, of which nothing was written here"
+            say(text, logging.WARNING)
+        raise Interrupted(signal.SIGTERM)
+
+    def _write(self, state: dict[str, Any]) -> int:
         try:
-            save_state(self.folder, self.step, state)
+            save_state(self.folder, self.step, state, self.lease.check)
+        except LeaseLost as lost:
+            self._lost = lost
+            return LOST
         except OSError as error:
             text = (
                 f"{state_path(self.folder, self.step)}: the state could not be written"
@@ -142,11 +174,11 @@ class Loop:
             else:
                 say(f"{text}; training goes on, and tries again", logging.WARNING)
             self._failing = True
-            return False
+            return FAILED
         if self._failing:
             say(f"{self.folder}: states are written again, the newest is that of step {self.step}")
         self._failing = False
-        return True
+        return SAVED
 
     def _stop_if_asked(self) -> None:
         number = self.ranks.largest(self.interruption.number)
@@ -157,8 +189,10 @@ class Loop:
             self.tracker.close()
             last = f"step {self.step} could not be saved, the last state is that of {self.saved}"
             done = f"saved step {self.step}" if saved else last
-            say(f"{name_of(number)}: {done}; {AGAIN}", logging.WARNING)
-        raise Interrupted(number)
+            why = self.interruption.why
+            text = f"{why}: {done}" if why else f"{name_of(number)}: {done}; {AGAIN}"
+            say(text, logging.WARNING)
+        raise Interrupted(signal.SIGTERM if self.interruption.why else number)
 
     def _log_row(self) -> None:
         self.tracker.log(self.trainer.row())

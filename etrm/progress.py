@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class Interruption:
     def __init__(self, tell: bool = True) -> None:
         """`tell`: say on the terminal that a signal has arrived, and what happens now."""
         self.number = 0  # of the last signal that arrived
+        self.why: str | None = None  # the run was asked to stop, where it was not a person's wish
         self.doing = "stopping …"  # what is said when a signal arrives
         self._tell, self._at_once = tell, False
         self._before: dict[signal.Signals, Any] = {}
@@ -49,6 +51,13 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def ask(self, why: str) -> None:
+        """Ask this process to stop, as a signal does; for another thread than the main one."""
+        self.why = why
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)
 
     @contextmanager
     def at_once(self, doing: str, then: str) -> Iterator[None]:
@@ -63,7 +72,7 @@ class Interruption:
             yield
         except Interrupted:
             if self._tell:
-                say(f"{name_of(self.number)}: stopped {doing}; {then}")
+                say(f"{self.why or name_of(self.number)}: stopped {doing}; {then}")
             raise
         finally:
             self._at_once = False
@@ -74,7 +83,7 @@ class Interruption:
             self._at_once = False  # a second signal does not disturb the clearing up
             raise Interrupted(number)
         if self._tell:  # not by print, which it may have interrupted
-            os.write(2, f"\n{name_of(number)}: {self.doing}\n".encode())
+            os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
 
 
 def name_of(number: int) -> str:

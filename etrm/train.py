@@ -33,6 +33,7 @@ from etrm.data.tables import read_augmentations, read_tasks
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
 from etrm.keep import RUN_FILES, keep, take_back
+from etrm.lease import Lease
 from etrm.loop import Loop, free_space
 from etrm.models.build import build_model, num_parameters
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
@@ -86,17 +87,22 @@ def train_run(
 
     Raises `LeakError` when a strict run's parent has seen held-out tasks, `OutputError` when the
     run folder cannot be written, and exits with `EXIT_INTERRUPTED` after saving when SIGTERM,
-    SIGUSR1 or SIGINT arrives.
+    SIGUSR1 or SIGINT arrives, or when another process asks for the run (`etrm.lease`).
     """
-    began = time.time()
     if ranks is None:
         default = "cuda" if torch.cuda.is_available() else "cpu"
         ranks = Ranks(device=torch.device(device or default))
-    with Interruption(tell=ranks.main) as interruption:
+    with (
+        Interruption(tell=ranks.main) as interruption,
+        Lease(paths.state, _name(run), interruption, ranks.main) as lease,
+    ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _read_parent(run, paths)
             key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
             states = paths.state / key[:16]
+            while ranks.largest(int(not lease.take(key))):
+                pass  # another process has the run, and is asked to hand over
+            began = time.time()
             if ranks.main:
                 remove_temporaries(paths.out)
             if ranks.largest(int(ranks.main and take_back(paths.out, RUN_FILES, store, key))):
@@ -108,7 +114,7 @@ def train_run(
                 tracking if ranks.main else off, _name(run), key[:16], shown, paths.wandb
             )
             progress = Progress(_name(run), run.train.steps, ranks.main, bar)
-            loop = Loop(trainer, tracker, states, ranks, interruption, progress, began)
+            loop = Loop(trainer, tracker, states, ranks, interruption, lease, progress, began)
             loop.resume()
         with progress:
             loop.train()
@@ -150,6 +156,7 @@ def _trainer(
 def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
     """Write the run folder, on the main rank; where that fails, the state is kept for it."""
     error: OSError | None = None
+    loop.end_if_lost()
     if loop.ranks.main:
         try:
             save_weights(out / "model.safetensors", loop.trainer.model, loop.trainer.ema.values)

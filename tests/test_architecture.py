@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror"),
+    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror", "etrm.processes"),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
@@ -26,7 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
-    ("etrm.official", "etrm.keep"),
+    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease"),
     ("etrm.parents",),
     ("etrm.evaluate",),
     ("etrm.memory", "etrm.slots", "etrm.probe"),

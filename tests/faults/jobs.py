@@ -1,8 +1,8 @@
 """Real training jobs on a tiny study, to be killed: `etrm run` in processes of their own.
 
 A job is the command line as a person types it, in a process forked from a warm one (importing
-PyTorch takes longer than these runs). `stall` stops a job at the n-th call of a function, for good,
-so that it can be killed right there, as in the middle of a save.
+PyTorch takes longer than these runs). `stall` stops a job at the n-th call of a function, so that
+it can be killed right there, as in the middle of a save.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ class Job:
     def wait(self) -> int:
         """Its exit code, negative for a signal."""
         if self._code is None:
-            self._code = self._server.result()
+            self._code = self._server.result(self.pid)
         return self._code
 
 
 class Server:
-    """A warm process that forks jobs, one after the other."""
+    """A warm process that forks jobs."""
 
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
@@ -155,7 +155,7 @@ class Server:
     def start(
         self, command: list[str], stall: Stall | None = None, patch: Patch = None, **env: str
     ) -> Job:
-        """Start a job; at the end of it, `wait` must be called before the next.
+        """Start a job, for which `wait` must be called in the end.
 
         `patch`: values of `module:attribute`, for it alone; `env`: its environment.
         """
@@ -175,8 +175,8 @@ class Server:
         job = self.start(command, None, patch, **env)
         return job.wait(), job.log.read_text()
 
-    def result(self) -> int:
-        self._send({"wait": True})
+    def result(self, pid: int) -> int:
+        self._send({"wait": pid})
         code: int = self._receive()["code"]
         return code
 
@@ -198,11 +198,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Stall:
-    """Where a job stops for good: just before a call of `module:attribute`, counted from one."""
+    """Where a job stops: just before a call of `module:attribute`, counted from one."""
 
     function: str
     call: int
-    marker: Path  # is written when the job has stopped there
+    marker: Path  # is written when the job has stopped there, which goes on when it is removed
 
 
 def serve() -> None:
@@ -213,11 +213,10 @@ def serve() -> None:
     for module in ("etrm.cli", "etrm.launch", "etrm.context.standard", "torch._dynamo"):
         importlib.import_module(module)
     code_digest(*train_code("standard"))
-    pid = 0
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
-            status = os.waitpid(pid, 0)[1]
+            status = os.waitpid(asked["wait"], 0)[1]
             answer = {"code": os.waitstatus_to_exitcode(status)}
         else:
             pid = os.fork()
@@ -270,8 +269,8 @@ def _stall(function: str, call: int, marker: str) -> None:
         count += 1
         if count == call:
             Path(marker).touch()
-            while True:
-                time.sleep(60)
+            while os.path.exists(marker):
+                time.sleep(0.01)
         return original(*arguments, **options)
 
     setattr(owner, name, stalling)

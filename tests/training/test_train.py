@@ -389,10 +389,10 @@ def test_a_resumed_run_repeats_no_warning(
 def fail_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     original = save_state
 
-    def save(folder: Path, step: int, state: Any) -> Path:
+    def save(folder: Path, step: int, *rest: Any) -> Path:
         if step in steps:
             raise OSError(28, "No space left on device")
-        return original(folder, step, state)
+        return original(folder, step, *rest)
 
     monkeypatch.setattr("etrm.loop.save_state", save)
 
