@@ -75,6 +75,20 @@ def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion
     """
     result = Expansion()
     readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
+    points = _all_points(readable, result, problems)
+    for name, content in readable.items():
+        for point in result.sweeps.get(name, ()):
+            result.entries[point] = points[point].changed(readable.get(point, {}))
+        if name not in result.sweeps and name not in points:
+            result.entries[name] = Entry(name, name, content)
+            problems += _no_point(name, result, readable)
+    return result
+
+
+def _all_points(
+    readable: Mapping[str, Any], result: Expansion, problems: list[Problem]
+) -> dict[str, Entry]:
+    """The points of all sweeps by name; the sweeps themselves are noted in `result`."""
     points: dict[str, Entry] = {}
     for name, content in readable.items():
         if "sweep" in content:
@@ -86,19 +100,14 @@ def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion
             result.sweeps[name] = list(added)
             if len(problems) > before:
                 result.incomplete.add(name)
-    for name in set(result.sweeps) & set(points):
-        expected = f"no sweep: {name!r} is a point of the sweep {points[name].origin!r}"
-        problems.append(Problem(f"experiments.{name}.sweep", "a sweep", expected))
-        result.incomplete.add(name)
-        for point in result.sweeps.pop(name):
-            del points[point]
-    for name, content in readable.items():
-        for point in result.sweeps.get(name, ()):
-            result.entries[point] = points[point].changed(readable.get(point, {}))
-        if name not in result.sweeps and name not in points:
-            result.entries[name] = Entry(name, name, content)
-            problems += _no_point(name, result, readable)
-    return result
+    for name in list(result.sweeps):
+        if name in points:
+            expected = f"no sweep: {name!r} is a point of the sweep {points[name].origin!r}"
+            problems.append(Problem(f"experiments.{name}.sweep", "a sweep", expected))
+            result.incomplete.add(name)
+            for point in result.sweeps.pop(name):
+                del points[point]
+    return points
 
 
 def _readable(name: Any, content: Any, problems: list[Problem]) -> bool:
@@ -184,15 +193,17 @@ def label_of(value: Any) -> str | None:
         text = str(value)
     else:
         return value if isinstance(value, str) else None
-    return text.replace(".", "p").replace("-", "m").replace("+", "")
+    return text.replace(".", "p").replace("-", "m")
 
 
 def _shortest(value: float) -> str:
-    """All digits that tell a number from every other; with an exponent where small or huge."""
+    """The digits that tell a number from every other, with an exponent below a thousandth."""
     if not math.isfinite(value):
         return str(value)
-    exact = Decimal(repr(value + 0.0)).normalize()  # -0.0 + 0.0 is 0.0
-    return f"{exact:f}" if value == 0 or 1e-3 <= abs(value) < 1e16 else f"{exact:e}"
+    if value.is_integer():
+        return str(int(value))
+    exact = Decimal(repr(value))
+    return f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
 
 
 def _same_names(name: str, mine: list[Entry], others: Mapping[str, Entry]) -> Iterator[Problem]:
