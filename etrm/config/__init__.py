@@ -1,22 +1,25 @@
 """Study configuration: load, merge, validate, resolve.
 
 A document is `extends` (a base file) + `defaults` (shared by all experiments) + `experiments`
-(named differences). `load_study` gives a validated `StudyConfig` or raises `ConfigError` with
-every problem at once; `run_config` gives what one training run depends on, and nothing else.
+(named differences, or sweeps of them). `load_study` gives a validated `StudyConfig` or raises
+`ConfigError` with every problem at once; `run_config` gives what one training run depends on, and
+nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from etrm.config.entry import under
 from etrm.config.health import HealthConfig
+from etrm.config.merging import merge
 from etrm.config.schema import (
-    NAME,
     ConfigError,
     Problem,
     join,
@@ -26,6 +29,7 @@ from etrm.config.schema import (
     unknown_key,
 )
 from etrm.config.study import STAGES, ExperimentConfig, RunConfig, StudyConfig, TrainConfig
+from etrm.config.sweep import Expansion, expand
 
 __all__ = [
     "DECODER_SIZES",
@@ -42,8 +46,6 @@ __all__ = [
     "run_config",
 ]
 
-# A block whose tag changes is another type: it replaces the inherited block instead of merging.
-TAGS = ("source", "kind")
 # What a decoder must share with the one whose weights it starts from: everything but the number of
 # context tokens, which no weight depends on and which is an encoder's to choose.
 DECODER_SIZES = (
@@ -104,22 +106,6 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
-    """`difference` over `base`, block by block; a block with another tag replaces the old one."""
-    result = dict(base)
-    for key, value in difference.items():
-        old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _retagged(old, value):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def _retagged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return any(tag in old and tag in new and old[tag] != new[tag] for tag in TAGS)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -162,36 +148,53 @@ def _experiments(
         problems.append(Problem("defaults", show(defaults), "a block of keys"))
         return {}
     inherited = merge({"health": plain(HealthConfig())}, defaults or {})
+    if "sweep" in inherited:
+        expected = "no sweep: it stands in the experiment that it expands"
+        problems.append(Problem("defaults.sweep", show(inherited.pop("sweep")), expected))
     _, shared = _experiment(inherited)
+    expansion = expand(given, problems)
+    known = {*given, *expansion.entries} - set(expansion.sweeps)
     experiments: dict[str, ExperimentConfig] = {}
-    for name, difference in given.items():
-        path = join("experiments", name)
-        if not isinstance(name, str) or not NAME.holds(name):
-            problems.append(Problem(path, f"the name {name!r}", NAME.text))
-        elif difference is not None and not isinstance(difference, Mapping):
-            problems.append(Problem(path, show(difference), "a block of differences to defaults"))
-        else:
-            merged = merge(inherited, difference or {})
-            config, found = _experiment(merged)
+    for name, entry in expansion.entries.items():
+        problems += entry.problems(inherited)
+        merged = entry.over(inherited)
+        config, found = _experiment(merged)
+        for problem in found:
             # What is wrong with the defaults alone is said once, where it was written.
-            for problem in found:
-                theirs = problem in shared and problem.path.split(".")[0] in inherited
-                problems.append(_under("defaults" if theirs else path, problem))
-            if config is not None and not found:
-                experiments[name] = config
-            else:
-                problems += _unknown_parent(path, merged, given)
-    problems += _parents(experiments, broken=set(given) - set(experiments))
+            theirs = problem in shared and problem.path.split(".")[0] in inherited
+            placed = entry.placed(problem, inherited, _problems)
+            problems.append(under("defaults", problem) if theirs else placed)
+        if config is not None and not found:
+            experiments[name] = config
+        else:
+            check = functools.partial(_unknown_parent, known=known, expansion=expansion)
+            problems += [entry.placed(p, inherited, check) for p in check(merged)]
+    problems += _parents(experiments, inherited, expansion, broken=known - set(experiments))
     return experiments
 
 
-def _unknown_parent(path: str, merged: Mapping[str, Any], given: Iterable[Any]) -> list[Problem]:
+def _problems(merged: Mapping[str, Any]) -> list[Problem]:
+    return _experiment(merged)[1]
+
+
+def _unknown_parent(
+    merged: Mapping[str, Any], known: Iterable[Any], expansion: Expansion
+) -> list[Problem]:
     """`decoder.init` of an experiment with other problems, where it names none at all."""
     decoder = merged.get("decoder")
     init = decoder.get("init") if isinstance(decoder, Mapping) else None
-    if not isinstance(init, str) or init in given or names_file(init):
+    if not isinstance(init, str) or init in known or names_file(init) or expansion.may_have(init):
         return []
-    return [unknown_key(f"{path}.decoder.init", init, map(str, given), what="experiment")]
+    return [_no_parent(init, map(str, known), expansion, what="experiment")]
+
+
+def _no_parent(init: str, known: Iterable[str], expansion: Expansion, what: str) -> Problem:
+    names = list(known)
+    points = [point for point in expansion.sweeps.get(init, ()) if point in names]
+    if points:
+        expected = f"one of its points: {', '.join(points)}"
+        return Problem("decoder.init", f"the sweep {init!r}", expected)
+    return unknown_key("decoder.init", init, names, what=what)
 
 
 def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
@@ -212,39 +215,58 @@ def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, lis
         elif isinstance(train, Mapping):
             mine: list[Problem] = []
             parse_dataclass(TrainConfig, merge(train, difference), "", mine)
-            found += [_under(path, p) for p in mine if p not in base]
+            found += [under(path, p) for p in mine if p not in base]
     return config, found
 
 
-def _under(path: str, problem: Problem) -> Problem:
-    return dataclasses.replace(problem, path=join(path, problem.path))
+def _parents(
+    experiments: Mapping[str, ExperimentConfig],
+    inherited: Mapping[str, Any],
+    expansion: Expansion,
+    broken: set[Any],
+) -> list[Problem]:
+    """The problems of `decoder.init` in all experiments, each where it was written."""
+    found = []
+    for name in experiments:
+
+        def check(merged: Mapping[str, Any], name: str = name) -> list[Problem]:
+            config, problems = _experiment(merged)
+            if config is None or problems:
+                return []
+            return _parent(name, {**experiments, name: config}, expansion, broken)
+
+        entry = expansion.entries[name]
+        for problem in _parent(name, experiments, expansion, broken):
+            found.append(entry.placed(problem, inherited, check))
+    return found
 
 
-def _parents(experiments: Mapping[str, ExperimentConfig], broken: set[Any]) -> list[Problem]:
+def _parent(
+    name: str, experiments: Mapping[str, ExperimentConfig], expansion: Expansion, broken: set[Any]
+) -> list[Problem]:
     """`decoder.init` must name a pretraining with a decoder of the same sizes and cycles.
 
     Whether its weights have seen held-out tasks is checked where the tasks are known: before
     training.
     """
+    config = experiments[name]
+    parent = config.decoder.init
+    if parent is None or parent in broken or names_file(parent) or expansion.may_have(parent):
+        return []
+    known = [other for other, config in experiments.items() if config.is_trm]
+    if parent not in known:
+        return [_no_parent(parent, known, expansion, what="pretraining experiment")]
     found = []
-    known = [name for name, config in experiments.items() if config.is_trm]
-    for name, config in experiments.items():
-        parent, path = config.decoder.init, f"experiments.{name}.decoder.init"
-        if parent is None or parent in broken or names_file(parent):
-            continue
-        if parent not in known:
-            found.append(unknown_key(path, parent, known, what="pretraining experiment"))
-            continue
-        theirs = experiments[parent]
-        differ = [k for k in DECODER_SIZES if _differ(k, config.model, theirs.model)]
-        if differ:
-            ours, other = plain(config.model), plain(theirs.model)
-            text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
-            expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
-            found.append(Problem(path, text, expected))
-        if _circle(name, experiments):
-            expected = "null, or a pretraining that does not start from this one"
-            found.append(Problem(path, f"a circle back to {name!r}", expected))
+    theirs = experiments[parent]
+    differ = [k for k in DECODER_SIZES if _differ(k, config.model, theirs.model)]
+    if differ:
+        ours, other = plain(config.model), plain(theirs.model)
+        text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
+        expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
+        found.append(Problem("decoder.init", text, expected))
+    if _circle(name, experiments):
+        expected = "null, or a pretraining that does not start from this one"
+        found.append(Problem("decoder.init", f"a circle back to {name!r}", expected))
     return found
 
 

@@ -41,6 +41,13 @@ def test_a_block_with_another_tag_replaces_the_inherited_one(tag: str) -> None:
     assert merge(base, {"x": {"b": 2}}) == {"x": {tag: "one", "a": 1, "b": 2}}
 
 
+@pytest.mark.parametrize("tag", ["source", "kind"])
+@pytest.mark.parametrize(("old", "new"), [({"a": 1}, {"a": 2}), (None, {"a": 2}), ({"a": 1}, None)])
+def test_a_block_that_is_named_as_a_tag_is_no_tag(tag: str, old: object, new: object) -> None:
+    base = {"experiments": {tag: old, "other": 1}}
+    assert merge(base, {"experiments": {tag: new}}) == {"experiments": {tag: new, "other": 1}}
+
+
 def test_null_and_scalars_replace_blocks() -> None:
     assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
     assert merge({"a": 1}, {"a": {"b": 1}}) == {"a": {"b": 1}}

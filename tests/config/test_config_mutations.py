@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 from documents import document, problems
@@ -32,8 +33,8 @@ def dotted(keys: Keys) -> str:
     return text.lstrip(".")
 
 
-def replaced(keys: Keys, value: Any) -> dict[str, Any]:
-    content = document()
+def replaced(keys: Keys, value: Any, **changes: Any) -> dict[str, Any]:
+    content = document(**changes)
     node: Any = content
     for key in keys[:-1]:
         node = node[key]
@@ -41,7 +42,15 @@ def replaced(keys: Keys, value: Any) -> dict[str, Any]:
     return content
 
 
+SWEEP = {
+    "description": "at most {steps} steps of {encoder}",
+    "sweep": {
+        "steps": {"key": "halting.max_steps", "values": [8, 16]},
+        "encoder": {"values": {"lpn": {"context": {"source": "lpn"}}, "plain": {"seeds": [1]}}},
+    },
+}
 LEAVES = list(leaves(document()))
+SWEEP_LEAVES = list(leaves({"experiments": {"grid": SWEEP}}))
 JUNK = st.recursive(
     st.none()
     | st.booleans()
@@ -83,7 +92,18 @@ def test_a_leaf_of_another_type_is_named(leaf: tuple[Keys, Any], value: Any) -> 
 @settings(deadline=None, max_examples=150)
 @given(leaf=st.sampled_from(LEAVES), value=JUNK, depth=st.integers(1, 4))
 def test_nothing_but_a_config_error_ever_comes(leaf: tuple[Keys, Any], value: Any, depth: int):
-    content = replaced(leaf[0][:depth], value)
+    loads_or_is_refused(replaced(leaf[0][:depth], value))
+
+
+@settings(deadline=None, max_examples=150)
+@given(leaf=st.sampled_from(SWEEP_LEAVES), value=JUNK, depth=st.integers(2, 9))
+def test_nothing_but_a_config_error_ever_comes_of_a_sweep(
+    leaf: tuple[Keys, Any], value: Any, depth: int
+):
+    loads_or_is_refused(replaced(leaf[0][:depth], value, experiments__grid=deepcopy(SWEEP)))
+
+
+def loads_or_is_refused(content: Any) -> None:
     if not problems(content):
         study = load_study(content)
         assert load_study(plain(study)) == study

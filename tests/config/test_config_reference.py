@@ -109,6 +109,15 @@ def test_the_worked_example_is_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) in PAGE
 
 
+def test_the_example_of_a_sweep_is_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)[1])
+    found = [name for name in load_study(example).experiments if name.startswith("etrm_grid")]
+    assert len(found) == 12
+    assert f"from `{found[0]}` to\n`{found[-1]}`" in PAGE
+    assert set(example["experiments"]) - set(found) == {"etrm_grid"}
+
+
 @pytest.mark.parametrize("number", [1.0e-4, 2.5e-7, 0.001, 0.1, 1.0, 10000.0, -3.0e-5, 0.0])
 def test_numbers_are_written_as_yaml_reads_them(number: float) -> None:
     assert yaml.safe_load(literal(number)) == number

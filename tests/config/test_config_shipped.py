@@ -86,6 +86,9 @@ def test_the_paper_study_has_the_whole_grid_of_halting() -> None:
         if not e.is_trm and e.context == base.context and e.train == base.train
     }
     assert found >= GRID
+    for steps, share in GRID:
+        halting = experiments[f"etrm_standard_steps{steps}_explore{round(100 * share)}"].halting
+        assert (halting.max_steps, halting.exploration_prob) == (steps, share)
 
 
 def test_the_paper_study_varies_one_thing_at_a_time() -> None:

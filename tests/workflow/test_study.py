@@ -210,6 +210,23 @@ def test_more_seeds_touch_no_old_run(study: Path) -> None:
     }
 
 
+def test_an_axis_of_a_sweep_that_grows_runs_its_new_points_only(study: Path) -> None:
+    """The sweep has the names and the settings of two experiments that have been run."""
+    axis = {"key": "halting.max_steps", "values": [4, 2]}
+    change = {"experiments": {"etrm": {"sweep": {"act": axis}}}}
+    jobs = planned(snakemake(study, "-n", config=variant(study, change)))
+    assert set(jobs) <= {*SHOWN, "resolved_config"}  # they are in another order
+    for values in ([4, 2, 3], [3, 1, 2, 4]):
+        axis["values"] = values
+        run = snakemake(study, "-n", config=variant(study, change))
+        jobs, new = planned(run), len(values) - 2
+        assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == new
+        assert jobs["evaluate_run"] == new
+        assert not {"train_pretrain", "augment", "tasks"} & set(jobs)
+        trained = re.findall(r"wildcards: experiment=(\w+), seed", run.stdout + run.stderr)
+        assert set(trained) == {f"etrm_act{value}" for value in values} - {PASSING, OTHER}
+
+
 def test_stopped_full_run_asked_for_by_name(study: Path) -> None:
     target = f"results/smoke/runs/{CONTROL}/full/seed0/model.safetensors"
     run = snakemake(study, "--cores", "1", target)

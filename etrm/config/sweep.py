@@ -1,0 +1,231 @@
+"""Sweeps: an experiment with axes, expanded into one named experiment for each point.
+
+    etrm:
+      sweep:
+        steps: {key: halting.max_steps, values: [8, 16]}
+        explore: {key: halting.exploration_prob, values: {0: 0.0, 30: 0.3}}
+
+gives `etrm_steps8_explore0`, ..., `etrm_steps16_explore30`. A point's name is made of its own
+labels and of nothing else: an axis that grows adds points, and the old ones keep their runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from etrm.config.entry import Choice, Entry
+from etrm.config.merging import nested
+from etrm.config.schema import (
+    NAME,
+    Problem,
+    Rule,
+    join,
+    option,
+    parse_dataclass,
+    show,
+    unknown_key,
+)
+
+LABEL = Rule(
+    "a label of letters, digits, - and _: it is a part of the names of folders",
+    lambda v: re.fullmatch(r"[A-Za-z0-9_-]+", v) is not None,
+)
+
+
+@dataclass(frozen=True)
+class AxisConfig:
+    """One axis of a sweep. A point takes one value of each."""
+
+    values: Any = option("a list, whose values are their own labels, or a block `label: value`")
+    key: str | None = option(
+        "the key of an experiment that takes the values, with dots for the blocks around it; null:"
+        " each value is a block of differences",
+        None,
+        rule=Rule("a dotted path, as halting.max_steps", lambda v: v is None or all(v.split("."))),
+    )
+
+
+@dataclass
+class Expansion:
+    """The experiments of a document, their sweeps expanded."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    sweeps: dict[str, list[str]] = field(default_factory=dict)  # names of points by sweep
+    incomplete: set[str] = field(default_factory=set)  # sweeps with problems: points may be missing
+
+    def may_have(self, name: str) -> bool:
+        """Could this be a point of a sweep that cannot be read?"""
+        return name not in self.entries and any(
+            name == sweep or name.startswith(f"{sweep}_") for sweep in self.incomplete
+        )
+
+
+def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion:
+    """Experiments as they were written, with the points of a sweep in its place.
+
+    An entry that has the name of a point is merged over that point. What cannot be read is added
+    to `problems` and left out.
+    """
+    result = Expansion()
+    readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
+    points = _all_points(readable, result, problems)
+    for name, content in readable.items():
+        for point in result.sweeps.get(name, ()):
+            result.entries[point] = points[point].changed(readable.get(point, {}))
+        if name not in result.sweeps and name not in points:
+            result.entries[name] = Entry(name, name, content)
+            problems += _no_point(name, result, readable)
+    return result
+
+
+def _all_points(
+    readable: Mapping[str, Any], result: Expansion, problems: list[Problem]
+) -> dict[str, Entry]:
+    """The points of all sweeps by name; the sweeps themselves are noted in `result`."""
+    points: dict[str, Entry] = {}
+    for name, content in readable.items():
+        if "sweep" in content:
+            before = len(problems)
+            mine = list(_points(name, content, problems))
+            problems += _same_names(name, mine, points)
+            added = {point.name: point for point in mine if point.name not in points}
+            points.update(added)
+            result.sweeps[name] = list(added)
+            if len(problems) > before:
+                result.incomplete.add(name)
+    for name in list(result.sweeps):
+        if name in points:
+            expected = f"no sweep: {name!r} is a point of the sweep {points[name].origin!r}"
+            problems.append(Problem(f"experiments.{name}.sweep", "a sweep", expected))
+            result.incomplete.add(name)
+            for point in result.sweeps.pop(name):
+                del points[point]
+    return points
+
+
+def _readable(name: Any, content: Any, problems: list[Problem]) -> bool:
+    path = join("experiments", name)
+    if not isinstance(name, str) or not NAME.holds(name):
+        problems.append(Problem(path, f"the name {name!r}", NAME.text))
+    elif content is not None and not isinstance(content, Mapping):
+        problems.append(Problem(path, show(content), "a block of differences to defaults"))
+    else:
+        return True
+    return False
+
+
+def _points(name: str, content: Mapping[str, Any], problems: list[Problem]) -> Iterator[Entry]:
+    """The points of one sweep: the last axis varies fastest."""
+    path, sweep = f"experiments.{name}.sweep", content["sweep"]
+    if not isinstance(sweep, Mapping) or not sweep:
+        problems.append(Problem(path, show(sweep), "a block of axes, at least one"))
+        return
+    axes = [_choices(path, axis, given, problems) for axis, given in sweep.items()]
+    shared = {key: value for key, value in content.items() if key != "sweep"}
+    for choices in itertools.product(*axes):
+        labels = "".join(f"_{choice.axis}{choice.label}" for choice in choices)
+        yield Entry(name + labels, name, shared, choices)
+
+
+def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[Choice]:
+    """The values of one axis that can be read.
+
+    Where there is none, one that changes nothing stands for them, so that other axes are checked.
+    """
+    path = join(path, axis)
+    before, found = len(problems), {}
+    if not isinstance(axis, str) or not NAME.holds(axis):
+        problems.append(Problem(path, f"the name {axis!r}", NAME.text))
+    config = parse_dataclass(AxisConfig, given, path, problems)
+    if config is not None and len(problems) == before:
+        for label, value in _labelled(config, f"{path}.values", problems):
+            difference = value or {} if config.key is None else nested(config.key, value)
+            found[label] = Choice(axis, label, config.key, difference, path)
+    return list(found.values()) or [Choice(str(axis), "?", None, {}, path)]
+
+
+def _labelled(config: AxisConfig, path: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """The values of an axis that can be read, each with its label."""
+    values, blocks, seen = config.values, config.key is None, set()
+    if not isinstance(values, (list, tuple, Mapping)) or not values:
+        expected = "a list of values or a block `label: value`, at least one"
+        problems.append(Problem(path, show(values), expected))
+        return
+    named = isinstance(values, Mapping)
+    if blocks and not named:
+        expected = "a block `label: differences`, because the axis has no `key`"
+        problems.append(Problem(path, show(values), expected))
+        return
+    for i, written in enumerate(values):
+        value = values[written] if named else written
+        label = label_of(written)
+        here = f"{path}[{i}]" if label is None else join(path, label)
+        if label is None or not LABEL.holds(label):
+            hint = "" if named else "write the values as a block, `label: value`"
+            problems.append(Problem(here, show(written), LABEL.text, hint))
+        elif label in seen:
+            problems.append(Problem(here, f"the label {label!r} twice", "labels that differ"))
+        elif blocks and not isinstance(value, (Mapping, type(None))):
+            expected = "a block of differences, because the axis has no `key`"
+            problems.append(Problem(here, show(value), expected))
+        else:
+            yield label, value
+        seen.add(label)
+
+
+def label_of(value: Any) -> str | None:
+    """The label of a value: its text, where a number has `p` for its dot and `m` for its minus.
+
+    Numbers that are equal have one label, all others differ. None for what is no scalar.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        text = _shortest(value)
+    elif isinstance(value, int):
+        text = str(value)
+    else:
+        return value if isinstance(value, str) else None
+    return text.replace(".", "p").replace("-", "m")
+
+
+def _shortest(value: float) -> str:
+    """The digits that tell a number from every other, with an exponent below a thousandth."""
+    if not math.isfinite(value):
+        return str(value)
+    if value.is_integer():
+        return str(int(value))
+    exact = Decimal(repr(value))
+    return f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
+
+
+def _same_names(name: str, mine: list[Entry], others: Mapping[str, Entry]) -> Iterator[Problem]:
+    """Points that share a name: labels with `_` can, and those of two sweeps."""
+    expected = "names that differ: rename an axis, a label or the experiment"
+    path = f"experiments.{name}.sweep"
+    for point, count in Counter(entry.name for entry in mine).items():
+        if count > 1:
+            yield Problem(path, f"{count} points named {point!r}", expected)
+        if point in others:
+            found = f"the point {point!r}, which the sweep {others[point].origin!r} has too"
+            yield Problem(path, found, expected)
+
+
+def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[Problem]:
+    """An entry that is named as the points of a sweep are, and would be none of them.
+
+    It would run with the defaults under a name that says otherwise: a label that was mistyped, or
+    has been taken out of its axis.
+    """
+    for sweep, points in result.sweeps.items():
+        if sweep not in result.incomplete:
+            axes = "".join(f"_{re.escape(axis)}[A-Za-z0-9-]+" for axis in readable[sweep]["sweep"])
+            if re.fullmatch(re.escape(sweep) + axes, name):
+                yield unknown_key(f"experiments.{name}", name, points, what="point")

@@ -1,0 +1,678 @@
+"""Sweeps: names, order and content of points, what an axis that grows keeps, and every mistake."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from documents import document, study, wrong
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etrm.config import load_study, plain, read_study, run_config
+from etrm.config.schema import NAME, Problem
+from etrm.config.sweep import LABEL, expand, label_of
+
+STEPS = {"key": "halting.max_steps", "values": [8, 16]}
+EXPLORE = {"key": "halting.exploration_prob", "values": {0: 0.0, 30: 0.3, 70: 0.7}}
+ENCODERS = {
+    "values": {
+        "plain": None,
+        "lpn": {"context": {"source": "lpn", "width": 32, "heads": 4}},
+        "none": {"context": {"source": "embedding"}, "decoder": {"init": None}},
+    }
+}
+
+
+def swept(sweep: Any, **others: Any) -> dict[str, Any]:
+    return {"sweep": sweep, **others}
+
+
+def names(**changes: Any) -> list[str]:
+    return list(study(**changes).experiments)
+
+
+# --- names, order, content ---
+
+
+def test_points_stand_in_the_place_of_the_sweep_the_last_axis_fastest() -> None:
+    content = document()
+    content["experiments"] = {
+        "trm": content["experiments"]["trm"],
+        "grid": swept({"steps": STEPS, "explore": EXPLORE}),
+        "other": None,
+    }
+    assert list(load_study(content).experiments) == [
+        "trm",
+        "grid_steps8_explore0",
+        "grid_steps8_explore30",
+        "grid_steps8_explore70",
+        "grid_steps16_explore0",
+        "grid_steps16_explore30",
+        "grid_steps16_explore70",
+        "other",
+    ]
+
+
+def test_a_point_is_the_experiment_with_a_value_of_every_axis() -> None:
+    grid = swept({"steps": STEPS, "explore": EXPLORE}, seeds=[3, 4], train={"lr": 0.5})
+    found = study(experiments__grid=grid).experiments
+    for steps, (label, explore) in itertools.product((8, 16), EXPLORE["values"].items()):
+        point = found[f"grid_steps{steps}_explore{label}"]
+        assert (point.halting.max_steps, point.halting.exploration_prob) == (steps, explore)
+        assert (point.seeds, point.train.lr) == ((3, 4), 0.5)
+        assert point.context == found["etrm"].context  # of the defaults
+
+
+def test_a_point_is_what_it_would_be_if_written_out() -> None:
+    halting = {"max_steps": 16, "exploration_prob": 0.3}
+    written = study(
+        experiments__g_steps16_explore30={"halting": halting, "description": "16 and 30"}
+    )
+    grid = swept({"steps": STEPS, "explore": EXPLORE}, description="{steps} and {explore}")
+    name = "g_steps16_explore30"
+    assert study(experiments__g=grid).experiments[name] == written.experiments[name]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (8, "8"),
+        (-1, "m1"),
+        (2.0, "2"),
+        (-0.0, "0"),
+        (1.0e16, "1" + 16 * "0"),
+        (0.3, "0p3"),
+        (0.1 + 0.2, "0p30000000000000004"),
+        (-2.5, "m2p5"),
+        (0.001, "0p001"),
+        (1.0e-4, "1em4"),
+        (2.5e-4, "2p5em4"),
+        (1.23456789e-7, "1p23456789em7"),
+        (True, "true"),
+        (False, "false"),
+        (None, "null"),
+        ("lpn_deep", "lpn_deep"),
+        ("1e-4", "1e-4"),
+    ],
+)
+def test_the_values_of_a_list_are_their_own_labels(value: Any, label: str) -> None:
+    assert label_of(value) == label
+    assert LABEL.holds(label)
+
+
+@pytest.mark.parametrize("value", [[], {}, b"x", (1,)])
+def test_what_is_no_scalar_has_no_label(value: Any) -> None:
+    assert label_of(value) is None
+
+
+def test_labels_of_a_block_are_read_as_the_values_of_a_list_are() -> None:
+    axis = {"key": "train.grad_clip", "values": {0.5: 0.5, True: 1.0, None: None, "x-y_z": 2}}
+    assert names(experiments__g=swept({"clip": axis}))[3:] == [
+        "g_clip0p5",
+        "g_cliptrue",
+        "g_clipnull",
+        "g_clipx-y_z",
+    ]
+
+
+def test_two_labels_may_have_the_same_value() -> None:
+    axis = {"key": "halting.max_steps", "values": {"a": 3, "b": 3}}
+    found = study(experiments__g=swept({"steps": axis})).experiments
+    assert found["g_stepsa"] == found["g_stepsb"]
+
+
+def test_keys_go_as_deep_as_wanted() -> None:
+    axes = {
+        "steps": {"key": "stages.full.steps", "values": [7]},
+        "pool": {"key": "context.pooling", "values": ["mean"]},
+        "stuck": {"key": "health.rules.collapse.fail", "values": [0.2]},
+        "seed": {"key": "seeds", "values": {"three": [0, 1, 2]}},
+    }
+    point = study(experiments__g=swept(axes)).experiments["g_steps7_poolmean_stuck0p2_seedthree"]
+    assert point.stages["full"] == {"steps": 7}
+    assert point.stages["overfit"]["tasks"] == 4  # of the defaults
+    assert point.context.pooling == "mean"
+    assert point.health.rules["collapse"].fail == 0.2
+    assert point.seeds == (0, 1, 2)
+
+
+def test_an_axis_of_blocks_merges_as_differences_do() -> None:
+    found = study(experiments__g=swept({"encoder": ENCODERS, "steps": STEPS})).experiments
+    assert list(found)[3:] == [
+        f"g_encoder{name}_steps{steps}" for name in ENCODERS["values"] for steps in (8, 16)
+    ]
+    assert found["g_encoderplain_steps8"].context == found["etrm"].context
+    assert found["g_encoderlpn_steps16"].context.source == "lpn"
+    assert found["g_encodernone_steps8"].is_trm
+    assert found["g_encoderlpn_steps16"].decoder.init == "trm"
+
+
+def test_axes_go_over_each_other_in_their_order() -> None:
+    """Over the defaults one after another: a source that changes there and back keeps nothing."""
+    blocks = {
+        "values": {
+            "back": {"context": {"source": "standard", "width": 32, "heads": 4, "layers": 3}}
+        }
+    }
+    grid = swept({"encoder": blocks}, context={"source": "lpn"})
+    assert study(experiments__g=grid).experiments["g_encoderback"].context.pooling == "mean"
+
+
+def test_the_description_says_the_labels() -> None:
+    grid = swept(
+        {"steps": STEPS, "explore": EXPLORE}, description="{steps} and {explore} %, {steps}"
+    )
+    found = study(experiments__g=grid).experiments
+    assert found["g_steps16_explore30"].description == "16 and 30 %, 16"
+    blocks = {"values": {"a": {"description": "{steps} of a"}, "b": {}}}
+    found = study(experiments__g=swept({"x": blocks, "steps": STEPS}, description="b")).experiments
+    assert found["g_xa_steps8"].description == "8 of a"
+    assert found["g_xb_steps8"].description == "b"
+
+
+def test_braces_mean_nothing_where_there_is_no_sweep() -> None:
+    assert study(experiments__etrm__description="{x}").experiments["etrm"].description == "{x}"
+
+
+# --- entries of points ---
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_entry_with_the_name_of_a_point_changes_that_point_only(first: bool) -> None:
+    own = {"g_steps8": {"description": "mine", "seeds": [5], "halting": {"loss_weight": 1.0}}}
+    grid = {"g": swept({"steps": STEPS}, description="{steps}", seeds=[1])}
+    content = document()
+    content["experiments"] |= own | grid if first else grid | own
+    found = load_study(content).experiments
+    assert list(found) == ["trm", "etrm", "other", "g_steps8", "g_steps16"]
+    point = found["g_steps8"]
+    assert (point.description, point.seeds) == ("mine", (5,))
+    assert (point.halting.max_steps, point.halting.loss_weight) == (8, 1.0)
+    assert (found["g_steps16"].description, found["g_steps16"].seeds) == ("16", (1,))
+    assert found["g_steps16"].halting.loss_weight == 0.5
+
+
+def test_an_empty_entry_leaves_its_point_as_it_is() -> None:
+    grid = swept({"steps": STEPS})
+    assert study(experiments__g=grid) == study(experiments__g=grid, experiments__g_steps8=None)
+
+
+def test_an_entry_may_mend_what_a_value_breaks_in_one_point() -> None:
+    axis = {"key": "model.heads", "values": [4, 5]}
+    grid = swept({"heads": axis}, decoder={"init": None})
+    assert list(wrong(experiments__g=grid)) == ["experiments.g.sweep.heads.values.5"]
+    mended = {"model": {"width": 40}}
+    assert wrong(experiments__g=grid, experiments__g_heads5=mended) == {}
+
+
+# --- growing ---
+
+GROWN = {
+    "more values": {"steps": {**STEPS, "values": [4, 16, 32, 8]}, "explore": EXPLORE},
+    "more labels": {
+        "steps": STEPS,
+        "explore": {**EXPLORE, "values": {5: 0.05, **EXPLORE["values"]}},
+    },
+}
+
+
+@pytest.mark.parametrize("axes", GROWN.values(), ids=GROWN)
+def test_an_axis_that_grows_leaves_old_runs_what_they_are(axes: dict[str, Any]) -> None:
+    before = study(experiments__g=swept({"steps": STEPS, "explore": EXPLORE}))
+    after = study(experiments__g=swept(axes))
+    assert len(after.experiments) > len(before.experiments)
+    for name, config in before.experiments.items():
+        assert after.experiments[name] == config
+        for stage in config.stage_names:
+            old, new = (plain(run_config(s, name, stage, 0)) for s in (before, after))
+            assert old == new
+
+
+def test_the_resolved_study_has_the_points_and_gives_itself_again() -> None:
+    grid = swept({"encoder": ENCODERS, "steps": STEPS}, description="{encoder}, {steps}")
+    before = study(experiments__g=grid)
+    resolved = yaml.safe_load(yaml.safe_dump(plain(before), sort_keys=False))
+    assert "g_encoderlpn_steps8" in resolved["experiments"]
+    assert "sweep" not in yaml.safe_dump(resolved)
+    assert load_study(resolved) == before
+
+
+def test_loading_does_not_change_the_document() -> None:
+    grid = swept({"encoder": ENCODERS, "steps": STEPS}, description="{steps}")
+    content = document(experiments__g=grid, experiments__g_encoderlpn_steps8={"seeds": [1]})
+    same = yaml.safe_load(yaml.safe_dump(content))
+    load_study(content)
+    assert content == same
+
+
+# --- files that extend another ---
+
+
+def extended(tmp_path: Path, base: dict[str, Any], experiments: dict[str, Any]) -> list[str]:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(base, sort_keys=False))
+    second.write_text(yaml.safe_dump({"extends": str(first), "experiments": experiments}))
+    return list(read_study(second).experiments)
+
+
+def test_a_file_that_extends_grows_an_axis(tmp_path: Path) -> None:
+    base = document(experiments__g=swept({"steps": STEPS, "explore": EXPLORE}))
+    change = {"steps": {"values": [16, 32]}, "explore": {"values": {70: 0.6, 90: 0.9}}}
+    found = extended(tmp_path, base, {"g": {"sweep": change}})
+    assert found[3:] == [
+        f"g_steps{steps}_explore{label}" for steps in (16, 32) for label in (0, 30, 70, 90)
+    ]
+
+
+def test_a_file_that_extends_changes_a_point(tmp_path: Path) -> None:
+    base = document(experiments__g=swept({"steps": STEPS}), experiments__g_steps8={"seeds": [1]})
+    found = extended(tmp_path, base, {"g_steps8": {"description": "mine"}})
+    assert found[3:] == ["g_steps8", "g_steps16"]
+    point = read_study(tmp_path / "second.yaml").experiments["g_steps8"]
+    assert (point.description, point.seeds, point.halting.max_steps) == ("mine", (1,), 8)
+
+
+@pytest.mark.parametrize("axis", ["source", "kind"])
+def test_an_axis_that_is_named_as_a_tag_merges_as_any_other(tmp_path: Path, axis: str) -> None:
+    base = document(experiments__g=swept({"steps": STEPS, axis: EXPLORE}))
+    found = extended(tmp_path, base, {"g": {"sweep": {axis: {"values": {30: 0.4}}}}})
+    assert len(found) == 3 + 6
+
+
+# --- mistakes: the path, and the line ---
+
+LINES: list[tuple[dict[str, Any], str, str]] = [
+    # the sweep and its axes
+    (swept(None), "sweep", "found None (null), expected a block of axes, at least one"),
+    (swept({}), "sweep", "found {} (block), expected a block of axes, at least one"),
+    (swept([STEPS]), "sweep", "(list), expected a block of axes, at least one"),
+    (swept({"steps": 8}), "sweep.steps", "found 8 (integer), expected a block of keys"),
+    (swept({"8s": STEPS}), "sweep.8s", "found the name '8s', expected letters, digits, - and _"),
+    (swept({8: STEPS}), "sweep.8", "found the name 8, expected letters, digits, - and _"),
+    (
+        swept({"steps": {**STEPS, "value": [8]}}),
+        "sweep.steps.value",
+        "found the unknown key 'value', expected one of key, values (did you mean 'values'?)",
+    ),
+    # values
+    (
+        swept({"steps": {"key": "halting.max_steps"}}),
+        "sweep.steps.values",
+        "found nothing, expected a value: a list",
+    ),
+    *(
+        (
+            swept({"steps": {"key": "halting.max_steps", "values": values}}),
+            "sweep.steps.values",
+            f"found {shown}, expected a list of values or a block `label: value`, at least one",
+        )
+        for values, shown in (([], "[] (list)"), ({}, "{} (block)"), (8, "8 (integer)"))
+    ),
+    (
+        swept({"steps": {"values": [8]}}),
+        "sweep.steps.values",
+        "found [8] (list), expected a block `label: differences`, because the axis has no `key`",
+    ),
+    (
+        swept({"steps": {"values": {"x": 8}}}),
+        "sweep.steps.values.x",
+        "found 8 (integer), expected a block of differences, because the axis has no `key`",
+    ),
+    # labels
+    (
+        swept({"p": {"key": "context.pooling", "values": ["a b"]}}),
+        "sweep.p.values.a b",
+        "found 'a b' (text), expected a label of letters, digits, - and _: it is a part of the"
+        " names of folders (write the values as a block, `label: value`)",
+    ),
+    (
+        swept({"p": {"key": "context.pooling", "values": {"": "max"}}}),
+        "sweep.p.values.''",
+        "found '' (text), expected a label of letters, digits, - and _",
+    ),
+    (
+        swept({"seeds": {"key": "seeds", "values": [[0]]}}),
+        "sweep.seeds.values[0]",
+        "found [0] (list), expected a label of letters",
+    ),
+    (
+        swept({"steps": {"key": "halting.max_steps", "values": [8, "8"]}}),
+        "sweep.steps.values.8",
+        "found the label '8' twice, expected labels that differ",
+    ),
+    (
+        swept({"explore": {"key": "halting.exploration_prob", "values": {1: 0.1, "1": 0.2}}}),
+        "sweep.explore.values.1",
+        "found the label '1' twice, expected labels that differ",
+    ),
+    # keys
+    (
+        swept({"steps": {**STEPS, "key": 3}}),
+        "sweep.steps.key",
+        "found 3 (integer), expected text, or null",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "halting..max_steps"}}),
+        "sweep.steps.key",
+        "found 'halting..max_steps', expected a dotted path, as halting.max_steps",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "haltin.max_steps"}}),
+        "sweep.steps.key",
+        "found the unknown key 'haltin', expected one of context, decoder, description, episodes,"
+        " evaluation, gate, group, halting, health, model, seeds, split, stages, train"
+        " (did you mean 'halting'?)",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "halting.max_step"}}),
+        "sweep.steps.key",
+        "found the unknown key 'max_step', expected one of exploration_prob, loss_weight,"
+        " max_steps (did you mean 'max_steps'?)",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "stages.ful.steps"}}),
+        "sweep.steps.key",
+        "found the unknown stage 'ful', expected one of full, overfit, pretrain"
+        " (did you mean 'full'?)",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "stages.full.step"}}),
+        "sweep.steps.key",
+        "found the unknown key 'step', expected one of",
+    ),
+    (
+        swept({"steps": {**STEPS, "key": "halting.max_steps.full"}}),
+        "sweep.steps.key",
+        "found 'halting.max_steps.full', which goes below halting.max_steps, expected"
+        " halting.max_steps to be an integer ≥ 1",
+    ),
+    # values that the experiment refuses: once each, whatever the other axes
+    (
+        swept({"steps": {**STEPS, "values": [8, 0]}, "explore": EXPLORE}),
+        "sweep.steps.values.0",
+        "found 0, expected an integer ≥ 1",
+    ),
+    (
+        swept({"explore": EXPLORE, "lr": {"key": "train.lr", "values": ["1e-4", 0.1]}}),
+        "sweep.lr.values.1e-4",
+        "found '1e-4' (text), expected a finite number > 0 (write it with a dot, as in 1.0e-4)",
+    ),
+    (
+        swept({"explore": EXPLORE, "b": {"key": "train.betas", "values": {"x": [0.9, 2.0]}}}),
+        "sweep.b.values.x[1]",
+        "found 2.0, expected a finite number ≥ 0 and < 1",
+    ),
+    (
+        swept({"h": {"key": "halting", "values": {"x": {"max_steps": 0}}}, "explore": EXPLORE}),
+        "sweep.h.values.x.max_steps",
+        "found 0, expected an integer ≥ 1",
+    ),
+    (
+        swept({"e": {"key": "context.source", "values": ["lpnn"]}, "explore": EXPLORE}),
+        "sweep.e.values.lpnn",
+        "found the unknown source 'lpnn', expected one of",
+    ),
+    (
+        swept({"e": {"values": {"x": {"halting": {"max_step": 3}}}}, "explore": EXPLORE}),
+        "sweep.e.values.x.halting.max_step",
+        "found the unknown key 'max_step', expected one of",
+    ),
+    (
+        swept({"heads": {"key": "model.heads", "values": [4, 5]}, "explore": EXPLORE}),
+        "sweep.heads.values.5",
+        "found width 32 with 5 heads at model.width, expected a multiple of 2 × heads",
+    ),
+    (
+        swept({"width": {"key": "model.width", "values": [32, 64]}, "explore": EXPLORE}),
+        "sweep.width.values.64",
+        "found width 64 here and 32 there at decoder.init, expected the decoder sizes of 'trm'",
+    ),
+    (
+        swept({"init": {"key": "decoder.init", "values": ["tmr", None]}, "explore": EXPLORE}),
+        "sweep.init.values.tmr",
+        "found the unknown pretraining experiment 'tmr', expected one of trm",
+    ),
+    # what all points share
+    (swept({"steps": STEPS}, seeds=[]), "seeds", "found [], expected at least one, none twice"),
+    (swept({"steps": STEPS}, sead=[]), "sead", "found the unknown key 'sead', expected one of"),
+    (
+        swept({"steps": STEPS}, decoder={"init": "tmr"}),
+        "decoder.init",
+        "found the unknown pretraining experiment 'tmr', expected one of trm",
+    ),
+    (
+        swept({"steps": STEPS, "explore": EXPLORE}, description="{step} and {explore}"),
+        "description",
+        "found the unknown axis 'step', expected one of explore, steps (did you mean 'steps'?)",
+    ),
+    (
+        swept({"x": {"values": {"a": {"description": "{y}"}}}, "steps": STEPS}),
+        "sweep.x.values.a.description",
+        "found the unknown axis 'y', expected one of steps, x",
+    ),
+    # axes that do not go together
+    (
+        swept({"steps": STEPS, "again": {**STEPS, "values": [9]}}),
+        "sweep.steps",
+        "found values that the axis 'again' replaces, expected every axis to vary something that"
+        " no later axis sets",
+    ),
+    (
+        swept({"layers": {"key": "context.layers", "values": [1]}, "encoder": ENCODERS}),
+        "sweep.layers",
+        "found values that the axis 'encoder' replaces",
+    ),
+    (
+        swept(
+            {
+                "a": {"key": "halting.max_steps", "values": {"1_b2": 1, "1": 2}},
+                "b": {"key": "halting.exploration_prob", "values": {"3": 0.1, "2_b3": 0.2}},
+            }
+        ),
+        "sweep",
+        "found 2 points named 'g_a1_b2_b3', expected names that differ",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("grid", "path", "line"), LINES, ids=[f"{p}-{t}"[:70] for _, p, t in LINES]
+)
+def test_a_mistake_is_reported_once_where_it_was_written(grid, path: str, line: str) -> None:
+    found = wrong(experiments__g=grid)
+    assert list(found) == [f"experiments.g.{path}"]
+    text = found[f"experiments.g.{path}"]
+    assert line in text
+    assert "\n" not in text
+
+
+def test_mistakes_of_all_axes_are_reported_together() -> None:
+    axes = {
+        "a": {"values": [1]},
+        "b": 3,
+        "steps": {**STEPS, "values": [0, 8]},
+        "c": {"key": "haltin", "values": [1, 2]},
+    }
+    found = wrong(experiments__g=swept(axes, seeds=[], description="{a} {b}"), threads=0)
+    assert set(found) == {
+        "experiments.g.sweep.a.values",
+        "experiments.g.sweep.b",
+        "experiments.g.sweep.steps.values.0",
+        "experiments.g.sweep.c.key",
+        "experiments.g.seeds",
+        "threads",
+    }
+
+
+def test_what_comes_of_two_values_is_said_of_their_points() -> None:
+    width = {"key": "context.width", "values": [32, 48]}
+    heads = {"key": "context.heads", "values": [4, 8]}
+    found = wrong(experiments__g=swept({"width": width, "heads": heads, "steps": STEPS}))
+    assert set(found) == {
+        f"experiments.g_width48_heads8_steps{steps}.context.width" for steps in (8, 16)
+    }
+
+
+def test_an_option_that_one_encoder_lacks_is_said_of_its_points() -> None:
+    pool = {"key": "context.pooling", "values": ["mean"]}
+    found = wrong(experiments__g=swept({"encoder": ENCODERS, "pool": pool}))
+    assert set(found) == {
+        "experiments.g_encoderlpn_poolmean.context.pooling",
+        "experiments.g_encodernone_poolmean.context.pooling",
+    }
+
+
+def test_a_problem_of_the_defaults_is_not_one_of_every_point() -> None:
+    found = wrong(experiments__g=swept({"explore": EXPLORE}), defaults__halting__max_steps=0)
+    assert list(found) == ["defaults.halting.max_steps"]
+
+
+def test_a_mistake_in_the_entry_of_a_point_is_reported_there() -> None:
+    found = wrong(
+        experiments__g=swept({"steps": STEPS}),
+        experiments__g_steps8={"seeds": []},
+        experiments__g_steps16=[1],
+    )
+    assert set(found) == {"experiments.g_steps8.seeds", "experiments.g_steps16"}
+    assert "a block of differences to defaults" in found["experiments.g_steps16"]
+
+
+def test_the_defaults_take_no_sweep() -> None:
+    found = wrong(defaults__sweep={"steps": STEPS})
+    assert list(found) == ["defaults.sweep"]
+    assert (
+        "expected no sweep: it stands in the experiment that it expands" in found["defaults.sweep"]
+    )
+
+
+def test_the_entry_of_a_point_takes_no_sweep() -> None:
+    found = wrong(
+        experiments__g_steps8=swept({"explore": EXPLORE}), experiments__g=swept({"steps": STEPS})
+    )
+    assert list(found) == ["experiments.g_steps8.sweep"]
+    line = found["experiments.g_steps8.sweep"]
+    assert "found a sweep, expected no sweep: 'g_steps8' is a point of the sweep 'g'" in line
+
+
+def test_a_misspelt_sweep_is_recognised() -> None:
+    line = wrong(experiments__etrm__sweeps={"steps": STEPS})["experiments.etrm.sweeps"]
+    assert "stages, sweep, train (did you mean 'sweep'?)" in line
+
+
+def test_two_sweeps_may_not_share_a_point() -> None:
+    found = wrong(
+        experiments__g=swept({"a": STEPS, "b": EXPLORE}), experiments__g_a8=swept({"b": EXPLORE})
+    )
+    assert list(found) == ["experiments.g_a8.sweep"]
+    assert (
+        found["experiments.g_a8.sweep"]
+        .splitlines()[0]
+        .endswith(
+            "found the point 'g_a8_b0', which the sweep 'g' has too,"
+            " expected names that differ: rename an axis, a label or the experiment"
+        )
+    )
+
+
+def test_an_entry_that_is_named_as_a_point_and_is_none_is_refused() -> None:
+    grid = swept({"steps": STEPS, "explore": EXPLORE})
+    found = wrong(experiments__g=grid, experiments__g_steps8_explore31={"seeds": [1]})
+    assert list(found) == ["experiments.g_steps8_explore31"]
+    line = found["experiments.g_steps8_explore31"]
+    assert (
+        "found the unknown point 'g_steps8_explore31', expected one of g_steps16_explore0" in line
+    )
+    assert "did you mean 'g_steps8_explore30'?" in line
+
+
+@pytest.mark.parametrize("name", ["g_steps8", "g_steps8_explore30_frozen", "g_frozen", "gg_steps8"])
+def test_other_experiments_may_be_named_after_a_sweep(name: str) -> None:
+    grid = swept({"steps": STEPS, "explore": EXPLORE})
+    assert name in names(experiments__g=grid, **{f"experiments__{name}": {"seeds": [1]}})
+
+
+# --- decoder.init ---
+
+TRM = {"context": {"source": "embedding"}, "decoder": {"init": None}}
+
+
+def test_the_decoder_starts_from_a_point() -> None:
+    found = study(
+        experiments__p=swept({"steps": STEPS}, **TRM),
+        experiments__etrm__decoder={"init": "p_steps8"},
+    )
+    assert found.experiments["etrm"].decoder.init == "p_steps8"
+
+
+def test_a_sweep_to_start_from_is_refused_with_its_points() -> None:
+    pretraining = swept({"steps": STEPS}, **TRM)
+    line = "decoder.init: found the sweep 'p', expected one of its points: p_steps8, p_steps16"
+    found = wrong(experiments__p=pretraining, experiments__etrm__decoder={"init": "p"})
+    assert found == {"experiments.etrm.decoder.init": f"experiments.etrm.{line}"}
+    # Also where the experiment has other problems.
+    bad = {"decoder": {"init": "p"}, "seeds": []}
+    found = wrong(experiments__p=pretraining, experiments__etrm=bad)
+    assert found["experiments.etrm.decoder.init"] == f"experiments.etrm.{line}"
+
+
+def test_a_sweep_that_cannot_be_read_is_not_called_unknown() -> None:
+    broken = swept({"steps": {**STEPS, "values": []}}, **TRM)
+    for init in ("p_steps8", "p"):
+        found = wrong(experiments__p=broken, experiments__etrm__decoder={"init": init})
+        assert list(found) == ["experiments.p.sweep.steps.values"]
+
+
+def test_a_point_cannot_start_from_itself() -> None:
+    pretraining = swept({"steps": STEPS}, **{**TRM, "decoder": {"init": "p_steps8"}})
+    found = wrong(experiments__p=pretraining)
+    assert list(found) == ["experiments.p.decoder.init"]
+    assert "found a circle back to 'p_steps8'" in found["experiments.p.decoder.init"]
+
+
+# --- names never collide ---
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+FREE = st.text("abp-01m", min_size=1, max_size=4)  # no `_`: never ambiguous
+
+
+@given(SCALARS, SCALARS)
+def test_numbers_have_one_label_if_and_only_if_they_are_equal(a: Any, b: Any) -> None:
+    same = a == b and isinstance(a, bool) == isinstance(b, bool)
+    assert (label_of(a) == label_of(b)) == same
+    assert LABEL.holds(label_of(a))
+
+
+def expanded(sweep: dict[str, set[str]]) -> tuple[set[str], list[Problem]]:
+    """Names of the points of a sweep with these labels, and the problems of their names."""
+    axes = {
+        axis: {"key": f"k.{axis}", "values": dict.fromkeys(labels)}
+        for axis, labels in sweep.items()
+    }
+    found: list[Problem] = []
+    return set(expand({"x": {"sweep": axes}}, found).entries), found
+
+
+AXES = st.sampled_from(["a", "ab", "b", "a_b", "p0"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(AXES, st.sets(FREE, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_labels_without_an_underscore_never_collide(sweep: dict[str, set[str]]) -> None:
+    names, found = expanded(sweep)
+    assert found == []
+    assert len(names) == math.prod(len(labels) for labels in sweep.values())
+    assert all(NAME.holds(name) for name in names)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(*[st.sets(st.text("a_1", min_size=1, max_size=5), min_size=1)] * 3))
+def test_labels_that_collide_are_refused(labels: tuple[set[str], ...]) -> None:
+    names, found = expanded(dict(zip(("a", "a_a", "b"), labels, strict=True)))
+    collide = len(names) < math.prod(len(each) for each in labels)
+    assert collide == bool(found)
+    assert {problem.path for problem in found} <= {"experiments.x.sweep"}
