@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.models",),
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
-    ("etrm.provenance", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
+    ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
     ("etrm.official", "etrm.keep"),
     ("etrm.parents",),
     ("etrm.evaluate",),
