@@ -145,10 +145,11 @@ def test_it_is_no_part_of_any_key(
     request.addfinalizer(provenance._module.cache_clear)
     names, read = ("etrm.train", "etrm.score"), Path.read_text
     before = [code_digest(name) for name in names]
-    extra = lambda path: "\nUNUSED = 1\n" if path.name == changed else ""
-    monkeypatch.setattr(
-        Path, "read_text", lambda path, **options: read(path, **options) + extra(path)
-    )
+
+    def with_more(path: Path, **options: str) -> str:
+        return read(path, **options) + ("\nUNUSED = 1\n" if path.name == changed else "")
+
+    monkeypatch.setattr(Path, "read_text", with_more)
     provenance._module.cache_clear()
     after = [code_digest(name) for name in names]
     assert [a == b for a, b in zip(after, before, strict=True)] == [same, same]
