@@ -149,7 +149,7 @@ def test_requirements_and_conda_pin_the_same_versions() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_an_image_holds_what_is_pinned_and_git(name: str) -> None:
+def test_an_image_holds_what_is_pinned_git_and_a_compiler(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     text = "\n".join(line.strip() for line in lines if not line.startswith("#"))
     python, lock = conda()["dependencies"][0].split("=")[1], "/opt/etrm/requirements.txt"
@@ -159,7 +159,7 @@ def test_an_image_holds_what_is_pinned_and_git(name: str) -> None:
     assert re.search(rf"^(COPY )?requirements\.txt {lock}$", text, re.MULTILINE)
     # Nothing else is installed, by whatever tool.
     assert sorted(re.findall(r"[\w-]+ install .*?(?= \\|$)", text, re.MULTILINE)) == [
-        "apt-get install --yes --no-install-recommends git",
+        "apt-get install --yes --no-install-recommends git g++",
         f"pip install --no-cache-dir --requirement {lock}",
     ]
 

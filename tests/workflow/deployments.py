@@ -46,9 +46,12 @@ ACTIVATE = 'export CONDA_PREFIX="$1" PATH="$1/bin:$PATH"\n'
 # `apptainer exec` runs the command outside of any image, with the Python that the image would have.
 APPTAINER = """#!{python}
 import os, sys
+from pathlib import Path
 
 WITH_VALUE = ("--home", "--bind", "--pwd")
 arguments = sys.argv[1:]
+with open(Path(__file__).resolve().parents[1] / "calls", "a") as file:
+    print(*[argument.replace("\\n", " ") for argument in arguments], file=file)
 if arguments == ["--version"]:
     sys.exit(print("apptainer version 1.4.1"))
 assert arguments.pop(0) == "exec", sys.argv

@@ -56,7 +56,8 @@ def snakemake(
     home = project.parent / "home"
     home.mkdir(exist_ok=True)
     path = [str(tools / "bin")] if tools else []
-    variables = {"HOME": str(home), "PATH": os.pathsep.join([*path, "/usr/bin", "/bin"])}
+    path += ["/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+    variables = {"HOME": str(home), "PATH": os.pathsep.join(path)}
     config = variant(project, {**FEW_STEPS, **change})
     command = [environment / "bin/python", environment / "bin/snakemake", "--cores", "1"]
     return subprocess.run(
@@ -107,10 +108,13 @@ def test_a_run_in_a_container(environment: Path, project: Path, tmp_path: Path) 
     container sees by mounts that there are none of here, has no part in it."""
     tools = apptainer(tmp_path / "apptainer", environment)
     (project / "envs/etrm.sif").write_bytes(b"no image")
-    run = snakemake(environment, project, "--sdm apptainer", RUN, tools=tools)
+    options = "--sdm apptainer --apptainer-args=--nv"
+    run = snakemake(environment, project, options, RUN, tools=tools)
     found = made(run, project / RUN)
     assert (found["kind"], found["name"]) == ("container", "etrm.sif")
-    assert "Activating singularity image envs/etrm.sif" in run.stdout + run.stderr
+    calls = [c for c in (tools / "calls").read_text().splitlines() if c.startswith("exec ")]
+    assert len(calls) == 3, "tasks, augment and the run"
+    assert all(" --nv " in call and " envs/etrm.sif " in call for call in calls)
 
 
 def test_a_missing_image_is_named_with_how_to_build_it(environment: Path, project: Path) -> None:
