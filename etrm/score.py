@@ -19,6 +19,7 @@ from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import held_out_questions, on_lanes
 from etrm.data.files import write_json_atomic, write_table_atomic
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.environment import environment
 from etrm.evaluate import all_variants, predict
 from etrm.keep import SCORE_FILES, keep, take_back
 from etrm.models.build import build_model
@@ -94,6 +95,7 @@ def _evaluate(
         "evaluation": plain(config),
         "tasks_of_split": len(tasks),
         "run_key": record["key"],
+        "environment": environment(),
         **score(
             predictions,
             tasks,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -32,6 +31,7 @@ from etrm.data.files import write_json_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
+from etrm.environment import environment, versions
 from etrm.keep import RUN_FILES, keep, take_back
 from etrm.lease import Lease
 from etrm.loop import Loop, free_space
@@ -45,7 +45,6 @@ from etrm.provenance import (
     file_digest,
     seen_tasks,
     train_code,
-    versions,
 )
 from etrm.tracker import Tracker
 
@@ -281,5 +280,5 @@ def _record(
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*train_code(run.context.source)),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "environment": environment(),
     }

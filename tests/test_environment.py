@@ -8,18 +8,28 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+)")
 # Import names that differ from the name of their distribution.
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 OURS = {"etrm", "benchmarks"}
+RECIPES = ("envs/etrm.def", "envs/Dockerfile")
+CONFIGURING = (
+    *("requirements.txt", "pyproject.toml", "Makefile", "envs/etrm.yaml", ".ci/run"),
+    *RECIPES,
+)
+# The index decides whether torch is a build for CPUs or for GPUs. The latter asks for the libraries
+# of its CUDA version, each at one version that torch itself names, so torch's pin holds them too.
+# A list of them here would be right for one of the builds only.
+CUDA = re.compile(r"nvidia-.+|cuda-.+|triton|pytorch-triton.*")
 # Settings that name an index or a mirror, and addresses of any kind.
 INDEX = re.compile(
     r"--?(extra-)?index-url|--find-links|--trusted-host|PIP_INDEX|_PROXY\b|https?://|file://",
@@ -69,6 +79,27 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
+def unmet(pinned: dict[str, str], requires: Callable[[str], list[str]]) -> list[str]:
+    """What pinned distributions ask for, on this platform, and the pins do not give."""
+    extras = {name: {""} for name in pinned}
+    found, todo = [], list(pinned)
+    while todo:
+        name = todo.pop()
+        for asked in map(Requirement, requires(name)):
+            marker, needed = asked.marker, normal(asked.name)
+            if marker and not any(marker.evaluate({"extra": extra}) for extra in extras[name]):
+                continue
+            if needed not in pinned:
+                if name != "torch" or not CUDA.fullmatch(needed):
+                    found.append(f"{name} asks for {asked}: not pinned")
+            elif not asked.specifier.contains(pinned[needed], prereleases=True):
+                found.append(f"{name} asks for {asked}: pinned at {pinned[needed]}")
+            elif not asked.extras <= extras[needed]:
+                extras[needed] |= asked.extras
+                todo.append(needed)
+    return sorted(set(found))
+
+
 def imports(path: Path) -> set[str]:
     """Top-level names of all modules imported, the lazy imports too."""
     found = set()
@@ -107,14 +138,30 @@ def tracked() -> list[Path]:
     if done.returncode == 0:
         files = [ROOT / name for name in done.stdout.split("\0") if name]
         return [path for path in files if path.is_file()]
-    names = ("requirements.txt", "pyproject.toml", "Makefile", "envs/etrm.yaml", ".ci/run")
-    return [ROOT / name for name in names]
+    return [ROOT / name for name in CONFIGURING]
 
 
 def test_requirements_and_conda_pin_the_same_versions() -> None:
+    assert set(conda()) == {"name", "channels", "dependencies"}, "all that conda reads"
     *others, pip = conda()["dependencies"]
     assert others == ["python=3.11", "pip"]
     assert pins(pip["pip"]) == requirements()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_image_holds_what_is_pinned_git_and_a_compiler(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    text = "\n".join(line.strip() for line in lines if not line.startswith("#"))
+    python, lock = conda()["dependencies"][0].split("=")[1], "/opt/etrm/requirements.txt"
+    assert re.findall(r"^from:? (.+)", text, re.MULTILINE | re.IGNORECASE) == [
+        f"python:{python}-slim"
+    ]
+    assert re.search(rf"^(COPY )?requirements\.txt {lock}$", text, re.MULTILINE)
+    # Nothing else is installed, by whatever tool.
+    assert sorted(re.findall(r"[\w-]+ install .*?(?= \\|$)", text, re.MULTILINE)) == [
+        "apt-get install --yes --no-install-recommends git g++",
+        f"pip install --no-cache-dir --requirement {lock}",
+    ]
 
 
 def test_python_is_the_one_that_the_project_needs() -> None:
@@ -159,9 +206,42 @@ def test_the_installed_versions_are_the_pinned_ones() -> None:
     assert differ == {}
 
 
+def test_everything_that_is_asked_for_is_pinned() -> None:
+    pinned = requirements()
+
+    def requires(name: str) -> list[str]:
+        try:
+            return metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # an environment may leave out the tests' tools
+            return []
+
+    known = [name for name in pinned if requires(name)]
+    assert len(known) > 20, "found too few packages that ask for others"
+    assert unmet(pinned, requires) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "problems"),
+    [
+        ({"a": ["b>=1"]}, []),
+        ({"a": ["b>=3"]}, ["a asks for b>=3: pinned at 2.0"]),
+        ({"a": ["c"]}, ["a asks for c: not pinned"]),
+        ({"a": ["c; sys_platform == 'nowhere'", "c; extra == 'x'"]}, []),
+        ({"a": ["b[x]"], "b": ["c; extra == 'x'"]}, ['b asks for c; extra == "x": not pinned']),
+        ({"torch": ["nvidia-nccl==2", "cuda-toolkit[cublas]==13", "triton==3"]}, []),
+        (
+            {"torch": ["c"], "a": ["triton"]},
+            ["a asks for triton: not pinned", "torch asks for c: not pinned"],
+        ),
+    ],
+)
+def test_what_is_not_pinned_is_found(asked: dict[str, list[str]], problems: list[str]) -> None:
+    pinned = {"a": "1.0", "b": "2.0", "torch": "2.13.0"}
+    assert unmet(pinned, lambda name: asked.get(name, [])) == problems
+
+
 def test_environment_files_name_no_index_or_host() -> None:
-    names = ("requirements.txt", "pyproject.toml", "Makefile", "envs/etrm.yaml", ".ci/run")
-    for name in names:
+    for name in CONFIGURING:
         found = INDEX.search((ROOT / name).read_text(encoding="utf-8"))
         assert found is None, f"{name} names {found[0]!r}"
     assert conda()["channels"] == ["conda-forge"]

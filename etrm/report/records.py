@@ -11,6 +11,7 @@ from etrm.report import RunView, distinct
 from etrm.report.tables import NONE, status
 
 PASSING_TEST = 0.05  # the guide's criterion 2: exact match on unseen tasks
+_SHOWN = 5  # packages that differ from the locked ones; run.json has all
 _TITLES = {
     "pretrain": "Pretraining results",
     "overfit": "Phase 1 results (overfit)",
@@ -226,7 +227,23 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     versions = views[-1].run.get("versions") or {}
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return [*lines, "", f"Versions: {known or NONE}"]
+    places = [view.run.get("environment") or {} for view in views]
+    named = distinct(_environment(place) for place in places if place.get("kind"))
+    lines += ["", f"Versions: {known or NONE}"]
+    return [*lines, "", f"Environment: {'; '.join(named) or NONE}"]
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    """Kind, name, and whether it is the locked one: `conda etrm, as locked`."""
+    name = " ".join(str(part) for part in (environment["kind"], environment["name"]) if part)
+    if environment["locked"] is None:
+        return f"{name}, no lock file to compare it with"
+    if environment["locked"]:
+        return f"{name}, as locked"
+    differs = environment["differs"].items()
+    shown = [f"{package} {here or 'missing'} ({locked})" for package, (here, locked) in differs]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return f"{name}, not as locked: {', '.join(shown[:_SHOWN])}{more}"
 
 
 def _steps_to(view: RunView, threshold: float) -> str:

@@ -106,6 +106,7 @@ def run(
     config: dict[str, Any] | None = None,
     scored: dict[str, Any] | None = None,
     unproven: list[str] | None = None,
+    environment: dict[str, Any] | None = None,
 ) -> RunView:
     """Writes a run folder (with a verdict.json for an overfit run) and loads it back."""
     folder = folder / f"{experiment}-{stage}-{seed}"
@@ -133,6 +134,7 @@ def run(
         "seconds": 150.0,
         "device": "cpu",
         "versions": {"torch": "2.9.0", "python": "3.11.9"},
+        "environment": environment or {"kind": "venv", "name": ".venv", "locked": True},
         "parents": [] if kind == "trm" else [PARENT],
         "peak_memory_bytes": 512 * 2**20,
         "commit": "0123456789abcdef",

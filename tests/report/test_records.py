@@ -39,6 +39,7 @@ def test_a_record_has_every_part_of_the_template(views: list[RunView]) -> None:
         "- Status: ✅ pass (pass@1 ≥ 5.0 %)",
         "## Analysis",
         "| overfit | 0 | 2026-01-09T10:00:00+00:00 | cpu | 512 MiB | 0123456789ab |",
+        "\nEnvironment: venv .venv, as locked\n",
     ):
         assert part in text
     assert "Pretraining results" not in text
@@ -111,8 +112,36 @@ def test_a_sparse_run_still_has_a_record(views: list[RunView]) -> None:
     text = record([RunView({key: view.run[key] for key in keep}, view.metrics[["step"]])])
     assert "- Train exact match at the end: –" in text
     assert "Versions: –" in text
+    assert "Environment: –" in text
 
 
 def test_provenance_names_parents_as_runs_and_says_what_is_unknown(tmp_path: Path) -> None:
     text = record([fake.run(tmp_path, experiment="e", unproven=["data/x.pt"])])
     assert "| trm_strict/pretrain/seed0, data/x.pt |" in text
+
+
+@pytest.mark.parametrize(
+    ("differing", "words"),
+    [
+        (1, "conda etrm, not as locked: p0 missing (2)"),
+        (6, "p3 1 (2), p4 1 (2) and 1 more"),
+    ],
+)
+def test_an_environment_that_is_not_the_locked_one_says_what_differs(
+    differing: int, words: str, tmp_path: Path
+) -> None:
+    differs = {f"p{i}": ["1" if i else None, "2"] for i in range(differing)}
+    place = {"kind": "conda", "name": "etrm", "locked": False, "differs": differs}
+    assert f"{words}\n" in record([fake.run(tmp_path, environment=place)])
+
+
+def test_every_environment_of_an_experiment_is_named_once(tmp_path: Path) -> None:
+    image = {"kind": "container", "name": "etrm.sif", "locked": None}
+    views = [
+        fake.run(tmp_path, seed=0),
+        fake.run(tmp_path, seed=1),
+        fake.run(tmp_path, seed=2, environment=image),
+        fake.run(tmp_path, seed=3, environment={"kind": None, "error": "not found out"}),
+    ]
+    container = "container etrm.sif, no lock file to compare it with"
+    assert f"Environment: venv .venv, as locked; {container}\n" in record(views)

@@ -21,7 +21,6 @@ from etrm.provenance import (
     file_digest,
     seen_tasks,
     train_code,
-    versions,
 )
 
 
@@ -127,9 +126,7 @@ def test_an_unknown_module_is_an_error() -> None:
         code_digest("etrm.nothing")
 
 
-def test_versions_and_commit_are_recorded() -> None:
-    found = versions()
-    assert {"python", "torch", "numpy", "pyarrow"} <= set(found)
+def test_the_commit_is_recorded() -> None:
     head = commit()
     assert head is None or re.fullmatch(r"[0-9a-f]{40}\+?", head)
 

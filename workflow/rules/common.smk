@@ -26,7 +26,6 @@ except ConfigError as error:
 
 PIPELINE = Pipeline(STUDY)
 ROOT = PIPELINE.root
-ENVIRONMENT = "../../envs/etrm.yaml"
 # Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
 # no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
