@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from etrm.progress import Interrupted
 
 SITE = Path("slurm/site.yaml")
 VARIABLE = "ETRM_SITE"
+STAGES = ("pretrain", "overfit", "full", "evaluate")
 SECONDS = 20.0  # that a command of SLURM may take
 
 
@@ -86,6 +88,14 @@ class SiteConfig:
     )
     extra: str = option("further options of sbatch, as one text", "")
 
+    def problems(self) -> list[Problem]:
+        """A warning that comes before there was time for much."""
+        minutes = min(getattr(self.runtime, stage) for stage in STAGES)
+        if 2 * self.warn < 60 * minutes:
+            return []
+        expected = f"less than half of the shortest job ({minutes} minutes)"
+        return [Problem("warn", f"{self.warn} seconds", expected)]
+
     @property
     def options(self) -> str:
         """Options of sbatch that Snakemake has no resource for.
@@ -110,11 +120,11 @@ class SiteConfig:
 
         return runtime
 
-    def gpus(self, count: int) -> dict[str, int | str]:
+    def gpus(self, count: int) -> dict[str, int | str | None]:
         """`count` GPUs as resources `gpu` and `gres` of a rule; SLURM takes one of them."""
         if self.ask_by == "gpu":
-            return {"gpu": count, "gres": ""}
-        return {"gpu": 0, "gres": ":".join(filter(None, ("gpu", self.gpu_model, str(count))))}
+            return {"gpu": count, "gres": None}
+        return {"gpu": None, "gres": ":".join(filter(None, ("gpu", self.gpu_model, str(count))))}
 
 
 def read_site(path: Path | None = None) -> SiteConfig:
@@ -165,13 +175,38 @@ def this_job() -> str | None:
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Within the block, a run that saves because its time is over goes back into the queue."""
+    """Within the block, a run that saves because its time is over goes back into the queue.
+
+    Not where this job has got it no further: it would never end. It counts as failed then, and the
+    next attempt has more time. A job that is preempted goes back too, where SLURM would cancel it.
+    """
     try:
         yield
     except Interrupted as stopped:
-        if stopped.number == signal.SIGUSR1:
+        over = stopped.number == signal.SIGUSR1 and stopped.advanced
+        if over or (stopped.number == signal.SIGTERM and _preempted()):
             requeue()
         raise
+
+
+def _preempted() -> bool:
+    """Is SLURM ending this job to make room for another one?"""
+    job = this_job()
+    return job is not None and _preempted_job(_slurm("scontrol", "show", "job", job)[0])
+
+
+def _preempted_job(text: str) -> bool:
+    at = re.search(r"\bPreemptTime=(\S+)", text)
+    return at is not None and at[1] not in ("None", "N/A", "Unknown")
+
+
+def _slurm(*command: str) -> tuple[str, str]:
+    """What a command of SLURM prints, and what is wrong with it; empty where nothing is."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    return done.stdout, done.stderr.strip() if done.returncode else ""
 
 
 def requeue() -> bool:
@@ -182,13 +217,7 @@ def requeue() -> bool:
     job = this_job()
     if job is None:
         return False
-    try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS
-        )
-        problem = done.stderr.strip() if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
+    problem = _slurm("scontrol", "requeue", job)[1]
     if problem:
         text = "SLURM job %s could not be put back into the queue (%s): it counts as failed"
         say(text % (job, problem), logging.WARNING)

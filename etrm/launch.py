@@ -104,7 +104,7 @@ def train_on_ranks(job: Job, size: int) -> None:
     code = ranks[failed].returncode
     # One that was not yet training when the signal came has ended by it, and lost nothing.
     if code == EXIT_INTERRUPTED or -code in sent:
-        raise Interrupted(max(sent, default=0))
+        raise Interrupted(max(sent, default=0), advanced=True)
     how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
     raise LaunchError(
         f"rank {failed} of {size} {how}, so the run was ended; its error, if it had one, is in"

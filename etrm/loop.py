@@ -56,7 +56,7 @@ class Loop:
         self.interruption, self.lease, self.progress = interruption, lease, progress
         self.reason: str | None = None  # why the run ended early
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.saved = 0  # step of the newest state
+        self.saved = self._resumed = 0  # step of the newest state, and of the one it went on from
         self.events: list[dict[str, Any]] = []  # findings, when they were first made
         self._slow = True  # the evaluation, until it was seen to be quick
         self._failing = False  # the last state could not be written
@@ -88,7 +88,7 @@ class Loop:
         self.tracker.rows = list(state["rows"])
         self.reason, self.started = state["reason"], state["started"]
         self.events, self._spent = list(state["events"]), state["seconds"]
-        self.saved = step
+        self.saved = self._resumed = step
         self.progress.begin(step)
         if self.ranks.main:
             log.info("going on from step %d (%s)", step, state_path(self.folder, step))
@@ -136,6 +136,7 @@ class Loop:
         if outcome == LOST:
             self._end_without_lease()
         if outcome == SAVED:
+            self.interruption.advanced |= self.step > self._resumed
             self.saved = self.step
         return outcome == SAVED
 
@@ -155,7 +156,7 @@ class Loop:
             self.tracker.close()
             text = f"{self._lost}: ended at step {self.step}, of which nothing was written here"
             say(text, logging.WARNING)
-        raise Interrupted(signal.SIGTERM)
+        raise Interrupted(signal.SIGTERM, self.interruption.advanced)
 
     def _write(self, state: dict[str, Any]) -> int:
         try:
@@ -192,7 +193,8 @@ class Loop:
             why = self.interruption.why
             text = f"{why}: {done}" if why else f"{name_of(number)}: {done}; {AGAIN}"
             say(text, logging.WARNING)
-        raise Interrupted(signal.SIGTERM if self.interruption.why else number)
+        number = signal.SIGTERM if self.interruption.why else number
+        raise Interrupted(number, self.interruption.advanced)
 
     def _log_row(self) -> None:
         self.tracker.log(self.trainer.row())

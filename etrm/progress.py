@@ -24,10 +24,10 @@ EXIT_INTERRUPTED = 75
 class Interrupted(SystemExit):
     """The run was asked to stop, and nothing is lost by that: it can go on."""
 
-    def __init__(self, number: int) -> None:
-        """`number`: of the signal that asked."""
+    def __init__(self, number: int, advanced: bool) -> None:
+        """`number`: of the signal that asked; `advanced`: this process has got the run further."""
         super().__init__(EXIT_INTERRUPTED)
-        self.number = number
+        self.number, self.advanced = number, advanced
 
 
 class Interruption:
@@ -40,6 +40,7 @@ class Interruption:
         self.number = 0  # of the last signal that arrived
         self.why: str | None = None  # the run was asked to stop, where it was not a person's wish
         self.doing = "stopping …"  # what is said when a signal arrives
+        self.advanced = False  # this process has got the run further, and that is saved
         self._tell, self._at_once = tell, False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -68,7 +69,7 @@ class Interruption:
         self._at_once = True
         try:
             if self.number:
-                raise Interrupted(self.number)
+                raise Interrupted(self.number, self.advanced)
             yield
         except Interrupted:
             if self._tell:
@@ -81,7 +82,7 @@ class Interruption:
         self.number = number
         if self._at_once:
             self._at_once = False  # a second signal does not disturb the clearing up
-            raise Interrupted(number)
+            raise Interrupted(number, self.advanced)
         if self._tell:  # not by print, which it may have interrupted
             os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
 

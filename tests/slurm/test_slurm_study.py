@@ -39,7 +39,7 @@ SITE = {
     "cpus_per_gpu": 1,
     "memory_per_cpu": 2000,
     "runtime": {"pretrain": 1, "overfit": 5, "full": 1, "evaluate": 5, "most": 5},
-    "warn": 20,
+    "warn": 1,
     "poll": 2,
     "status_command": "squeue",
 }
