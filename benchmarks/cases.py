@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.costs import dataset_rows, state_rows
 from benchmarks.evaluation import evaluation_rows
+from benchmarks.planning import planning_rows
 from benchmarks.rows import Row
 from benchmarks.scaling import scaling_rows
 from benchmarks.setups import SOURCES, Setting
@@ -41,6 +42,7 @@ def _groups() -> list[Group]:
         Group(("state/save", "state/resume"), lambda setting, _: state_rows(setting)),
         Group(("dataset/tasks", "dataset/augment"), lambda setting, _: dataset_rows(setting)),
     ]
+    groups.append(Group(("plan/paper", "plan/1000-experiments"), planning_rows, default=False))
     for model in SOURCES:
         groups.append(Group((f"ablation/{model}",), _alone(ablation_rows, model), default=False))
     return groups
