@@ -1,4 +1,4 @@
-"""The command line: `etrm summary`, `etrm run`, `etrm export`."""
+"""The command line: `etrm summary`, `etrm doctor`, `etrm run`, `etrm export`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = commands.add_parser(
         "run", help="one training run without Snakemake, on a machine that has only PyTorch"
     )
-    for command in (summary, training):
+    doctor = commands.add_parser(
+        "doctor", help="what is locked, orphaned, incomplete or stale, and what mends it"
+    )
+    doctor.add_argument("--json", action="store_true", help="all of it, for programs")
+    doctor.add_argument("--verify", action="store_true", help="read all weights, for damage")
+    for command in (summary, doctor, training):
         command.add_argument("--configfile", default="config/config.yaml", help="the study")
     training.add_argument("experiment", help="name of the experiment in the study")
     training.add_argument("stage", choices=("pretrain", "overfit", "full"))
@@ -39,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "export":
             return export_run(given.run, given.out, given.weights)
+        if given.command == "doctor":
+            return examine(given.configfile, given.verify, given.json)
         study = read_study(given.configfile)
         if given.command == "summary":
             print(summary_text(study))
@@ -83,6 +90,16 @@ def summary_text(study: StudyConfig) -> str:
         missing = "" if Path(name).is_file() else "  (not made yet)"
         lines.append(f"  {name}{missing}")
     return "\n".join(lines)
+
+
+def examine(configfile: str, verify: bool, as_json: bool) -> int:
+    """Say what is to be mended in a study; 1 where there is something."""
+    from etrm.doctor import diagnose
+
+    diagnosis = diagnose(configfile, verify)
+    document = json.dumps(diagnosis.document(), indent=2, ensure_ascii=False)
+    print(document if as_json else diagnosis.text())
+    return diagnosis.code
 
 
 def export_run(run: str, out: str, weights: str) -> int:

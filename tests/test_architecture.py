@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.launch", "etrm.cluster"),
     ("etrm.pipeline",),
     ("etrm.report",),
+    ("etrm.doctor",),
     ("etrm.cli", "etrm.__main__"),
 ]
 # The config describes every layer, so it may be read by all of them. It imports nothing but the

@@ -1,0 +1,123 @@
+"""Processes that train runs of a study: SLURM jobs that nobody watches, and leases."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from etrm.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
+from etrm.doctor.today import Today
+from etrm.doctor.workflow import Driver
+from etrm.holder import Holder, all_holders, who
+from etrm.lease import SILENCE_SECONDS
+from etrm.pipeline import Run
+from etrm.processes import runs_here
+
+SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%Z|%k|%M|%j")
+SQUEUE_SECONDS = 10.0
+
+
+class SqueueError(RuntimeError):
+    """`squeue` is there and gives no answer."""
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A SLURM job of this user, as `squeue` tells it."""
+
+    id: str
+    state: str
+    folder: str
+    comment: str  # rule and wildcards, as Snakemake's plugin writes them
+    time: str
+    name: str  # the same for all jobs of one Snakemake
+
+    def __str__(self) -> str:
+        rule = self.comment.removeprefix("rule_").replace("_wildcards_", " ")
+        return f"{self.id} ({rule}, {self.state.lower()}, {self.time})"
+
+
+def slurm_jobs(study: Study) -> list[SlurmJob]:
+    """The jobs that Snakemake has submitted from this folder; none where there is no SLURM."""
+    try:
+        done = subprocess.run(SQUEUE, capture_output=True, text=True, timeout=SQUEUE_SECONDS)
+    except FileNotFoundError:
+        return []
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SqueueError(str(error)) from None
+    if done.returncode:
+        raise SqueueError(done.stderr.strip())
+    fields = [line.split("|", 5) for line in done.stdout.splitlines()]
+    jobs = [SlurmJob(*each) for each in fields if len(each) == 6]
+    return [
+        job
+        for job in jobs
+        if job.comment.startswith("rule_") and Path(job.folder).resolve() == study.folder
+    ]
+
+
+def unwatched(
+    study: Study, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
+) -> Iterator[Finding]:
+    """SLURM jobs whose Snakemake is gone; they go on, and their results are used."""
+    ids = {driver.run_id for driver in watching}
+    left = [job for job in jobs if not watching or (None not in ids and job.name not in ids)]
+    if not left:
+        return
+    cancel = shlex.join(["scancel", *(job.id for job in left)])
+    yield Finding(
+        "orphaned jobs",
+        f"{len(left)} SLURM jobs run that no Snakemake on this machine watches:"
+        f" {listed(map(str, left))}. Started again, the study takes over what they train where"
+        " they are; or end them",
+        f"{study.again()}    # or: {cancel}",
+        tuple(job.id for job in left),
+    )
+
+
+def leases(study: Study, today: Today, jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
+    """Who has the lease on which run: those that live are noted."""
+    ids = {job.id for job in jobs}
+    runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.pipeline.runs()}
+    for name, holder in all_holders(study.pipeline.state):
+        process, run = who(holder.record), runs.get(name)
+        silent = _dead(holder, ids)
+        if silent is None:
+            other = "" if run is None or _is_of_today(holder, run, today) else _OTHER
+            text = f"{name} is trained by {process} since {holder.record['began']}{other}"
+            yield Finding(NOTE, text, names=(name,))
+            continue
+        done = run is None or not today.missing(run)
+        mend = remove([holder.path.parent]) if done else study.again()
+        yield Finding("leases", f"{process} still has {name}, and {silent}", mend, (name,))
+
+
+_OTHER = ", in another configuration or from other data or code than today's"
+
+
+def _dead(holder: Holder, ids: set[str]) -> str | None:
+    """What speaks for it that a holder has ended; None where it lives, as far as can be seen."""
+    runs = runs_here(holder.record)
+    if runs is not None:
+        return None if runs else "has ended"
+    if holder.record.get("slurm_job") in ids:
+        return None
+    silent = time.time() - holder.renewed / 1e9
+    if silent < SILENCE_SECONDS:
+        return None
+    return f"has given no sign of life for {lasting(silent)}, by the clock of this machine"
+
+
+def _is_of_today(holder: Holder, run: Run, today: Today) -> bool:
+    return today.key(run) in (None, holder.record["key"])
+
+
+def live_runs(study: Study, jobs: Sequence[SlurmJob]) -> dict[str, str]:
+    """Key of the run that each live process trains, by the name of the run."""
+    ids = {job.id for job in jobs}
+    holders = all_holders(study.pipeline.state)
+    return {name: h.record["key"] for name, h in holders if _dead(h, ids) is None}
