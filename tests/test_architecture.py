@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.official", "etrm.keep"),
     ("etrm.parents",),
     ("etrm.evaluate",),
+    ("etrm.parts",),
     ("etrm.memory", "etrm.slots", "etrm.probe"),
     ("etrm.engine",),
     ("etrm.loop",),

@@ -278,6 +278,13 @@ class EvaluationConfig:
         "resamples of the tasks for the 95 % intervals", 2000, unit="resamples", ge=0
     )
     seed: int = option("seed of the bootstrap", 0, ge=0)
+    jobs: int = option(
+        "jobs that share one evaluation, by whole batches: the result does not depend on it. One"
+        " that is finished is not decoded again for another number",
+        1,
+        unit="jobs",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
