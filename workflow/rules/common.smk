@@ -4,10 +4,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from etrm.config import ConfigError, load_study, plain
+from etrm.config import ConfigError, evaluation_settings, load_study, plain
 from etrm.keep import RUN_FILES
 from etrm.pipeline import (
     FIGURES,
+    PART_FILE,
     SCORE_FILES,
     TABLE_FORMATS,
     GateError,
@@ -37,6 +38,8 @@ wildcard_constraints:
     experiment="|".join(STUDY.experiments),
     stage="pretrain|overfit|full",
     seed=r"\d+",
+    part=r"\d+",
+    parts=r"\d+",
 
 
 def run_of(wildcards, stage=None):
@@ -108,6 +111,14 @@ def gate_of(wildcards):
 
 def scored_run(wildcards):
     return run_of(wildcards, STUDY.experiments[wildcards.experiment].scored_stage)
+
+
+def parts_of(wildcards):
+    return PIPELINE.part_files(scored_run(wildcards))
+
+
+def evaluation_of(wildcards):
+    return evaluation_settings(STUDY.experiments[wildcards.experiment].evaluation)
 
 
 def finished(wildcards):

@@ -19,4 +19,5 @@ with job_log(snakemake.log[0]):
         out=Path(snakemake.output[0]).parent,
         state=Path(snakemake.params.state),
         compile=snakemake.config["execution"]["compile"],
+        parts=[Path(part) for part in snakemake.input.parts],
     )
