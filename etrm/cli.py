@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one"
         )
     training.add_argument("stage", choices=("pretrain", "overfit", "full"))
-    training.add_argument("--gpus", type=int, help="ranks to train on; default: execution.gpus")
+    training.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
+    training.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
     export = commands.add_parser("export", help="a run's weights in official TRM's format")
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             evaluate(study, given.experiment, given.seed, given.device)
         else:
             run = Run(given.experiment, given.stage, given.seed)
-            run_stage(study, run, given.device, given.gpus or study.execution.gpus)
+            gpus = given.gpus or study.execution.gpus
+            run_stage(study, run, given.device, gpus, given.nodes or study.execution.nodes)
     except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
         print(f"etrm: {error}", file=sys.stderr)
         return 1
@@ -102,9 +104,10 @@ def export_run(run: str, out: str, weights: str) -> int:
     return 0
 
 
-def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int) -> None:
+def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes: int) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
-    from etrm.launch import Job, train
+    from etrm.job import Job
+    from etrm.launch import train
     from etrm.train import RunPaths
 
     pipeline = Pipeline(study)
@@ -127,7 +130,7 @@ def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int) -> No
         strict_parents=tuple(pipeline.strict_parents()),
     )
     config = pipeline.config_of(run)
-    train(Job(config, paths, study.tracking, study.execution, device), gpus)
+    train(Job(config, paths, study.tracking, study.execution, device), gpus * nodes, nodes)
 
 
 def evaluate(study: StudyConfig, experiment: str, seed: int, device: str | None) -> None:

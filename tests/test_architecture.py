@@ -34,6 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.engine",),
     ("etrm.loop",),
     ("etrm.train", "etrm.score"),
+    ("etrm.job", "etrm.nodes", "etrm.processes"),
     ("etrm.launch",),
     ("etrm.pipeline",),
     ("etrm.report",),

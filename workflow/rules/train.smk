@@ -1,5 +1,6 @@
 # Three stages of one trainer, and the gate between the last two.
 RUN = ROOT / "runs/{experiment}"
+NODES = STUDY.execution.nodes
 
 
 rule pretrain:
@@ -26,6 +27,10 @@ rule full:
     localrule: True
 
 
+# SLURM counts `gpu` over all nodes. Its jobs are wrapped in an `srun` of one process, which gets one
+# node, and then more GPUs are asked for than it has; but not MPI jobs, those with `mpi` and `tasks`,
+# which call `srun` themselves. Such are ours on several nodes (etrm/launch.py), with one task on
+# each: `tasks` would also be taken for `--ntasks-per-gpu`, were it not for `tasks_per_gpu`.
 rule train_pretrain:
     input:
         tasks=PIPELINE.tasks,
@@ -39,7 +44,11 @@ rule train_pretrain:
         ENVIRONMENT
     threads: STUDY.threads
     resources:
-        gpu=STUDY.execution.gpus,
+        gpu=STUDY.execution.gpus * NODES,
+        nodes=NODES,
+        mpi="srun" if NODES > 1 else None,
+        tasks=NODES if NODES > 1 else None,
+        tasks_per_gpu=0 if NODES > 1 else None,
     params:
         run=config_of("pretrain"),
         parent=parent_path_of("pretrain"),

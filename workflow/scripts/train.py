@@ -4,7 +4,8 @@ from pathlib import Path
 
 from etrm.config import parse
 from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
-from etrm.launch import Job, train
+from etrm.job import Job
+from etrm.launch import train
 from etrm.logs import job_log
 from etrm.pipeline import require_passed
 from etrm.train import RunPaths
@@ -31,4 +32,5 @@ with job_log(snakemake.log[0]):
         log=Path(snakemake.log[0]),
         bar=False,
     )
-    train(job, snakemake.resources.get("gpu", 1))
+    resources = snakemake.resources
+    train(job, resources.get("gpu", 1), resources.get("nodes", 1))
