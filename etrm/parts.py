@@ -1,8 +1,9 @@
 """An evaluation that several jobs share: each decodes its part, then one gathers them all.
 
-A part takes whole batches, those that a single job would decode as well: its answers are then the
-same to the last bit, whatever else is decoded beside them. A part's file says which evaluation it
-is of and which part, and the one that gathers believes nothing that it has not counted.
+A part takes whole batches, those that a single job would decode as well: on the same kind of device
+its answers are then the same to the last bit, whatever else is decoded beside them. A part's file
+says which evaluation it is of and which part, and the one that gathers believes nothing that it has
+not counted.
 """
 
 from __future__ import annotations
