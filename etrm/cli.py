@@ -1,4 +1,4 @@
-"""The command line: `etrm summary`, `etrm doctor`, `etrm run`, `etrm export`."""
+"""The command line: `etrm summary | doctor | run | evaluate | export`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="all of it, for programs")
     doctor.add_argument("--verify", action="store_true", help="read all weights, for damage")
-    for command in (summary, doctor, training):
+    scoring = commands.add_parser(
+        "evaluate", help="one finished run on the held-out tasks, in this process, likewise"
+    )
+    for command in (summary, doctor, training, scoring):
         command.add_argument("--configfile", default="config/config.yaml", help="the study")
-    training.add_argument("experiment", help="name of the experiment in the study")
+    for command in (training, scoring):
+        command.add_argument("experiment", help="name of the experiment in the study")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument(
+            "--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one"
+        )
     training.add_argument("stage", choices=("pretrain", "overfit", "full"))
-    training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
-    training.add_argument("--gpus", type=int, help="ranks to train on; default: execution.gpus")
+    training.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
+    training.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
     export = commands.add_parser("export", help="a run's weights in official TRM's format")
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
@@ -49,9 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = read_study(given.configfile)
         if given.command == "summary":
             print(summary_text(study))
+        elif given.command == "evaluate":
+            evaluate(study, given.experiment, given.seed, given.device)
         else:
             run = Run(given.experiment, given.stage, given.seed)
-            run_stage(study, run, given.device, given.gpus or study.execution.gpus)
+            gpus = given.gpus or study.execution.gpus
+            run_stage(study, run, given.device, gpus, given.nodes or study.execution.nodes)
     except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
         print(f"etrm: {error}", file=sys.stderr)
         return 1
@@ -111,9 +121,10 @@ def export_run(run: str, out: str, weights: str) -> int:
     return 0
 
 
-def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int) -> None:
+def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes: int) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
-    from etrm.launch import Job, train
+    from etrm.job import Job
+    from etrm.launch import train
     from etrm.train import RunPaths
 
     pipeline = Pipeline(study)
@@ -136,7 +147,40 @@ def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int) -> No
         strict_parents=tuple(pipeline.strict_parents()),
     )
     config = pipeline.config_of(run)
-    train(Job(config, paths, study.tracking, study.execution, device), gpus)
+    train(Job(config, paths, study.tracking, study.execution, device), gpus * nodes, nodes)
+
+
+def evaluate(study: StudyConfig, experiment: str, seed: int, device: str | None) -> None:
+    """Evaluate one finished run from the tables and weights that the study's folder holds."""
+    from etrm.score import evaluate_run
+
+    pipeline = Pipeline(study)
+    scored = {(run.experiment, run.seed): run for run in pipeline.scored()}
+    run = scored.get((experiment, seed))
+    if run is None:
+        known = ", ".join(f"{name} --seed {number}" for name, number in scored) or "no other"
+        raise ValueError(
+            f"the study evaluates no run of {experiment} with seed {seed}, but {known}"
+        )
+    missing = [path for path in pipeline.run_files(run) if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: not there, expected a finished run: `etrm run {experiment} {run.stage}"
+            f" --seed {seed}` trains it"
+        )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    files = pipeline.score_files(run)
+    evaluate_run(
+        run_folder=pipeline.folder(run),
+        tasks_path=pipeline.tasks,
+        augmentations_path=pipeline.augmentations,
+        config=study.experiments[experiment].evaluation,
+        out=Path(files[0]).parent,
+        device=device,
+        state=pipeline.state,
+        compile=study.execution.compile,
+    )
+    print("\n".join(files))
 
 
 if __name__ == "__main__":

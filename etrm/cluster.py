@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -111,20 +112,34 @@ class SiteConfig:
         wanted = f"{self.memory_per_cpu} * (1 + attempt) // 2"
         return f"min({max(self.memory_per_cpu, self.most_memory_per_cpu)}, {wanted})"
 
-    def minutes(self, stage: str) -> Callable[..., int]:
-        """Time of a stage as a resource of a rule: more in each attempt, up to the most."""
+    def resources(self, stage: str, gpus: int = 1, nodes: int = 1) -> dict[str, Any]:
+        """Resources of a stage's rule, on `nodes` with so many GPUs each; None is one not set.
+
+        SLURM counts `gpu` over all nodes, and `gres` on each. The plugin wraps a job in an `srun`
+        of one process, on one node, unless it is an MPI job, one with `mpi` and `tasks`: such are
+        ours on several nodes, where training calls `srun` itself (`etrm.launch`), with one task on
+        each. `tasks` alone would be taken for `--ntasks-per-gpu`.
+        """
+        several = nodes > 1
+        by_gres = ":".join(filter(None, ("gpu", self.gpu_model, str(gpus))))
+        return {
+            "gpu": gpus * nodes if self.ask_by == "gpu" else None,
+            "gres": by_gres if self.ask_by == "gres" else None,
+            "runtime": self._minutes(stage),
+            "nodes": nodes,
+            "mpi": "srun" if several else None,
+            "tasks": nodes if several else None,
+            "tasks_per_gpu": 0 if several else None,
+        }
+
+    def _minutes(self, stage: str) -> Callable[..., int]:
+        """More in each attempt, up to the most."""
         first: int = getattr(self.runtime, stage)
 
         def runtime(wildcards: Any, attempt: int) -> int:
             return min(max(first, self.runtime.most), first * attempt)
 
         return runtime
-
-    def gpus(self, count: int) -> dict[str, int | str | None]:
-        """`count` GPUs as resources `gpu` and `gres` of a rule; SLURM takes one of them."""
-        if self.ask_by == "gpu":
-            return {"gpu": count, "gres": None}
-        return {"gpu": None, "gres": ":".join(filter(None, ("gpu", self.gpu_model, str(count))))}
 
 
 def read_site(path: Path | None = None) -> SiteConfig:
@@ -155,17 +170,25 @@ def read_site(path: Path | None = None) -> SiteConfig:
 
 
 def gpus_of(resources: Mapping[str, Any]) -> int:
-    """GPUs of a job, from its resources `gpu`, or `gres` where the cluster takes only that."""
-    counts = str(resources.get("gres") or "").split(":")
-    if counts[0] == "gpu":
-        return int(counts[-1]) if counts[-1].isdigit() else 1
+    """GPUs of a job on all its nodes, by `gpu`, or `gres` where the cluster takes only that."""
+    by_gres = str(resources.get("gres") or "").split(":")
+    if by_gres[0] == "gpu":
+        count = int(by_gres[-1]) if by_gres[-1].isdigit() else 1
+        return count * nodes_of(resources)
     return int(resources.get("gpu") or 1)
 
 
+def nodes_of(resources: Mapping[str, Any]) -> int:
+    """Nodes of a job."""
+    return int(resources.get("nodes") or 1)
+
+
 def threads_of(resources: Mapping[str, Any], threads: int) -> int:
-    """CPU threads of a job: those of its GPUs on a cluster, else the rule's."""
+    """CPU threads of a job on each node: those of its GPUs on a cluster, else the rule's."""
     of_each = resources.get("cpus_per_gpu")
-    return int(of_each) * gpus_of(resources) if of_each and this_job() else threads
+    if not of_each or not this_job():
+        return threads
+    return max(1, int(of_each) * gpus_of(resources) // nodes_of(resources))
 
 
 def this_job() -> str | None:
@@ -187,6 +210,22 @@ def going_on() -> Iterator[None]:
         if over or (stopped.number == signal.SIGTERM and _preempted()):
             requeue()
         raise
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Within the block, a job that saves nothing on the way goes back into the queue all the same
+    where SLURM would cancel it to make room; a warning of the time limit does not end it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, advanced=False)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with going_on():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _preempted() -> bool:

@@ -33,6 +33,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    here: int = 1  # how many of them are on this machine
 
     @property
     def main(self) -> bool:
@@ -107,6 +108,7 @@ def ranks_of_this_run(device: str | None = None) -> Iterator[Ranks]:
         torch.cuda.set_device(target)
     dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), size, target)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+        yield Ranks(dist.get_rank(), size, target, here)
     finally:
         dist.destroy_process_group()

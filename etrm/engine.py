@@ -53,7 +53,7 @@ class Trainer:
         self.compute = compute or Compute(DTYPES[run.train.dtype])
         self.step_number = 0
         self.episodes = list(episodes)
-        room = budget(execution, corpus.device, ranks.size)
+        room = budget(execution, corpus.device, ranks.here)
         self.lanes = make_lanes(
             run,
             model,

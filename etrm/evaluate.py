@@ -44,6 +44,7 @@ PREDICTIONS = pa.schema(
         pa.field("token_accuracy", pa.float32(), metadata={"doc": "share of right output tokens"}),
     ]
 )
+ORDER = [(name, "ascending") for name in ("task", "query", "variant")]  # of their rows
 
 
 @dataclass
@@ -180,8 +181,7 @@ def predict(
     done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, config.halt_early)
     for episodes, decoded in done:
         _add_rows(rows, corpus, episodes, decoded)
-    table = pa.table(rows, schema=PREDICTIONS)
-    return table.sort_by([("task", "ascending"), ("query", "ascending"), ("variant", "ascending")])
+    return pa.table(rows, schema=PREDICTIONS).sort_by(ORDER)
 
 
 def _add_rows(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.processes import runs_here
+from etrm.identity import runs_here
 
 LEASES = "leases"  # the folder of all leases, among the states
 REQUEST = "request.json"  # who asks the holder to hand over

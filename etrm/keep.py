@@ -48,7 +48,7 @@ def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
     One of which a file is missing, or is not what it was, is not used.
     """
     folder = store / key[:16]
-    if not _whole(folder, names, key):
+    if not is_kept(names, store, key):
         return False
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -60,6 +60,11 @@ def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
         os.utime(out / name)
     os.utime(folder)
     return True
+
+
+def is_kept(names: Sequence[str], store: Path, key: str) -> bool:
+    """Could a result with this key be taken back?"""
+    return _whole(store / key[:16], names, key)
 
 
 def _whole(folder: Path, names: Sequence[str], key: str) -> bool:

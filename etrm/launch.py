@@ -1,9 +1,12 @@
-"""One training run on several ranks of this machine, started from one place and stopped from there.
+"""One training run on several ranks, of this machine or of several, started and stopped from here.
 
 The ranks are processes as torchrun starts them (the same variables in their environment), but what
 happens to them is ours to say: each gets the signals that arrive here, so that they finish the step
 and save, whichever signal a scheduler sends and however long that takes; one that fails ends the
 job within seconds; and none is left behind when this process is killed.
+
+On several nodes `srun` starts this module once on each (a *node process*), which starts the ranks
+there.
 """
 
 from __future__ import annotations
@@ -11,59 +14,57 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 
-from etrm.config import parse, plain
-from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.data.files import write_json_atomic
 from etrm.distributed import ranks_of_this_run
+from etrm.job import Job, read_job, write_job
 from etrm.logs import job_log
-from etrm.progress import EXIT_INTERRUPTED, Interrupted, Interruption, name_of
-from etrm.train import RunPaths, train_run
+from etrm.nodes import End, Node, Peers, this_node
+from etrm.processes import Process, begin, end_with_parent, forwarding
+from etrm.progress import EXIT_INTERRUPTED, Interrupted, name_of
+from etrm.train import train_run
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 # What the others have to end by themselves, with a message of their own, when one has failed.
 GRACE_SECONDS = 5.0
-ADVICE = "strict_parents"  # the paths of a run that are no paths
+# srun hands this one on to its tasks. A SIGTERM ends them at once, and no step would be saved.
+TO_SRUN = signal.SIGUSR1
+STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
+AGAIN = "Run the same command again to go on from the last state"
 
 
 class LaunchError(RuntimeError):
-    """A rank of a run has failed."""
+    """A rank of a run has failed, or cannot be started."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A training run as it is handed to its ranks."""
+def train(job: Job, size: int, nodes: int = 1) -> None:
+    """Train a run here, or on `size` ranks of `nodes` machines.
 
-    run: RunConfig
-    paths: RunPaths
-    tracking: TrackingConfig
-    execution: ExecutionConfig
-    device: str | None = None  # of the only rank, or the kind of all; None: GPUs if there are any
-    threads: int | None = None  # CPU threads of all ranks together; None: all that there are
-    log: Path | None = None  # None: the terminal
-    bar: bool = True
-
-
-def train(job: Job, size: int) -> None:
-    """Train a run here, or on `size` ranks where torchrun has not started this process already."""
-    if size > 1 and "WORLD_SIZE" not in os.environ:
+    Here, where torchrun has started this process already. Raises `LaunchError` for ranks that do
+    not come out even.
+    """
+    if "WORLD_SIZE" in os.environ:
+        train_here(job)
+    elif nodes > 1:
+        if size % nodes:
+            raise LaunchError(
+                f"found {size} GPUs (ranks) on {nodes} nodes, expected as many on each: the"
+                " resource `gpu` counts those of all nodes, execution.gpus those of one"
+            )
+        train_on_nodes(job, max(1, size // nodes), nodes)
+    elif size > 1:
         train_on_ranks(job, size)
     else:
         train_here(job)
@@ -74,156 +75,182 @@ def train_here(job: Job) -> None:
     with ranks_of_this_run(job.device) as ranks:
         if job.threads is not None or ranks.size > 1:
             threads = job.threads or os.cpu_count() or 1
-            torch.set_num_threads(max(1, threads // ranks.size))
+            torch.set_num_threads(max(1, threads // ranks.here))
         train_run(
             job.run, job.paths, job.tracking, bar=job.bar, ranks=ranks, execution=job.execution
         )
 
 
-def train_on_ranks(job: Job, size: int) -> None:
-    """Train a run on `size` ranks of this machine.
+def train_on_nodes(job: Job, size: int, nodes: int) -> None:
+    """Train a run on `nodes` machines of this SLURM job, with `size` ranks on each.
+
+    Exits and raises as `train_on_ranks`.
+    """
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None or shutil.which("srun") is None:
+        found = "no srun on the PATH" if number else "no SLURM job (SLURM_JOB_ID is not set)"
+        raise LaunchError(
+            f"found {found}, expected an allocation of {nodes} nodes: submit the run through SLURM,"
+            " start it by torchrun on every node, or set execution.nodes to 1"
+        )
+    # All nodes see the folder of states.
+    path = job.paths.state / "nodes" / f"{job.name}-{number}.json"
+    write_job(path, job)
+    log.info("starting %d ranks on each of %d nodes", size, nodes)
+    try:
+        code, sent = _run(_srun(job, size, nodes) + _command(path, "--node", str(size)))
+        stopped = _stopped(path, sent)
+    finally:
+        for file in (path, path.with_suffix(STOPPED)):
+            file.unlink(missing_ok=True)
+    if code == 0:
+        return
+    # One that was not yet listening when the signal came has ended by it, and lost nothing.
+    if code == EXIT_INTERRUPTED or (sent and code in (-TO_SRUN, 128 + TO_SRUN)):
+        raise stopped
+    raise LaunchError(
+        f"the {nodes} nodes of the run ended with exit code {code}; what ended them is in"
+        f" {job.log or 'the lines above'}. {AGAIN}"
+    )
+
+
+def _srun(job: Job, size: int, nodes: int) -> list[str]:
+    """One process on every node, with all that the job has there.
+
+    `--overlap`: also where this process is a step of the job itself, which holds the same CPUs.
+    `--wait=0`, `--kill-on-bad-exit=0`: the node processes know better when to end one another.
+    """
+    found = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap"]
+    found += ["--wait=0", "--kill-on-bad-exit=0", "--label"]
+    if job.threads is not None:
+        found.append(f"--cpus-per-task={job.threads}")
+    if torch.cuda.is_available() and not (job.device or "cuda").startswith("cpu"):
+        found.append(f"--gpus-per-node={size}")
+    return found
+
+
+def _run(command: Sequence[str]) -> tuple[int, set[int]]:
+    """Run srun to its end; its exit code, and the signals that were handed on."""
+    srun = begin(command, os.environ)
+    try:
+        with forwarding([srun], TO_SRUN) as sent:
+            return srun.wait(), sent
+    finally:
+        srun.terminate()
+        srun.wait()
+
+
+def train_on_ranks(job: Job, size: int, node: Node | None = None) -> None:
+    """Train a run on `size` ranks of this machine, which may be one `node` of several.
 
     Exits with `EXIT_INTERRUPTED` when the ranks were asked to stop and have saved; raises
     `LaunchError` when one has failed. Run again, with any number of ranks, it goes on from the
     last state.
     """
+    node = node or Node()
+    several, total = len(node.hosts) > 1, size * len(node.hosts)
+    where = f" on {node.name}" if several else ""
     with tempfile.TemporaryDirectory(prefix="etrm-ranks-") as folder:
-        log.info("starting %d ranks", size)
-        path, port = Path(folder) / "job.json", _free_port()
-        write_json_atomic(path, _document(job))
-        ranks = [_start(path, rank, size, port) for rank in range(size)]
+        path, peers = Path(folder) / "job.json", Peers(node)
+        log.info("starting %d ranks%s", size, where)
+        write_job(path, job)
+        ranks = [_start(path, local, size, node, peers.port) for local in range(size)]
         try:
-            with _forwarding(ranks) as sent:
-                failed = _wait(ranks)
+            with forwarding(ranks) as sent:
+                failed = _wait(ranks, peers)
         finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
-    if failed is None:
-        return
-    code = ranks[failed].returncode
-    # One that was not yet training when the signal came has ended by it, and lost nothing.
-    if code == EXIT_INTERRUPTED or -code in sent:
-        raise Interrupted(max(sent, default=0), advanced=True)
-    how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
-    raise LaunchError(
-        f"rank {failed} of {size} {how}, so the run was ended; its error, if it had one, is in"
-        f" {job.log or 'the lines above'}. Run the same command again to go on from the last state"
-    )
+            for process in ranks:
+                process.kill()
+                process.wait()
+        stopped = _stopped(path, sent)
+    end = End(node.number, 0 if peers.failure() is None else 1)
+    if failed is not None:
+        code = ranks[failed].returncode
+        how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
+        # One that was not yet training when the signal came has ended by it, and lost nothing.
+        code = EXIT_INTERRUPTED if -code in sent else code
+        rank = node.number * size + failed
+        end = End(node.number, code, f"rank {rank} of {total}{where} {how}")
+    end = peers.settle(end)
+    if end.code == EXIT_INTERRUPTED:
+        raise stopped
+    if end.code:
+        raise LaunchError(
+            f"{end.text}, so the run was ended; its error, if it had one, is in"
+            f" {job.log or 'the lines above'}. {AGAIN}"
+        )
 
 
-def _start(path: Path, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    here, known = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
+def _start(path: Path, local: int, size: int, node: Node, port: int) -> Process:
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{here}{os.pathsep}{known}" if known else here,
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": node.hosts[0],
         "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
+        "RANK": str(node.number * size + local),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(len(node.hosts) * size),
         "LOCAL_WORLD_SIZE": str(size),
     }
-    # Its input ends when this process does, and so does the rank then. In a session of its own, a
-    # Ctrl-C on the terminal reaches it once, from here.
-    command = [sys.executable, "-m", "etrm.launch", str(path)]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    return begin(_command(path), environment)
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
+def _stopped(path: Path, sent: set[int]) -> Interrupted:
+    """How the processes of a job were stopped: by a signal handed on, else by their own word."""
+    try:
+        note = json.loads(path.with_suffix(STOPPED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        note = {"number": 0, "advanced": False}
+    return Interrupted(max(sent, default=note["number"]), note["advanced"])
 
 
 @contextmanager
-def _forwarding(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
-    """Within the block, signals that ask a run to stop go to all ranks; yields those that did."""
-    sent: set[int] = set()
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        sent.add(number)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in Interruption.signals}
+def _noted(path: Path, first: bool) -> Iterator[None]:
+    """The `first` process of a job says how it was stopped, to the one that has started them."""
     try:
-        yield sent
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield
+    except Interrupted as stopped:
+        if first:
+            note = {"number": stopped.number, "advanced": stopped.advanced}
+            write_json_atomic(path.with_suffix(STOPPED), note)
+        raise
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for the end of all, not long when one has failed; the rank that explains the failure.
+def _command(path: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "etrm.launch", str(path), *more]
 
-    That is one that was asked to stop, else one that was killed: both take others with them, which
-    then fail because somebody is missing.
+
+def _wait(ranks: Sequence[Process], peers: Peers) -> int | None:
+    """Wait for the end of all, not long when one has failed, here or on another node.
+
+    Returns the rank of this machine that explains the failure.
     """
     until = float("inf")
     while time.monotonic() < until and None in [rank.poll() for rank in ranks]:
-        if any(rank.returncode for rank in ranks):
+        if any(rank.returncode for rank in ranks) or peers.failure():
             until = min(until, time.monotonic() + GRACE_SECONDS)
         time.sleep(POLL_SECONDS)
-    failed = [(rank.returncode, i) for i, rank in enumerate(ranks) if rank.returncode]
-    return min(failed, key=_explains)[1] if failed else None
+    ends = [End(i, rank.returncode, "it failed") for i, rank in enumerate(ranks) if rank.returncode]
+    return min(ends, key=lambda end: end.explains).node if ends else None
 
 
-def _explains(failed: tuple[int, int]) -> tuple[bool, bool]:
-    code, _ = failed
-    return code != EXIT_INTERRUPTED, code > 0
-
-
-def _document(job: Job) -> dict[str, Any]:
-    return {
-        "run": plain(job.run),
-        "paths": asdict(job.paths),
-        "tracking": plain(job.tracking),
-        "execution": plain(job.execution),
-        "device": job.device,
-        "threads": job.threads,
-        "log": job.log,
-        "bar": job.bar,
-    }
-
-
-def _read(document: dict[str, Any]) -> Job:
-    paths: dict[str, Any] = {
-        k: v if v is None else Path(v) for k, v in document["paths"].items() if k != ADVICE
-    }
-    return Job(
-        run=parse(RunConfig, document["run"]),
-        paths=RunPaths(**paths, strict_parents=tuple(document["paths"][ADVICE])),
-        tracking=parse(TrackingConfig, document["tracking"], "tracking"),
-        execution=parse(ExecutionConfig, document["execution"], "execution"),
-        device=document["device"],
-        threads=document["threads"],
-        log=None if document["log"] is None else Path(document["log"]),
-        bar=document["bar"],
-    )
-
-
-def _end_with_parent() -> None:
-    """Ask this process to save and stop when the one that started it is gone."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main(path: str) -> None:
-    """What a rank does."""
-    job, rank = _read(json.loads(Path(path).read_text(encoding="utf-8"))), int(os.environ["RANK"])
-    _end_with_parent()
+def main(path: str, *node: str) -> None:
+    """What a rank does, or with `--node` and a number of ranks, a node process."""
+    job = read_job(Path(path))
+    end_with_parent()
+    if node:
+        with job_log(job.log):
+            place = this_node(os.environ)
+        with (
+            job_log(job.log, f"{place.name}: ", history=True),
+            _noted(Path(path), not place.number),
+        ):
+            train_on_ranks(job, int(node[1]), place)
+        return
+    rank = int(os.environ["RANK"])
     name, level = (f"rank {rank}: ", logging.WARNING) if rank else ("", logging.INFO)
-    with job_log(job.log, name, level, history=True):
+    with job_log(job.log, name, level, history=True), _noted(Path(path), not rank):
         train_here(job)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

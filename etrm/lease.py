@@ -26,8 +26,8 @@ from pathlib import Path
 
 from etrm.data.files import write_json_atomic
 from etrm.holder import LEASES, REQUEST, Holder, newest_holder, read_holder, read_request, who
+from etrm.identity import here
 from etrm.logs import say
-from etrm.processes import here
 from etrm.progress import Interruption
 
 RENEW_SECONDS = 5.0  # between two signs of life of a holder

@@ -24,7 +24,7 @@ MARGIN = 1.25
 
 
 def budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> float:
-    """Bytes that the activations of this process may take."""
+    """Bytes that the activations of this process may take, of so many `ranks` on this machine."""
     if execution.memory is not None:
         return execution.memory * GIB / (1 if device.type == "cuda" else ranks)
     if device.type == "cuda":

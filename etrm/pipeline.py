@@ -17,6 +17,7 @@ from etrm.config.health import GateConfig
 from etrm.keep import RUN_FILES, SCORE_FILES
 
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
+PART_FILE = "predictions-{part}-of-{parts}.parquet"
 TABLE_FORMATS = ("csv", "md", "tex")
 
 
@@ -93,6 +94,13 @@ class Pipeline:
         """The files of a run's evaluation."""
         folder = self.root / "evaluation" / run.experiment / f"seed{run.seed}"
         return [str(folder / name) for name in SCORE_FILES]
+
+    def part_files(self, run: Run) -> list[str]:
+        """What the jobs that share a run's evaluation decode; none where one job does it all."""
+        jobs = self.study.experiments[run.experiment].evaluation.jobs
+        folder = Path(self.score_files(run)[0]).parent
+        names = [PART_FILE.format(part=part, parts=jobs) for part in range(jobs)]
+        return [str(folder / name) for name in names] if jobs > 1 else []
 
     def verdict(self, experiment: str, seed: int) -> Path:
         """Where the verdict on an overfit run is."""

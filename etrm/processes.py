@@ -1,57 +1,60 @@
-"""Processes of this machine: which one it is, and whether it still runs."""
+"""Processes that one process starts for a run: they get its signals, and end when it is gone."""
 
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-PROC = Path("/proc")
+from etrm.progress import Interruption
 
-
-def here() -> dict[str, Any]:
-    """This process, as others can know it, on this machine and on others."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "start": _state(os.getpid())[1],
-        "place": _place(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
+Process = subprocess.Popen[bytes]
 
 
-def runs_here(record: Mapping[str, Any]) -> bool | None:
-    """Does a process (`here` of it) still run? None where that cannot be seen from here.
+def begin(command: Sequence[str], environment: Mapping[str, str]) -> Process:
+    """Start a command, with this package on its path and in a session of its own.
 
-    One with the same number that was started at another time is not the same.
+    Its input ends when this process does: see `end_with_parent`. A Ctrl-C on the terminal reaches
+    it once, from here.
     """
-    if record["place"] != _place():
-        return None
+    here, known = str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH")
+    environment = {**environment, "PYTHONPATH": f"{here}{os.pathsep}{known}" if known else here}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+
+@contextmanager
+def forwarding(processes: Sequence[Process], as_: int | None = None) -> Iterator[set[int]]:
+    """Within the block, signals that ask a run to stop go to all processes; yields those that did.
+
+    `as_`: the one that is sent instead of whichever has arrived.
+    """
+    sent: set[int] = set()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        sent.add(number)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(as_ or number)
+
+    before = {number: signal.signal(number, forward) for number in Interruption.signals}
     try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return None
-    state, start = _state(record["pid"])
-    return state not in ("Z", "X") and start == record["start"]
+        yield sent
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _place() -> str:
-    """Where a process number means the same: a machine since it was started, and a container."""
-    try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+def end_with_parent() -> None:
+    """Ask this process to save and stop when the one that started it is gone."""
 
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def _state(pid: int) -> tuple[str | None, int | None]:
-    """State of a process, and when it was started, in ticks since the machine was."""
-    try:
-        fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None, None
-    return fields[0], int(fields[19])
+    threading.Thread(target=watch, daemon=True).start()

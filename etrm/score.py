@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from etrm.arc.task import Task
 from etrm.checkpoint import load_weights
-from etrm.config import parse, plain
+from etrm.config import evaluation_settings, parse
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.context import context_source
 from etrm.data.corpus import Corpus, CorpusError
@@ -20,14 +22,25 @@ from etrm.data.episodes import held_out_questions, on_lanes
 from etrm.data.files import write_json_atomic, write_table_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.environment import environment
-from etrm.evaluate import all_variants, predict
-from etrm.keep import SCORE_FILES, keep, take_back
+from etrm.evaluate import PREDICTIONS, all_variants, predict
+from etrm.keep import SCORE_FILES, is_kept, keep, take_back
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles
+from etrm.parts import Lane, Part, gather, share, write_part
 from etrm.provenance import code_digest, digest, file_digest, touched, train_code
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is asked: the held-out tasks, and the questions about those that it answers."""
+
+    run: RunConfig
+    tasks: list[Task]  # all of the split: they are the denominators
+    corpus: Corpus
+    lanes: list[Lane]
 
 
 def evaluate_run(
@@ -39,41 +52,87 @@ def evaluate_run(
     device: str | None = None,
     state: Path | None = None,
     compile: str = "auto",
+    parts: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write `predictions.parquet`, `score.json` and `submission.json`; returns the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
     were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
-    one, asked for again, is taken back from there. `compile`: as in `execution`.
+    one, asked for again, is taken back from there. `compile`: as in `execution`. `parts`: the files
+    of all `evaluate_part`, in order; nothing is decoded then. Raises `PartError` where they are not
+    the whole evaluation.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    record = json.loads((run_folder / "run.json").read_text())
-    tables = tasks_path, augmentations_path
-    if state is None:
-        return _evaluate(run_folder, record, tables, config, out, target, compile)
+    record, tables = _record(run_folder), (tasks_path, augmentations_path)
     key = _key(run_folder, record, tables, config)
-    store = state / "finished" / record["experiment"] / f"evaluation/seed{record['seed']}"
-    if take_back(out, SCORE_FILES, store, key):
+    store = None if state is None else _store(state, record)
+    if store is not None and take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
         kept: dict[str, Any] = json.loads((out / "score.json").read_text(encoding="utf-8"))
         return kept
-    result = _evaluate(run_folder, record, tables, config, out, target, compile)
+    target = torch.device("cpu") if parts else _device(device)
+    asked = _ask(run_folder, record, tables, config, target)
+    if parts:
+        table = gather(parts, asked.corpus, asked.lanes, config.batch_size, key)
+    else:
+        table = _decode(run_folder, record, asked, asked.lanes, config, compile)
+    result = _write(out, record, asked, table, config)
     try:
-        keep(out, SCORE_FILES, store, key)
+        if store is not None:
+            keep(out, SCORE_FILES, store, key)
     except OSError as error:
         log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
     return result
 
 
-def _evaluate(
+def evaluate_part(
+    run_folder: Path,
+    tasks_path: Path,
+    augmentations_path: Path,
+    config: EvaluationConfig,
+    out: Path,
+    part: Part,
+    device: str | None = None,
+    state: Path | None = None,
+    compile: str = "auto",
+) -> None:
+    """Decode one part of what `evaluate_run` asks, and write its predictions to the file `out`.
+
+    Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and will
+    not be read.
+    """
+    record, tables = _record(run_folder), (tasks_path, augmentations_path)
+    key = _key(run_folder, record, tables, config)
+    table = PREDICTIONS.empty_table()
+    if state is not None and is_kept(SCORE_FILES, _store(state, record), key):
+        log.info("the evaluation was finished before: nothing to decode")
+    else:
+        asked = _ask(run_folder, record, tables, config, _device(device))
+        lanes = share(asked.lanes, config.batch_size, part)
+        table = _decode(run_folder, record, asked, lanes, config, compile) if lanes else table
+        log.info("%s: %d predictions", part, table.num_rows)
+    write_part(out, table, part, key)
+
+
+def _record(run_folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _store(state: Path, record: Mapping[str, Any]) -> Path:
+    return state / "finished" / record["experiment"] / f"evaluation/seed{record['seed']}"
+
+
+def _device(device: str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _ask(
     run_folder: Path,
     record: Mapping[str, Any],
     tables: tuple[Path, Path],
     config: EvaluationConfig,
-    out: Path,
     device: torch.device,
-    compile: str,
-) -> dict[str, Any]:
+) -> Asked:
     run: RunConfig = parse(RunConfig, record["config"])
     tasks = held_out_tasks(tables[0])
     asked = tasks if config.tasks is None else _subset(tasks, config.tasks)
@@ -81,18 +140,34 @@ def _evaluate(
     wanted = {task.id for task in asked}
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
-    model = build_model(run, corpus.num_puzzles if record["kind"] == "trm" else 1).to(device)
+    return Asked(run, tasks, corpus, all_variants(corpus, episodes, config.variants))
+
+
+def _decode(
+    run_folder: Path,
+    record: Mapping[str, Any],
+    asked: Asked,
+    lanes: list[Lane],
+    config: EvaluationConfig,
+    compile: str,
+) -> pa.Table:
+    run, corpus = asked.run, asked.corpus
+    puzzles = corpus.num_puzzles if record["kind"] == "trm" else 1
+    model = build_model(run, puzzles).to(corpus.device)
     model.load_state_dict(load_weights(run_folder / "model.safetensors", config.weights))
-    if compiles(compile, device):
+    if compiles(compile, corpus.device):
         compile_blocks(model)
-    dtype = DTYPES[run.train.dtype]
-    lanes = all_variants(corpus, episodes, config.variants)
-    table = predict(model, corpus, lanes, run.halting, config, dtype)
-    predictions = table.to_pandas()
+    return predict(model, corpus, lanes, run.halting, config, DTYPES[run.train.dtype])
+
+
+def _write(
+    out: Path, record: Mapping[str, Any], asked: Asked, table: pa.Table, config: EvaluationConfig
+) -> dict[str, Any]:
+    predictions, tasks = table.to_pandas(), asked.tasks
     result = {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
         "held_out": held_out_status(record, tasks),
-        "evaluation": plain(config),
+        "evaluation": evaluation_settings(config),
         "tasks_of_split": len(tasks),
         "run_key": record["key"],
         "environment": environment(),
@@ -148,7 +223,7 @@ def _key(
     source = record["config"]["context"]["source"]
     files = [file_digest(path) for path in (run_folder / "model.safetensors", *tables)]
     code = code_digest("etrm.score", *train_code(source)[1:])
-    return digest(["evaluation", plain(config), record["key"], files, code])
+    return digest(["evaluation", evaluation_settings(config), record["key"], files, code])
 
 
 def held_out_tasks(tasks_path: Path) -> list[Task]:

@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror", "etrm.processes"),
+    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror", "etrm.identity"),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
@@ -29,10 +29,12 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease"),
     ("etrm.parents",),
     ("etrm.evaluate",),
+    ("etrm.parts",),
     ("etrm.memory", "etrm.slots", "etrm.probe"),
     ("etrm.engine",),
     ("etrm.loop",),
     ("etrm.train", "etrm.score"),
+    ("etrm.job", "etrm.nodes", "etrm.processes"),
     ("etrm.launch", "etrm.cluster"),
     ("etrm.pipeline",),
     ("etrm.report",),

@@ -28,7 +28,14 @@ from etrm.config.schema import (
     show,
     unknown_key,
 )
-from etrm.config.study import STAGES, ExperimentConfig, RunConfig, StudyConfig, TrainConfig
+from etrm.config.study import (
+    STAGES,
+    EvaluationConfig,
+    ExperimentConfig,
+    RunConfig,
+    StudyConfig,
+    TrainConfig,
+)
 from etrm.config.sweep import Expansion, expand
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "ExperimentConfig",
     "RunConfig",
     "StudyConfig",
+    "evaluation_settings",
     "load_study",
     "names_file",
     "parse",
@@ -95,6 +103,11 @@ def run_config(study: StudyConfig, experiment: str, stage: str, seed: int) -> Ru
     shared = {k: getattr(config, k) for k in names & {f.name for f in dataclasses.fields(config)}}
     shared["train"] = train
     return RunConfig(experiment=experiment, stage=stage, seed=seed, **shared)
+
+
+def evaluation_settings(config: EvaluationConfig) -> dict[str, Any]:
+    """Everything that can change the result of an evaluation: not how many jobs share it."""
+    return {key: value for key, value in plain(config).items() if key != "jobs"}
 
 
 def plain(value: Any) -> Any:

@@ -172,7 +172,8 @@ Each stage depends on its own part of the configuration and on the code of the m
 | `seeds` of an experiment | nothing; the runs of new seeds are added |
 | `values` of a `sweep` | nothing; the experiments of new labels are added. A label with another value runs again |
 | `gate` | the verdict, from the finished overfit run; a full run that may now start does |
-| `evaluation` | the evaluation, from the trained weights |
+| `evaluation.jobs` | the jobs of the evaluation, which find it finished and decode nothing |
+| any other key of `evaluation` | the evaluation, from the trained weights |
 | `description` | the experiment's record |
 | `figures` | the figures |
 | `tracking`, `execution`, `threads` | nothing |

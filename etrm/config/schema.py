@@ -66,7 +66,7 @@ NAME = Rule(
 TARGETS = (
     *("all", "tasks", "augment", "pretrain", "overfit", "gate", "full", "evaluate", "figures"),
     *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
-    *("verdict", "evaluate_run", "resolved_config"),
+    *("verdict", "evaluate_part", "evaluate_run", "evaluate_gather", "resolved_config"),
 )
 GROUP = Rule(
     f"a name of letters, digits, - and _ that is no other target ({', '.join(TARGETS)})",

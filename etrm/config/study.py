@@ -278,6 +278,13 @@ class EvaluationConfig:
         "resamples of the tasks for the 95 % intervals", 2000, unit="resamples", ge=0
     )
     seed: int = option("seed of the bootstrap", 0, ge=0)
+    jobs: int = option(
+        "jobs that share one evaluation, by whole batches: the result does not depend on it. One"
+        " that is finished is not decoded again for another number",
+        1,
+        unit="jobs",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,11 +359,20 @@ class ExecutionConfig:
     floating-point sums: changing it reruns nothing."""
 
     gpus: int = option(
-        "GPUs of a training run, one process (rank) each; on a machine without GPUs that"
-        " many processes on the CPU. Also settable as a resource: `--set-resources"
-        " train_full:gpu=4`",
+        "GPUs of a training run on each node, one process (rank) each; on a machine without GPUs"
+        " that many processes on the CPU. Also settable as a resource, which counts those of all"
+        " nodes: `--set-resources train_full:gpu=4`",
         1,
         unit="GPUs",
+        ge=1,
+    )
+    nodes: int = option(
+        "machines of a training run; more than one only within a SLURM job, whose nodes share the"
+        " results' file system. Also settable as a resource, with all that SLURM must then know:"
+        " `--set-resources train_full:nodes=2 train_full:gpu=8 train_full:mpi=srun"
+        " train_full:tasks=2 train_full:tasks_per_gpu=0`",
+        1,
+        unit="nodes",
         ge=1,
     )
     compile: str = option(
@@ -365,9 +381,9 @@ class ExecutionConfig:
         choices=("auto", "on", "off"),
     )
     memory: float | None = option(
-        "what the activations of a step may take, of a GPU or of all CPU processes of a run; a lane"
-        " that needs more is computed in micro-batches, which sum to the same gradient. null: 70 %"
-        " of a GPU's memory, 30 % of the machine's",
+        "what the activations of a step may take, of a GPU or of all CPU processes of a node; a"
+        " lane that needs more is computed in micro-batches, which sum to the same gradient. null:"
+        " 70 % of a GPU's memory, 30 % of the machine's",
         None,
         unit="GiB",
         gt=0,

@@ -13,9 +13,9 @@ from etrm.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
 from etrm.doctor.today import Today
 from etrm.doctor.workflow import Driver
 from etrm.holder import Holder, all_holders, who
+from etrm.identity import runs_here
 from etrm.lease import SILENCE_SECONDS
 from etrm.pipeline import Run
-from etrm.processes import runs_here
 
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%Z|%k|%M|%j")
 SQUEUE_SECONDS = 10.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etrm.doctor.finding import DEFAULT, Finding, Study, lasting
-from etrm.processes import PROC
+from etrm.identity import PROC
 
 FOLDER = ".snakemake"
 # Options of a process that is one of Snakemake's jobs, or runs none.

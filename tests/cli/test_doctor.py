@@ -22,9 +22,9 @@ from etrm.config import plain, read_study
 from etrm.doctor import Diagnosis, diagnose
 from etrm.doctor.finding import KINDS, Finding
 from etrm.doctor.today import Today
+from etrm.identity import here
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.pipeline import Pipeline, Run
-from etrm.processes import here
 from etrm.provenance import code_digest, file_digest, train_code
 
 CONFIG = "mine.yaml"

@@ -21,8 +21,8 @@ import yaml
 from jobs import SEARCHED, Job, Server, Stall, Study, assert_same_run, content, make_study, wait_for
 
 from etrm.holder import newest_holder
+from etrm.identity import here
 from etrm.lease import Lease
-from etrm.processes import here
 from etrm.progress import EXIT_INTERRUPTED, Interruption
 
 NAME = "etrm/overfit/seed0"

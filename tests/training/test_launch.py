@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,8 +17,9 @@ from tiny import make_run, make_tasks, write_study
 
 from etrm import launch
 from etrm.config.study import ExecutionConfig, TrackingConfig
-from etrm.data.files import write_json_atomic
-from etrm.launch import Job, LaunchError, train_on_ranks
+from etrm.job import Job, read_job, write_job
+from etrm.launch import LaunchError, train_on_ranks
+from etrm.nodes import Node
 from etrm.progress import EXIT_INTERRUPTED
 
 STOPS = "signal.signal(signal.{0}, lambda *_: sys.exit(75)); open('{1}', 'w'); time.sleep(60)"
@@ -36,7 +36,7 @@ def ranks_are(monkeypatch: pytest.MonkeyPatch, *programs: str) -> list[subproces
     """Rank n runs the n-th program."""
     started = []
 
-    def start(path: Path, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    def start(path: Path, rank: int, size: int, node: Node, port: int) -> subprocess.Popen[bytes]:
         assert size == len(programs)
         assert path.is_file()
         code = f"import os, signal, sys, time; {programs[rank]}"
@@ -124,8 +124,8 @@ def send_when(condition: Any, number: signal.Signals) -> None:
 def test_a_job_comes_to_its_ranks_as_it_is(job: Job) -> None:
     for each in (job, replace(job, log=None, device=None, threads=None, bar=False)):
         path = job.paths.out.with_name("job.json")
-        write_json_atomic(path, launch._document(each))
-        assert launch._read(json.loads(path.read_text())) == each
+        write_job(path, each)
+        assert read_job(path) == each
 
 
 def test_a_process_that_torchrun_has_started_starts_no_ranks(
@@ -143,8 +143,8 @@ def test_a_process_that_torchrun_has_started_starts_no_ranks(
 
 def test_a_rank_whose_launcher_is_gone_is_asked_to_stop() -> None:
     code = (
-        "import signal, sys, time; from etrm.launch import _end_with_parent;"
-        " signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); _end_with_parent();"
+        "import signal, sys, time; from etrm.processes import end_with_parent;"
+        " signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); end_with_parent();"
         " print('ready', flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE

@@ -135,3 +135,15 @@ def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert "no run has finished yet" in capsys.readouterr().out
     assert main(["run", "b", "pretrain", "--configfile", str(path)]) == 1
     assert "a pretrain --seed 0" in capsys.readouterr().err
+    assert main(["evaluate", "a", "--seed", "1", "--configfile", str(path)]) == 1
+    assert "evaluates no run of a with seed 1, but no other" in capsys.readouterr().err
+    block = {"context": {"source": "embedding"}, "split": "transductive"}
+    path.write_text(
+        json.dumps({"study": "s", "results": str(tmp_path), "experiments": {"a": block}})
+    )
+    assert main(["evaluate", "b", "--configfile", str(path)]) == 1
+    assert "evaluates no run of b with seed 0, but a --seed 0" in capsys.readouterr().err
+    assert main(["evaluate", "a", "--configfile", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "model.safetensors: not there, expected a finished run" in error
+    assert "`etrm run a pretrain --seed 0`" in error

@@ -98,6 +98,57 @@ def test_scores_count_everything(finished: Path) -> None:
     assert held_out["trm"]["status"] == "seen"
 
 
+# What the script of the copy does first: one part fails until somebody has mended something.
+FAILING_PART = """
+import os
+if snakemake.wildcards.part == "1" and not os.path.exists("mended"):
+    raise MemoryError("no room for this part")
+"""
+
+
+def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Path) -> None:
+    """In one call, then again in one process: the files are the same, byte for byte."""
+    script = study / "workflow/scripts/evaluate_part.py"
+    script.write_text(FAILING_PART + script.read_text())
+    config = variant(study, {"defaults": {"evaluation": {"jobs": 2, "batch_size": 2}}})
+    folder = results(study) / "evaluation" / PASSING / "seed0"
+    target = str((folder / "score.json").relative_to(study))
+    jobs = planned(snakemake(study, "-n", target, config=config))
+    assert jobs == {"evaluate_part": 2, "evaluate_gather": 1}
+
+    run = snakemake(study, "--cores", "1", target, config=config)
+    assert run.returncode != 0
+    assert [path.name for path in folder.glob("*-of-*")] == ["predictions-0-of-2.parquet"]
+    (study / "mended").touch()
+    jobs = planned(snakemake(study, "-n", target, config=config))
+    assert jobs == {"evaluate_part": 1, "evaluate_gather": 1}
+    run = snakemake(study, "--cores", "1", target, config=config)
+    assert run.returncode == 0, run.stdout + run.stderr
+    shared = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(shared) == {"predictions.parquet", "score.json", "submission.json"}
+    assert planned(snakemake(study, "-n", target, config=config)) == {}
+
+    # Another number of jobs finds the evaluation finished.
+    for number in (1, 3):
+        change = {"evaluation": {"jobs": number, "batch_size": 2}}
+        config = variant(study, {"defaults": change}, "other")
+        run = snakemake(study, "--cores", "1", target, config=config)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == shared
+        log = (results(study) / f"logs/{PASSING}/evaluate_seed0.log").read_text()
+        assert "taken back" in log
+    part = results(study) / f"logs/{PASSING}/evaluate_seed0_2_of_3.log"
+    assert "nothing to decode" in part.read_text()
+
+    shutil.rmtree(folder)
+    shutil.rmtree(results(study) / "state/finished" / PASSING / "evaluation")
+    command = [sys.executable, "-m", "etrm", "evaluate", PASSING, "--configfile", config]
+    environment = {**os.environ, "PYTHONPATH": str(study), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=study, env=environment, check=True, capture_output=True)
+    assert target in run.stdout.decode()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == shared
+
+
 def test_second_run_does_nothing(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in results(finished).rglob("*") if p.is_file()}
     run = snakemake(finished, "--cores", "2")

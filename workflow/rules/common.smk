@@ -6,10 +6,11 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from etrm.cluster import read_site
-from etrm.config import ConfigError, load_study, plain
+from etrm.config import ConfigError, evaluation_settings, load_study, plain
 from etrm.keep import RUN_FILES
 from etrm.pipeline import (
     FIGURES,
+    PART_FILE,
     SCORE_FILES,
     TABLE_FORMATS,
     GateError,
@@ -38,10 +39,17 @@ config["strict_parents"] = PIPELINE.strict_parents()
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+def names(experiments):
+    """A pattern of their names, which matches nothing where there are none."""
+    return "|".join(sorted(experiments)) or "(?!)"
+
+
 wildcard_constraints:
-    experiment="|".join(STUDY.experiments),
+    experiment=names(STUDY.experiments),
     stage="pretrain|overfit|full",
     seed=r"\d+",
+    part=r"\d+",
+    parts=r"\d+",
 
 
 def run_of(wildcards, stage=None):
@@ -113,6 +121,10 @@ def gate_of(wildcards):
 
 def scored_run(wildcards):
     return run_of(wildcards, STUDY.experiments[wildcards.experiment].scored_stage)
+
+
+def evaluation_of(wildcards):
+    return evaluation_settings(STUDY.experiments[wildcards.experiment].evaluation)
 
 
 def finished(wildcards):

@@ -1,7 +1,35 @@
+EVALUATION = ROOT / "evaluation/{experiment}/seed{seed}"
+# Experiments whose evaluation is one job; that of the others is shared by several.
+ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1}
+
+
 rule evaluate:
     input:
         lambda wildcards: scores_of(going(PIPELINE.scored())),
     localrule: True
+
+
+# A part's file stays until all parts are gathered: when one fails, the others are not lost.
+rule evaluate_part:
+    input:
+        tasks=PIPELINE.tasks,
+        augmentations=PIPELINE.augmentations,
+        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+    output:
+        temp(EVALUATION / PART_FILE),
+    log:
+        ROOT / "logs/{experiment}/evaluate_seed{seed}_{part}_of_{parts}.log",
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
+    resources:
+        **SITE.resources("evaluate"),
+    params:
+        evaluation=evaluation_of,
+        code=code_digest("etrm.score"),
+        state=PIPELINE.state,
+    script:
+        "../scripts/evaluate_part.py"
 
 
 rule evaluate_run:
@@ -10,19 +38,41 @@ rule evaluate_run:
         augmentations=PIPELINE.augmentations,
         run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
     output:
-        multiext(str(ROOT / "evaluation/{experiment}/seed{seed}") + "/", *SCORE_FILES),
+        multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
         ROOT / "logs/{experiment}/evaluate_seed{seed}.log",
+    wildcard_constraints:
+        experiment=names(ALONE),
     conda:
         ENVIRONMENT
     threads: STUDY.threads
     resources:
-        **SITE.gpus(1),
-        runtime=SITE.minutes("evaluate"),
+        **SITE.resources("evaluate"),
     params:
-        evaluation=lambda wildcards: plain(
-            STUDY.experiments[wildcards.experiment].evaluation
-        ),
+        evaluation=evaluation_of,
+        code=code_digest("etrm.score"),
+        state=PIPELINE.state,
+    script:
+        "../scripts/evaluate.py"
+
+
+rule evaluate_gather:
+    input:
+        tasks=PIPELINE.tasks,
+        augmentations=PIPELINE.augmentations,
+        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        parts=lambda wildcards: PIPELINE.part_files(scored_run(wildcards)),
+    output:
+        multiext(str(EVALUATION) + "/", *SCORE_FILES),
+    log:
+        ROOT / "logs/{experiment}/evaluate_seed{seed}.log",
+    wildcard_constraints:
+        experiment=names(set(STUDY.experiments) - ALONE),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        evaluation=evaluation_of,
         code=code_digest("etrm.score"),
         state=PIPELINE.state,
     script:

@@ -1,5 +1,6 @@
 # Three stages of one trainer, and the gate between the last two.
 RUN = ROOT / "runs/{experiment}"
+SIZE = {"gpus": STUDY.execution.gpus, "nodes": STUDY.execution.nodes}
 
 
 rule pretrain:
@@ -39,8 +40,7 @@ rule train_pretrain:
         ENVIRONMENT
     threads: STUDY.threads
     resources:
-        **SITE.gpus(STUDY.execution.gpus),
-        runtime=SITE.minutes("pretrain"),
+        **SITE.resources("pretrain", **SIZE),
     params:
         run=config_of("pretrain"),
         parent=parent_path_of("pretrain"),
@@ -61,8 +61,7 @@ use rule train_pretrain as train_overfit with:
     log:
         ROOT / "logs/{experiment}/overfit_seed{seed}.log",
     resources:
-        **SITE.gpus(STUDY.execution.gpus),
-        runtime=SITE.minutes("overfit"),
+        **SITE.resources("overfit", **SIZE),
     params:
         run=config_of("overfit"),
         parent=parent_path_of("overfit"),
@@ -82,8 +81,7 @@ use rule train_pretrain as train_full with:
     log:
         ROOT / "logs/{experiment}/full_seed{seed}.log",
     resources:
-        **SITE.gpus(STUDY.execution.gpus),
-        runtime=SITE.minutes("full"),
+        **SITE.resources("full", **SIZE),
     params:
         run=config_of("full"),
         parent=parent_path_of("full"),

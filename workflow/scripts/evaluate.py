@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from etrm.cluster import threads_of
+from etrm.cluster import preemptible, threads_of
 from etrm.config import parse
 from etrm.config.study import EvaluationConfig
 from etrm.logs import job_log
 from etrm.score import evaluate_run
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0]), preemptible():
     torch.set_num_threads(threads_of(snakemake.resources, snakemake.threads))
     evaluate_run(
         run_folder=Path(snakemake.input.run[0]).parent,
@@ -20,4 +20,5 @@ with job_log(snakemake.log[0]):
         out=Path(snakemake.output[0]).parent,
         state=Path(snakemake.params.state),
         compile=snakemake.config["execution"]["compile"],
+        parts=[Path(part) for part in snakemake.input.get("parts", [])],
     )

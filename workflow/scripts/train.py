@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from etrm.cluster import going_on, gpus_of, threads_of
+from etrm.cluster import going_on, gpus_of, nodes_of, threads_of
 from etrm.config import parse
 from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
-from etrm.launch import Job, train
+from etrm.job import Job
+from etrm.launch import train
 from etrm.logs import job_log
 from etrm.pipeline import require_passed
 from etrm.train import RunPaths
@@ -32,4 +33,5 @@ with job_log(snakemake.log[0], history=True), going_on():
         log=Path(snakemake.log[0]),
         bar=False,
     )
-    train(job, gpus_of(snakemake.resources))
+    resources = snakemake.resources
+    train(job, gpus_of(resources), nodes_of(resources))

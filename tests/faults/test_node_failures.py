@@ -1,0 +1,310 @@
+"""Two nodes, which here are two processes on loopback: they train one run, and end together.
+
+They are started as `srun` starts them on a cluster: by a stand-in, by its variables alone, or with
+torchrun instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import EXIT_INTERRUPTED, SEARCHED, Study, make_study, metrics, wait_for
+from safetensors.torch import load_file
+
+from etrm.config import read_study
+from etrm.job import Job, write_job
+from etrm.nodes import FIRST_PORT, PORTS, free_port
+from etrm.pipeline import Pipeline, Run
+from etrm.train import RunPaths
+
+HOSTS = "localhost,127.0.0.1"
+PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
+LONG, SHORT = 150, 20
+# Starts a process for every node, hands on SIGUSR1, ends all at once by SIGTERM, and has the
+# highest of their exit codes: as the real one.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys, threading
+
+options = [word for word in sys.argv[1:] if word.startswith("--")]
+command = sys.argv[1:]
+while command[0].startswith("--"):
+    command.pop(0)
+count = int(dict(word[2:].split("=") for word in options if "=" in word)["nodes"])
+started = []
+for number in range(count):
+    step = {{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": str(count), "SLURM_NODEID": str(number)}}
+    step |= {{"SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NODELIST": "{HOSTS}"}}
+    started.append(subprocess.Popen(command, env=os.environ | step, stdin=subprocess.PIPE))
+
+
+def send(number):
+    for process in started:
+        process.send_signal(number)
+
+
+def follow():
+    while os.read(0, 1):
+        pass
+    for process in started:
+        process.stdin.close()
+
+
+signal.signal(signal.SIGUSR1, lambda *_: send(signal.SIGUSR1))
+signal.signal(signal.SIGTERM, lambda *_: send(signal.SIGKILL))
+threading.Thread(target=follow, daemon=True).start()
+codes = [process.wait() for process in started]
+sys.exit(max(128 - code if code < 0 else code for code in codes))
+"""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process, and the file of what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def end(self, within: float = 120) -> tuple[int, str]:
+        """Its exit code, and what it has said."""
+        return self.process.wait(within), self.log.read_text()
+
+    def children(self) -> list[int]:
+        """The processes that it has started and that live, in their order."""
+        pid = self.process.pid
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return sorted(map(int, found.split()))
+
+
+def start(command: list[str], log: Path, **environment: str) -> Started:
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **PYTHON, **environment},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    return Started(process, log)
+
+
+def slurm_job() -> str:
+    """The number of a job whose port is free."""
+    return str((free_port() - FIRST_PORT) % PORTS)
+
+
+def job_of(study: Study) -> Path:
+    """The file that node processes are given."""
+    config = read_study(study.config)
+    pipeline, run = Pipeline(config), Run("etrm", "overfit", 0)
+    tables = pipeline.tasks, pipeline.augmentations
+    paths = RunPaths(*tables, None, pipeline.folder(run), pipeline.state, pipeline.wandb)
+    path = study.folder / "job.json"
+    job = Job(pipeline.config_of(run), paths, config.tracking, config.execution, "cpu", threads=1)
+    write_job(path, job)
+    return path
+
+
+def start_nodes(study: Study, ranks: int = 1, count: int = 2) -> list[Started]:
+    """Node processes by SLURM's variables, with so many ranks on each."""
+    command = [sys.executable, "-m", "etrm.launch", str(job_of(study)), "--node", str(ranks)]
+    step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": str(count), "SLURM_JOB_NODELIST": HOSTS}
+    return [
+        start(command, study.folder / f"node{n}.log", **step, SLURM_NODEID=str(n))
+        for n in range(count)
+    ]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    """Equal but for the order of floating-point sums."""
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=1e-5)
+    for first, second in zip(metrics(found), metrics(expected), strict=True):
+        numbers = {name: value for name, value in first.items() if value is not None}
+        assert {k: second[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The run of one process."""
+    study = make_study(tmp_path_factory.mktemp("alone") / "study", SHORT)
+    run = start(etrm(study), study.folder / "log")
+    code, log = run.end()
+    assert code == 0, log
+    return study
+
+
+def etrm(study: Study, *more: str) -> list[str]:
+    return [sys.executable, "-m", "etrm", *study.command("etrm", *more)]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """One that takes as long as a test needs to disturb it."""
+    return make_study(tmp_path / "study", LONG)
+
+
+def test_two_nodes_train_what_one_process_trains(alone: Study, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", SHORT)
+    ends = [node.end() for node in start_nodes(study)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "starting 1 ranks on node 1 (127.0.0.1)" in ends[1][1]
+    assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
+    assert_close(study.out(), alone.out())
+
+
+def test_torchrun_on_two_nodes_trains_the_same(alone: Study, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", SHORT)
+    torchrun = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-id",
+        "7",
+        "--rdzv-backend",
+        "c10d",
+    ]
+    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, *etrm(study)[1:]]
+    started = [start(command, study.folder / f"torchrun{n}.log") for n in range(2)]
+    ends = [each.end() for each in started]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
+    assert_close(study.out(), alone.out())
+
+
+def test_a_signal_to_one_node_saves_and_stops_both(study: Study) -> None:
+    started = start_nodes(study)
+    wait_for(lambda: study.newest() >= 12, "a state")
+    started[1].process.send_signal(signal.SIGTERM)
+    ends = [node.end(30) for node in started]
+    assert [code for code, _ in ends] == [EXIT_INTERRUPTED] * 2, ends
+    saved = study.newest()
+    assert f"saved step {saved}; run the same command again" in ends[0][1]
+    # It goes on with another number of nodes and ranks: four, on the same two machines.
+    ends = [node.end() for node in start_nodes(study, 2)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert f"going on from step {saved} " in ends[0][1]
+    assert json.loads((study.out() / "run.json").read_text())["ranks"] == 4
+
+
+def test_a_killed_rank_ends_both_nodes_which_name_it(study: Study) -> None:
+    started = start_nodes(study, 2)
+    wait_for(lambda: study.newest() >= 6, "a state")
+    ranks = [node.children() for node in started]
+    assert [len(found) for found in ranks] == [2, 2]
+    began = time.monotonic()
+    os.kill(ranks[1][1], signal.SIGKILL)
+    ends = [node.end(30) for node in started]
+    assert time.monotonic() - began < 25
+    assert [code for code, _ in ends] == [1, 1], ends
+    for _, log in ends:
+        assert "rank 3 of 4 on node 1 (127.0.0.1) was killed by SIGKILL, so the run was" in log
+    assert all(gone(pid) for found in ranks for pid in found)
+    assert not study.out().exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_node_process_ends_the_other(killed: int, study: Study) -> None:
+    """Its ranks miss it, and ask all others to stop."""
+    started = start_nodes(study)
+    wait_for(lambda: study.newest() >= 6, "a state")
+    ranks = [node.children() for node in started]
+    began = time.monotonic()
+    started[killed].process.kill()
+    code, log = started[1 - killed].end(30)
+    assert time.monotonic() - began < 25
+    assert code == EXIT_INTERRUPTED, log
+    wait_for(lambda: all(gone(pid) for found in ranks for pid in found), "the end of all ranks")
+
+
+def test_a_node_that_cannot_train_ends_the_other(study: Study) -> None:
+    """It has another idea of the run: its ranks fail before they meet the others."""
+    job = job_of(study)
+    other = json.loads(job.read_text())
+    other["paths"]["tasks"] = str(study.folder / "nowhere.parquet")
+    wrong = study.folder / "wrong.json"
+    wrong.write_text(json.dumps(other))
+    step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": HOSTS}
+    started = []
+    for number, path in enumerate((job, wrong)):
+        command = [sys.executable, "-m", "etrm.launch", str(path), "--node", "1"]
+        log = study.folder / f"node{number}.log"
+        started.append(start(command, log, **step, SLURM_NODEID=str(number)))
+    ends = [node.end(60) for node in started]
+    assert [code for code, _ in ends] == [1, 1], ends
+    assert "rank 1 of 2 on node 1 (127.0.0.1) ended with exit code 1" in ends[1][1]
+    assert "nowhere.parquet" in ends[1][1]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Callable[..., Started]:
+    """Runs `etrm` within a job of two nodes."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text(SRUN)
+    (folder / "srun").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def run(study: Study, *more: str) -> Started:
+        command = etrm(study, "--nodes", "2", *more)
+        return start(command, study.folder / "job.log", PATH=path, SLURM_JOB_ID=slurm_job())
+
+    return run
+
+
+def test_a_job_starts_its_nodes(
+    cluster: Callable[..., Started], alone: Study, tmp_path: Path
+) -> None:
+    study = make_study(tmp_path / "study", SHORT)
+    code, log = cluster(study, "--gpus", "2").end()
+    assert code == 0, log
+    assert "starting 2 ranks on each of 2 nodes" in log
+    assert json.loads((study.out() / "run.json").read_text())["ranks"] == 4
+    assert_close(study.out(), alone.out())
+
+
+def test_a_signal_to_the_job_reaches_all_ranks(
+    cluster: Callable[..., Started], study: Study
+) -> None:
+    job = cluster(study)
+    wait_for(lambda: study.newest() >= 6, "a state")
+    job.process.send_signal(signal.SIGTERM)
+    code, log = job.end(30)
+    assert code == EXIT_INTERRUPTED, log
+    assert f"SIGUSR1: saved step {study.newest()}; run the same command again" in log
+
+
+def test_nothing_is_left_of_a_killed_job(cluster: Callable[..., Started], study: Study) -> None:
+    job = cluster(study)
+    wait_for(lambda: study.newest() >= 6, "a state")
+    [srun] = job.children()
+    nodes = children_of(srun)
+    ranks = [pid for node in nodes for pid in children_of(node)]
+    assert (len(nodes), len(ranks)) == (2, 2)
+    job.process.kill()
+    wait_for(lambda: all(map(gone, [srun, *nodes, *ranks])), "the end of all")
+
+
+def children_of(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for found in threads for child in found.read_text().split())

@@ -1,0 +1,25 @@
+"""Stage `evaluate`, one of several jobs that share it: decode a part of the questions."""
+
+from pathlib import Path
+
+import torch
+
+from etrm.cluster import preemptible, threads_of
+from etrm.config import parse
+from etrm.config.study import EvaluationConfig
+from etrm.logs import job_log
+from etrm.parts import Part
+from etrm.score import evaluate_part
+
+with job_log(snakemake.log[0]), preemptible():
+    torch.set_num_threads(threads_of(snakemake.resources, snakemake.threads))
+    evaluate_part(
+        run_folder=Path(snakemake.input.run[0]).parent,
+        tasks_path=Path(snakemake.input.tasks),
+        augmentations_path=Path(snakemake.input.augmentations),
+        config=parse(EvaluationConfig, snakemake.params.evaluation, "evaluation"),
+        out=Path(snakemake.output[0]),
+        part=Part(int(snakemake.wildcards.part), int(snakemake.wildcards.parts)),
+        state=Path(snakemake.params.state),
+        compile=snakemake.config["execution"]["compile"],
+    )
