@@ -1,14 +1,16 @@
-"""A real SLURM of one node, for tests and to try the pipeline on: two CPUs, two GPUs in name.
+"""A real SLURM, for tests and to try the pipeline on: two nodes with a CPU and a GPU each, in name.
 
     python tests/slurm/cluster.py start     installs SLURM where it is missing, starts it
     python tests/slurm/cluster.py stop      stops what was started
 
 It needs root, on Debian or Ubuntu, and a machine without a SLURM of its own: the configuration has
 to be where SLURM's programs look for it (Snakemake's plugin removes the variable that would name
-another place from its jobs). All else that it writes is in a folder of its own.
+another place from its jobs), and the names of the nodes in /etc/hosts. All else that it writes is
+in a folder of its own.
 
-Its GPUs are device files that do nothing. SLURM counts them, hands them out and takes them back as
-it does real ones; it cannot keep a job off the one that another has been given (no cgroups here).
+Both nodes are this machine, and their GPUs are device files that do nothing. SLURM counts them,
+hands them out and takes them back as it does real ones; it cannot keep a job off the one that
+another has been given (no cgroups here).
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ GRES = CONFIGURATION.with_name("gres.conf")
 MARK = "# Written by tests/slurm/cluster.py of ETRM, which removes it again."
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
-DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
+NODES = ("etrm1", "etrm2")
+# In the order in which they are stopped, with what a process of each is called.
+DAEMONS = {**{f"slurmd-{node}": "slurmd" for node in NODES}, "slurmctld": "slurmctld"}
+DAEMONS |= {"munged": "munged"}
+HOSTS = Path("/etc/hosts")
 PATIENCE = 60.0  # seconds for the node to be idle, and for a daemon to end
 
 # MinJobAge: finished jobs stay in `squeue`, which is all that there is without an accounting
@@ -39,18 +45,17 @@ SLURM_CONF = """\
 ClusterName=etrm
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 StateSaveLocation={folder}/controller
-SlurmdSpoolDir={folder}/node
+SlurmdSpoolDir={folder}/node-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -60,6 +65,8 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/jobs.log
 SchedulerType=sched/backfill
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -70,16 +77,20 @@ CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 KillWait=15
 JobRequeue=1
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory} Gres=gpu:2 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES MaxTime=60 State=UP
-PartitionName=gpu Nodes={host} MaxTime=60 State=UP
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 State=UP
+PartitionName=gpu Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
+"""
+NODE = """\
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory={memory} \
+Gres=gpu:1 State=UNKNOWN
 """
 # A count of GPUs without a file for each is refused, and the node is drained.
 GRES_CONF = """\
 {mark}
 AutoDetect=off
-NodeName={host} Name=gpu File=/dev/null
-NodeName={host} Name=gpu File=/dev/zero
+NodeName=etrm1 Name=gpu File=/dev/null
+NodeName=etrm2 Name=gpu File=/dev/zero
 """
 
 
@@ -97,20 +108,24 @@ def start() -> None:
             f"found {CONFIGURATION} of another SLURM, expected a machine without one"
         )
     stop()
-    for name in ("", "controller", "node"):
+    for name in ("", "controller", *(f"node-{node}" for node in NODES)):
         (FOLDER / name).mkdir(parents=True, exist_ok=True, mode=0o755)
+    controller, *ports = _free_ports(1 + len(NODES))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     host = socket.gethostname().partition(".")[0]
-    controller, node = _free_ports(2)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 * 9 // 10
-    values = {"mark": MARK, "host": host, "folder": FOLDER, "memory": memory}
+    values = {"mark": MARK, "host": host, "folder": FOLDER, "controller": controller}
+    text = SLURM_CONF.format(**values)
+    for node, port in zip(NODES, ports, strict=True):
+        text += NODE.format(node=node, host=host, port=port, memory=memory * 4 // 10)
     CONFIGURATION.parent.mkdir(exist_ok=True)
-    ports = {"controller": controller, "node": node}
-    CONFIGURATION.write_text(SLURM_CONF.format(**values, **ports))
+    CONFIGURATION.write_text(text)
     GRES.write_text(GRES_CONF.format(**values))
+    HOSTS.write_text(f"{HOSTS.read_text().rstrip()}\n127.0.0.1 {' '.join(NODES)} {MARK}\n")
     (FOLDER / "jobs.log").touch()
     _start_munge()
     _run("slurmctld", "-i")
-    _run("slurmd")
+    for node in NODES:
+        _run("slurmd", "-N", node)
     _wait_until_idle()
 
 
@@ -123,6 +138,9 @@ def stop() -> None:
     for path in (CONFIGURATION, GRES):
         if _ours(path):
             path.unlink()
+    lines = HOSTS.read_text().splitlines(keepends=True)
+    if any(MARK in line for line in lines):
+        HOSTS.write_text("".join(line for line in lines if MARK not in line))
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
@@ -173,8 +191,7 @@ def _wait_until_idle() -> None:
     until = time.monotonic() + PATIENCE
     while (state := ask("sinfo", "-h", "-p", "gpu", "-o", "%T")) != "idle":
         if time.monotonic() > until:
-            logs = [(FOLDER / f"{name}.log") for name in ("slurmctld", "slurmd")]
-            tails = "\n".join(path.read_text()[-1500:] for path in logs if path.exists())
+            tails = "\n".join(p.read_text()[-1500:] for p in sorted(FOLDER.glob("slurm*.log")))
             raise ClusterError(f"the node is {state or 'not there'}, expected idle:\n{tails}")
         time.sleep(0.2)
 
@@ -186,7 +203,7 @@ def _alive(name: str) -> int | None:
         running = Path(f"/proc/{number}/comm").read_text().strip()
     except (OSError, ValueError):
         return None
-    return number if running == name else None
+    return number if running == DAEMONS[name] else None
 
 
 def _stop_daemon(name: str) -> None:
