@@ -392,6 +392,10 @@ def test_a_state_that_may_be_of_a_run_is_not_to_be_removed(study: Made) -> None:
     finding = only(examine(), "orphaned files")
     assert "or of etrm/overfit/seed0, etrm/full/seed0, which cannot be told" in finding.what
     assert finding.mend == AGAIN
+    study.finish(PARENT)
+    change(study, "trm_strict", halting={"max_steps": 2})
+    stale, again = examine().findings
+    assert (stale.kind, again.what, again.mend) == ("stale", finding.what, AGAIN)
 
 
 def test_results_of_experiments_that_are_gone_are_found(study: Made) -> None:
@@ -478,6 +482,8 @@ def test_results_of_another_configuration_are_stale(known: bool, study: Made) ->
     assert finding.what == text + ("" if known else why)
     forced = f"{AGAIN} --forcerun {targets[0]} {targets[1]}"
     assert finding.mend == (AGAIN if known else forced)
+    study.lease("etrm/overfit/seed0")
+    assert only(examine(), "stale").names == ("etrm/full/seed0",), "it is trained now"
 
 
 def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> None:
