@@ -175,7 +175,7 @@ class Lease:
             return False
         self._path, self._generation = path, int(path.stem)
         for other in self.folder.iterdir():
-            if other != path:
+            if not (other.stem.isdigit() and int(other.stem) >= self._generation):
                 other.unlink(missing_ok=True)
         return True
 

@@ -78,7 +78,7 @@ def _findings(study: Study, verify: bool) -> Iterator[Finding]:
     for driver in watching:
         yield Finding(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
     yield from jobs.unwatched(study, submitted, watching)
-    yield from jobs.leases(study, today, submitted)
+    yield from jobs.leases(study, today, submitted, watching)
     if not watching:  # else it is at work on them
         yield from workflow.locks(study)
         yield from workflow.marks(study)

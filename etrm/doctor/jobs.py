@@ -19,6 +19,8 @@ from etrm.pipeline import Run
 
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%Z|%k|%M|%j")
 SQUEUE_SECONDS = 10.0
+OTHER = ", in another configuration or from other data or code than today's"
+UNWATCHED = "; no Snakemake on this machine watches it: started again, the study takes it over"
 
 
 class SqueueError(RuntimeError):
@@ -79,7 +81,9 @@ def unwatched(
     )
 
 
-def leases(study: Study, today: Today, jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
+def leases(
+    study: Study, today: Today, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
+) -> Iterator[Finding]:
     """Who has the lease on which run: those that live are noted."""
     ids = {job.id for job in jobs}
     runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.pipeline.runs()}
@@ -87,16 +91,14 @@ def leases(study: Study, today: Today, jobs: Sequence[SlurmJob]) -> Iterator[Fin
         process, run = who(holder.record), runs.get(name)
         silent = _dead(holder, ids)
         if silent is None:
-            other = "" if run is None or _is_of_today(holder, run, today) else _OTHER
-            text = f"{name} is trained by {process} since {holder.record['began']}{other}"
+            text = f"{name} is trained by {process} since {holder.record['began']}"
+            text += "" if run is None or _is_of_today(holder, run, today) else OTHER
+            text += "" if watching else UNWATCHED
             yield Finding(NOTE, text, names=(name,))
             continue
         done = run is None or not today.missing(run)
         mend = remove([holder.path.parent]) if done else study.again()
         yield Finding("leases", f"{process} still has {name}, and {silent}", mend, (name,))
-
-
-_OTHER = ", in another configuration or from other data or code than today's"
 
 
 def _dead(holder: Holder, ids: set[str]) -> str | None:

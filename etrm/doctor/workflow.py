@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 import socket
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -16,7 +17,7 @@ from etrm.identity import PROC
 
 FOLDER = ".snakemake"
 # Options of a process that is one of Snakemake's jobs, or runs none.
-NO_DRIVER = {"--mode", "-n", "--dry-run", "--dryrun", "--unlock", "--lint", "--report"}
+NO_DRIVER = re.compile(r"-[a-z]*n[a-z]*|--(mode|dry-?run|unlock|lint|report)(=.*)?")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _drives(arguments: Sequence[str], study: Study) -> bool:
     """`snakemake …`, `python …/snakemake …` or `python -m snakemake …`, for this study."""
     if "snakemake" not in [Path(argument).name for argument in arguments[:3]]:
         return False
-    if any(argument.partition("=")[0] in NO_DRIVER for argument in arguments):
+    if any(map(NO_DRIVER.fullmatch, arguments)):
         return False
     files = _configfiles(arguments) or [DEFAULT]
     return any((study.folder / f).resolve() == _config(study) for f in files)

@@ -21,6 +21,7 @@ from etrm.cli import main
 from etrm.config import plain, read_study
 from etrm.doctor import Diagnosis, diagnose
 from etrm.doctor.finding import KINDS, Finding
+from etrm.doctor.jobs import OTHER, UNWATCHED
 from etrm.doctor.today import Today
 from etrm.identity import here
 from etrm.keep import RUN_FILES, SCORE_FILES
@@ -199,14 +200,23 @@ def test_a_lock_of_a_snakemake_that_runs_is_in_order(
 ) -> None:
     lock(study)
     write(study.mark("incomplete", study.pipeline.folder(RUN) / "run.json"), "")
+    study.lease("etrm/full/seed0", key=study.key(RUN))
     pid = run_as("--cores", "2", *form.split())
     diagnosis = examine()
     assert not diagnosis.findings
-    assert [note.what for note in diagnosis.notes] == [f"Snakemake runs the study (process {pid})"]
+    driver, training = (note.what for note in diagnosis.notes)
+    assert driver == f"Snakemake runs the study (process {pid})"
+    assert training.endswith("since today")
 
 
 @pytest.mark.parametrize(
-    "arguments", ["-n --configfile mine.yaml", "--configfile other.yaml", "--mode=subprocess", ""]
+    "arguments",
+    [
+        "-np --configfile mine.yaml",
+        "--configfile other.yaml",
+        "--mode remote --configfile mine.yaml",
+        "",
+    ],
 )
 def test_other_processes_of_snakemake_hold_no_lock(
     arguments: str, study: Made, run_as: Callable[..., int]
@@ -303,12 +313,12 @@ def test_a_slurm_that_gives_no_answer_is_not_waited_for(
 def test_leases_of_processes_that_live_are_noted(study: Made) -> None:
     squeue(study, job(study, 12))
     away = {"host": "node7", "place": "there", "pid": 5}
-    study.lease("etrm/overfit/seed0", silent=500)  # this test
+    study.lease("etrm/overfit/seed0", silent=500)  # of this test, which runs
     study.lease("etrm/full/seed0", silent=20, **away)
     study.lease("trm_strict/pretrain/seed0", silent=500, slurm_job="12", **away)
     diagnosis = examine()
     only(diagnosis, "orphaned jobs")
-    other = ", in another configuration or from other data or code than today's"
+    other = OTHER + UNWATCHED
     assert [note.what for note in diagnosis.notes] == [
         f"etrm/full/seed0 is trained by process 5 on node7 since today{other}",
         f"etrm/overfit/seed0 is trained by process {os.getpid()} on {here()['host']} since"
@@ -355,7 +365,7 @@ def test_an_interrupted_run_says_from_where_it_goes_on(study: Made) -> None:
     study.lease("etrm/overfit/seed0", key=study.key(OVERFIT))
     diagnosis = examine()
     assert not diagnosis.findings, "it is trained now"
-    assert diagnosis.notes[0].what.endswith("since today")
+    assert diagnosis.notes[0].what.endswith(f"since today{UNWATCHED}")
 
 
 def test_a_state_of_a_finished_run_is_left(study: Made) -> None:
@@ -382,6 +392,10 @@ def test_a_state_that_may_be_of_a_run_is_not_to_be_removed(study: Made) -> None:
     finding = only(examine(), "orphaned files")
     assert "or of etrm/overfit/seed0, etrm/full/seed0, which cannot be told" in finding.what
     assert finding.mend == AGAIN
+    study.finish(PARENT)
+    change(study, "trm_strict", halting={"max_steps": 2})
+    stale, again = examine().findings
+    assert (stale.kind, again.what, again.mend) == ("stale", finding.what, AGAIN)
 
 
 def test_results_of_experiments_that_are_gone_are_found(study: Made) -> None:
@@ -468,6 +482,8 @@ def test_results_of_another_configuration_are_stale(known: bool, study: Made) ->
     assert finding.what == text + ("" if known else why)
     forced = f"{AGAIN} --forcerun {targets[0]} {targets[1]}"
     assert finding.mend == (AGAIN if known else forced)
+    study.lease("etrm/overfit/seed0")
+    assert only(examine(), "stale").names == ("etrm/full/seed0",), "it is trained now"
 
 
 def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> None:
