@@ -118,18 +118,21 @@ class SiteConfig:
         SLURM counts `gpu` over all nodes, and `gres` on each. The plugin wraps a job in an `srun`
         of one process, on one node, unless it is an MPI job, one with `mpi` and `tasks`: such are
         ours on several nodes, where training calls `srun` itself (`etrm.launch`), with one task on
-        each. `tasks` alone would be taken for `--ntasks-per-gpu`.
+        each. `tasks` alone would be taken for `--ntasks-per-gpu`. So many GPUs in all need not be
+        as many on each node, which is said beside.
         """
         several = nodes > 1
-        by_gres = ":".join(filter(None, ("gpu", self.gpu_model, str(gpus))))
+        of_node = ":".join(filter(None, (self.gpu_model, str(gpus))))
+        uneven = several and self.ask_by == "gpu"
         return {
             "gpu": gpus * nodes if self.ask_by == "gpu" else None,
-            "gres": by_gres if self.ask_by == "gres" else None,
+            "gres": f"gpu:{of_node}" if self.ask_by == "gres" else None,
             "runtime": self._minutes(stage),
             "nodes": nodes,
             "mpi": "srun" if several else None,
             "tasks": nodes if several else None,
             "tasks_per_gpu": 0 if several else None,
+            "slurm_extra": f"{self.options} --gpus-per-node={of_node}" if uneven else None,
         }
 
     def _minutes(self, stage: str) -> Callable[..., int]:

@@ -37,7 +37,8 @@ def resources(settings: SiteConfig, stage: str = "full", attempt: int = 1, **siz
 def submitted(settings: SiteConfig, **size: int) -> list[str]:
     """The options of `sbatch` that the plugin makes of it."""
     job = SimpleNamespace(threads=1, resources=Found(resources(settings, **size)))
-    job.resources.update(cpus_per_gpu=settings.cpus_per_gpu, slurm_extra=settings.options)
+    job.resources.setdefault("slurm_extra", settings.options)
+    job.resources["cpus_per_gpu"] = settings.cpus_per_gpu
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     call = get_submit_command(job, dict.fromkeys(names, ""))
     return shlex.split(call + set_gres_string(job))
@@ -111,7 +112,7 @@ def test_gpus_are_asked_for_by_the_one_or_by_the_other() -> None:
 
 def test_several_nodes_are_asked_for() -> None:
     options = submitted(site(), gpus=4, nodes=2)
-    assert {"--nodes=2", "--ntasks=2", "--gpus=8"} <= set(options)
+    assert {"--nodes=2", "--ntasks=2", "--gpus=8", "--gpus-per-node=4"} <= set(options)
     options = submitted(site(ask_by="gres"), gpus=4, nodes=2)
     assert {"--nodes=2", "--ntasks=2", "--gres=gpu:4"} <= set(options), "on each node"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,12 +217,36 @@ def test_wandb_continues_as_one_run(studies: Studies) -> None:
     assert len(ids) == 4, "as many as there are runs"
 
 
+def test_a_run_on_two_nodes_is_that_of_two_ranks(studies: Studies) -> None:
+    folder, target = studies.here, "results/two/runs/trm_strict/pretrain/seed0/model.safetensors"
+    (folder / "slurm/site.yaml").write_text(yaml.safe_dump({**SITE, "runtime": {"pretrain": 5}}))
+    short = {"experiments": {"trm_strict": {"stages": {"pretrain": {"steps": 20}}}}}
+    found = []
+    for execution, where in (
+        ({"gpus": 2}, ["--cores", "2"]),
+        ({"nodes": 2}, ["--profile", "slurm"]),
+    ):
+        study = {"extends": CONFIG, "study": "two", "execution": execution, **short}
+        (folder / "config/two.yaml").write_text(yaml.safe_dump(study))
+        run = snakemake(folder, target, *where, config="config/two.yaml")
+        assert run.wait(180) == 0, output_of(folder)
+        found.append(load_file(folder / target))
+        record = json.loads((folder / target).with_name("run.json").read_text())
+        assert record["ranks"] == 2
+        shutil.rmtree(folder / "results/two")
+    for name, ours in found[0].items():
+        assert torch.allclose(ours, found[1][name], atol=1e-5), name
+    job = show(job_of(folder, "train_pretrain", "trm_strict"))
+    assert (job["NumNodes"], job["TresPerJob"]) == ("2", "gres:gpu:2")
+    assert job["NodeList"] == "etrm[1-2]"
+
+
 # --- Snakemake and SLURM ---
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def snakemake(folder: Path, *arguments: str, config: str = CONFIG) -> subprocess.Popen[bytes]:
     """Snakemake in a copy of the project, its output in a file there."""
-    command = [sys.executable, "-m", "snakemake", "--configfile", CONFIG, *arguments]
+    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     environment.pop("ETRM_SITE", None)
     with (folder / "output.txt").open("ab") as output:
