@@ -23,7 +23,15 @@ from etrm.evaluate import all_variants, predict
 from etrm.keep import SCORE_FILES, keep, take_back
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles
-from etrm.provenance import code_digest, digest, file_digest, touched, train_code
+from etrm.provenance import (
+    code_digest,
+    code_digests,
+    digest,
+    evaluation_key,
+    file_digest,
+    score_code,
+    touched,
+)
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -48,15 +56,28 @@ def evaluate_run(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     record = json.loads((run_folder / "run.json").read_text())
     tables = tasks_path, augmentations_path
+    code = score_code(record["config"]["context"]["source"])
+    made_with = {
+        "evaluation": plain(config),
+        "run_key": record["key"],
+        "data": {path.stem: file_digest(path) for path in tables},
+        "code": code_digests(*code),
+    }
     if state is None:
-        return _evaluate(run_folder, record, tables, config, out, target, compile)
-    key = _key(run_folder, record, tables, config)
+        return _evaluate(run_folder, record, tables, config, made_with, out, target, compile)
+    key = evaluation_key(
+        plain(config),
+        record["key"],
+        file_digest(run_folder / "model.safetensors"),
+        list(made_with["data"].values()),
+        code_digest(*code),
+    )
     store = state / "finished" / record["experiment"] / f"evaluation/seed{record['seed']}"
     if take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
         kept: dict[str, Any] = json.loads((out / "score.json").read_text(encoding="utf-8"))
         return kept
-    result = _evaluate(run_folder, record, tables, config, out, target, compile)
+    result = _evaluate(run_folder, record, tables, config, made_with, out, target, compile)
     try:
         keep(out, SCORE_FILES, store, key)
     except OSError as error:
@@ -69,6 +90,7 @@ def _evaluate(
     record: Mapping[str, Any],
     tables: tuple[Path, Path],
     config: EvaluationConfig,
+    made_with: Mapping[str, Any],
     out: Path,
     device: torch.device,
     compile: str,
@@ -91,9 +113,8 @@ def _evaluate(
     result = {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
         "held_out": held_out_status(record, tasks),
-        "evaluation": plain(config),
+        **made_with,
         "tasks_of_split": len(tasks),
-        "run_key": record["key"],
         **score(
             predictions,
             tasks,
@@ -134,19 +155,6 @@ def _corpus(
             f" {run_folder} has embeddings of, expected the same table; train it again"
         )
     return corpus
-
-
-def _key(
-    run_folder: Path,
-    record: Mapping[str, Any],
-    tables: Sequence[Path],
-    config: EvaluationConfig,
-) -> str:
-    """Digest of everything that determines an evaluation."""
-    source = record["config"]["context"]["source"]
-    files = [file_digest(path) for path in (run_folder / "model.safetensors", *tables)]
-    code = code_digest("etrm.score", *train_code(source)[1:])
-    return digest(["evaluation", plain(config), record["key"], files, code])
 
 
 def held_out_tasks(tasks_path: Path) -> list[Task]:

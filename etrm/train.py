@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,9 +40,11 @@ from etrm.parents import Parent, read_parent, refuse_leak, start_from
 from etrm.progress import Interruption, Progress
 from etrm.provenance import (
     code_digest,
+    code_digests,
     commit,
     digest,
     file_digest,
+    run_key,
     seen_tasks,
     train_code,
     versions,
@@ -95,7 +98,8 @@ def train_run(
     with Interruption(tell=ranks.main) as interruption:
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _read_parent(run, paths)
-            key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
+            data = {p.stem: file_digest(p) for p in (paths.tasks, paths.augmentations)}
+            key, store = _key(run, data, parent), paths.state / "finished" / _name(run)
             states = paths.state / key[:16]
             if ranks.main:
                 remove_temporaries(paths.out)
@@ -118,6 +122,7 @@ def train_run(
             "seconds": round(loop.seconds, 1),
             "stopped_early": loop.reason,
             "health": loop.events,
+            "data": data,
             "key": key,
         }
         _write_outputs(paths.out, record, loop)
@@ -223,11 +228,10 @@ def _read_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
     return parent
 
 
-def _key(run: RunConfig, paths: RunPaths, parent: Parent | None) -> str:
-    """Digest of everything that determines a run: a state of another one is never resumed."""
-    files = [file_digest(path) for path in (paths.tasks, paths.augmentations)]
-    files += [] if parent is None else [parent.sha256]
-    return digest([plain(run), files, code_digest(*train_code(run.context.source))])
+def _key(run: RunConfig, data: Mapping[str, str], parent: Parent | None) -> str:
+    code = code_digest(*train_code(run.context.source))
+    weights = None if parent is None else parent.sha256
+    return run_key(plain(run), list(data.values()), weights, code)
 
 
 def _name(run: RunConfig) -> str:
@@ -274,5 +278,6 @@ def _record(
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*train_code(run.context.source)),
+        "code": code_digests(*train_code(run.context.source)),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }

@@ -35,6 +35,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.train", "etrm.score"),
     ("etrm.launch",),
     ("etrm.pipeline",),
+    ("etrm.status",),
     ("etrm.report",),
     ("etrm.cli", "etrm.__main__"),
 ]
