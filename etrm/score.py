@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluate import all_variants, predict
 from etrm.keep import SCORE_FILES, keep, take_back
 from etrm.models.build import build_model
-from etrm.models.compute import DTYPES, compile_blocks, compiles
+from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.provenance import (
     code_digest,
     code_digests,
@@ -95,6 +96,7 @@ def _evaluate(
     device: torch.device,
     compile: str,
 ) -> dict[str, Any]:
+    began = time.perf_counter()
     run: RunConfig = parse(RunConfig, record["config"])
     tasks = held_out_tasks(tables[0])
     asked = tasks if config.tasks is None else _subset(tasks, config.tasks)
@@ -124,6 +126,7 @@ def _evaluate(
             variants=config.variants,
         ),
     }
+    result |= {"device": device_name(device), "seconds": round(time.perf_counter() - began, 1)}
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(predictions, tasks))

@@ -182,7 +182,10 @@ def _compared(
     """The fields `config`, `code` and `data` of a status; `name` is the config's in the record."""
     if record is None:
         return {}
-    config = sorted(changes(today, record[name]), key=lambda change: not _is_tag(change[0]))
+    # The block of an evaluation is named as the study has it; that of a run is the whole.
+    prefix = "" if name == "config" else f"{name}."
+    found = [(prefix + key, then, now) for key, then, now in changes(today, record[name])]
+    config = sorted(found, key=lambda change: not _is_tag(change[0]))
     data = record.get("data", {})
     return {
         "config": tuple(config),

@@ -36,6 +36,7 @@ from etrm.engine import Trainer
 from etrm.keep import RUN_FILES, keep, take_back
 from etrm.loop import Loop, free_space
 from etrm.models.build import build_model, num_parameters
+from etrm.models.compute import device_name
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
 from etrm.progress import Interruption, Progress
 from etrm.provenance import (
@@ -249,10 +250,8 @@ def _record(
     parents = [] if parent is None or parent.record is None else [parent.record]
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
-        name = torch.cuda.get_device_name(device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        name = f"cpu, {torch.get_num_threads()} threads"
     return {
         "experiment": run.experiment,
         "stage": run.stage,
@@ -272,7 +271,7 @@ def _record(
         "init": loaded,
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
-        "device": name,
+        "device": device_name(device),
         "ranks": ranks.size,
         "peak_memory_bytes": ranks.largest(memory),  # of the rank that took most
         "versions": versions(),

@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.launch",),
     ("etrm.pipeline",),
     ("etrm.status",),
+    ("etrm.plan",),
     ("etrm.report",),
     ("etrm.cli", "etrm.__main__"),
 ]
