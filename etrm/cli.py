@@ -61,13 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     """What is shown of a plan; several of a kind are alternatives."""
-    stages = ("pretrain", "overfit", "gate", "full", "evaluate")
-    states = ("done", "run", "waits", "stopped", "stale")
     add = parser.add_argument
     add("experiments", nargs="*", metavar="GLOB", help="only these experiments, one line each")
-    add("--group", action="append", default=[], metavar="GLOB", help="only this group")
-    add("--stage", action="append", default=[], choices=stages, help="only this stage")
-    add("--state", action="append", default=[], choices=states, help="only what is in this state")
+    for name, words in (
+        ("group", "only this group"),
+        ("stage", "only this stage: pretrain, overfit, gate, full, evaluate"),
+        ("state", "only what is done, run, waits, stopped, stale"),
+    ):
+        add(f"--{name}", action="append", default=[], metavar="GLOB", help=words)
     add("--gpu", metavar="NAME", help="count hours of this device, one that has been measured")
     add("--all", action="store_true", help="a line for every experiment, also where they are alike")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")

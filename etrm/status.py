@@ -46,7 +46,7 @@ class Status:
     config: tuple[tuple[str, Any, Any], ...] = ()  # (dotted key, value then, value now)
     code: tuple[str, ...] = ()  # files of the package; ("",): some, the record does not say which
     data: tuple[str, ...] = ()  # tables that are others now
-    origin: bool = False  # of a run: first weights are others now; of an evaluation: its run is
+    origin: str | None = None  # what it was made from is another now, in words
     step: int | None = None  # a run of today's configuration was interrupted there, and goes on
     kept: bool = False  # finished before, as it would be today: it is taken back, not made again
 
@@ -70,11 +70,7 @@ class Status:
         found = _some(list(map(in_words, self.config)))
         found += _some([f"code {name}".rstrip() for name in self.code])
         found += [f"new data ({name})" for name in self.data]
-        return found + (["other first weights" if self._is_run else "another run"] * self.origin)
-
-    @property
-    def _is_run(self) -> bool:
-        return self.record is not None and "seen_tasks" in self.record
+        return found + ([self.origin] if self.origin else [])
 
 
 class StudyStatus:
@@ -97,12 +93,13 @@ class StudyStatus:
         files, missing, record = _read(paths, "score.json")
         today = plain(config.evaluation)
         trained = self.run(run).record
+        differs = record and trained and record["run_key"] != trained["key"]
         return Status(
             record,
             files,
             missing,
             **_compared(record, "evaluation", today, code, self._tables()),
-            origin=bool(record and trained and record["run_key"] != trained["key"]),
+            origin="of another run" if differs else None,
             kept=self._score_kept(run, today, code),
         )
 
@@ -126,7 +123,7 @@ class StudyStatus:
             files,
             missing,
             **_compared(record, "config", today, code, self._tables()),
-            origin=bool(then and now and then != now),
+            origin="other first weights" if then and now and then != now else None,
             step=_newest_step(self.pipeline.state / key[:16]) if key else None,
             kept=bool(key and _kept(self._store(run, run.stage), key, RUN_FILES)),
         )

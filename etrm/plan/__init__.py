@@ -7,7 +7,7 @@ What runs is Snakemake's answer (`jobs`), why it runs is read from the records o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,12 +46,13 @@ class Plan:
     ) -> Plan:
         """Only what fits a glob of each kind that is given.
 
-        Raises `PlanError` for one that no experiment or group has.
+        Raises `PlanError` for one that fits none of the study's.
         """
         known = self.pipeline.study.experiments
-        in_groups = list(self.pipeline.groups())
         _refuse("experiment", experiments, list(known))
-        _refuse("--group", groups, in_groups)
+        _refuse("--group", groups, list(self.pipeline.groups()))
+        _refuse("--stage", stages, STAGES)
+        _refuse("--state", states, STATES)
         kept = tuple(
             (entry, cost)
             for entry, cost in self.stages
@@ -61,16 +62,7 @@ class Plan:
             and _fits(entry.state, states)
         )
         given = bool(experiments or groups or stages or states)
-        return Plan(
-            self.configfile,
-            self.pipeline,
-            self.jobs,
-            kept,
-            self.device,
-            self.disk,
-            self.notes,
-            given,
-        )
+        return replace(self, stages=kept, selected=given)
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON has it.
@@ -175,8 +167,8 @@ def _notes(pipeline: Pipeline, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]])
     unmeasured = [entry for entry, cost in stages if cost.hours is None]
     if unmeasured:
         notes.append(
-            f"{len(unmeasured)} of them have no hours (?), because nothing of their size has been"
-            f" measured: a finished run does, and `{HOW}` at the paper's sizes"
+            f"{len(unmeasured)} jobs have no hours (?), because nothing of their size has been"
+            f" measured: a finished run does that, and `{HOW}` at the paper's sizes"
         )
     return notes
 

@@ -91,22 +91,26 @@ def snakemake_jobs(configfile: str) -> Jobs:
         raise PlanError(
             f"{Path.cwd()}: found no Snakefile, expected the folder of the project: go there first"
         )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            _, args = cli.parse_args(["--dryrun", "--configfile", configfile])
+    except SystemExit:
+        words = said.getvalue().strip().splitlines() or ["it does not say why"]
+        raise PlanError(f"Snakemake refuses what a profile sets: {words[-1]}") from None
     # Rules and progress left out, Snakemake ends when its graph of jobs is complete.
     quiet = frozenset({Quietness.RULES, Quietness.PROGRESS})
     try:
-        with redirect_stderr(io.StringIO()):  # it says there which profile it reads
-            _, args = cli.parse_args(["--dryrun", "--configfile", configfile])
         with SnakemakeApi(OutputSettings(dryrun=True, quiet=quiet)) as api:
-            for handler in list(api.logger_manager.logger.handlers):
-                api.logger_manager.logger.removeHandler(handler)
-            api.logger_manager.logger.addHandler(logging.NullHandler())
+            logger = api.logger_manager.logger
+            for handler in list(logger.handlers):
+                logger.removeHandler(handler)
+            logger.addHandler(logging.NullHandler())
             workflow = _dry_run(api, args)
-            jobs = [_job(job, workflow.dag.reason(job)) for job in workflow.dag.needrun_jobs()]
-            return Jobs(tuple(jobs), locked=bool(workflow.persistence.locked))
-    except SystemExit:
-        raise PlanError("Snakemake refused its options: look into profiles/") from None
     except Exception as error:
         raise PlanError(f"Snakemake cannot plan the study: {_words(error)}") from error
+    jobs = [_job(job, workflow.dag.reason(job)) for job in workflow.dag.needrun_jobs()]
+    return Jobs(tuple(jobs), locked=bool(workflow.persistence.locked))
 
 
 def _dry_run(api: Any, args: Any) -> Any:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from etrm.config.compare import NONE
 from etrm.plan import Plan, by_measurement, hours
 from etrm.plan.cost import Cost
 from etrm.plan.entries import STATES, Entry
@@ -18,6 +19,7 @@ TRAINED = "train"  # the column of `pretrain` and `overfit`: an experiment has o
 COLUMNS = (TRAINED, "gate", "full", "evaluate")
 GAP, HANGING = "  ", " " * 8
 NARROWEST = 24  # of the last column: below it, reasons have lines of their own
+MOST = 2  # lines of a reason beside its experiment
 NAME = 12  # of the first, where there is no room for names
 DERIVED = "its "  # a reason that follows from one that is shown
 # What is no stage of an experiment, by the rules that make it.
@@ -98,7 +100,7 @@ def _line(name: str, stages: Stages) -> Line:
         name=name,
         seeds=str(len({entry.seed for entry in entries})),
         cells=tuple(_cell(entries, column) for column in COLUMNS),
-        gpus="–".join(map(str, dict.fromkeys((gpus or [0])[:: len(gpus) - 1 or 1]))),
+        gpus="–".join(map(str, dict.fromkeys((gpus[0], gpus[-1])))) if gpus else NONE,
         why=_why(entries),
         stages=stages,
     )
@@ -129,10 +131,9 @@ def _row(lines: Sequence[Line], indented: bool) -> tuple[str, ...]:
     name = first.name if len(lines) == 1 else f"{len(lines)} experiments"
     stages = [stage for line in lines for stage in line.stages]
     work = _hours(stages) if any(entry.job for entry, _ in stages) else ""
-    cells = [cell or "–" for cell in first.cells]
+    cells = [cell or NONE for cell in first.cells]
     name = f"  {name}" if indented else name
-    gpus = first.gpus if first.gpus != "0" else "–"
-    return (name, first.seeds, *cells, gpus, work, "; ".join(first.why))
+    return (name, first.seeds, *cells, first.gpus, work, "; ".join(first.why))
 
 
 def _aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str], width: int) -> list[str]:
@@ -149,10 +150,12 @@ def _aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str], width
             continue
         fixed = [_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=False)]
         line = GAP.join(fixed)
-        if left >= NARROWEST or row is head:
-            lines.append(f"{line}{GAP}{_cut(row[-1], max(left, len(head[-1])))}".rstrip())
-        else:
+        if left < NARROWEST and row is not head:
             lines += [line.rstrip(), *_wrapped(row[-1], width, "    ")]
+            continue
+        why = textwrap.wrap(row[-1], max(left, len(head[-1])), max_lines=MOST, placeholder=" …")
+        lines.append(f"{line}{GAP}{why[0] if why else ''}".rstrip())
+        lines += [" " * (len(line) + len(GAP)) + more for more in why[1:]]
     return lines
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,22 +16,6 @@ from projects import STUDY, copy_project, planned, snakemake, variant
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 
 pytestmark = pytest.mark.xdist_group("workflow")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which the small study has been run to the end."""
-    folder = copy_project(tmp_path_factory.mktemp("study"))
-    run = snakemake(folder, "--cores", "2")
-    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
-    return folder
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished study, times kept, to be changed."""
-    shutil.copytree(finished, tmp_path / "study", symlinks=True)
-    return tmp_path / "study"
 
 
 def results(folder: Path) -> Path:
