@@ -119,7 +119,7 @@ class _Entries:
         """What is wrong with a result that Snakemake would keep."""
         missing = [f"{name} is missing" for name in status.missing]
         if status.record is None and not missing:
-            missing = ["its record cannot be read"]
+            missing = ["the record cannot be read"]
         return missing + status.differences()
 
     def _why(

@@ -195,7 +195,7 @@ def _reasons(job: Any, reason: Any) -> Iterator[str]:
         old, new = _literals(change.only_old), _literals(change.only_new)
         yield from changed_params(dict(job.params.items()), old, new)
     if reason.code_changed:
-        yield "its rule or script has changed"
+        yield "rule or script has changed"
     if reason.input_changed:
         yield "other set of input files"
     if reason.software_stack_changed:

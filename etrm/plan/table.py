@@ -17,11 +17,12 @@ Stages = Sequence[tuple[Entry, Cost]]
 
 TRAINED = "train"  # the column of `pretrain` and `overfit`: an experiment has one of them
 COLUMNS = (TRAINED, "gate", "full", "evaluate")
+NOTHING = ": there is nothing to be done"
 GAP, HANGING = "  ", " " * 8
 NARROWEST = 24  # of the last column: below it, reasons have lines of their own
 MOST = 2  # lines of a reason beside its experiment
-NAME = 12  # of the first, where there is no room for names
-DERIVED = "its "  # a reason that follows from one that is shown
+NAME = 24  # of the first, where there is no room for names: they are cut in the middle
+DERIVED = "its "  # how a reason begins that follows from another job's
 # What is no stage of an experiment, by the rules that make it.
 OTHERS = {
     "data": ("tasks", "augment"),
@@ -113,10 +114,10 @@ def _cell(entries: Sequence[Entry], column: str) -> str:
 
 
 def _why(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Each reason once, in the order of stages; what follows from another one left out."""
+    """Each reason once, in the order of stages; of those that follow from others, one at most."""
     reasons = list(dict.fromkeys(reason for entry in entries for reason in entry.why))
     own = [reason for reason in reasons if not reason.startswith(DERIVED)]
-    return tuple(own or reasons)
+    return tuple(own or reasons[:1])
 
 
 def _folded(lines: Iterable[Line]) -> list[list[Line]]:
@@ -137,26 +138,40 @@ def _row(lines: Sequence[Line], indented: bool) -> tuple[str, ...]:
 
 
 def _aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str], width: int) -> list[str]:
+    head, rows = _filled(head, rows)
     cells = [head, *(row for row in rows if not isinstance(row, str))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
     left = width - sum(widths) - len(GAP) * len(widths)
-    if left < NARROWEST:  # names give way first
-        given = min(NARROWEST - left, max(0, widths[0] - NAME))
-        widths[0], left = widths[0] - given, left + given
+    spare, wanted = max(0, widths[0] - NAME), min(NARROWEST, max(len(row[-1]) for row in cells))
+    beside = left + spare >= wanted
+    # Names give way to reasons; where that is not enough, these have lines of their own.
+    given = max(0, wanted - left) if beside else min(spare, max(0, -left))
+    widths[0], left = widths[0] - given, left + given
     lines = []
     for row in [head, *rows]:
         if isinstance(row, str):
-            lines.append(row)
+            lines += _wrapped(row, width)
             continue
         fixed = [_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=False)]
         line = GAP.join(fixed)
-        if left < NARROWEST and row is not head:
-            lines += [line.rstrip(), *_wrapped(row[-1], width, "    ")]
-            continue
-        why = textwrap.wrap(row[-1], max(left, len(head[-1])), max_lines=MOST, placeholder=" …")
-        lines.append(f"{line}{GAP}{why[0] if why else ''}".rstrip())
-        lines += [" " * (len(line) + len(GAP)) + more for more in why[1:]]
+        if beside:
+            why = textwrap.wrap(row[-1], left, max_lines=MOST, placeholder=" …") or [""]
+            lines.append(f"{line}{GAP}{why[0]}".rstrip())
+            lines += [" " * (len(line) + len(GAP)) + more for more in why[1:]]
+        else:
+            lines += [line.rstrip(), *(_wrapped(row[-1], width, "    ") if row is not head else ())]
     return lines
+
+
+def _filled(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...] | str]]:
+    """Without the columns in which no experiment has anything."""
+    cells = [row for row in rows if not isinstance(row, str)]
+    last = len(head) - 1
+    kept = [i for i in range(last) if any(row[i] not in ("", NONE) for row in cells)] + [last]
+    pick = lambda row: tuple(row[i] for i in kept)  # noqa: E731
+    return pick(head), [row if isinstance(row, str) else pick(row) for row in rows]
 
 
 def _others(plan: Plan) -> str:
@@ -179,7 +194,7 @@ def _totals(plan: Plan, width: int) -> list[str]:
     total = sum(counts.values())
     others = total - sum(of_stages.values())
     text = f"Jobs:   {total}" + (", as `snakemake -n` counts them: " if total else "")
-    text += f"{split}, {others} others" if split else f"{others} others" if total else ""
+    text += ", ".join(part for part in (split, f"{others} others") if part) if total else NOTHING
     lines = _wrapped(text, width)
     shown = plan.stages
     waiting = [(e, c) for e, c in shown if e.state == "waits" and c.hours]
@@ -234,7 +249,11 @@ def _some(texts: Sequence[str], most: int = 2) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+    """Names differ at their end as well as at their beginning."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:

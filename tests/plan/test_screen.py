@@ -124,7 +124,7 @@ def test_what_snakemake_keeps_though_it_is_not_todays_is_stale(
     (made.folder(STRICT) / "run.json").write_text("{")
     found = states(made)
     assert found["etrm", "gate"].why == ("verdict.json is missing",)
-    assert found["strict", "pretrain"].why == ("its record cannot be read",)
+    assert found["strict", "pretrain"].why == ("the record cannot be read",)
 
 
 # --- the screen ---
@@ -221,6 +221,32 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "train.lr" in text, "the reason is there, on a line of its own if need be"
     assert "never run" in text
+
+
+def test_names_are_cut_so_that_they_can_be_told_apart_and_empty_columns_left_out() -> None:
+    names = [f"etrm_standard_with_a_long_name_steps{i}" for i in range(3)]
+    experiments = {name: {} for name in names}
+    document = {
+        "study": "s",
+        "defaults": {"context": {"source": "standard"}},
+        "experiments": experiments,
+    }
+    stages = [(Entry(n, "full", 0, "run", ("never run",), True, 1), Cost(1.0)) for n in names]
+    pipeline = Pipeline(load_study(document))
+    text = render(plan(pipeline=pipeline, stages=tuple(stages)), 76, every=True)
+    lines = [line for line in text.splitlines() if "steps" in line]
+    assert len({line.split()[0] for line in lines}) == 3
+    assert all(line.endswith("never run") for line in lines)
+    assert "gate" not in text.splitlines()[2]
+    assert "full" in text.splitlines()[2]
+
+
+def test_a_finished_study_has_nothing_to_be_done() -> None:
+    done = tuple((Entry(f"etrm_{i}", "full", 0, "done"), Cost(0.0)) for i in range(5))
+    text = render(plan(stages=done, jobs=Jobs(()), notes=()), 120)
+    assert "Jobs:   0: there is nothing to be done" in text
+    assert "Hours" not in text
+    assert "Others: data done, figures done, tables done, records done, report done" in text
 
 
 def test_the_document_has_every_stage_and_is_json() -> None:
