@@ -156,7 +156,7 @@ def _dry_run(api: Any, args: Any) -> Any:
 
 
 def _words(error: Exception) -> str:
-    from snakemake_interface_common.exceptions import ApiError, WorkflowError
+    from snakemake.exceptions import ApiError, WorkflowError
 
     known = isinstance(error, WorkflowError | ApiError)
     return str(error) if known and str(error) else f"{type(error).__name__}: {error}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from etrm.config.compare import NONE
 from etrm.plan import Plan, by_measurement, hours
+from etrm.plan.columns import aligned, wrapped
 from etrm.plan.cost import Cost
 from etrm.plan.entries import STATES, Entry
 from etrm.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
@@ -18,10 +18,6 @@ Stages = Sequence[tuple[Entry, Cost]]
 TRAINED = "train"  # the column of `pretrain` and `overfit`: an experiment has one of them
 COLUMNS = (TRAINED, "gate", "full", "evaluate")
 NOTHING = ": there is nothing to be done"
-GAP, HANGING = "  ", " " * 8
-NARROWEST = 24  # of the last column: below it, reasons have lines of their own
-MOST = 2  # lines of a reason beside its experiment
-NAME = 24  # of the first, where there is no room for names: they are cut in the middle
 DERIVED = "its "  # how a reason begins that follows from another job's
 # What is no stage of an experiment, by the rules that make it.
 OTHERS = {
@@ -65,8 +61,8 @@ def render(plan: Plan, width: int, every: bool = False) -> str:
     text = [
         f"Study {plan.pipeline.study.study} ({plan.configfile}), results in {plan.pipeline.root}"
     ]
-    text += ["", *_aligned(head, rows, width)] if rows else ["", "nothing is selected"]
-    text += ["", *_wrapped(_others(plan), width), *_totals(plan, width)]
+    text += ["", *aligned(head, rows, width)] if rows else ["", "nothing is selected"]
+    text += ["", *wrapped(_others(plan), width), *_totals(plan, width)]
     return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in text)
 
 
@@ -137,43 +133,6 @@ def _row(lines: Sequence[Line], indented: bool) -> tuple[str, ...]:
     return (name, first.seeds, *cells, first.gpus, work, "; ".join(first.why))
 
 
-def _aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str], width: int) -> list[str]:
-    head, rows = _filled(head, rows)
-    cells = [head, *(row for row in rows if not isinstance(row, str))]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
-    left = width - sum(widths) - len(GAP) * len(widths)
-    spare, wanted = max(0, widths[0] - NAME), min(NARROWEST, max(len(row[-1]) for row in cells))
-    beside = left + spare >= wanted
-    # Names give way to reasons; where that is not enough, these have lines of their own.
-    given = max(0, wanted - left) if beside else min(spare, max(0, -left))
-    widths[0], left = widths[0] - given, left + given
-    lines = []
-    for row in [head, *rows]:
-        if isinstance(row, str):
-            lines += _wrapped(row, width)
-            continue
-        fixed = [_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=False)]
-        line = GAP.join(fixed)
-        if beside:
-            why = textwrap.wrap(row[-1], left, max_lines=MOST, placeholder=" …") or [""]
-            lines.append(f"{line}{GAP}{why[0]}".rstrip())
-            lines += [" " * (len(line) + len(GAP)) + more for more in why[1:]]
-        else:
-            lines += [line.rstrip(), *(_wrapped(row[-1], width, "    ") if row is not head else ())]
-    return lines
-
-
-def _filled(
-    head: tuple[str, ...], rows: Sequence[tuple[str, ...] | str]
-) -> tuple[tuple[str, ...], list[tuple[str, ...] | str]]:
-    """Without the columns in which no experiment has anything."""
-    cells = [row for row in rows if not isinstance(row, str)]
-    last = len(head) - 1
-    kept = [i for i in range(last) if any(row[i] not in ("", NONE) for row in cells)] + [last]
-    pick = lambda row: tuple(row[i] for i in kept)  # noqa: E731
-    return pick(head), [row if isinstance(row, str) else pick(row) for row in rows]
-
-
 def _others(plan: Plan) -> str:
     """The stages that are of no single experiment, in one sentence."""
     parts = []
@@ -195,7 +154,7 @@ def _totals(plan: Plan, width: int) -> list[str]:
     others = total - sum(of_stages.values())
     text = f"Jobs:   {total}" + (", as `snakemake -n` counts them: " if total else "")
     text += ", ".join(part for part in (split, f"{others} others") if part) if total else NOTHING
-    lines = _wrapped(text, width)
+    lines = wrapped(text, width)
     shown = plan.stages
     waiting = [(e, c) for e, c in shown if e.state == "waits" and c.hours]
     if any(entry.job for entry, _ in shown):
@@ -205,13 +164,13 @@ def _totals(plan: Plan, width: int) -> list[str]:
         if waiting:
             text += f", of them {_hours(waiting)} behind gates"
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
-        lines += _wrapped(text + (f"; {', '.join(found)}" if found else ""), width)
+        lines += wrapped(text + (f"; {', '.join(found)}" if found else ""), width)
     disk = plan.disk
     text = f"Disk:   {_bytes(disk.write)} to write"
     text += f", states of a run up to {_bytes(disk.state)} while it trains" if disk.state else ""
-    lines += _wrapped(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free", width)
+    lines += wrapped(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free", width)
     for note in plan.notes:
-        lines += _wrapped(f"Note:   {note}", width)
+        lines += wrapped(f"Note:   {note}", width)
     return lines
 
 
@@ -246,18 +205,3 @@ def _count(number: int, what: str) -> str:
 def _some(texts: Sequence[str], most: int = 2) -> str:
     more = len(texts) - most
     return "; ".join(texts[:most]) + (f"; +{more} more" if more > 0 else "")
-
-
-def _cut(text: str, width: int) -> str:
-    """Names differ at their end as well as at their beginning."""
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
-
-
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    later = indent or " " * 8
-    return textwrap.wrap(
-        text, max(width, NARROWEST), initial_indent=indent, subsequent_indent=later
-    )
