@@ -90,7 +90,7 @@ class StudyStatus:
         """The evaluation of a run."""
         pipeline, config = self.pipeline, self.pipeline.study.experiments[run.experiment]
         paths, code = pipeline.score_files(run), score_code(config.context.source)
-        files, missing, record = _read(paths, "score.json")
+        files, missing, record = _read(paths, "score.json", ("evaluation", "run_key"))
         today = plain(config.evaluation)
         trained = self.run(run).record
         differs = record and trained and record["run_key"] != trained["key"]
@@ -115,7 +115,8 @@ class StudyStatus:
     def _run(self, run: Run) -> Status:
         today = plain(self.pipeline.config_of(run))
         code = train_code(today["context"]["source"])
-        files, missing, record = _read(self.pipeline.run_files(run), "run.json")
+        needed = ("config", "key", "weights_sha256")
+        files, missing, record = _read(self.pipeline.run_files(run), "run.json", needed)
         then, now = _origin(record), self._first_weights(run)
         key = self._key(run)
         return Status(
@@ -217,13 +218,15 @@ def _origin(record: Mapping[str, Any] | None) -> str | None:
 
 
 def _read(
-    paths: Sequence[str], name: str
+    paths: Sequence[str], name: str, needed: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any] | None]:
-    """Files that are there, that are missing, and the content of `name`."""
+    """Files that are there, that are missing, and the record: None if it has not what is needed."""
     there = [Path(path) for path in paths if Path(path).is_file()]
     names = tuple(path.name for path in there)
     missing = tuple(n for path in paths if (n := Path(path).name) not in names)
-    return names, missing, next((_json(path) for path in there if path.name == name), None)
+    record = next((_json(path) for path in there if path.name == name), None)
+    usable = record is not None and all(key in record for key in needed)
+    return names, missing, record if usable else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:

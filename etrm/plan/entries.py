@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def run(self) -> Run:
-        """The training run that it is, or is of."""
+        """The run, if it is one of training; else its experiment and seed."""
         return Run(self.experiment, self.stage, self.seed)
 
 

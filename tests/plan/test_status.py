@@ -137,12 +137,17 @@ def damaged(folder: Path) -> None:
     (folder / "run.json").write_text('{"config": ')
 
 
+def foreign(folder: Path) -> None:
+    (folder / "run.json").write_text('{"config": {}}')
+
+
 @pytest.mark.parametrize(
     ("harm", "missing"),
     [
         (without("model.safetensors"), ("model.safetensors",)),
         (without("run.json"), ("run.json",)),
         (damaged, ()),
+        (foreign, ()),
     ],
 )
 def test_a_run_of_which_something_is_lost_is_not_whole(
