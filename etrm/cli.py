@@ -1,4 +1,4 @@
-"""The command line: `etrm summary | doctor | run | evaluate | export`."""
+"""The command line: `etrm plan | summary | doctor | run | evaluate | export`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="etrm", description="Encoder-based Tiny Recursive Models on ARC-AGI."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    plan = commands.add_parser(
+        "plan", help="what would run and why, what it takes, what is done; runs nothing"
+    )
+    _plan_options(plan)
     summary = commands.add_parser("summary", help="results table, verdicts and paths of a study")
     training = commands.add_parser(
         "run", help="one training run without Snakemake, on a machine that has only PyTorch"
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scoring = commands.add_parser(
         "evaluate", help="one finished run on the held-out tasks, in this process, likewise"
     )
-    for command in (summary, doctor, training, scoring):
+    for command in (plan, summary, doctor, training, scoring):
         command.add_argument("--configfile", default="config/config.yaml", help="the study")
     for command in (training, scoring):
         command.add_argument("experiment", help="name of the experiment in the study")
@@ -53,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return export_run(given.run, given.out, given.weights)
         if given.command == "doctor":
             return examine(given.configfile, given.verify, given.json)
+        if given.command == "plan":
+            print(plan_text(given))
+            return 0
         study = read_study(given.configfile)
         if given.command == "summary":
             print(summary_text(study))
@@ -66,6 +74,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"etrm: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    """What is shown of a plan; several of a kind are alternatives."""
+    add = parser.add_argument
+    add("experiments", nargs="*", metavar="GLOB", help="only these experiments, one line each")
+    for name, words in (
+        ("group", "only this group"),
+        ("stage", "only this stage: pretrain, overfit, gate, full, evaluate"),
+        ("state", "only what is done, run, waits, stopped, stale"),
+    ):
+        add(f"--{name}", action="append", default=[], metavar="GLOB", help=words)
+    add("--gpu", metavar="NAME", help="count hours of this device, one that has been measured")
+    add("--all", action="store_true", help="a line for every experiment, also where they are alike")
+    add("--json", action="store_true", help="everything, by experiment, stage and seed")
+
+
+def plan_text(given: argparse.Namespace) -> str:
+    """The plan that the options ask for, as a screen or as JSON."""
+    from etrm.plan import make_plan
+    from etrm.plan.table import render
+
+    plan = make_plan(given.configfile, given.gpu)
+    plan = plan.select(given.experiments, given.group, given.stage, given.state)
+    if given.json:
+        return json.dumps(plan.document(), indent=2, ensure_ascii=False)
+    width = shutil.get_terminal_size(fallback=(120, 40)).columns
+    return render(plan, width, given.all)
 
 
 def summary_text(study: StudyConfig) -> str:

@@ -46,6 +46,7 @@ class Pipeline:
         self.config = self.root / "config.yaml"
         self.state = self.root / "state"
         self.wandb = self.root / "wandb"
+        self._configs: dict[Run, RunConfig] = {}
 
     def runs(self, stage: str | None = None, experiment: str | None = None) -> list[Run]:
         """All runs, or those of a stage, or of an experiment, in the order of the config."""
@@ -80,7 +81,9 @@ class Pipeline:
 
     def config_of(self, run: Run) -> RunConfig:
         """What one run depends on."""
-        return run_config(self.study, run.experiment, run.stage, run.seed)
+        if run not in self._configs:  # asked for again and again where a study is planned
+            self._configs[run] = run_config(self.study, run.experiment, run.stage, run.seed)
+        return self._configs[run]
 
     def folder(self, run: Run) -> Path:
         """The run folder."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ def code_digest(*modules: str) -> str:
 
     Comments, docstrings and formatting do not count: it is taken of the syntax trees.
     """
+    return digest(code_digests(*modules))[:16]
+
+
+def code_digests(*modules: str) -> dict[str, str]:
+    """The same by module, so that it can be said which one has changed."""
     seen: set[str] = set()
     todo = list(modules)
     while todo:
@@ -52,12 +57,40 @@ def code_digest(*modules: str) -> str:
         if name not in seen:
             seen.add(name)
             todo += _module(name)[1]
-    return digest({name: _module(name)[0] for name in sorted(seen)})[:16]
+    return {name: _module(name)[0][:16] for name in sorted(seen)}
+
+
+def source_file(module: str) -> str:
+    """Where a module of this package is, or was, from the folder of the package."""
+    path = _file(module)
+    if path is None:
+        return module.replace(".", "/") + ".py"
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -> str:
+    """Digest of everything that determines a run: a state of another one is never resumed.
+
+    `tables`: digests of tasks.parquet and augmentations.parquet; `parent`: of the first weights.
+    """
+    return digest([config, [*tables, *([] if parent is None else [parent])], code])
+
+
+def evaluation_key(
+    config: Any, run_key: str, weights: str, tables: Sequence[str], code: str
+) -> str:
+    """Digest of everything that determines an evaluation; `weights`: of model.safetensors."""
+    return digest(["evaluation", config, run_key, [weights, *tables], code])
 
 
 def train_code(source: str) -> tuple[str, ...]:
     """The modules whose code determines a run with this context source."""
     return ("etrm.train", CONTEXT_SOURCES[source].partition(":")[0])
+
+
+def score_code(source: str) -> tuple[str, ...]:
+    """The modules whose code determines the evaluation of such a run."""
+    return ("etrm.score", *train_code(source)[1:])
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,17 @@ from etrm.environment import environment
 from etrm.evaluate import PREDICTIONS, all_variants, predict
 from etrm.keep import SCORE_FILES, is_kept, keep, take_back
 from etrm.models.build import build_model
-from etrm.models.compute import DTYPES, compile_blocks, compiles
+from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.parts import Lane, Part, gather, share, write_part
-from etrm.provenance import code_digest, digest, file_digest, touched, train_code
+from etrm.provenance import (
+    code_digest,
+    code_digests,
+    digest,
+    evaluation_key,
+    file_digest,
+    score_code,
+    touched,
+)
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -63,7 +72,8 @@ def evaluate_run(
     the whole evaluation.
     """
     record, tables = _record(run_folder), (tasks_path, augmentations_path)
-    key = _key(run_folder, record, tables, config)
+    began, made_with = time.perf_counter(), _made_with(record, tables, config)
+    key = _key(run_folder, record, made_with)
     store = None if state is None else _store(state, record)
     if store is not None and take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
@@ -75,7 +85,10 @@ def evaluate_run(
         table = gather(parts, asked.corpus, asked.lanes, config.batch_size, key)
     else:
         table = _decode(run_folder, record, asked, asked.lanes, config, compile)
-    result = _write(out, record, asked, table, config)
+    # Of those that share an evaluation, none knows what all of them took.
+    seconds = None if parts else round(time.perf_counter() - began, 1)
+    made_with |= {"device": device_name(target), "seconds": seconds}
+    result = _write(out, record, asked, table, config, made_with)
     try:
         if store is not None:
             keep(out, SCORE_FILES, store, key)
@@ -101,7 +114,7 @@ def evaluate_part(
     not be read.
     """
     record, tables = _record(run_folder), (tasks_path, augmentations_path)
-    key = _key(run_folder, record, tables, config)
+    key = _key(run_folder, record, _made_with(record, tables, config))
     table = PREDICTIONS.empty_table()
     if state is not None and is_kept(SCORE_FILES, _store(state, record), key):
         log.info("the evaluation was finished before: nothing to decode")
@@ -161,15 +174,19 @@ def _decode(
 
 
 def _write(
-    out: Path, record: Mapping[str, Any], asked: Asked, table: pa.Table, config: EvaluationConfig
+    out: Path,
+    record: Mapping[str, Any],
+    asked: Asked,
+    table: pa.Table,
+    config: EvaluationConfig,
+    made_with: Mapping[str, Any],
 ) -> dict[str, Any]:
     predictions, tasks = table.to_pandas(), asked.tasks
     result = {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
         "held_out": held_out_status(record, tasks),
-        "evaluation": evaluation_settings(config),
+        **made_with,
         "tasks_of_split": len(tasks),
-        "run_key": record["key"],
         "environment": environment(),
         **score(
             predictions,
@@ -213,17 +230,28 @@ def _corpus(
     return corpus
 
 
-def _key(
-    run_folder: Path,
-    record: Mapping[str, Any],
-    tables: Sequence[Path],
-    config: EvaluationConfig,
-) -> str:
+def _made_with(
+    record: Mapping[str, Any], tables: tuple[Path, Path], config: EvaluationConfig
+) -> dict[str, Any]:
+    """What an evaluation is compared with later, to see whether it is still today's."""
+    code = score_code(record["config"]["context"]["source"])
+    return {
+        "evaluation": evaluation_settings(config),
+        "run_key": record["key"],
+        "data": {path.stem: file_digest(path) for path in tables},
+        "code": code_digests(*code),
+    }
+
+
+def _key(run_folder: Path, record: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
     """Digest of everything that determines an evaluation."""
-    source = record["config"]["context"]["source"]
-    files = [file_digest(path) for path in (run_folder / "model.safetensors", *tables)]
-    code = code_digest("etrm.score", *train_code(source)[1:])
-    return digest(["evaluation", evaluation_settings(config), record["key"], files, code])
+    return evaluation_key(
+        made_with["evaluation"],
+        made_with["run_key"],
+        file_digest(run_folder / "model.safetensors"),
+        list(made_with["data"].values()),
+        code_digest(*score_code(record["config"]["context"]["source"])),
+    )
 
 
 def held_out_tasks(tasks_path: Path) -> list[Task]:

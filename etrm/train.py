@@ -13,6 +13,7 @@ import logging
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,13 +37,16 @@ from etrm.keep import RUN_FILES, keep, take_back
 from etrm.lease import Lease
 from etrm.loop import Loop, free_space
 from etrm.models.build import build_model, num_parameters
+from etrm.models.compute import device_name
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
 from etrm.progress import Interruption, Progress
 from etrm.provenance import (
     code_digest,
+    code_digests,
     commit,
     digest,
     file_digest,
+    run_key,
     seen_tasks,
     train_code,
 )
@@ -97,7 +101,8 @@ def train_run(
     ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _read_parent(run, paths)
-            key, store = _key(run, paths, parent), paths.state / "finished" / _name(run)
+            data = {p.stem: file_digest(p) for p in (paths.tasks, paths.augmentations)}
+            key, store = _key(run, data, parent), paths.state / "finished" / _name(run)
             states = paths.state / key[:16]
             while ranks.largest(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
@@ -123,6 +128,7 @@ def train_run(
             "seconds": round(loop.seconds, 1),
             "stopped_early": loop.reason,
             "health": loop.events,
+            "data": data,
             "key": key,
         }
         _write_outputs(paths.out, record, loop)
@@ -229,11 +235,10 @@ def _read_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
     return parent
 
 
-def _key(run: RunConfig, paths: RunPaths, parent: Parent | None) -> str:
-    """Digest of everything that determines a run: a state of another one is never resumed."""
-    files = [file_digest(path) for path in (paths.tasks, paths.augmentations)]
-    files += [] if parent is None else [parent.sha256]
-    return digest([plain(run), files, code_digest(*train_code(run.context.source))])
+def _key(run: RunConfig, data: Mapping[str, str], parent: Parent | None) -> str:
+    code = code_digest(*train_code(run.context.source))
+    weights = None if parent is None else parent.sha256
+    return run_key(plain(run), list(data.values()), weights, code)
 
 
 def _name(run: RunConfig) -> str:
@@ -251,10 +256,8 @@ def _record(
     parents = [] if parent is None or parent.record is None else [parent.record]
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
-        name = torch.cuda.get_device_name(device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        name = f"cpu, {torch.get_num_threads()} threads"
     return {
         "experiment": run.experiment,
         "stage": run.stage,
@@ -274,11 +277,12 @@ def _record(
         "init": loaded,
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
-        "device": name,
+        "device": device_name(device),
         "ranks": ranks.size,
         "peak_memory_bytes": ranks.largest(memory),  # of the rank that took most
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*train_code(run.context.source)),
+        "code": code_digests(*train_code(run.context.source)),
         "environment": environment(),
     }

@@ -37,6 +37,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.job", "etrm.nodes", "etrm.processes"),
     ("etrm.launch", "etrm.cluster"),
     ("etrm.pipeline",),
+    ("etrm.status",),
+    ("etrm.plan",),
     ("etrm.report",),
     ("etrm.doctor",),
     ("etrm.cli", "etrm.__main__"),

@@ -32,11 +32,21 @@ MAX_NAMED = 10  # tasks named in a summary
 def prepare_tasks(data: DataConfig, out: Path) -> str:
     """Write tasks.parquet from the sources named in `data`; return a summary for the log.
 
+    Raises SourceError for bad sources and ValueError for an empty split; nothing is written then.
+    """
+    records, summary = choose_tasks(data)
+    records, found = _mark_duplicates(records)
+    write_tasks(out, records)
+    return "\n".join([*summary, *found])
+
+
+def choose_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
+    """The tasks of a study, and a line on each split.
+
     Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
     (answers are not looked at), and of those as many as asked for, in the order of the sources.
     Which ones depends on `seed` and the task ids alone, and a larger number keeps those of a
-    smaller one. Raises SourceError for bad sources and ValueError for an empty split; nothing is
-    written then.
+    smaller one. Raises as `prepare_tasks`.
     """
     names = dict(zip(SPLITS, (data.training, data.evaluation), strict=True))
     limits = dict(zip(SPLITS, (data.training_tasks, data.evaluation_tasks), strict=True))
@@ -58,9 +68,7 @@ def prepare_tasks(data: DataConfig, out: Path) -> str:
         summary.append(_summarise(split, loaded, small, kept))
     if not records:
         raise ValueError("data.training and data.evaluation name no source: nothing to prepare")
-    records, found = _mark_duplicates(records)
-    write_tasks(out, records)
-    return "\n".join([*summary, *found])
+    return records, summary
 
 
 def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from etrm.config import read_study
 from etrm.doctor import jobs, orphans, results, workflow
 from etrm.doctor.finding import KINDS, NOTE, Finding, Study
-from etrm.doctor.today import Today
 from etrm.pipeline import Pipeline
+from etrm.status import StudyStatus
 
 ADVICE = "On a cluster, give Snakemake the options that the study was started with as well."
 
@@ -69,7 +69,7 @@ def diagnose(configfile: str, verify: bool = False) -> Diagnosis:
 
 
 def _findings(study: Study, verify: bool) -> Iterator[Finding]:
-    today, watching, submitted = Today(study.pipeline), workflow.drivers(study), []
+    status, watching, submitted = StudyStatus(study.pipeline), workflow.drivers(study), []
     try:
         submitted = jobs.slurm_jobs(study)
     except jobs.SqueueError as error:
@@ -78,14 +78,14 @@ def _findings(study: Study, verify: bool) -> Iterator[Finding]:
     for driver in watching:
         yield Finding(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
     yield from jobs.unwatched(study, submitted, watching)
-    yield from jobs.leases(study, today, submitted, watching)
+    yield from jobs.leases(study, status, submitted, watching)
     if not watching:  # else it is at work on them
         yield from workflow.locks(study)
         yield from workflow.marks(study)
-        yield from results.incomplete(study, today, live)
+        yield from results.incomplete(study, status, live)
     if verify:
-        yield from results.damaged(study, today)
-    yield from results.stale(study, today, live)
-    yield from orphans.states(study, today, live.values())
+        yield from results.damaged(study, status)
+    yield from results.stale(study, status, live)
+    yield from orphans.states(study, status, live.values())
     yield from orphans.strangers(study)
     yield from orphans.temporaries(study)

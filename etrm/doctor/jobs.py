@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etrm.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
-from etrm.doctor.today import Today
 from etrm.doctor.workflow import Driver
 from etrm.holder import Holder, all_holders, who
 from etrm.identity import runs_here
 from etrm.lease import SILENCE_SECONDS
 from etrm.pipeline import Run
+from etrm.status import StudyStatus
 
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%Z|%k|%M|%j")
 SQUEUE_SECONDS = 10.0
@@ -82,7 +82,7 @@ def unwatched(
 
 
 def leases(
-    study: Study, today: Today, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
+    study: Study, status: StudyStatus, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
 ) -> Iterator[Finding]:
     """Who has the lease on which run: those that live are noted."""
     ids = {job.id for job in jobs}
@@ -92,11 +92,11 @@ def leases(
         silent = _dead(holder, ids)
         if silent is None:
             text = f"{name} is trained by {process} since {holder.record['began']}"
-            text += "" if run is None or _is_of_today(holder, run, today) else OTHER
+            text += "" if run is None or _is_of_today(holder, run, status) else OTHER
             text += "" if watching else UNWATCHED
             yield Finding(NOTE, text, names=(name,))
             continue
-        done = run is None or not today.missing(run)
+        done = run is None or not status.run(run).missing
         mend = remove([holder.path.parent]) if done else study.again()
         yield Finding("leases", f"{process} still has {name}, and {silent}", mend, (name,))
 
@@ -114,8 +114,8 @@ def _dead(holder: Holder, ids: set[str]) -> str | None:
     return f"has given no sign of life for {lasting(silent)}, by the clock of this machine"
 
 
-def _is_of_today(holder: Holder, run: Run, today: Today) -> bool:
-    return today.key(run) in (None, holder.record["key"])
+def _is_of_today(holder: Holder, run: Run, status: StudyStatus) -> bool:
+    return status.key(run) in (None, holder.record["key"])
 
 
 def live_runs(study: Study, jobs: Sequence[SlurmJob]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from etrm.doctor.finding import Finding, Study, lasting, listed, remove, weighed
 from etrm.doctor.results import name_of
-from etrm.doctor.today import STATES, Today
 from etrm.holder import LEASES
 from etrm.pipeline import Run
+from etrm.status import STATES, StudyStatus
 
 FINISHED = "finished"  # results that `etrm.keep` keeps, among the states
 WRITTEN = ("data", "runs", "evaluation", "state", "figures", "tables", "records")
@@ -19,9 +19,9 @@ TEMPORARY_SECONDS = 600.0
 CAUTION = "another study file with the same name of study may have it"
 
 
-def states(study: Study, today: Today, live: Collection[str]) -> Iterator[Finding]:
+def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
     """States that no run goes on from; `live`: keys of runs that processes train now."""
-    keys = {run: today.key(run) for run in study.pipeline.runs()}
+    keys = {run: status.key(run) for run in study.pipeline.runs()}
     unknown = [name_of(run) for run, key in keys.items() if key is None]
     runs = {key[:16]: run for run, key in keys.items() if key is not None}
     used = {key[:16] for key in live}
@@ -31,7 +31,7 @@ def states(study: Study, today: Today, live: Collection[str]) -> Iterator[Findin
         run = runs.get(folder.name)
         if run is None:
             yield _orphan(study, folder, unknown)
-        elif not today.missing(run) and not today.differences(run):
+        elif not status.run(run).missing and not status.run(run).differences():
             text = f"{_described(folder)} is of {name_of(run)}, which is finished"
             yield Finding("orphaned files", text, remove([folder]), (str(folder),))
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from etrm.doctor.finding import Finding, Study, listed
-from etrm.doctor.today import Today
 from etrm.doctor.workflow import knows
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.pipeline import Run
 from etrm.provenance import file_digest
+from etrm.status import StudyStatus
 
 
 def name_of(run: Run) -> str:
@@ -18,20 +18,20 @@ def name_of(run: Run) -> str:
     return f"{run.experiment}/{run.stage}/seed{run.seed}"
 
 
-def incomplete(study: Study, today: Today, live: Collection[str]) -> Iterator[Finding]:
+def incomplete(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
     """Runs that were interrupted, and folders that have only some of their files."""
     for run in study.pipeline.runs():
-        name, missing, step = name_of(run), today.missing(run), today.step(run)
+        name, missing, step = name_of(run), status.run(run).missing, status.run(run).step
         if name in live:
             continue
-        if step is not None and (missing or today.differences(run)):
+        if step is not None and (missing or status.run(run).differences()):
             steps = study.pipeline.config_of(run).train.steps
             text = f"{name} was interrupted at step {step} of {steps}, from which it goes on"
             yield Finding("incomplete", text, study.again(), (name,))
         elif 0 < len(missing) < len(RUN_FILES):
             yield _partial(study, study.pipeline.folder(run), missing)
     for run in study.pipeline.scored():
-        missing = today.missing_score(run)
+        missing = status.score(run).missing
         if 0 < len(missing) < len(SCORE_FILES):
             yield _partial(study, Path(study.pipeline.score_files(run)[0]).parent, missing)
 
@@ -41,10 +41,10 @@ def _partial(study: Study, folder: Path, missing: list[str]) -> Finding:
     return Finding("incomplete", text, study.again(), (str(folder),))
 
 
-def damaged(study: Study, today: Today) -> Iterator[Finding]:
+def damaged(study: Study, status: StudyStatus) -> Iterator[Finding]:
     """Weights that are not what their run has written; reads all of them."""
     for run in study.pipeline.runs():
-        record, path = today.record(run), study.pipeline.folder(run) / "model.safetensors"
+        record, path = status.run(run).record, study.pipeline.folder(run) / "model.safetensors"
         if record is None or not path.is_file():
             continue
         found, expected = file_digest(path), record["weights_sha256"]
@@ -53,13 +53,13 @@ def damaged(study: Study, today: Today) -> Iterator[Finding]:
             yield Finding("incomplete", text, _forced(study, [path]), (name_of(run),))
 
 
-def stale(study: Study, today: Today, live: Collection[str]) -> Iterator[Finding]:
-    """Runs and evaluations that differ from what would be made today, by how they differ.
+def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
+    """Runs and evaluations that differ from what would be made status, by how they differ.
 
     What a gate stops today is left out: it would not be made.
     """
     found: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
-    for what, run, target, differences in _all(study, today):
+    for what, run, target, differences in _all(study, status):
         going = run.stage != "full" or study.pipeline.projected(run.experiment, run.seed)
         if differences and going and name_of(run) not in live:
             group = (what, " and ".join(differences), knows(study, target))
@@ -74,13 +74,13 @@ def stale(study: Study, today: Today, live: Collection[str]) -> Iterator[Finding
         yield Finding("stale", text, mend, names)
 
 
-def _all(study: Study, today: Today) -> Iterator[tuple[str, Run, Path, list[str]]]:
+def _all(study: Study, status: StudyStatus) -> Iterator[tuple[str, Run, Path, list[str]]]:
     """What it is, its run, its record, and how it differs."""
     for run in study.pipeline.runs():
-        yield "run", run, study.pipeline.folder(run) / "run.json", today.differences(run)
+        yield "run", run, study.pipeline.folder(run) / "run.json", status.run(run).differences()
     for run in study.pipeline.scored():
         score = Path(study.pipeline.score_files(run)[SCORE_FILES.index("score.json")])
-        yield "evaluation", run, score, today.score_differences(run)
+        yield "evaluation", run, score, status.score(run).differences()
 
 
 def _forced(study: Study, targets: Collection[Path]) -> str:

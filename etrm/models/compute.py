@@ -57,6 +57,13 @@ def computing(model: nn.Module, compute: Compute) -> Iterator[None]:
                 module.packing = "auto"
 
 
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or how many threads compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Compile the decoder's network and the encoder's blocks, in place.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etrm.config.compare import changes, flat
 from etrm.data.files import atomic_write
 from etrm.report import RunView, distinct
 from etrm.report.tables import NONE, status
@@ -59,22 +60,6 @@ def record(views: Sequence[RunView], *, goal: str = "", baseline: RunView | None
     return "\n".join(lines) + "\n"
 
 
-def changes(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value in the baseline, value here) wherever the two configs differ."""
-    here, there = dict(_flat(config)), dict(_flat(baseline))
-    keys = sorted(here.keys() | there.keys())
-    pairs = [(key, there.get(key, NONE), here.get(key, NONE)) for key in keys]
-    return [(key, old, new) for key, old, new in pairs if old != new]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _dates(views: Sequence[RunView]) -> str:
     days = sorted(str(view.run["started"])[:10] for view in views if view.run.get("started"))
     return " to ".join(distinct([days[0], days[-1]])) if days else NONE
@@ -93,7 +78,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
 
 
 def _configuration(view: RunView) -> list[str]:
-    config = dict(_flat(view.run.get("config", {})))
+    config = dict(flat(view.run.get("config", {})))
     initial = config.get("decoder.init")
     source = config.get("context.source", NONE)
     named = {

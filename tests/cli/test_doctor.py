@@ -22,11 +22,11 @@ from etrm.config import plain, read_study
 from etrm.doctor import Diagnosis, diagnose
 from etrm.doctor.finding import KINDS, Finding
 from etrm.doctor.jobs import OTHER, UNWATCHED
-from etrm.doctor.today import Today
 from etrm.identity import here
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.pipeline import Pipeline, Run
 from etrm.provenance import code_digest, file_digest, train_code
+from etrm.status import StudyStatus
 
 CONFIG = "mine.yaml"
 SNAKEMAKE = f"snakemake --configfile {CONFIG}"
@@ -68,7 +68,7 @@ class Made:
         return self.pipeline.state
 
     def key(self, run: Run) -> str:
-        key = Today(self.pipeline).key(run)
+        key = StudyStatus(self.pipeline).key(run)
         assert key is not None
         return key
 

@@ -87,6 +87,10 @@ def test_an_evaluation_leaves_its_files(
     assert result["variants"] == 4
     record = json.loads((runs[name].out / "run.json").read_text())
     assert result["run_key"] == record["key"]
+    assert result["data"] == record["data"]
+    assert {"etrm.score", "etrm.vote", "etrm.models.act"} <= set(result["code"])
+    assert result["seconds"] > 0
+    assert result["device"] == record["device"]
     assert (result["experiment"], result["kind"]) == (name, name)
     submission = json.loads((tmp_path / "submission.json").read_text())
     assert {task: len(tests) for task, tests in submission.items()} == {

@@ -7,8 +7,9 @@ from pathlib import Path
 import fake
 import pytest
 
+from etrm.config.compare import changes
 from etrm.report import RunView
-from etrm.report.records import changes, record, write_record
+from etrm.report.records import record, write_record
 
 
 @pytest.fixture(scope="module")

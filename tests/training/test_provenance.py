@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import make_tasks
@@ -16,10 +17,14 @@ from etrm import provenance
 from etrm.context import CONTEXT_SOURCES
 from etrm.provenance import (
     code_digest,
+    code_digests,
     commit,
     digest,
+    evaluation_key,
     file_digest,
+    run_key,
     seen_tasks,
+    source_file,
     train_code,
 )
 
@@ -72,6 +77,33 @@ def test_code_changes_the_digest_of_all_that_import_it(module: Path) -> None:
     (module / "made_low.py").write_text(LOW.replace("+ 1", "+ 2"))
     assert taken("made_top") != before
     assert taken("made_apart") == apart
+
+
+def test_the_digest_by_module_names_the_one_that_changed(module: Path) -> None:
+    provenance._module.cache_clear()
+    before = code_digests("etrm.made_top")
+    assert set(before) == {"etrm.made_top", "etrm.made_low"}
+    (module / "made_low.py").write_text(LOW.replace("+ 1", "+ 2"))
+    provenance._module.cache_clear()
+    after = code_digests("etrm.made_top")
+    assert {name for name in after if after[name] != before[name]} == {"etrm.made_low"}
+
+
+def test_a_module_is_named_by_its_file() -> None:
+    assert source_file("etrm.losses") == "etrm/losses.py"
+    assert source_file("etrm.data") == "etrm/data/__init__.py"
+    assert source_file("etrm.was_there_once") == "etrm/was_there_once.py"
+
+
+def test_a_key_tells_all_that_it_is_made_of_apart() -> None:
+    run: dict[str, Any] = {"config": {"a": 1}, "tables": ["t", "u"], "parent": None, "code": "c"}
+    other = {"config": {"a": 2}, "tables": ["t", "v"], "parent": "p", "code": "d"}
+    keys = {run_key(**run), *(run_key(**(run | {name: other[name]})) for name in run)}
+    assert len(keys) == 5
+    score = {"config": {}, "run_key": "k", "weights": "w", "tables": ["t", "u"], "code": "c"}
+    other = {"config": {"a": 1}, "run_key": "l", "weights": "x", "tables": ["t"], "code": "d"}
+    keys = {evaluation_key(**score), *(evaluation_key(**(score | {n: other[n]})) for n in score)}
+    assert len(keys) == 6
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from etrm.context import CONTEXT_SOURCES
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
 from etrm.progress import EXIT_INTERRUPTED
-from etrm.provenance import LeakError
+from etrm.provenance import LeakError, file_digest
 from etrm.train import OutputError, RunPaths, train_run, training_data, without_answers
 
 OFF = TrackingConfig(wandb="disabled")
@@ -574,6 +574,18 @@ def test_a_frozen_decoder_is_that_of_its_parent(parent: Path, paths: RunPaths) -
     theirs = load_weights(parent / "model.safetensors", "raw")
     same = [n for n in ours if n.startswith("decoder.") and torch.equal(ours[n], theirs[n])]
     assert same == [n for n in ours if n.startswith("decoder.")]
+
+
+def test_a_record_says_which_data_code_and_weights_it_was_made_with(
+    parent: Path, paths: RunPaths
+) -> None:
+    record = train(make_run(decoder={"init": "trm_strict"}), paths, parent=parent)
+    data = {name: file_digest(getattr(paths, name)) for name in ("tasks", "augmentations")}
+    assert record["data"] == data
+    assert {"etrm.train", "etrm.context.standard", "etrm.losses"} <= set(record["code"])
+    assert "etrm.context.lpn" not in record["code"]
+    theirs = json.loads((parent / "run.json").read_text())
+    assert record["init"]["sha256"] == theirs["weights_sha256"]
 
 
 def test_the_key_of_a_run_depends_on_its_data_and_parent(

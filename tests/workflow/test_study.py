@@ -19,22 +19,6 @@ PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 pytestmark = pytest.mark.xdist_group("workflow")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which the small study has been run to the end."""
-    folder = copy_project(tmp_path_factory.mktemp("study"))
-    run = snakemake(folder, "--cores", "2")
-    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
-    return folder
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished study, times kept, to be changed."""
-    shutil.copytree(finished, tmp_path / "study", symlinks=True)
-    return tmp_path / "study"
-
-
 def results(folder: Path) -> Path:
     return folder / "results" / "smoke"
 
@@ -106,6 +90,14 @@ if snakemake.wildcards.part == "1" and not os.path.exists("mended"):
 """
 
 
+def contents(folder: Path) -> dict[str, object]:
+    """What an evaluation has written, but for what it took."""
+    files: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    score = json.loads((folder / "score.json").read_text())
+    files["score.json"] = {k: v for k, v in score.items() if k not in ("seconds", "device")}
+    return files
+
+
 def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Path) -> None:
     """In one call, then again in one process: the files are the same, byte for byte."""
     script = study / "workflow/scripts/evaluate_part.py"
@@ -124,7 +116,7 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
     assert jobs == {"evaluate_part": 1, "evaluate_gather": 1}
     run = snakemake(study, "--cores", "1", target, config=config)
     assert run.returncode == 0, run.stdout + run.stderr
-    shared = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shared = contents(folder)
     assert set(shared) == {"predictions.parquet", "score.json", "submission.json"}
     assert planned(snakemake(study, "-n", target, config=config)) == {}
 
@@ -134,7 +126,7 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
         config = variant(study, {"defaults": change}, "other")
         run = snakemake(study, "--cores", "1", target, config=config)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == shared
+        assert contents(folder) == shared
         log = (results(study) / f"logs/{PASSING}/evaluate_seed0.log").read_text()
         assert "taken back" in log
     part = results(study) / f"logs/{PASSING}/evaluate_seed0_2_of_3.log"
@@ -146,7 +138,7 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
     environment = {**os.environ, "PYTHONPATH": str(study), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=study, env=environment, check=True, capture_output=True)
     assert target in run.stdout.decode()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == shared
+    assert contents(folder) == shared
 
 
 def test_second_run_does_nothing(finished: Path) -> None:

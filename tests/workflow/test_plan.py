@@ -1,0 +1,303 @@
+"""`etrm plan` beside `snakemake -n`: the same jobs after every change, and why they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import STUDY, copy_project, snakemake, variant
+
+PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
+ROOT = Path("results/smoke")
+Whys = dict[tuple[str, str], tuple[str, str]]  # (experiment, stage): (state, a part of why)
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def etrm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "etrm", "plan", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def plan(folder: Path, config: str = STUDY, *arguments: str) -> dict[str, Any]:
+    run = etrm(folder, "--json", "--configfile", config, *arguments)
+    assert run.returncode == 0, run.stderr
+    document: dict[str, Any] = json.loads(run.stdout)
+    return document
+
+
+def dry_run(folder: Path, config: str) -> list[tuple[str, str | None, int | None]]:
+    """Rule, experiment and seed of every job that Snakemake prints."""
+    run = snakemake(folder, "-n", config=config)
+    text = run.stdout + run.stderr
+    assert run.returncode == 0, text
+    found = []
+    for block in re.split(r"^(?:local)?(?:rule|checkpoint) (?=\w+:$)", text, flags=re.M)[1:]:
+        rule = block.partition(":")[0]
+        wildcards = re.search(r"^ +wildcards: experiment=(\w+)(?:, seed=(\d+))?$", block, re.M)
+        experiment, seed = (wildcards[1], wildcards[2]) if wildcards else (None, None)
+        found.append((rule, experiment, None if seed is None else int(seed)))
+    total = re.search(r"^total +(\d+)$", text, re.M)
+    assert len(found) == (int(total[1]) if total else 0)
+    return sorted(found, key=str)
+
+
+def append(file: str, text: str) -> Callable[[Path], str]:
+    def change(folder: Path) -> str:
+        path = folder / file
+        path.write_text(path.read_text() + text)
+        return STUDY
+
+    return change
+
+
+def config(**change: Any) -> Callable[[Path], str]:
+    return lambda folder: variant(folder, change)
+
+
+def without(*files: str) -> Callable[[Path], str]:
+    def change(folder: Path) -> str:
+        for file in files:
+            path = folder / ROOT / file
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        return STUDY
+
+    return change
+
+
+DERIVED = {(OTHER, "gate"): ("run", "its overfit run runs again")}
+CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
+    "nothing": (
+        config(),
+        {(PASSING, "full"): ("done", ""), (CONTROL, "full"): ("stopped", "<")},
+        {},
+    ),
+    "figure style": (
+        config(figures={"dpi": 100}),
+        {(PASSING, "full"): ("done", "")},
+        {"figures": "figures.dpi 200 → 100"},
+    ),
+    "halting": (
+        config(experiments={OTHER: {"halting": {"exploration_prob": 0.25}}}),
+        {
+            (OTHER, "overfit"): ("run", "halting.exploration_prob 0.5 → 0.25"),
+            (OTHER, "full"): ("waits", "halting.exploration_prob 0.5 → 0.25"),
+            (OTHER, "evaluate"): ("waits", "its run runs again"),
+            (PASSING, "overfit"): ("done", ""),
+            **DERIVED,
+        },
+        {},
+    ),
+    "learning rate": (
+        config(experiments={OTHER: {"train": {"lr": 1.0e-3}}}),
+        {(OTHER, "overfit"): ("run", "train.lr 0.002 → 0.001"), **DERIVED},
+        {},
+    ),
+    "learning rate of the parent": (
+        config(experiments={"trm_strict": {"train": {"lr": 1.0e-3}}}),
+        {
+            ("trm_strict", "pretrain"): ("run", "train.lr 0.002 → 0.001"),
+            (PASSING, "overfit"): ("run", "its parent trm_strict runs again"),
+            ("trm", "pretrain"): ("done", ""),
+        },
+        {},
+    ),
+    "code of a context source": (
+        append("etrm/context/standard.py", "\nUNUSED = 1\n"),
+        {
+            (PASSING, "overfit"): ("run", "code etrm/context/standard.py"),
+            ("trm", "pretrain"): ("done", ""),
+        },
+        {},
+    ),
+    "code of voting": (
+        append("etrm/vote.py", "\nUNUSED = 1\n"),
+        {
+            ("trm", "evaluate"): ("run", "code etrm/vote.py"),
+            (PASSING, "evaluate"): ("run", "code etrm/vote.py"),
+            (PASSING, "full"): ("done", ""),
+        },
+        {},
+    ),
+    "a comment": (
+        append("etrm/losses.py", "\n# a remark\n"),
+        {(PASSING, "full"): ("done", "")},
+        {},
+    ),
+    "threshold": (
+        config(defaults={"gate": {"exact_accuracy": 1.0}}),
+        {
+            (PASSING, "gate"): ("run", "gate.exact_accuracy 0.8 → 1.0"),
+            (CONTROL, "full"): ("stopped", "exact match 0.0% < 100%"),
+            (PASSING, "overfit"): ("done", ""),
+        },
+        {"verdict": "gate.exact_accuracy 0.8 → 1.0"},
+    ),
+    "more seeds": (
+        config(experiments={PASSING: {"seeds": [0, 1]}}),
+        {(PASSING, "overfit"): ("run", "never run"), (OTHER, "overfit"): ("done", "")},
+        {},
+    ),
+    "variants of the data": (
+        config(data={"variants": 3}),
+        {
+            ("trm_strict", "pretrain"): ("run", "new data"),
+            (OTHER, "overfit"): ("run", "new data"),
+            (OTHER, "evaluate"): ("waits", "new data"),
+        },
+        {"augment": "data.variants 2 → 3"},
+    ),
+    "variants of the evaluation": (
+        config(experiments={PASSING: {"evaluation": {"variants": 1}}}),
+        {
+            (PASSING, "evaluate"): ("run", "evaluation.variants 2 → 1"),
+            (PASSING, "full"): ("done", ""),
+            (OTHER, "evaluate"): ("done", ""),
+        },
+        {},
+    ),
+    # Snakemake does not miss a file that only finished jobs need.
+    "weights deleted": (
+        without(f"runs/{OTHER}/full/seed0/model.safetensors"),
+        {(OTHER, "full"): ("stale", "model.safetensors is missing")},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_jobs_are_those_of_a_dry_run_and_the_reason_is_the_change(study: Path, name: str) -> None:
+    change, whys, of_rules = CHANGES[name]
+    file = change(study)
+    found = plan(study, file)
+    jobs = sorted(((j["rule"], j["experiment"], j["seed"]) for j in found["jobs"]), key=str)
+    assert jobs == dry_run(study, file)
+    assert sum(found["counts"].values()) == len(jobs)
+    own = {rule for rule, _, _ in jobs} & {"train_pretrain", "train_overfit", "verdict"}
+    own |= {rule for rule, _, _ in jobs} & {"train_full", "evaluate_run"}
+    counted = sum(count for rule, count in found["counts"].items() if rule in own)
+    assert found["totals"]["jobs"] == counted == sum(s["job"] for s in found["stages"])
+    for (experiment, stage), (state, why) in whys.items():
+        # The last seed: of more seeds than before, the new one.
+        last = [s for s in found["stages"] if (s["experiment"], s["stage"]) == (experiment, stage)]
+        assert last[-1]["state"] == state, last[-1]
+        assert why in "; ".join(last[-1]["why"])
+        assert bool(why) == bool(last[-1]["why"])
+    for rule, why in of_rules.items():
+        assert all(why in job["why"] for job in found["jobs"] if job["rule"] == rule)
+        assert any(job["rule"] == rule for job in found["jobs"])
+
+
+def of(document: dict[str, Any], experiment: str, stage: str) -> dict[str, Any]:
+    fits = [s for s in document["stages"] if (s["experiment"], s["stage"]) == (experiment, stage)]
+    assert len(fits) == 1
+    found: dict[str, Any] = fits[0]
+    return found
+
+
+def test_an_interrupted_run_goes_on_and_a_kept_one_is_taken_back(study: Path) -> None:
+    """Told by the key that the run itself had."""
+    folder = study / ROOT / f"runs/{OTHER}/overfit/seed0"
+    key = json.loads((folder / "run.json").read_text())["key"]
+    for name in ("run.json", "model.safetensors", "metrics.parquet"):
+        (folder / name).unlink()
+    for name in ("report.html", "tables/results.md"):  # so that something needs the run
+        (study / ROOT / name).unlink()
+    found = of(plan(study), OTHER, "overfit")
+    assert found["state"] == "run"
+    assert found["why"] == ["finished before, is taken back"]
+    assert found["kept"]
+    assert found["hours"] == 0
+    shutil.rmtree(study / ROOT / f"state/finished/{OTHER}/overfit")
+    states = study / ROOT / "state" / key[:16]
+    states.mkdir()
+    (states / "step0000000500.state").touch()
+    (states / "step0000000600.state").touch()
+    document = plan(study)
+    found = of(document, OTHER, "overfit")
+    assert found["why"] == ["interrupted at step 600 of 800, goes on"]
+    assert found["step"] == 600
+    changed = variant(study, {"experiments": {OTHER: {"train": {"lr": 1.0e-3}}}})
+    found = of(plan(study, changed), OTHER, "overfit")
+    assert found["why"] == ["never run"]
+    assert found["step"] == 0
+    assert found["at_most"]
+
+
+def test_lost_metadata_are_seen_in_the_records(study: Path) -> None:
+    """Without them a dry run keeps what another configuration has made."""
+    shutil.rmtree(study / ".snakemake" / "metadata")
+    changed = variant(study, {"experiments": {OTHER: {"train": {"lr": 1.0e-3}}}})
+    document = plan(study, changed)
+    assert not [job for job in document["jobs"] if job["rule"] == "train_overfit"]
+    found = of(document, OTHER, "overfit")
+    assert found["state"] == "stale"
+    assert found["why"] == ["train.lr 0.002 → 0.001"]
+    assert "--forcerun" in " ".join(document["notes"])
+
+
+def test_the_paper_study_fits_on_a_screen(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    run = etrm(folder, "--configfile", "config/paper.yaml")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    assert "13 experiments" in run.stdout
+    assert "waits 3" in run.stdout
+    assert "data/arc-agi_concept_challenges.json" in run.stdout
+    assert not (folder / "results").exists()
+    document = plan(folder, "config/paper.yaml", "etrm_lpn*", "--stage", "full")
+    assert {s["group"] for s in document["stages"]} == {"immediate", "encoders"}
+    assert all(s["stage"] == "full" and s["state"] == "waits" for s in document["stages"])
+
+
+def test_what_cannot_be_planned_is_said_without_a_traceback(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    wrong = variant(folder, {"defaults": {"halting": {"max_stepps": 3}}}, "wrong")
+    (folder / "broken").mkdir()
+    cases = {
+        ("--configfile", wrong): "max_stepps",
+        ("--configfile", STUDY, "etrm_act9"): "etrm_act9",
+        ("--configfile", STUDY, "--group", "none"): "--group 'none'",
+        ("--configfile", STUDY, "--gpu", "abacus"): "no device of that name",
+    }
+    for arguments, text in cases.items():
+        run = etrm(folder, *arguments)
+        assert run.returncode == 1
+        assert text in run.stderr
+        assert "Traceback" not in run.stderr
+    rules = folder / "workflow/rules/data.smk"
+    rules.write_text(rules.read_text().replace("PIPELINE.tasks,", "PIPELINE.no_such_path,", 1))
+    run = etrm(folder, "--configfile", STUDY)
+    assert run.returncode == 1
+    assert "Snakemake cannot plan the study" in run.stderr
+    assert "no_such_path" in run.stderr
+    assert "Traceback" not in run.stderr
+    (folder / "Snakefile").unlink()
+    run = etrm(folder, "--configfile", STUDY)
+    assert run.returncode == 1
+    assert "found no Snakefile" in run.stderr
+
+
+def test_a_folder_in_use_is_planned_and_said_to_be(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    locks = folder / ".snakemake" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("results/smoke/data/tasks.parquet\n")
+    document = plan(folder)
+    assert document["counts"]["train_overfit"] == 3
+    assert "another Snakemake" in " ".join(document["notes"])
+    assert (locks / "0.output.lock").exists()
