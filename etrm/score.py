@@ -86,7 +86,7 @@ def evaluate_run(
     else:
         table = _decode(run_folder, record, asked, asked.lanes, config, compile)
     # Of those that share an evaluation, none knows what all of them took.
-    seconds = None if parts else round(time.perf_counter() - began, 1)
+    seconds = None if parts else round(time.perf_counter() - began, 3)
     made_with |= {"device": device_name(target), "seconds": seconds}
     result = _write(out, record, asked, table, config, made_with)
     try:

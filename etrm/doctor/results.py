@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from etrm.doctor.finding import Finding, Study, listed
@@ -36,7 +36,7 @@ def incomplete(study: Study, status: StudyStatus, live: Collection[str]) -> Iter
             yield _partial(study, Path(study.pipeline.score_files(run)[0]).parent, missing)
 
 
-def _partial(study: Study, folder: Path, missing: list[str]) -> Finding:
+def _partial(study: Study, folder: Path, missing: Sequence[str]) -> Finding:
     text = f"{folder} has only some of its files, missing: {', '.join(missing)}"
     return Finding("incomplete", text, study.again(), (str(folder),))
 
@@ -62,12 +62,12 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     for what, run, target, differences in _all(study, status):
         going = run.stage != "full" or study.pipeline.projected(run.experiment, run.seed)
         if differences and going and name_of(run) not in live:
-            group = (what, " and ".join(differences), knows(study, target))
+            group = (what, "; ".join(differences), knows(study, target))
             found.setdefault(group, []).append((name_of(run), target))
     for (what, how, known), results in found.items():
         names, targets = zip(*results, strict=True)
         count = f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
-        text = f"{count} with another {how} than today's: {listed(names)}"
+        text = f"{count} made otherwise than today ({how}): {listed(names)}"
         if not known:
             text += "; Snakemake has no record of how they were made, and would keep them"
         mend = study.again() if known else _forced(study, targets)

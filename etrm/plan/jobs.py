@@ -67,10 +67,13 @@ class Jobs:
         return dict(sorted(Counter(job.rule for job in self.jobs).items()))
 
     def runs(self) -> dict[tuple[str, str, int], Job]:
-        """The jobs that are of one run, by experiment, stage and seed."""
+        """The jobs that are of one run, by experiment, stage and seed.
+
+        Of the jobs that share an evaluation, one that decodes.
+        """
         return {
             (job.experiment, job.stage, job.seed): job
-            for job in self.jobs
+            for job in sorted(self.jobs, key=lambda job: job.gpus)
             if job.stage and job.experiment is not None and job.seed is not None
         }
 

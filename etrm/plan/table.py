@@ -148,7 +148,9 @@ def _others(plan: Plan) -> str:
 
 def _totals(plan: Plan, width: int) -> list[str]:
     counts = plan.jobs.of_rules()
-    of_stages = Counter(dict.fromkeys(STAGE_OF_RULE.values(), 0))
+    of_stages = dict.fromkeys(STAGE_OF_RULE.values(), 0)
+    for rule, stage in STAGE_OF_RULE.items():
+        of_stages[stage] += counts.get(rule, 0)
     split = ", ".join(f"{count} {stage}" for stage, count in of_stages.items() if count)
     total = sum(counts.values())
     others = total - sum(of_stages.values())

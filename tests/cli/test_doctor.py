@@ -18,7 +18,7 @@ import yaml
 from tiny import MODEL, small_context
 
 from etrm.cli import main
-from etrm.config import plain, read_study
+from etrm.config import evaluation_settings, plain, read_study
 from etrm.doctor import Diagnosis, diagnose
 from etrm.doctor.finding import KINDS, Finding
 from etrm.doctor.jobs import OTHER, UNWATCHED
@@ -52,6 +52,7 @@ class Made:
         self.configure(DOCUMENT)
         for path in (self.pipeline.tasks, self.pipeline.augmentations):
             write(path, path.name)
+        self.pipeline.state.mkdir(parents=True)
         for run in self.pipeline.runs():
             self.finish(run)
         for run in self.pipeline.scored():
@@ -83,6 +84,10 @@ class Made:
             "weights_sha256": file_digest(folder / "model.safetensors"),
             "key": self.key(run),
         }
+        parent = self.pipeline.parent(run)
+        if parent is not None:
+            first = json.loads((self.pipeline.folder(parent) / "run.json").read_text())
+            record["init"] = {"sha256": first["weights_sha256"]}
         write(folder / "run.json", json.dumps(record))
         self.record(folder / "run.json")
 
@@ -91,7 +96,7 @@ class Made:
             write(path, f"{path.name} of {run}")
             self.record(path)
         evaluation = self.pipeline.study.experiments[run.experiment].evaluation
-        score = {"evaluation": plain(evaluation), "run_key": self.key(run)}
+        score = {"evaluation": evaluation_settings(evaluation), "run_key": self.key(run)}
         write(path.with_name("score.json"), json.dumps(score))
 
     def record(self, output: Path) -> None:
@@ -477,7 +482,8 @@ def test_results_of_another_configuration_are_stale(known: bool, study: Made) ->
             study.mark("metadata", target).unlink()
     change(study, "etrm", halting={"max_steps": 2})
     finding = only(examine(), "stale")
-    text = "2 runs with another configuration than today's: etrm/overfit/seed0, etrm/full/seed0"
+    text = "2 runs made otherwise than today (halting.max_steps 16 → 2)"
+    text += ": etrm/overfit/seed0, etrm/full/seed0"
     why = "; Snakemake has no record of how they were made, and would keep them"
     assert finding.what == text + ("" if known else why)
     forced = f"{AGAIN} --forcerun {targets[0]} {targets[1]}"
@@ -490,14 +496,15 @@ def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> Non
     path = study.pipeline.folder(PARENT) / "run.json"
     record = json.loads(path.read_text())
     write(path, json.dumps({**record, "code_digest": "earlier"}))
-    assert "1 run with another code than" in only(examine(), "stale").what
+    assert "1 run made otherwise than today (code): " in only(examine(), "stale").what
     write(path, json.dumps({**record, "weights_sha256": "others"}))
     found = examine()
-    assert "2 runs with another data or first weights than" in only(found, "stale").what
+    assert "2 runs made otherwise than today (other first weights): " in only(found, "stale").what
     write(path, json.dumps(record))
     change(study, "etrm", evaluation={"variants": 3})
     finding = only(examine(), "stale")
-    assert finding.what == "1 evaluation with another configuration than today's: etrm/full/seed0"
+    how = "(evaluation.variants 1000 → 3)"
+    assert finding.what == f"1 evaluation made otherwise than today {how}: etrm/full/seed0"
     assert finding.names == ("etrm/full/seed0",)
 
 

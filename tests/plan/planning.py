@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from etrm.config import load_study, plain
+from etrm.config import evaluation_settings, load_study, plain
 from etrm.keep import RUN_FILES, SCORE_FILES, keep
 from etrm.pipeline import Pipeline, Run
 from etrm.provenance import (
@@ -87,7 +87,7 @@ def trained(pipeline: Pipeline, run: Run, kept: bool = True, **changes: Any) -> 
 def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
     """A finished evaluation of a finished run."""
     record = json.loads((pipeline.folder(run) / "run.json").read_text())
-    config = plain(pipeline.study.experiments[run.experiment].evaluation)
+    config = evaluation_settings(pipeline.study.experiments[run.experiment].evaluation)
     code, data = score_code(record["config"]["context"]["source"]), record["data"]
     paths = [Path(path) for path in pipeline.score_files(run)]
     paths[0].parent.mkdir(parents=True)
