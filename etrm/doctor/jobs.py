@@ -71,9 +71,10 @@ def unwatched(
     if not left:
         return
     cancel = shlex.join(["scancel", *(job.id for job in left)])
+    count = "1 SLURM job runs" if len(left) == 1 else f"{len(left)} SLURM jobs run"
     yield Finding(
         "orphaned jobs",
-        f"{'1 SLURM job runs' if len(left) == 1 else f'{len(left)} SLURM jobs run'} that no Snakemake on this machine watches:"
+        f"{count} that no Snakemake on this machine watches:"
         f" {listed(map(str, left))}. Started again, the study takes over what they train where"
         " they are; or end them",
         f"{study.again()}    # or: {cancel}",

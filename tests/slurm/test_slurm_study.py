@@ -39,35 +39,35 @@ SITE = {
     "partition": "gpu",
     "cpus_per_gpu": 1,
     "memory_per_cpu": 2000,
-    "runtime": {"pretrain": 1, "overfit": 5, "full": 5, "evaluate": 5, "most": 5},
-    "warn": 1,
+    "runtime": {"pretrain": 5, "overfit": 5, "full": 5, "evaluate": 5, "most": 10},
     "poll": 2,
     "status_command": "squeue",
 }
-# What the training script of the copy does first. The first attempt of each run is disturbed from
-# step 30 on: it crawls, so that somebody can requeue it, or SLURM warns it of its time limit; or it
-# hangs, and takes no notice of warnings.
+# What the training script of the copy does first. The first attempts of a run are disturbed from
+# step 30 on, each 10 steps later: they crawl, so that they can be interrupted, or hang, and take no
+# notice of anything.
 FAULTS = """
 import os, time
 from etrm.engine import Trainer
-HANGS = %r
+CRAWLS, HANGS = %r
 original = Trainer.step
 
 def step(self):
     name = f"{self.run.experiment}/{self.run.stage}/seed{self.run.seed}"
     mark = name.replace("/", "-")
-    if not hasattr(self, "disturbed"):
-        self.disturbed = not os.path.exists(mark)
-        open(mark, "w").close()
-    if self.disturbed and self.step_number >= 30:
-        open("slow-" + mark, "w").close()
-        time.sleep(2.0)
+    if not hasattr(self, "attempt"):
+        self.attempt = next(n for n in range(99) if not os.path.exists(f"{mark}-{n}"))
+        open(f"{mark}-{self.attempt}", "w").close()
+    if self.attempt < CRAWLS.get(name, 0) and self.step_number >= 30 + 10 * self.attempt:
+        open(f"{mark}-{self.attempt}-slow", "w").close()
+        time.sleep(4.0)
         while name == HANGS:
             time.sleep(1.0)
     original(self)
 
 Trainer.step = step
 """
+CRAWLS, HANGS = {STRICT: 2, OVERFIT: 1, FULL: 1, PRETRAINED: 1}, PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def studies(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Studies:
 
     (there / "slurm/site.yaml").write_text(yaml.safe_dump(SITE))
     script = there / "workflow/scripts/train.py"
-    script.write_text(FAULTS % PRETRAINED + script.read_text())
+    script.write_text(FAULTS % ((CRAWLS, HANGS),) + script.read_text())
     doctor = disturbed_run(there)
     return Studies(here, there, output_of(there), doctor)
 
@@ -111,13 +111,17 @@ def write_study(folder: Path) -> None:
 def disturbed_run(folder: Path) -> str:
     """Run the study on the cluster and disturb it; what `etrm doctor` said on the way."""
     run = snakemake(folder, "--profile", "slurm")
-    wait(run, folder, lambda: slow(folder, OVERFIT))
-    ask("scontrol", "requeue", job_of(folder, "train_overfit", ETRM))
-    wait(
-        run,
-        folder,
-        lambda: slow(folder, FULL) and (run_folder(folder, PRETRAINED) / "run.json").exists(),
-    )
+    wait(run, folder, lambda: slow(folder, STRICT, 0) and slow(folder, PRETRAINED, 0))
+    hanging = job_of(folder, "train_pretrain", "trm")
+    ask("scontrol", "update", f"jobid={hanging}", "TimeLimit=1")
+    # What SLURM does by itself before the time limit, here when it suits.
+    ask("scancel", "--signal=USR1", job_of(folder, "train_pretrain", "trm_strict"))
+    wait(run, folder, lambda: slow(folder, STRICT, 1))
+    ask("scontrol", "requeue", job_of(folder, "train_pretrain", "trm_strict"))
+    wait(run, folder, lambda: slow(folder, OVERFIT, 0))
+    preempt(job_of(folder, "train_overfit", ETRM))
+    other = run_folder(folder, PRETRAINED) / "run.json"
+    wait(run, folder, lambda: slow(folder, FULL, 0) and other.exists())
     os.kill(run.pid, signal.SIGKILL)  # the job goes on, and nobody watches over it
     run.wait()
     doctor = etrm(folder, "doctor")
@@ -153,6 +157,8 @@ def test_gpus_and_partition_are_asked_for(studies: Studies) -> None:
     assert len(jobs) >= 6
     for number in jobs:
         job = show(number)
+        if job["Partition"] == "urgent":
+            continue
         assert job["Partition"] == "gpu"
         assert job["TresPerJob"] == "gres:gpu:1"
         assert job["NumCPUs"] == "1"
@@ -162,24 +168,33 @@ def test_gpus_and_partition_are_asked_for(studies: Studies) -> None:
     assert rules == {"train_pretrain", "train_overfit", "train_full", "evaluate_run"}
 
 
-def test_a_job_that_is_requeued_in_flight_goes_on(studies: Studies) -> None:
-    number = job_of(studies.there, "train_overfit", ETRM)
-    assert show(number)["Restarts"] == "1"
-    text = history(studies.there, OVERFIT)
-    saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
-    assert saved >= 30
+def test_a_job_that_is_warned_of_its_time_limit_puts_itself_back(studies: Studies) -> None:
+    number = job_of(studies.there, "train_pretrain", "trm_strict")
+    job, text = show(number), history(studies.there, STRICT)
+    assert job["TimeLimit"] == "00:05:00", "the same attempt"
+    assert states()[number][-1] == "COMPLETED"
+    saved = int(re.search(r"SIGUSR1: saved step (\d+)", text)[1])
+    assert 30 <= saved < 40
+    assert f"SLURM job {number}: back in the queue" in text
     assert f"going on from step {saved} " in text
 
 
-def test_a_job_that_is_warned_of_its_time_limit_puts_itself_back(studies: Studies) -> None:
+def test_a_job_that_is_requeued_in_flight_goes_on(studies: Studies) -> None:
     number = job_of(studies.there, "train_pretrain", "trm_strict")
-    job = show(number)
-    assert int(job["Restarts"]) >= 1
-    assert job["TimeLimit"] == "00:01:00", "the same attempt"
-    assert "TIMEOUT" not in states()[number]
-    assert states()[number][-1] == "COMPLETED"
+    assert show(number)["Restarts"] == "2", "after the warning"
     text = history(studies.there, STRICT)
-    saved = int(re.search(r"SIGUSR1: saved step (\d+)", text)[1])
+    saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
+    assert saved >= 40
+    assert f"going on from step {saved} " in text
+
+
+def test_a_job_that_is_preempted_goes_on_where_slurm_would_cancel_it(studies: Studies) -> None:
+    number = job_of(studies.there, "train_overfit", ETRM)
+    assert show(number)["Restarts"] == "1"
+    assert states()[number][-1] == "COMPLETED"
+    text = history(studies.there, OVERFIT)
+    saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
+    assert saved >= 30
     assert f"SLURM job {number}: back in the queue" in text
     assert f"going on from step {saved} " in text
 
@@ -188,8 +203,7 @@ def test_a_job_that_runs_out_of_time_is_submitted_again_with_more(studies: Studi
     first, second = jobs_of(studies.there, "train_pretrain", "trm")
     assert states()[first][-1] == "TIMEOUT"
     assert states()[second][-1] == "COMPLETED"
-    assert show(first)["TimeLimit"] == "00:01:00"
-    assert show(second)["TimeLimit"] == "00:02:00"
+    assert show(second)["TimeLimit"] == "00:10:00", "twice as much"
     assert "going on from step 30 " in history(studies.there, PRETRAINED)
 
 
@@ -284,6 +298,13 @@ def wait(
         time.sleep(0.5)
 
 
+def preempt(number: str) -> None:
+    """Take the node of a job for one of a partition that goes before."""
+    node = show(number)["NodeList"]
+    wanted = ["-p", "urgent", "-w", node, "--gpus=1", "--mem=100", "-t", "1", "-o", "/dev/null"]
+    assert ask("sbatch", *wanted, "--wrap", "sleep 2")
+
+
 def show(number: str) -> dict[str, str]:
     """What SLURM knows of a job."""
     text = ask("scontrol", "show", "job", number)
@@ -327,9 +348,9 @@ def history(folder: Path, name: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def slow(folder: Path, name: str) -> bool:
-    """Is the first attempt at a run where it is disturbed?"""
-    return (folder / f"slow-{name.replace('/', '-')}").exists()
+def slow(folder: Path, name: str, attempt: int) -> bool:
+    """Is this attempt at a run where it is disturbed?"""
+    return (folder / f"{name.replace('/', '-')}-{attempt}-slow").exists()
 
 
 def logs(folder: Path) -> list[Path]:
