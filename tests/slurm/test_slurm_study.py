@@ -290,7 +290,7 @@ def wait(
     until = time.monotonic() + 180
     while not done():
         assert time.monotonic() < until, output_of(folder)
-        assert run.poll() is None, output_of(folder)
+        assert run.poll() in (None, 0), output_of(folder)
         for line in ask("squeue", "-h", "-t", "PENDING", "-o", "%i %r").splitlines():
             number, reason = line.split(maxsplit=1)
             if reason == "BeginTime":
