@@ -40,6 +40,7 @@ SITE = {
     "cpus_per_gpu": 1,
     "memory_per_cpu": 2000,
     "runtime": {"pretrain": 5, "overfit": 5, "full": 5, "evaluate": 5, "most": 10},
+    "warn": 60,
     "poll": 2,
     "status_command": "squeue",
 }
