@@ -35,7 +35,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.loop",),
     ("etrm.train", "etrm.score"),
     ("etrm.job", "etrm.nodes", "etrm.processes"),
-    ("etrm.launch", "etrm.cluster"),
+    ("etrm.launch", "etrm.cluster", "etrm.slurm"),
     ("etrm.pipeline",),
     ("etrm.status",),
     ("etrm.plan",),

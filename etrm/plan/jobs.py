@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.cluster import gpus_of
 from etrm.config.compare import changes, in_words
+from etrm.slurm import gpus_of
 
 # Rules whose jobs are of one run, and the stage that a person calls them by.
 STAGE_OF_RULE = {

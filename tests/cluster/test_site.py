@@ -16,8 +16,9 @@ import yaml
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from etrm.cluster import SiteConfig, gpus_of, nodes_of, read_site, threads_of
+from etrm.cluster import SiteConfig, read_site
 from etrm.config import ConfigError, parse, plain
+from etrm.slurm import gpus_of, nodes_of, threads_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "slurm/site.example.yaml"

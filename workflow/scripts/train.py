@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from etrm.cluster import going_on, gpus_of, nodes_of, threads_of
 from etrm.config import parse
 from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.job import Job
 from etrm.launch import train
 from etrm.logs import job_log
 from etrm.pipeline import require_passed
+from etrm.slurm import going_on, gpus_of, nodes_of, threads_of
 from etrm.train import RunPaths
 
 with job_log(snakemake.log[0], history=True), going_on():
