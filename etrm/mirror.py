@@ -3,7 +3,7 @@
 It reads JSON lines: first what the W&B run is, then rows of metrics, last a summary; the end of
 the input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
 W&B's own process may be lost on the way (a scheduler that ends a job signals every process of it):
-then this one begins again, once, with all that it has been given.
+then this one begins again, a few times, with all that it has been given.
 W&B can wait for a server for minutes, in calls that cannot be bounded and in hooks at the exit of
 the interpreter; here nothing waits for it, and it is killed when it takes too long.
 """
@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from typing import Any, TextIO
 
+ATTEMPTS = 3  # to begin again
 AGAIN = "ETRM_MIRROR_AGAIN"  # a file: the run, when it begins again, and its lines so far
 
 
@@ -43,12 +44,15 @@ def _line() -> str:
 
 def _mirror(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
     """Mirror the run; `given` are lines of it that have been read already."""
+    again = asked.get("again", 0)
     try:
         run = _start(asked)
     except Exception as error:
         problem = f"not started ({_text(error)})"
         if asked["mode"] == "online":
             _begin_again({**asked, "mode": "offline", "problem": problem}, given, answers)
+        elif 0 < again < ATTEMPTS:  # it has been ended anew
+            _begin_again({**asked, "again": again + 1}, given, answers)
         _answer(answers, problem=problem)
         return
     _answer(answers, folder=str(run.settings.sync_dir), problem=asked.get("problem"))
@@ -63,10 +67,10 @@ def _mirror(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
         ).start()
         run.finish()
     except Exception as error:
-        if not asked.get("again"):
+        if again < ATTEMPTS:
             if asked["mode"] == "offline":  # all of it will be in another one
                 shutil.rmtree(run.settings.sync_dir, ignore_errors=True)
-            _begin_again({**asked, "again": True}, given, answers)
+            _begin_again({**asked, "again": again + 1}, given, answers)
         _answer(answers, problem=f"gave up ({_text(error)})")
     os._exit(0)
 
