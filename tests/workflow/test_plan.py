@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from projects import STUDY, copy_project, snakemake, variant
 
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
@@ -23,9 +22,7 @@ pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def etrm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "etrm", "plan", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return warm.run(folder, "etrm", "plan", *arguments)
 
 
 def plan(folder: Path, config: str = STUDY, *arguments: str) -> dict[str, Any]:
