@@ -51,7 +51,7 @@ def _mirror(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
         problem = f"not started ({_text(error)})"
         if asked["mode"] == "online":
             _begin_again({**asked, "mode": "offline", "problem": problem}, given, answers)
-        elif 0 < again < ATTEMPTS:  # it has been ended anew
+        elif again < ATTEMPTS and not isinstance(error, ImportError):
             _begin_again({**asked, "again": again + 1}, given, answers)
         _answer(answers, problem=problem)
         return

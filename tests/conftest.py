@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take long and stay on one worker begin first, so that none is left alone at last."""
+    """Those that take long, and stay on one worker, begin first: none is then left alone."""
     here = Path(__file__).parent
     first = (here / "workflow", here / "faults")
     items.sort(key=lambda item: next((i for i, f in enumerate(first) if f in item.path.parents), 9))

@@ -88,13 +88,12 @@ def studies(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Studies:
     for copy in (here, there):
         copy.mkdir()
         write_study(copy_project(copy))
-    run = snakemake(here, "--cores", "2")
-    assert run.wait(300) == 0, output_of(here)
-
+    run = snakemake(here, "--cores", "1")  # while others wait for SLURM
     (there / "slurm/site.yaml").write_text(yaml.safe_dump(SITE))
     script = there / "workflow/scripts/train.py"
     script.write_text(FAULTS % ((CRAWLS, HANGS),) + script.read_text())
     doctor = disturbed_run(there)
+    assert run.wait(300) == 0, output_of(here)
     return Studies(here, there, output_of(there), doctor)
 
 
