@@ -24,7 +24,7 @@ run: setup
 	@$(BIN)/etrm summary
 
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup --ignore tests/slurm tests
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder --ignore tests/slurm tests
 
 # On a real SLURM of one node, which this installs, starts and stops: as root, on Debian or Ubuntu.
 test-slurm: setup

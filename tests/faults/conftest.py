@@ -13,13 +13,6 @@ from jobs import Server, Study, make_study
 STEPS = 36
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All on one worker: they share what is below."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("faults"))
-
-
 @pytest.fixture(scope="session")
 def kills() -> int:
     """How often the job is killed."""

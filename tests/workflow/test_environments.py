@@ -20,8 +20,6 @@ from projects import ROOT, copy_project, variant
 
 from etrm import environment as recorded
 
-pytestmark = pytest.mark.xdist_group("workflow2")
-
 RESULTS = "results/smoke"
 RUN = f"{RESULTS}/runs/trm/pretrain/seed0/run.json"
 FEW_STEPS = {

@@ -18,8 +18,6 @@ PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 ROOT = Path("results/smoke")
 Whys = dict[tuple[str, str], tuple[str, str]]  # (experiment, stage): (state, a part of why)
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def etrm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return warm.run(folder, "etrm", "plan", *arguments)

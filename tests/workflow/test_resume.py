@@ -11,12 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import torch
 from projects import copy_project, snakemake, start, variant
 from safetensors.torch import load_file
-
-pytestmark = pytest.mark.xdist_group("workflow")
 
 TARGET = "results/smoke/runs/trm_strict/pretrain/seed0/model.safetensors"
 TRAINING = {"steps": 60, "save_every": 10, "eval_every": None}

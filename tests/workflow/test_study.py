@@ -16,8 +16,6 @@ from projects import STUDY, copy_project, planned, snakemake, variant
 
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def results(folder: Path) -> Path:
     return folder / "results" / "smoke"
