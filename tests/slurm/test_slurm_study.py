@@ -61,7 +61,7 @@ def step(self):
         open(f"{mark}-{self.attempt}", "w").close()
     if self.attempt < CRAWLS.get(name, 0) and self.step_number >= 30 + 10 * self.attempt:
         open(f"{mark}-{self.attempt}-slow", "w").close()
-        time.sleep(4.0)
+        time.sleep(6.0)
         while name == HANGS:
             time.sleep(1.0)
     original(self)
