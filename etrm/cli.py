@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "doctor":
             return examine(given.configfile, given.verify, given.json)
         if given.command == "plan":
-            print(plan_text(given))
+            print(plan_text(given), flush=True)
             return 0
         study = read_study(given.configfile)
         if given.command == "summary":
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
         print(f"etrm: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who reads it has seen enough, as in `etrm plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -233,7 +233,7 @@ def test_moved_threshold_gates_again_without_training(study: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(verdict.read_text())["passed"] is (exact >= 1.0)
     # Back again: the full run that was trained is still there, and still good.
-    run = snakemake(study, "--cores", "2")
+    run = snakemake(study, "full", "--cores", "2")
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(verdict.read_text())["passed"] is True
     assert weights.stat().st_mtime_ns == before
@@ -366,7 +366,7 @@ def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -
     assert run.returncode != 0
     assert "nobody knows which tasks data/trm.pt has seen" in run.stdout + run.stderr
     change["experiments"][PASSING]["decoder"]["init_trust"] = True
-    run = snakemake(study, "--cores", "2", config=variant(study, change))
+    run = snakemake(study, "tables", "records", "--cores", "2", config=variant(study, change))
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
     record = json.loads((results(study) / f"runs/{PASSING}/overfit/seed0/run.json").read_text())
     assert record["init"]["skipped"] == ["puzzle_emb.weights"]
