@@ -77,6 +77,7 @@ def _findings(study: Study, verify: bool) -> Iterator[Finding]:
     live = jobs.live_runs(study, submitted)
     for driver in watching:
         yield Finding(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
+    yield from jobs.stuck(submitted)
     yield from jobs.unwatched(study, submitted, watching)
     yield from jobs.leases(study, status, submitted, watching)
     if not watching:  # else it is at work on them

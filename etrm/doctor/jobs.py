@@ -17,8 +17,13 @@ from etrm.lease import SILENCE_SECONDS
 from etrm.pipeline import Run
 from etrm.status import StudyStatus
 
-SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%Z|%k|%M|%j")
+SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%r|%Z|%k|%M|%j")
 SQUEUE_SECONDS = 10.0
+# Why a job waits that asks for what it will never get: more time, or nodes, than there are.
+NEVER = (
+    *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
+    *("QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit"),
+)
 OTHER = ", in another configuration or from other data or code than today's"
 UNWATCHED = "; no Snakemake on this machine watches it: started again, the study takes it over"
 
@@ -33,6 +38,7 @@ class SlurmJob:
 
     id: str
     state: str
+    reason: str  # why it waits
     folder: str
     comment: str  # rule and wildcards, as Snakemake's plugin writes them
     time: str
@@ -53,13 +59,28 @@ def slurm_jobs(study: Study) -> list[SlurmJob]:
         raise SqueueError(str(error)) from None
     if done.returncode:
         raise SqueueError(done.stderr.strip())
-    fields = [line.split("|", 5) for line in done.stdout.splitlines()]
-    jobs = [SlurmJob(*each) for each in fields if len(each) == 6]
+    fields = [line.split("|", 6) for line in done.stdout.splitlines()]
+    jobs = [SlurmJob(*each) for each in fields if len(each) == 7]
     return [
         job
         for job in jobs
         if job.comment.startswith("rule_") and Path(job.folder).resolve() == study.folder
     ]
+
+
+def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
+    """Jobs that wait for what they will never get; Snakemake waits with them."""
+    for reason in NEVER:
+        waiting = [job for job in jobs if job.state == "PENDING" and job.reason == reason]
+        if waiting:
+            cancel = shlex.join(["scancel", *(job.id for job in waiting)])
+            yield Finding(
+                "stuck jobs",
+                f"{listed(map(str, waiting))} will never start ({reason}): change what it asks for"
+                " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again",
+                cancel,
+                tuple(job.id for job in waiting),
+            )
 
 
 def unwatched(

@@ -264,7 +264,7 @@ def test_outputs_that_were_being_made_are_incomplete(study: Made) -> None:
 def squeue(study: Made, *lines: str, then: str = "") -> None:
     """A stand-in that answers what the real one would, if it is asked as that is."""
     path = study.folder / "bin/squeue"
-    wanted = "--me --noheader --format=%i|%T|%Z|%k|%M|%j"
+    wanted = "--me --noheader --format=%i|%T|%r|%Z|%k|%M|%j"
     answer = "\n".join(lines)
     write(path, f'#!/bin/sh\n[ "$*" = "{wanted}" ] || exit 2\n{then}\ncat <<"END"\n{answer}\nEND\n')
     path.chmod(0o755)
@@ -274,13 +274,32 @@ def squeue(study: Made, *lines: str, then: str = "") -> None:
             (study.folder / "bin" / name).symlink_to(f"/bin/{name}")
 
 
-def job(study: Made, number: int, name: str = "abc", folder: Path | None = None) -> str:
+def job(
+    study: Made,
+    number: int,
+    name: str = "abc",
+    folder: Path | None = None,
+    state: str = "RUNNING|None",
+) -> str:
     comment = "rule_train_full_wildcards_etrm_0"
-    return f"{number}|RUNNING|{folder or study.folder}|{comment}|1:02:03|{name}"
+    return f"{number}|{state}|{folder or study.folder}|{comment}|1:02:03|{name}"
+
+
+def test_jobs_that_will_never_start_are_found(study: Made) -> None:
+    waiting = [job(study, 3, state="PENDING|Priority"), job(study, 4, state="PENDING|Resources")]
+    squeue(study, *waiting, job(study, 5, state="PENDING|PartitionTimeLimit"))
+    finding, _ = examine().findings  # and that nobody watches over them
+    assert finding.kind == "stuck jobs"
+    assert "5 (train_full etrm_0, pending, 1:02:03) will never start" in finding.what
+    assert "slurm/site.yaml" in finding.what
+    assert finding.mend == "scancel 5"
 
 
 def test_slurm_jobs_that_nobody_watches_are_named(study: Made) -> None:
-    others = [job(study, 9, folder=Path("/elsewhere")), f"8|RUNNING|{study.folder}|(null)|0:01|sh"]
+    others = [
+        job(study, 9, folder=Path("/elsewhere")),
+        f"8|RUNNING|None|{study.folder}|(null)|0:01|sh",
+    ]
     squeue(study, job(study, 12), *others, job(study, 13))
     finding = only(examine(), "orphaned jobs")
     assert finding.what.startswith("2 SLURM jobs run that no Snakemake on this machine watches:")
@@ -525,7 +544,7 @@ def test_the_command_lists_the_most_urgent_first(
     assert main(["doctor", "--configfile", CONFIG]) == 0
     assert capsys.readouterr().out == "Study tiny: nothing to mend\n"
     study.save("0123456789abcdef")
-    squeue(study, job(study, 12))
+    squeue(study, job(study, 12), job(study, 13, state="PENDING|PartitionTimeLimit"))
     lock(study)
     study.lease("etrm/full/seed0", start=1)
     Path(study.pipeline.run_files(OVERFIT)[0]).unlink()

@@ -77,9 +77,9 @@ CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 KillWait=15
 JobRequeue=1
 GresTypes=gpu
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 State=UP
-PartitionName=gpu Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=20
-PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 NODE = """\
 NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory={memory} \
