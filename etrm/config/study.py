@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.schema import (
     ASCENDING,
@@ -339,77 +340,6 @@ class ExperimentConfig:
         if self.is_trm:
             return "pretrain" if self.split == "transductive" else None
         return "full"
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where metrics go beside `metrics.parquet`. Changing it reruns nothing."""
-
-    wandb: str = option(
-        "`auto`: online with a key, else offline",
-        "auto",
-        choices=("auto", "online", "offline", "disabled"),
-    )
-    project: str = option("W&B project", "etrm")
-
-
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """How runs are executed. It changes speed and memory, results only in the last digits of
-    floating-point sums: changing it reruns nothing."""
-
-    gpus: int = option(
-        "GPUs of a training run on each node, one process (rank) each; on a machine without GPUs"
-        " that many processes on the CPU. Also settable as a resource, which counts those of all"
-        " nodes: `--set-resources train_full:gpu=4`",
-        1,
-        unit="GPUs",
-        ge=1,
-    )
-    nodes: int = option(
-        "machines of a training run; more than one only within a SLURM job, whose nodes share the"
-        " results' file system. Also settable as a resource, with all that SLURM must then know:"
-        " `--set-resources train_full:nodes=2 train_full:gpu=8 train_full:mpi=srun"
-        " train_full:tasks=2 train_full:tasks_per_gpu=0`",
-        1,
-        unit="nodes",
-        ge=1,
-    )
-    compile: str = option(
-        "`torch.compile` the network's blocks; `auto`: on GPUs",
-        "auto",
-        choices=("auto", "on", "off"),
-    )
-    memory: float | None = option(
-        "what the activations of a step may take, of a GPU or of all CPU processes of a node; a"
-        " lane that needs more is computed in micro-batches, which sum to the same gradient. null:"
-        " 70 % of a GPU's memory, 30 % of the machine's",
-        None,
-        unit="GiB",
-        gt=0,
-    )
-    micro_batch: int | None = option(
-        "most slots that a forward and backward pass takes; null: as many as `memory` allows",
-        None,
-        unit="samples",
-        ge=1,
-    )
-
-
-@dataclass(frozen=True)
-class FigureStyle:
-    """The look of the figures."""
-
-    formats: tuple[str, ...] = option(
-        "files of each figure",
-        factory=lambda: ("png", "pdf"),
-        choices=("png", "pdf", "svg"),
-        rule=DISTINCT,
-    )
-    dpi: int = option("resolution of PNG files", 200, unit="dots per inch", ge=50)
-    font_scale: float = option("size of all text, relative", 1.0, gt=0)
-    width: float = option("full width of a figure", 7.0, unit="inches", gt=0)
-    qualitative_tasks: int = option("rows of the qualitative figure", 4, unit="rows", ge=1)
 
 
 @dataclass(frozen=True)
