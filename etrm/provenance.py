@@ -34,12 +34,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def code_digest(*modules: str) -> str:
     """Digest of modules of this package and all that they import from it.
 
@@ -58,6 +52,14 @@ def code_digests(*modules: str) -> dict[str, str]:
             seen.add(name)
             todo += _module(name)[1]
     return {name: _module(name)[0][:16] for name in sorted(seen)}
+
+
+def script_digest(path: Path) -> str:
+    """Digest of a script of the workflow, likewise without its comments and docstrings.
+
+    Not of what it imports: that is digested by name, as far as it determines results.
+    """
+    return _source(path)[0][:16]
 
 
 def source_file(module: str) -> str:
@@ -99,6 +101,10 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
     path = _file(name)
     if path is None:
         raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
+    return _source(path)
+
+
+def _source(path: Path) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports: list[str] = []
     for node in ast.walk(tree):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,23 +19,16 @@ from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.context import context_source
 from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import held_out_questions, on_lanes
-from etrm.data.files import write_json_atomic, write_table_atomic
+from etrm.data.files import file_digest, write_json_atomic, write_table_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.environment import environment
-from etrm.evaluate import PREDICTIONS, all_variants, predict
+from etrm.evaluate import PREDICTIONS, NotFiniteError, all_variants, predict
 from etrm.keep import SCORE_FILES, is_kept, keep, take_back
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.parts import Lane, Part, gather, share, write_part
-from etrm.provenance import (
-    code_digest,
-    code_digests,
-    digest,
-    evaluation_key,
-    file_digest,
-    score_code,
-    touched,
-)
+from etrm.provenance import code_digest, code_digests, digest, evaluation_key, score_code, touched
+from etrm.records import check_weights, read_run, read_score
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -68,21 +60,23 @@ def evaluate_run(
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
     were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
     one, asked for again, is taken back from there. `compile`: as in `execution`. `parts`: the files
-    of all `evaluate_part`, in order; nothing is decoded then. Raises `PartError` where they are not
-    the whole evaluation.
+    of all `evaluate_part`, in order; nothing is decoded then.
+
+    Raises `PartError` where they are not the whole evaluation, `DamagedFileError` where the weights
+    are not those of the run's record, and `NotFiniteError` where they give no numbers although
+    their run did not diverge.
     """
-    record, tables = _record(run_folder), (tasks_path, augmentations_path)
-    began, made_with = time.perf_counter(), _made_with(record, tables, config)
-    key = _key(run_folder, record, made_with)
+    record, tables = read_run(run_folder), (tasks_path, augmentations_path)
+    began, made_with = time.perf_counter(), _made_with(run_folder, record, tables, config)
+    key = _key(made_with, record)
     store = None if state is None else _store(state, record)
     if store is not None and take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
-        kept: dict[str, Any] = json.loads((out / "score.json").read_text(encoding="utf-8"))
-        return kept
+        return read_score(out / "score.json")
     target = torch.device("cpu") if parts else _device(device)
     asked = _ask(run_folder, record, tables, config, target)
     if parts:
-        table = gather(parts, asked.corpus, asked.lanes, config.batch_size, key)
+        table = gather(parts, asked.corpus, asked.lanes, config.batch_size, key, _diverged(record))
     else:
         table = _decode(run_folder, record, asked, asked.lanes, config, compile)
     # Of those that share an evaluation, none knows what all of them took.
@@ -113,8 +107,8 @@ def evaluate_part(
     Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and will
     not be read.
     """
-    record, tables = _record(run_folder), (tasks_path, augmentations_path)
-    key = _key(run_folder, record, _made_with(record, tables, config))
+    record, tables = read_run(run_folder), (tasks_path, augmentations_path)
+    key = _key(_made_with(run_folder, record, tables, config), record)
     table = PREDICTIONS.empty_table()
     if state is not None and is_kept(SCORE_FILES, _store(state, record), key):
         log.info("the evaluation was finished before: nothing to decode")
@@ -124,11 +118,6 @@ def evaluate_part(
         table = _decode(run_folder, record, asked, lanes, config, compile) if lanes else table
         log.info("%s: %d predictions", part, table.num_rows)
     write_part(out, table, part, key)
-
-
-def _record(run_folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    return record
 
 
 def _store(state: Path, record: Mapping[str, Any]) -> Path:
@@ -170,7 +159,18 @@ def _decode(
     model.load_state_dict(load_weights(run_folder / "model.safetensors", config.weights))
     if compiles(compile, corpus.device):
         compile_blocks(model)
-    return predict(model, corpus, lanes, run.halting, config, DTYPES[run.train.dtype])
+    try:
+        return predict(model, corpus, lanes, run.halting, config, DTYPES[run.train.dtype])
+    except NotFiniteError as error:
+        if not _diverged(record):
+            raise NotFiniteError(f"{run_folder / 'model.safetensors'}: {error}") from None
+        log.warning("%s has diverged: it has no answers, and all tasks count as wrong", run_folder)
+        return PREDICTIONS.empty_table()
+
+
+def _diverged(record: Mapping[str, Any]) -> bool:
+    """Did the run end because its loss exploded? Its score is a result, and no error."""
+    return record.get("stopped_early") == "divergence"
 
 
 def _write(
@@ -231,24 +231,31 @@ def _corpus(
 
 
 def _made_with(
-    record: Mapping[str, Any], tables: tuple[Path, Path], config: EvaluationConfig
+    run_folder: Path,
+    record: Mapping[str, Any],
+    tables: tuple[Path, Path],
+    config: EvaluationConfig,
 ) -> dict[str, Any]:
-    """What an evaluation is compared with later, to see whether it is still today's."""
+    """What an evaluation is compared with later, to see whether it is still today's.
+
+    Raises `DamagedFileError` where the weights are not those that the run has written.
+    """
     code = score_code(record["config"]["context"]["source"])
     return {
         "evaluation": evaluation_settings(config),
         "run_key": record["key"],
+        "weights_sha256": check_weights(run_folder, record),
         "data": {path.stem: file_digest(path) for path in tables},
         "code": code_digests(*code),
     }
 
 
-def _key(run_folder: Path, record: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
+def _key(made_with: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """Digest of everything that determines an evaluation."""
     return evaluation_key(
         made_with["evaluation"],
         made_with["run_key"],
-        file_digest(run_folder / "model.safetensors"),
+        made_with["weights_sha256"],
         list(made_with["data"].values()),
         code_digest(*score_code(record["config"]["context"]["source"])),
     )

@@ -16,18 +16,19 @@ from typing import Any
 from etrm.config import evaluation_settings, plain
 from etrm.config.compare import changes, in_words
 from etrm.config.merging import TAGS
+from etrm.data.files import file_digest
 from etrm.keep import LIST, RUN_FILES, SCORE_FILES
-from etrm.pipeline import Pipeline, Run
+from etrm.pipeline import GateError, Pipeline, Run, require_passed
 from etrm.provenance import (
     code_digest,
     code_digests,
     evaluation_key,
-    file_digest,
     run_key,
     score_code,
     source_file,
     train_code,
 )
+from etrm.records import RUN, SCORE, DamagedFileError, Keys, read_record
 
 STATES = "step*.state"  # as `etrm.checkpoint` names them
 TABLES = ("tasks", "augmentations")
@@ -91,33 +92,32 @@ class StudyStatus:
         """The evaluation of a run."""
         pipeline, config = self.pipeline, self.pipeline.study.experiments[run.experiment]
         paths, code = pipeline.score_files(run), score_code(config.context.source)
-        files, missing, record = _read(paths, "score.json", ("evaluation", "run_key"))
+        files, missing, record = _read(paths, "score.json", SCORE)
         today = evaluation_settings(config.evaluation)
         trained = self.run(run).record
-        differs = record and trained and record["run_key"] != trained["key"]
         return Status(
             record,
             files,
             missing,
             **_compared(record, "evaluation", today, code, self._tables()),
-            origin="of another run" if differs else None,
+            origin=_other_run(record, trained),
             kept=self._score_kept(run, today, code),
         )
 
     def weights(self, run: Run) -> str | None:
         """SHA-256 that a run's weights have, or will have where they are taken back."""
-        status = self.run(run)
-        if status.current and status.record is not None:
+        status, key = self.run(run), self.key(run)
+        if key is None:
+            return None
+        if status.whole and status.record is not None and status.record["key"] == key:
             return str(status.record["weights_sha256"])
-        key = self.key(run)
-        kept = _kept(self._store(run, run.stage), key, RUN_FILES) if key else None
+        kept = _kept(self._store(run, run.stage), key, RUN_FILES)
         return str(kept["model.safetensors"]) if kept else None
 
     def _run(self, run: Run) -> Status:
         today = plain(self.pipeline.config_of(run))
         code = train_code(today["context"]["source"])
-        needed = ("config", "key", "weights_sha256")
-        files, missing, record = _read(self.pipeline.run_files(run), "run.json", needed)
+        files, missing, record = _read(self.pipeline.run_files(run), "run.json", RUN)
         then, now = _origin(record), self._first_weights(run)
         key = self.key(run)
         return Status(
@@ -141,7 +141,7 @@ class StudyStatus:
     def key(self, run: Run) -> str | None:
         """Key of the run as it would be made now; None where what it depends on is missing."""
         tables, has_parent = self._tables(), self.pipeline.parent_path(run) is not None
-        if len(tables) < len(TABLES) or not self.pipeline.state.is_dir():
+        if len(tables) < len(TABLES):
             return None
         weights = self._first_weights(run, read=True)
         if has_parent and weights is None:
@@ -163,12 +163,32 @@ class StudyStatus:
         return _digest(path) if read else None
 
     def _score_kept(self, run: Run, today: Any, code: Sequence[str]) -> bool:
-        trained, tables = self.run(run).record, self._tables()
-        if not self.run(run).current or trained is None or len(tables) < len(TABLES):
+        key, weights, tables = self.key(run), self.weights(run), self._tables()
+        if key is None or weights is None:
             return False
-        weights, digests = str(trained["weights_sha256"]), list(tables.values())
-        key = evaluation_key(today, trained["key"], weights, digests, code_digest(*code))
-        return _kept(self._store(run, "evaluation"), key, SCORE_FILES) is not None
+        wanted = evaluation_key(today, key, weights, list(tables.values()), code_digest(*code))
+        return _kept(self._store(run, "evaluation"), wanted, SCORE_FILES) is not None
+
+
+def require_gate(pipeline: Pipeline, run: Run) -> None:
+    """Raise `GateError` unless a full run may start, by a verdict on today's overfit run.
+
+    Raises `DamagedFileError` where a record cannot be read.
+    """
+    overfit = Run(run.experiment, "overfit", run.seed)
+    path, status = pipeline.verdict(run.experiment, run.seed), StudyStatus(pipeline).run(overfit)
+    name = f"{run.experiment}, seed {run.seed}: the full run does not start, because"
+    for needed in (pipeline.folder(overfit) / "run.json", path):
+        if not needed.is_file():
+            target = path if needed == path else pipeline.folder(overfit) / "model.safetensors"
+            raise GateError(f"{name} there is no {needed}: `snakemake --cores 2 {target}` makes it")
+    differences = status.differences()
+    if differences:
+        raise GateError(
+            f"{name} its overfit run is not what would be made today ({'; '.join(differences)}):"
+            " run the overfit stage and the gate again"
+        )
+    require_passed(path, pipeline.study.experiments[run.experiment].gate)
 
 
 def _compared(
@@ -212,6 +232,16 @@ def _is_tag(key: str) -> bool:
     return key.rpartition(".")[2] in TAGS
 
 
+def _other_run(score: Mapping[str, Any] | None, trained: Mapping[str, Any] | None) -> str | None:
+    """Is a score of another run, or of other weights, than those that are there?"""
+    if score is None or trained is None:
+        return None
+    if score["run_key"] != trained["key"]:
+        return "of another run"
+    weights = trained["weights_sha256"]
+    return "of other weights" if score.get("weights_sha256", weights) != weights else None
+
+
 def _origin(record: Mapping[str, Any] | None) -> str | None:
     """SHA-256 of the weights that a run started from."""
     found = ((record or {}).get("init") or {}).get("sha256")
@@ -219,15 +249,18 @@ def _origin(record: Mapping[str, Any] | None) -> str | None:
 
 
 def _read(
-    paths: Sequence[str], name: str, needed: Sequence[str]
+    paths: Sequence[str], name: str, keys: Keys
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any] | None]:
-    """Files that are there, that are missing, and the record: None if it has not what is needed."""
+    """Files that are there, that are missing, and the record: None for one that is damaged."""
     there = [Path(path) for path in paths if Path(path).is_file()]
     names = tuple(path.name for path in there)
     missing = tuple(n for path in paths if (n := Path(path).name) not in names)
-    record = next((_json(path) for path in there if path.name == name), None)
-    usable = record is not None and all(key in record for key in needed)
-    return names, missing, record if usable else None
+    path = next((path for path in there if path.name == name), None)
+    try:
+        record = None if path is None else read_record(path, keys, "a record")
+    except (DamagedFileError, FileNotFoundError):
+        record = None
+    return names, missing, record
 
 
 def _json(path: Path) -> dict[str, Any] | None:

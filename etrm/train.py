@@ -8,7 +8,6 @@ the last finished run is kept.
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -28,7 +27,7 @@ from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
 from etrm.context import context_source
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import on_lanes, training_questions
-from etrm.data.files import write_json_atomic
+from etrm.data.files import file_digest, write_json_atomic
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.distributed import Ranks
 from etrm.engine import Trainer
@@ -45,11 +44,11 @@ from etrm.provenance import (
     code_digests,
     commit,
     digest,
-    file_digest,
     run_key,
     seen_tasks,
     train_code,
 )
+from etrm.records import read_run
 from etrm.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def train_run(
 
 
 def _taken_back(out: Path, store: Path, states: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    record = read_run(out)
     log.info("the same run was finished on %s: taken back from %s", record["finished"], store)
     clear_states(states)  # of a run that was killed when it had just been kept
     return record

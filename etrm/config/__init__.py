@@ -52,6 +52,7 @@ __all__ = [
     "plain",
     "read_study",
     "run_config",
+    "to_yaml",
 ]
 
 # What a decoder must share with the one whose weights it starts from: everything but the number of
@@ -108,6 +109,11 @@ def run_config(study: StudyConfig, experiment: str, stage: str, seed: int) -> Ru
 def evaluation_settings(config: EvaluationConfig) -> dict[str, Any]:
     """Everything that can change the result of an evaluation: not how many jobs share it."""
     return {key: value for key, value in plain(config).items() if key != "jobs"}
+
+
+def to_yaml(study: StudyConfig) -> str:
+    """The study with nothing left to merge, as a study file that gives the same study again."""
+    return yaml.safe_dump(plain(study), sort_keys=False, allow_unicode=True)
 
 
 def plain(value: Any) -> Any:
@@ -277,6 +283,10 @@ def _parent(
         text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
         expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
         found.append(Problem("decoder.init", text, expected))
+    absent = [str(seed) for seed in config.seeds if seed not in theirs.seeds]
+    if config.decoder.init_seed == "same" and absent:
+        text = f"same, but {parent!r} has no seed {', '.join(absent)}"
+        found.append(Problem("decoder.init_seed", text, "first, or these among its seeds"))
     if _circle(name, experiments):
         expected = "null, or a pretraining that does not start from this one"
         found.append(Problem("decoder.init", f"a circle back to {name!r}", expected))

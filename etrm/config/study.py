@@ -156,6 +156,13 @@ class DecoderConfig:
         " null: from scratch",
         None,
     )
+    init_seed: str = option(
+        "which seed of that pretraining: `first`, its first for every seed of this experiment, or"
+        " `same`, seed n for seed n, which it must then have. Either way more seeds of it change"
+        " nothing that is done",
+        "first",
+        choices=("first", "same"),
+    )
     init_trust: bool = option(
         "let a strict experiment start from a checkpoint of unknown origin; its scores are then"
         " marked `held-out: not proven`",

@@ -214,7 +214,8 @@ def _read(path: Path, schema: pa.Schema, target: str) -> pa.Table:
         raise FileNotFoundError(f"{path}: no such file; run the target `{target}` first")
     expected = f"the table written by the target `{target}`"
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TableError(path, f"no readable parquet file ({reason})", expected, target) from error

@@ -1,4 +1,4 @@
-"""`etrm doctor`: what is locked, orphaned, incomplete or stale in a study, and what mends it.
+"""`etrm doctor`: what is locked, orphaned, damaged, incomplete or stale, and what mends it.
 
 It only reads. Neither Snakemake nor SLURM nor a GPU has to be there.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config import read_study
-from etrm.doctor import jobs, orphans, results, workflow
+from etrm.doctor import damage, jobs, orphans, results, workflow
 from etrm.doctor.finding import KINDS, NOTE, Finding, Study
 from etrm.pipeline import Pipeline
 from etrm.status import StudyStatus
@@ -84,8 +84,7 @@ def _findings(study: Study, verify: bool) -> Iterator[Finding]:
         yield from workflow.locks(study)
         yield from workflow.marks(study)
         yield from results.incomplete(study, status, live)
-    if verify:
-        yield from results.damaged(study, status)
+    yield from damage.damaged(study, verify)
     yield from results.stale(study, status, live)
     yield from orphans.states(study, status, live.values())
     yield from orphans.strangers(study)

@@ -10,7 +10,10 @@ from pathlib import Path
 from etrm.pipeline import Pipeline
 
 # Kinds of findings, the most urgent first: while something is locked, nothing else can be mended.
-KINDS = ("locked", "stuck jobs", "orphaned jobs", "leases", "incomplete", "stale", "orphaned files")
+KINDS = (
+    *("locked", "stuck jobs", "orphaned jobs", "leases"),
+    *("damaged", "incomplete", "stale", "orphaned files"),
+)
 NOTE = "running"  # the kind of what needs no mending
 DEFAULT = "config/config.yaml"  # the study of a Snakemake that is not told which
 

@@ -9,7 +9,7 @@ from etrm.doctor.finding import Finding, Study, listed
 from etrm.doctor.workflow import knows
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.pipeline import Run
-from etrm.provenance import file_digest
+from etrm.records import DamagedFileError
 from etrm.status import StudyStatus
 
 
@@ -41,18 +41,6 @@ def _partial(study: Study, folder: Path, missing: Sequence[str]) -> Finding:
     return Finding("incomplete", text, study.again(), (str(folder),))
 
 
-def damaged(study: Study, status: StudyStatus) -> Iterator[Finding]:
-    """Weights that are not what their run has written; reads all of them."""
-    for run in study.pipeline.runs():
-        record, path = status.run(run).record, study.pipeline.folder(run) / "model.safetensors"
-        if record is None or not path.is_file():
-            continue
-        found, expected = file_digest(path), record["weights_sha256"]
-        if found != expected:
-            text = f"{path} has SHA-256 {found[:16]}…, its run has written {expected[:16]}…"
-            yield Finding("incomplete", text, _forced(study, [path]), (name_of(run),))
-
-
 def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
     """Runs and evaluations that differ from what would be made status, by how they differ.
 
@@ -60,8 +48,7 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     """
     found: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
     for what, run, target, differences in _all(study, status):
-        going = run.stage != "full" or study.pipeline.projected(run.experiment, run.seed)
-        if differences and going and name_of(run) not in live:
+        if differences and _going(study, run) and name_of(run) not in live:
             group = (what, "; ".join(differences), knows(study, target))
             found.setdefault(group, []).append((name_of(run), target))
     for (what, how, known), results in found.items():
@@ -72,6 +59,14 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
             text += "; Snakemake has no record of how they were made, and would keep them"
         mend = study.again() if known else _forced(study, targets)
         yield Finding("stale", text, mend, names)
+
+
+def _going(study: Study, run: Run) -> bool:
+    """Has no gate stopped it? Where that cannot be read, the file is found to be damaged."""
+    try:
+        return run.stage != "full" or study.pipeline.projected(run.experiment, run.seed)
+    except DamagedFileError:
+        return False
 
 
 def _all(study: Study, status: StudyStatus) -> Iterator[tuple[str, Run, Path, list[str]]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etrm.pipeline import Pipeline, Run, describe
 from etrm.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
+from etrm.records import read_verdict
 from etrm.status import Status, StudyStatus
 
 STAGES = ("pretrain", "overfit", "gate", "full", "evaluate")
@@ -101,7 +101,7 @@ class _Entries:
 
     def _verdict(self, experiment: str, seed: int) -> str:
         path = self.pipeline.verdict(experiment, seed)
-        verdict = json.loads(path.read_text(encoding="utf-8"))
+        verdict = read_verdict(path)
         gate = self.pipeline.study.experiments[experiment].gate
         return describe({**verdict, "threshold": gate.exact_accuracy, "passed": False})
 

@@ -31,8 +31,12 @@ STAGE_OF_RULE = {
 }
 AFTER_OTHERS, NEVER_MADE = "after other jobs", "never made"
 # Where in the configuration a parameter of a rule stands, if not under its own name.
-PARAMS = {"run": "", "study": "", "style": "figures", "variants": "data.variants"}
-NO_CONFIG = ("code", "state", "wandb", "targets", "parent")
+PARAMS = {"run": "", "style": "figures", "variants": "data.variants"}
+NO_CONFIG = {
+    **{"code": "code", "script": "the rule's script", "parent": "other first weights"},
+    **{"origin": "other first weights", "targets": "targets", "state": "state", "wandb": "wandb"},
+    "sources": "other content of the sources",
+}
 
 
 class PlanError(RuntimeError):
@@ -183,7 +187,7 @@ def _job(job: Any, reason: Any) -> Job:
 def _reasons(job: Any, reason: Any) -> Iterator[str]:
     """Why Snakemake runs a job; the names are those of its own class."""
     if reason.forced:
-        yield "forced"
+        yield "the study has changed" if job.rule.name == "resolved_config" else "forced"
     if reason.missing_output:
         missing = sorted(Path(file).name for file in reason.missing_output)
         none = len(missing) == len(job.output)
@@ -201,7 +205,7 @@ def _reasons(job: Any, reason: Any) -> Iterator[str]:
         old, new = _literals(change.only_old), _literals(change.only_new)
         yield from changed_params(dict(job.params.items()), old, new)
     if reason.code_changed:
-        yield "rule or script has changed"
+        yield "the rule has changed"
     if reason.input_changed:
         yield "other set of input files"
     if reason.software_stack_changed:
@@ -231,11 +235,11 @@ def changed_params(params: Mapping[str, Any], old: Sequence[Any], new: Sequence[
             continue
         before = _nearest(value, left)
         if before is None:
-            found.append("code" if name == "code" else f"{PARAMS.get(name, name)} is new")
+            found.append(NO_CONFIG.get(name, f"{PARAMS.get(name, name)} is new"))
             continue
         left.remove(before)
         if name in NO_CONFIG:
-            found.append("code" if name == "code" else name)
+            found.append(NO_CONFIG[name])
             continue
         prefix = PARAMS.get(name, name)
         there, here = (v if isinstance(v, Mapping) else {"": v} for v in (before, value))

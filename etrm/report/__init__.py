@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from etrm.records import (
+    DESCRIBED,
+    DamagedFileError,
+    read_metrics,
+    read_run,
+    read_score,
+    read_verdict,
+)
+
 STAGES = ("pretrain", "overfit", "full")
 # Means over the samples that halted in a step: without a value where `train/count` is 0.
 _OF_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps")
-_REQUIRED = ("experiment", "stage", "seed", "kind", "split")
 
 
 @dataclass(frozen=True)
@@ -89,22 +96,19 @@ def load_run(
 ) -> RunView:
     """Reads `run.json` and `metrics.parquet`; also `verdict` and `score` where a file is given.
 
-    Raises FileNotFoundError for a file that is missing, ValueError for a `run.json` without one of
-    experiment, stage, seed, kind, split.
+    Raises FileNotFoundError for a file that is missing, `DamagedFileError` for one that cannot be
+    used.
     """
     folder = Path(folder)
-    run = _read_json(folder / "run.json")
-    missing = [key for key in _REQUIRED if key not in run]
-    if missing:
-        raise ValueError(f"{folder / 'run.json'}: no {', '.join(missing)}")
+    run = read_run(folder, DESCRIBED)
     if run["stage"] not in STAGES:
-        expected = ", ".join(STAGES)
-        raise ValueError(f"{folder / 'run.json'}: stage {run['stage']!r}, expected {expected}")
+        found = f"stage {run['stage']!r}"
+        raise DamagedFileError(folder / "run.json", found, f"one of {', '.join(STAGES)}")
     return RunView(
         run=run,
-        metrics=pd.read_parquet(folder / "metrics.parquet"),
-        verdict=None if verdict is None else _read_json(Path(verdict)),
-        score=None if score is None else _read_json(Path(score)),
+        metrics=read_metrics(folder).to_pandas(),
+        verdict=None if verdict is None else read_verdict(Path(verdict)),
+        score=None if score is None else read_score(Path(score)),
         predictions=None if predictions is None else Path(predictions),
     )
 
@@ -112,9 +116,3 @@ def load_run(
 def distinct(names: Iterable[str]) -> list[str]:
     """Without repetition, in the order first seen."""
     return list(dict.fromkeys(names))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8") as file:
-        loaded: dict[str, Any] = json.load(file)
-    return loaded

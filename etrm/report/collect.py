@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from etrm.records import DESCRIBED, read_run, read_score
 from etrm.report import RunView, load_run
 
 
@@ -20,13 +20,13 @@ def collect(files: Iterable[str | Path]) -> list[RunView]:
     scores = {}
     for path in paths:
         if path.name == "score.json":
-            content = json.loads(path.read_text())
+            content = read_score(path)
             scores[content["experiment"], content["stage"], content["seed"]] = path
     views = []
     for path in paths:
         if path.name != "run.json":
             continue
-        run = json.loads(path.read_text())
+        run = read_run(path.parent, DESCRIBED)
         score = scores.get((run["experiment"], run["stage"], run["seed"]))
         predictions = score.with_name("predictions.parquet") if score else None
         views.append(

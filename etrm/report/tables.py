@@ -152,6 +152,8 @@ def status(view: RunView) -> str:
     """Where the run stands, in words; a stopped one with its findings and numbers."""
     verdict, score = view.verdict, view.score
     if score is not None:
+        if view.run.get("stopped_early") == "divergence":
+            return "stopped: divergence"
         if score["partial"]:
             return f"partial: {score['tasks_evaluated']} of {score['tasks_asked']} tasks"
         return "evaluated"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from etrm.config.health import HealthConfig, guide_rules
 from etrm.config.study import FigureStyle
 from etrm.data.tables import read_tasks
+from etrm.records import read_predictions
 from etrm.report import RunView, distinct
 from etrm.report.figures import encoder_statistics, gradient_flow, training_curves
 from etrm.report.grids import qualitative
@@ -29,7 +28,7 @@ def write_figures(
     names = distinct(view.experiment for view in views)
     held_out = [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
     answers = {
-        view.experiment + _partial(view): pq.read_table(view.predictions).to_pandas()
+        view.experiment + _partial(view): read_predictions(view.predictions).to_pandas()
         for view in reversed(views)
         if view.predictions is not None
     }

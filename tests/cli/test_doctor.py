@@ -13,21 +13,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from tiny import MODEL, small_context
 
+from etrm.arc.augment import draw_variants
+from etrm.arc.task import Pair, Task
 from etrm.cli import main
 from etrm.config import evaluation_settings, plain, read_study
+from etrm.data.files import file_digest
+from etrm.data.tables import TaskRecord, write_augmentations, write_tasks
 from etrm.doctor import Diagnosis, diagnose
 from etrm.doctor.finding import KINDS, Finding
 from etrm.doctor.jobs import OTHER, UNWATCHED
 from etrm.identity import here
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.pipeline import Pipeline, Run
-from etrm.provenance import code_digest, file_digest, train_code
+from etrm.provenance import code_digest, train_code
 from etrm.status import StudyStatus
 
+GRID = np.zeros((2, 2), np.uint8)
 CONFIG = "mine.yaml"
 SNAKEMAKE = f"snakemake --configfile {CONFIG}"
 AGAIN = f"{SNAKEMAKE} --cores 2"
@@ -50,8 +60,9 @@ class Made:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.configure(DOCUMENT)
-        for path in (self.pipeline.tasks, self.pipeline.augmentations):
-            write(path, path.name)
+        task = Task("t", (Pair(GRID, GRID),), (Pair(GRID, GRID),))
+        write_tasks(self.pipeline.tasks, [TaskRecord(task, "ours", "evaluation")])
+        write_augmentations(self.pipeline.augmentations, {"t": draw_variants(task, 1, 0)})
         self.pipeline.state.mkdir(parents=True)
         for run in self.pipeline.runs():
             self.finish(run)
@@ -76,9 +87,11 @@ class Made:
     def finish(self, run: Run) -> None:
         folder = self.pipeline.folder(run)
         for name in RUN_FILES:
-            write(folder / name, f"{name} of {run}")
+            write_valid(folder / name, str(run))
         config = self.pipeline.config_of(run)
         record = {
+            **{"experiment": run.experiment, "stage": run.stage, "seed": run.seed},
+            **{"kind": "trm", "split": "strict", "steps_done": 36, "device": "cpu"},
             "config": plain(config),
             "code_digest": code_digest(*train_code(config.context.source)),
             "weights_sha256": file_digest(folder / "model.safetensors"),
@@ -93,10 +106,15 @@ class Made:
 
     def evaluate(self, run: Run) -> None:
         for path in map(Path, self.pipeline.score_files(run)):
-            write(path, f"{path.name} of {run}")
+            write_valid(path, str(run))
             self.record(path)
         evaluation = self.pipeline.study.experiments[run.experiment].evaluation
-        score = {"evaluation": evaluation_settings(evaluation), "run_key": self.key(run)}
+        score = {
+            **{"experiment": run.experiment, "stage": run.stage, "seed": run.seed},
+            **{"held_out": {}, "pass": {}, "metrics": {}, "partial": False, "predictions": 1},
+            **{"evaluation": evaluation_settings(evaluation), "run_key": self.key(run)},
+            "device": "cpu",
+        }
         write(path.with_name("score.json"), json.dumps(score))
 
     def record(self, output: Path) -> None:
@@ -121,6 +139,19 @@ class Made:
         write(path, json.dumps(content))
         os.utime(path, (time.time() - silent,) * 2)
         return path.parent
+
+
+def write_valid(path: Path, content: str) -> None:
+    """A file that can be read, of any content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({"raw.w": torch.zeros(1)}, path, {"of": content})
+    elif path.suffix == ".parquet":
+        columns = ("step", "task", "query", "variant", "height", "width", "grid", "q_halt")
+        table = pa.table({name: [0] for name in columns})
+        pq.write_table(table.replace_schema_metadata({"of": content}), path)
+    else:
+        path.write_text(json.dumps({"of": content}))
 
 
 def write(path: Path, content: str) -> None:
@@ -479,11 +510,37 @@ def test_folders_with_some_of_their_files_are_incomplete(
 
 def test_damaged_weights_are_found_where_they_are_read(study: Made) -> None:
     weights = study.pipeline.folder(RUN) / "model.safetensors"
-    weights.write_text("something else")
+    save_file({"raw.w": torch.ones(1)}, weights)
     assert not examine().findings
-    finding = only(examine(verify=True), "incomplete")
-    assert finding.what.startswith(f"{weights} has SHA-256 {file_digest(weights)[:16]}…")
-    assert finding.mend == f"{AGAIN} --forcerun {weights}"
+    finding = only(examine(verify=True), "damaged")
+    assert finding.what.startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
+    assert finding.mend == f"rm -r {weights} && {AGAIN}"
+
+
+def test_every_file_that_cannot_be_read_is_found(study: Made) -> None:
+    """Empty, cut off, of another kind, or without what is needed of it."""
+    pipeline = study.pipeline
+    overfit, scores = pipeline.folder(OVERFIT), list(map(Path, pipeline.score_files(RUN)))
+    write(overfit / "verdict.json", "")
+    wrong = {
+        overfit / "verdict.json": b"",
+        overfit / "run.json": (overfit / "run.json").read_bytes()[:-9],
+        overfit / "metrics.parquet": b"PAR1",
+        overfit / "model.safetensors": b"",
+        pipeline.folder(RUN) / "run.json": b"{}",
+        scores[0]: scores[0].read_bytes()[:-1],
+        scores[1]: b"[]",
+        scores[2]: b"\xff",
+        pipeline.tasks: b"",
+        pipeline.augmentations: pipeline.augmentations.read_bytes()[:-4],
+    }
+    for path, content in wrong.items():
+        path.write_bytes(content)
+    findings = [finding for finding in examine().findings if finding.kind == "damaged"]
+    assert {finding.names[0] for finding in findings} == set(map(str, wrong))
+    for finding in findings:
+        assert finding.what.startswith(f"{finding.names[0]}: found ")
+        assert finding.mend == f"rm -r {finding.names[0]} && {AGAIN}"
 
 
 def change(study: Made, experiment: str, **blocks: Any) -> None:
@@ -528,7 +585,8 @@ def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> Non
 
 
 def test_what_a_gate_stops_is_not_stale(study: Made) -> None:
-    verdict = {"exact_accuracy": 0.1, "diagnosis": [], "passed": False}
+    verdict = {"exact_accuracy": 0.1, "diagnosis": [], "passed": False, "threshold": 0.9}
+    verdict |= {"experiment": "etrm", "seed": 0, "run_key": study.key(OVERFIT)}
     write(study.pipeline.verdict("etrm", 0), json.dumps(verdict))
     path = study.pipeline.folder(RUN) / "run.json"
     write(path, json.dumps({**json.loads(path.read_text()), "code_digest": "earlier"}))
@@ -548,6 +606,7 @@ def test_the_command_lists_the_most_urgent_first(
     lock(study)
     study.lease("etrm/full/seed0", start=1)
     Path(study.pipeline.run_files(OVERFIT)[0]).unlink()
+    Path(study.pipeline.run_files(RUN)[0]).write_text("no weights")
     change(study, "trm_strict", halting={"max_steps": 2})
     assert main(["doctor", "--configfile", CONFIG]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,12 @@ from tiny import make_run, make_tasks, write_study
 from etrm.arc.task import Pair, Task
 from etrm.config.study import EvaluationConfig, TrackingConfig
 from etrm.data.batch import Batch
+from etrm.data.files import file_digest
+from etrm.evaluate import NotFiniteError
 from etrm.models.act import StepOutput
-from etrm.score import evaluate_run, held_out_tasks
+from etrm.parts import Part
+from etrm.records import DamagedFileError
+from etrm.score import evaluate_part, evaluate_run, held_out_tasks
 from etrm.train import RunPaths, train_run
 
 CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
@@ -162,18 +168,18 @@ def test_embeddings_are_those_of_the_puzzles_trained_on(
     folder.mkdir()
     record = json.loads((paths.out / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record))
+    other = replace(paths, out=folder)
     tensors = load_file(paths.out / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(tensors["raw.context.weights"].shape, generator=generator)
     tensors["raw.context.weights"] = table
     tensors |= {n: torch.randn_like(t) for n, t in tensors.items() if n.endswith("q_head.weight")}
-    save_file(tensors, folder / "model.safetensors")
-    other = replace(paths, out=folder)
+    rewrite(other, tensors)
     evaluate(other, tmp_path / "before")
     rows = table.shape[0] // 6
     task, variant = record["tasks"].index("held_out1"), 2
     tensors["raw.context.weights"][task * rows + variant] += 3.0
-    save_file(tensors, folder / "model.safetensors")
+    rewrite(other, tensors)
     evaluate(other, tmp_path / "after")
     before, after = predictions(tmp_path / "before"), predictions(tmp_path / "after")
     moved = before[before["q_halt"] != after["q_halt"]]
@@ -198,8 +204,8 @@ def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Pat
     tensors = load_file(source.out / "model.safetensors")
     for kind in ("raw", "ema"):
         tensors[f"{kind}.decoder.q_head.bias"] = torch.tensor([9.0, 0.0])
-    save_file(tensors, folder / "model.safetensors")
     other = replace(source, out=folder)
+    rewrite(other, tensors)
     for early, expected in ((False, 3), (True, 1)):
         result = evaluate(other, tmp_path / str(early), halt_early=early)
         assert set(predictions(tmp_path / str(early))["steps"]) == {expected}
@@ -245,3 +251,79 @@ def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_p
             assert clean[column].tolist() == changed[column].tolist()
         first = json.loads((tmp_path / name / "submission.json").read_text())
         assert first == json.loads((tmp_path / f"{name}-poisoned" / "submission.json").read_text())
+
+
+# --- whose weights they are ---
+
+
+def copied(paths: RunPaths, folder: Path) -> RunPaths:
+    """A copy of a run's folder, to be damaged."""
+    shutil.copytree(paths.out, folder / "run")
+    return replace(paths, out=folder / "run")
+
+
+def rewrite(paths: RunPaths, tensors: dict[str, torch.Tensor], **changes: Any) -> None:
+    """Other weights that the record says are its own."""
+    weights, record = paths.out / "model.safetensors", paths.out / "run.json"
+    save_file(tensors, weights)
+    content = json.loads(record.read_text()) | {"weights_sha256": file_digest(weights), **changes}
+    record.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("how", ["of another run", "flipped"])
+def test_weights_that_the_run_has_not_written_are_refused(
+    how: str, runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    paths = copied(runs["etrm"], tmp_path)
+    weights = paths.out / "model.safetensors"
+    if how == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-2000:] = bytes(byte ^ 0x7F for byte in data[-2000:])
+        weights.write_bytes(data)
+    else:
+        weights.write_bytes((runs["trm"].out / "model.safetensors").read_bytes())
+    expected = json.loads((paths.out / "run.json").read_text())["weights_sha256"]
+    files = (paths.out, paths.tasks, paths.augmentations)
+    whole = functools.partial(evaluate, paths, tmp_path / "out")
+    part = functools.partial(evaluate_part, *files, CONFIG, tmp_path / "part", Part(0, 2))
+    for call in (whole, part):
+        with pytest.raises(DamagedFileError) as error:
+            call()
+        assert str(error.value).startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
+        assert expected in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_score_says_whose_weights_it_is_of(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    score = evaluate(runs["etrm"], tmp_path)
+    assert score["weights_sha256"] == file_digest(runs["etrm"].out / "model.safetensors")
+
+
+def test_answers_that_are_no_numbers_are_an_error(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    """But where the run diverged they are its result: it has no answers, and no task is solved."""
+    paths = copied(runs["etrm"], tmp_path)
+    tensors = load_file(paths.out / "model.safetensors")
+    wrong = {n: torch.full_like(t, torch.nan) if "lm_head" in n else t for n, t in tensors.items()}
+    assert any(tensor.isnan().any() for tensor in wrong.values())
+    rewrite(paths, wrong)
+    with pytest.raises(
+        NotFiniteError, match=r"model\.safetensors: found logits that are not finite"
+    ):
+        evaluate(paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    rewrite(paths, wrong, stopped_early="divergence")
+    score = evaluate(paths, tmp_path / "out")
+    assert score["tasks_evaluated"] == 0
+    assert score["pass"]["1"]["task_fraction"]["numerator"] == 0
+    assert score["pass"]["1"]["task_fraction"]["denominator"] == len(HELD_OUT)
+    sent = json.loads((tmp_path / "out/submission.json").read_text())
+    assert set(sent) == {task.id for task in HELD_OUT}
+    # The same from jobs that share it.
+    tables = (paths.tasks, paths.augmentations)
+    parts = [tmp_path / f"part{number}" for number in range(2)]
+    for number, path in enumerate(parts):
+        evaluate_part(paths.out, *tables, CONFIG, path, Part(number, 2))
+    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", parts=parts)
+    assert shared["pass"] == score["pass"]

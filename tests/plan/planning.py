@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config import evaluation_settings, load_study, plain
+from etrm.data.files import file_digest
 from etrm.keep import RUN_FILES, SCORE_FILES, keep
 from etrm.pipeline import Pipeline, Run
 from etrm.provenance import (
     code_digest,
     code_digests,
     evaluation_key,
-    file_digest,
     run_key,
     score_code,
     train_code,
@@ -64,6 +64,8 @@ def trained(pipeline: Pipeline, run: Run, kept: bool = True, **changes: Any) -> 
         "experiment": run.experiment,
         "stage": run.stage,
         "seed": run.seed,
+        "kind": "trm" if config["context"]["source"] == "embedding" else "etrm",
+        "split": config["split"],
         "config": config,
         "data": data,
         "code": code_digests(*code),
@@ -94,6 +96,8 @@ def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
     for path in paths:
         path.write_text(path.name)
     score = {
+        **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
+        **{"held_out": {}, "pass": {}, "metrics": {}, "partial": False},
         "evaluation": config,
         "run_key": record["key"],
         "data": data,
@@ -113,9 +117,12 @@ def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
 
 def judged(pipeline: Pipeline, exact: float, seed: int = 0) -> None:
     """A verdict on the ETRM's overfit run."""
+    folder = pipeline.verdict("etrm", seed).parent
+    record = json.loads((folder / "run.json").read_text())
     verdict = {
         "experiment": "etrm",
         "seed": seed,
+        "run_key": record["key"],
         "exact_accuracy": exact,
         "threshold": 0.9,
         "passed": exact >= 0.9,

@@ -11,8 +11,8 @@ import pytest
 from planning import ETRM, FULL, STRICT, rewrite, scored, study, trained
 
 from etrm.checkpoint import state_path
+from etrm.data.files import file_digest
 from etrm.pipeline import Pipeline
-from etrm.provenance import file_digest
 from etrm.status import Status, StudyStatus
 
 

@@ -152,7 +152,9 @@ def run(
         files["verdict"].write_text(json.dumps(verdict(experiment, seed, reached, starved, steps)))
     if scored is not None:
         files["score"] = folder / "score.json"
-        files["score"].write_text(json.dumps(scored))
+        named = {"experiment": experiment, "stage": stage, "seed": seed}
+        made_with = {"evaluation": {}, "run_key": "k", "device": "cpu"}
+        files["score"].write_text(json.dumps(named | made_with | scored))
     return load_run(folder, **files)
 
 

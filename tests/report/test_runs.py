@@ -26,7 +26,9 @@ def write(folder: Path, run: dict[str, object]) -> None:
 
 def test_a_run_is_read_with_what_is_given(tmp_path: Path) -> None:
     write(tmp_path, RUN)
-    (tmp_path / "v.json").write_text('{"passed": true}')
+    verdict = {"experiment": "e", "seed": 0, "passed": True, "diagnosis": []}
+    verdict |= {"exact_accuracy": 1.0, "threshold": 0.9}
+    (tmp_path / "v.json").write_text(json.dumps(verdict))
     loaded = load_run(tmp_path, verdict=tmp_path / "v.json", predictions=tmp_path / "p.parquet")
     assert (loaded.experiment, loaded.stage, loaded.seed, loaded.is_trm) == (
         "e",
@@ -34,7 +36,7 @@ def test_a_run_is_read_with_what_is_given(tmp_path: Path) -> None:
         0,
         False,
     )
-    assert loaded.verdict == {"passed": True}
+    assert loaded.verdict == verdict
     assert loaded.score is None
     assert loaded.predictions == tmp_path / "p.parquet"
     assert etrm.report.figures.load_run is load_run
@@ -44,10 +46,10 @@ def test_incomplete_runs_are_errors_that_say_what_is_missing(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"run\.json"):
         load_run(tmp_path)
     write(tmp_path, {key: value for key, value in RUN.items() if key not in ("seed", "split")})
-    with pytest.raises(ValueError, match=r"run\.json: no seed, split"):
+    with pytest.raises(ValueError, match=r"run\.json: found no seed, split"):
         load_run(tmp_path)
     write(tmp_path, {**RUN, "stage": "warmup"})
-    with pytest.raises(ValueError, match="stage 'warmup', expected pretrain, overfit, full"):
+    with pytest.raises(ValueError, match="stage 'warmup', expected one of pretrain, overfit, full"):
         load_run(tmp_path)
 
 

@@ -333,15 +333,23 @@ def test_failures_come_before_warnings() -> None:
     assert found == ["fail", "warn"]
 
 
+RECORD = {
+    **{"experiment": "a", "stage": "overfit", "seed": 0, "kind": "etrm", "split": "strict"},
+    **{"config": {}, "key": "k", "weights_sha256": "w", "code_digest": "c"},
+    **{"steps_done": 100, "device": "cpu"},
+}
+
+
 def test_a_verdict_is_written_from_a_run_folder(tmp_path: Path) -> None:
     rows = healthy(500, 0.3, grad__encoder_coverage=0.2, train__q_halt_accuracy=lambda s: None)
     write_table_atomic(tmp_path / "metrics.parquet", metrics_table(rows))
-    run = {"experiment": "control", "seed": 3, "stopped_early": "gradient_starvation"}
+    run = {**RECORD, "experiment": "control", "seed": 3, "stopped_early": "gradient_starvation"}
     (tmp_path / "run.json").write_text(json.dumps(run))
     result = write_verdict(tmp_path, tmp_path / "verdict.json", CONFIG, GATE)
     assert json.loads((tmp_path / "verdict.json").read_text()) == result
     assert result["experiment"] == "control"
     assert result["seed"] == 3
+    assert result["run_key"] == "k"
     assert result["stopped_early"] == "gradient_starvation"
     assert result["passed"] is False
     assert result["diagnosis"][0]["finding"] == "gradient_starvation"
@@ -351,7 +359,7 @@ def test_a_verdict_is_written_from_a_run_folder(tmp_path: Path) -> None:
 def test_a_verdict_on_metrics_that_are_not_numbers_is_json(tmp_path: Path) -> None:
     rows = healthy(100, 0.0, train__lm_loss=math.nan)
     write_table_atomic(tmp_path / "metrics.parquet", metrics_table(rows))
-    (tmp_path / "run.json").write_text('{"experiment": "a", "seed": 0, "stopped_early": null}')
+    (tmp_path / "run.json").write_text(json.dumps({**RECORD, "stopped_early": None}))
     result = write_verdict(tmp_path, tmp_path / "verdict.json", CONFIG, GATE)
     assert result["diagnosis"][0]["finding"] == "divergence"
     json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_run, make_tasks, write_study
 
 from etrm.config.study import EvaluationConfig, TrackingConfig
+from etrm.data.files import file_digest
 from etrm.engine import Trainer
 from etrm.keep import KEPT, RUN_FILES, SCORE_FILES
 from etrm.score import evaluate_run
@@ -163,6 +164,7 @@ def test_an_evaluation_of_something_else_is_not_taken_back(
     evaluate(paths)
     forbid_predicting(monkeypatch)
     changes: dict[str, Any] = {}
+    record = paths.out / "run.json"
     if change == "config":
         changes = {"halt_early": True}
     elif change == "weights":
@@ -170,6 +172,9 @@ def test_an_evaluation_of_something_else_is_not_taken_back(
         tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
         path.unlink()  # it is linked to the one that is kept
         save_file(tensors, path)
+        content = json.loads(record.read_text()) | {"weights_sha256": file_digest(path)}
+        record.unlink()
+        record.write_text(json.dumps(content))
     elif change == "tables":
         write_study(paths.tasks.parent, make_tasks(4), make_tasks(1, seed=7, prefix="held_out"))
     else:

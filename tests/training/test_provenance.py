@@ -15,13 +15,13 @@ from tiny import make_tasks
 
 from etrm import provenance
 from etrm.context import CONTEXT_SOURCES
+from etrm.data.files import file_digest
 from etrm.provenance import (
     code_digest,
     code_digests,
     commit,
     digest,
     evaluation_key,
-    file_digest,
     run_key,
     seen_tasks,
     source_file,

@@ -24,10 +24,11 @@ from etrm.config import RunConfig, parse, plain
 from etrm.config.health import HealthRule
 from etrm.config.study import TrackingConfig
 from etrm.context import CONTEXT_SOURCES
+from etrm.data.files import file_digest
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
 from etrm.progress import EXIT_INTERRUPTED
-from etrm.provenance import LeakError, file_digest
+from etrm.provenance import LeakError
 from etrm.train import OutputError, RunPaths, train_run, training_data, without_answers
 
 OFF = TrackingConfig(wandb="disabled")

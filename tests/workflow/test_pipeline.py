@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from etrm.cli import main
-from etrm.config import load_study, plain
+from etrm.config import ConfigError, load_study, plain
 from etrm.pipeline import GateError, Pipeline, Run, describe, judge, require_passed
 
 SMALL = {"width": 16, "heads": 2}
@@ -54,11 +54,17 @@ def test_runs_and_what_is_scored(tmp_path: Path) -> None:
     assert {run.experiment for run in pipeline.scored()} == {"trm", "etrm"}
 
 
-def test_parent_has_the_same_seed_or_the_first(tmp_path: Path) -> None:
+def test_a_parent_depends_on_no_other_seed_of_it(tmp_path: Path) -> None:
+    """More seeds of a pretraining retrain no child that is there."""
     pipeline = study(tmp_path)
-    assert pipeline.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 4)
+    assert pipeline.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 3)
     assert pipeline.parent(Run("etrm", "full", 0)) == Run("strict", "pretrain", 3)
     assert pipeline.parent(Run("trm", "pretrain", 0)) is None
+    same = {"init": "strict", "init_seed": "same"}
+    pipeline = study(tmp_path, decoder=same, seeds=[4])
+    assert pipeline.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 4)
+    with pytest.raises(ConfigError, match="'strict' has no seed 0, 5, expected first, or these"):
+        study(tmp_path, decoder=same, seeds=[0, 4, 5])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,8 @@ def test_gate(tmp_path: Path, exact: float, findings: list, passes: bool) -> Non
     content = verdict(exact, findings)
     assert judge(content, gate) is passes
     path = tmp_path / "verdict.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**content, "run_key": "k"}))
+    write_run(tmp_path, {})
     if passes:
         require_passed(path)
     else:
@@ -84,6 +91,27 @@ def test_gate(tmp_path: Path, exact: float, findings: list, passes: bool) -> Non
         assert f"{exact:.1%}" in str(error.value)
         assert str(path) in str(error.value)
         assert all(name in str(error.value) for name, _ in findings)
+
+
+def write_run(folder: Path, config: Any, key: str = "k") -> None:
+    """The record of the ETRM's overfit run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        **{"experiment": "etrm", "stage": "overfit", "seed": 0, "kind": "etrm", "split": "strict"},
+        **{"config": config, "key": key, "weights_sha256": "w", "code_digest": "c"},
+        **{"steps_done": 1, "device": "cpu"},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_a_verdict_on_an_earlier_run_opens_no_gate(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    path.write_text(json.dumps({**verdict(), "run_key": "k"}))
+    write_run(tmp_path, {})
+    require_passed(path)
+    write_run(tmp_path, {}, key="another")
+    with pytest.raises(GateError, match="the verdict on an earlier overfit run"):
+        require_passed(path)
 
 
 def test_describe_names_warnings_only_where_nothing_failed() -> None:
@@ -98,14 +126,15 @@ def test_projection_goes_by_the_verdict_on_todays_configuration(tmp_path: Path) 
     pipeline = study(tmp_path)
     run = Run("etrm", "overfit", 0)
     assert pipeline.projected("etrm", 0), "nothing is known yet"
-    pipeline.folder(run).mkdir(parents=True)
-    record = {"config": plain(pipeline.config_of(run))}
-    (pipeline.folder(run) / "run.json").write_text(json.dumps(record))
-    pipeline.verdict("etrm", 0).write_text(json.dumps(verdict(0.7)))
+    config = plain(pipeline.config_of(run))
+    write_run(pipeline.folder(run), config)
+    pipeline.verdict("etrm", 0).write_text(json.dumps({**verdict(0.7), "run_key": "k"}))
     assert not pipeline.projected("etrm", 0)
     assert study(tmp_path, gate={"exact_accuracy": 0.6}).projected("etrm", 0)
     changed = study(tmp_path, halting={"max_steps": 3})
     assert changed.projected("etrm", 0), "the verdict is on another configuration"
+    write_run(pipeline.folder(run), config, key="another")
+    assert pipeline.projected("etrm", 0), "the verdict is on another run"
 
 
 def test_only_sources_in_use_are_parameters(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 IMPORTED = ["torch", "pandas", "pyarrow.parquet", "snakemake.cli", "snakemake.api"]
 IMPORTED += ["snakemake_executor_plugin_slurm", "snakemake.report"]
+IMPORTED += ["matplotlib.pyplot", "seaborn"]
 
 
 def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,6 +41,30 @@ def _command(folder: str, module: str, arguments: tuple[str, ...], files: list[s
     os.environ |= {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     sys.path.insert(0, folder)
     sys.argv = [module, *arguments]
+    from snakemake.script import PythonScript
+
+    PythonScript.execute_script = _forked
     for name in [name for name in sys.modules if name.split(".")[0] == "etrm"]:
         del sys.modules[name]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _forked(self: object, name: str, edit: bool = False) -> None:
+    """A script of a job in a process forked from Snakemake's, instead of a new interpreter."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            runpy.run_path(name, run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if code:
+        raise subprocess.CalledProcessError(code, name)

@@ -1,13 +1,13 @@
 # The validated study, and the few functions that rules share. All paths come from PIPELINE.
-import json
 import signal
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from etrm.cluster import read_site
-from etrm.config import ConfigError, evaluation_settings, load_study, plain
+from etrm.config import ConfigError, evaluation_settings, load_study, plain, to_yaml
 from etrm.keep import RUN_FILES
+from etrm.records import DamagedFileError
 from etrm.pipeline import (
     FIGURES,
     PART_FILE,
@@ -16,9 +16,10 @@ from etrm.pipeline import (
     GateError,
     Pipeline,
     Run,
+    judge,
     require_passed,
 )
-from etrm.provenance import code_digest, train_code
+from etrm.provenance import code_digest, script_digest, train_code
 
 try:
     STUDY, SITE = load_study(config), read_site()
@@ -33,10 +34,20 @@ config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
 # What a refused run is told to start from: an advice, no parameter either.
 config["strict_parents"] = PIPELINE.strict_parents()
+config["resolved"] = resolved = to_yaml(STUDY)
 
 # SLURM warns all processes of a job before its time is over. It is for training to save then;
 # Snakemake, which waits for it, would die of the signal.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+# What the verdicts said of each full run as this process began; missing ones are counted on.
+try:
+    GATED = [(r.experiment, r.seed) for r in PIPELINE.runs("overfit")]
+    PROJECTED = {run: PIPELINE.projected(*run) for run in GATED}
+    JUDGED = {run for run in GATED if PIPELINE.verdict(*run).is_file()}
+except DamagedFileError as error:
+    raise WorkflowError(str(error)) from None
 
 
 def names(experiments):
@@ -57,12 +68,15 @@ def run_of(wildcards, stage=None):
 
 
 def passed(experiment, seed):
-    """Did it pass the gate? A plan goes by the verdicts so far, and counts on the missing ones."""
-    if workflow.dryrun:
-        return PIPELINE.projected(experiment, seed)
-    checked = checkpoints.verdict.get(experiment=experiment, seed=seed)
-    with open(checked.output[0]) as file:
-        return json.load(file)["passed"]
+    """Does its full run start? By its verdict, or, while it is made, as was known before.
+
+    Whoever asks depends on the verdict as well, which is a checkpoint, and asks again when it is
+    made. So a run begins with the jobs of its plan, and goes on by what it finds.
+    """
+    verdict = PIPELINE.known_verdict(experiment, seed)
+    if verdict is None:
+        return PROJECTED[experiment, seed]
+    return judge(verdict, STUDY.experiments[experiment].gate)
 
 
 def going(runs):
@@ -84,6 +98,11 @@ def scores_of(runs):
     return [path for run in runs for path in PIPELINE.score_files(run)]
 
 
+def code_of_script(name):
+    """Digest of a script's code. Its time says nothing: a fresh checkout is not another script."""
+    return script_digest(CHECKOUT / "workflow/scripts" / f"{name}.py")
+
+
 def config_of(stage):
     return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
 
@@ -102,21 +121,36 @@ def parent_path_of(stage):
 
 
 def gate_of(wildcards):
-    """The verdict that a full run needs; one that is known to have failed stops it here.
+    """The verdict that a full run needs. One that was known to have failed before anything ran
+    stops it here: then somebody asks for its files by name.
 
     `ancient` where the full run is what it would be today: a verdict that is made again, say for
     a moved threshold, does not retrain. Not always: Snakemake does not look at the parameters of
-    a job below one that runs, so a changed run would be passed over behind an ancient verdict.
+    a job below one that runs, so a changed run would be passed over behind an ancient verdict. Nor
+    for a verdict that is missing, which a plan cannot tell from one that may be another.
     """
     experiment, seed = wildcards.experiment, int(wildcards.seed)
     path = PIPELINE.verdict(experiment, seed)
-    if not PIPELINE.projected(experiment, seed):
+    if not PROJECTED[experiment, seed] and not passed(experiment, seed):
         try:
-            require_passed(path)
+            require_passed(path, STUDY.experiments[experiment].gate)
         except GateError as error:
             raise WorkflowError(str(error)) from None
-    run = run_of(wildcards, "full")
-    return ancient(path) if PIPELINE.current(run, code_of(wildcards)) else path
+    same = PIPELINE.current(run_of(wildcards, "full"), code_of(wildcards))
+    return ancient(path) if same and (experiment, seed) in JUDGED else path
+
+
+def origin_of(stage):
+    return lambda wildcards: PIPELINE.origin(run_of(wildcards, stage)) or ""
+
+
+def written_config(wildcards):
+    """No input; but a resolved configuration that is another study's, say that of a folder that
+    was copied and renamed, is written anew whatever Snakemake has recorded of it."""
+    path = Path(PIPELINE.config)
+    if path.is_file() and path.read_bytes() != resolved.encode():
+        workflow.dag.forcefiles.add(str(path))
+    return []
 
 
 def scored_run(wildcards):
@@ -136,14 +170,44 @@ def finished(wildcards):
     ]
 
 
-def of_group(members):
-    """Records of the experiments of a group, and with them all that they are made from."""
+def absent(files, shown):
+    """Of files, those that are missing although what shows them is there, and the verdicts.
+
+    Snakemake misses no file of a finished job while nothing that is to be made needs it. Where
+    `shown` is missing it asks for all of them by itself.
+    """
+    files = list(files)
+    missing = {path for path in files if not Path(path).exists()}
+    if not missing or not Path(shown).exists():
+        return []
+    return [path for path in files if path in missing or path.endswith("verdict.json")]
+
+
+def everything_absent(wildcards):
+    files = [PIPELINE.config, PIPELINE.tasks, PIPELINE.augmentations, *records()]
+    files += [*PIPELINE.figure_files(), *PIPELINE.table_files(), *finished(wildcards)]
+    return absent(map(str, files), PIPELINE.table_files()[0])
+
+
+def records(members=STUDY.experiments):
     return [str(ROOT / "records" / f"{name}.md") for name in members]
+
+
+def of_group(members):
+    """Records of the experiments of a group, and what is missing of what they are made from."""
+    pairs = zip(members, records(members))
+    below = [
+        path for m, record in pairs for path in absent(files_of_experiment(m), record)
+    ]
+    return [*records(members), *below]
 
 
 def of_experiment(wildcards):
     """Files of one experiment's runs, and of the baseline that its record compares with."""
-    mine = wildcards.experiment
+    return files_of_experiment(wildcards.experiment)
+
+
+def files_of_experiment(mine):
     baseline = [str(PIPELINE.folder(r) / "run.json") for r in PIPELINE.baseline(mine)]
     metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
     own = [

@@ -1,6 +1,6 @@
 rule tasks:
     input:
-        PIPELINE.source_files(),
+        ancient(PIPELINE.source_files()),
     output:
         PIPELINE.tasks,
     log:
@@ -10,7 +10,10 @@ rule tasks:
         ENVIRONMENT
     params:
         data=PIPELINE.data_params(),
+        # The content of the sources decides, not the time of their files.
+        sources=lambda wildcards: PIPELINE.source_digests(),
         code=code_digest("etrm.data.prepare"),
+        script=code_of_script("tasks"),
     script:
         "../scripts/tasks.py"
 
@@ -29,5 +32,6 @@ rule augment:
         variants=STUDY.data.variants,
         seed=STUDY.data.seed,
         code=code_digest("etrm.data.prepare"),
+        script=code_of_script("augment"),
     script:
         "../scripts/augment.py"

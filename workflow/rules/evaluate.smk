@@ -5,6 +5,7 @@ ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1
 
 rule evaluate:
     input:
+        verdicts(),
         lambda wildcards: scores_of(going(PIPELINE.scored())),
     localrule: True
 
@@ -27,6 +28,7 @@ rule evaluate_part:
     params:
         evaluation=evaluation_of,
         code=code_digest("etrm.score"),
+        script=code_of_script("evaluate_part"),
         state=PIPELINE.state,
     script:
         "../scripts/evaluate_part.py"
@@ -51,6 +53,7 @@ rule evaluate_run:
     params:
         evaluation=evaluation_of,
         code=code_digest("etrm.score"),
+        script=code_of_script("evaluate"),
         state=PIPELINE.state,
     script:
         "../scripts/evaluate.py"
@@ -74,6 +77,7 @@ rule evaluate_gather:
     params:
         evaluation=evaluation_of,
         code=code_digest("etrm.score"),
+        script=code_of_script("evaluate"),
         state=PIPELINE.state,
     script:
         "../scripts/evaluate.py"

@@ -16,6 +16,7 @@ rule figures:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
         code=code_digest("etrm.report.write", "etrm.report.collect"),
+        script=code_of_script("figures"),
     script:
         "../scripts/figures.py"
 
@@ -38,6 +39,7 @@ rule tables:
         ENVIRONMENT
     params:
         code=code_digest("etrm.report.tables", "etrm.report.collect"),
+        script=code_of_script("tables"),
     script:
         "../scripts/tables.py"
 
@@ -60,17 +62,20 @@ rule record:
     params:
         goal=lambda wildcards: STUDY.experiments[wildcards.experiment].description,
         code=code_digest("etrm.report.records", "etrm.report.collect"),
+        script=code_of_script("record"),
     script:
         "../scripts/record.py"
 
 
 rule records:
     input:
-        expand(ROOT / "records/{experiment}.md", experiment=STUDY.experiments),
+        records(),
     localrule: True
 
 
 rule resolved_config:
+    input:
+        written_config,
     output:
         report(
             PIPELINE.config,
@@ -84,7 +89,7 @@ rule resolved_config:
     conda:
         ENVIRONMENT
     params:
-        study=plain(STUDY),
+        script=code_of_script("config"),
     script:
         "../scripts/config.py"
 
@@ -93,7 +98,7 @@ rule report:
     input:
         rules.figures.output,
         rules.tables.output,
-        rules.records.input,
+        records(),
         config=PIPELINE.config,
     output:
         PIPELINE.report,
@@ -104,6 +109,7 @@ rule report:
         ENVIRONMENT
     params:
         targets=["figures", "tables", "records", "resolved_config"],
+        script=code_of_script("report"),
     script:
         "../scripts/report.py"
 

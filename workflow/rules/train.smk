@@ -23,6 +23,7 @@ rule gate:
 
 rule full:
     input:
+        verdicts(),
         lambda wildcards: files_of(going(PIPELINE.runs("full"))),
     localrule: True
 
@@ -44,7 +45,9 @@ rule train_pretrain:
     params:
         run=config_of("pretrain"),
         parent=parent_path_of("pretrain"),
+        origin=origin_of("pretrain"),
         code=code_of,
+        script=code_of_script("train"),
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
     script:
@@ -65,7 +68,9 @@ use rule train_pretrain as train_overfit with:
     params:
         run=config_of("overfit"),
         parent=parent_path_of("overfit"),
+        origin=origin_of("overfit"),
         code=code_of,
+        script=code_of_script("train"),
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
 
@@ -85,7 +90,9 @@ use rule train_pretrain as train_full with:
     params:
         run=config_of("full"),
         parent=parent_path_of("full"),
+        origin=origin_of("full"),
         code=code_of,
+        script=code_of_script("train"),
         state=PIPELINE.state,
         wandb=PIPELINE.wandb,
 
@@ -95,7 +102,8 @@ checkpoint verdict:
         metrics=RUN / "overfit/seed{seed}/metrics.parquet",
         run=RUN / "overfit/seed{seed}/run.json",
     output:
-        RUN / "overfit/seed{seed}/verdict.json",
+        # Not deleted while it is made anew: who asks for it then has the one before.
+        update(RUN / "overfit/seed{seed}/verdict.json"),
     log:
         ROOT / "logs/{experiment}/verdict_seed{seed}.log",
     localrule: True
@@ -105,5 +113,6 @@ checkpoint verdict:
         gate=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].gate),
         health=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].health),
         code=code_digest("etrm.health"),
+        script=code_of_script("verdict"),
     script:
         "../scripts/verdict.py"
