@@ -19,6 +19,7 @@ import numpy as np
 
 from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
+from etrm.config.schema import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
 
@@ -35,11 +36,6 @@ class Problem:
     def __str__(self) -> str:
         line = f"{printable(self.where)}: found {printable(self.found)}, expected {self.expected}"
         return f"{line}; {self.fix}" if self.fix else line
-
-
-def printable(text: str) -> str:
-    """Return `text` with escapes for what no terminal or log shows: `\\x00`, `\\ud800`."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_task(

@@ -25,6 +25,7 @@ from etrm.arc.parse import (
     report_duplicates,
 )
 from etrm.arc.task import Pair, Task
+from etrm.config.schema import SIGNS
 
 if TYPE_CHECKING:
     from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
@@ -194,7 +195,7 @@ def _load_folder(source: FolderSource, problems: list[Problem]) -> list[Task]:
     for path in paths:
         wrong = _wrong_name(path)
         if wrong:
-            expected = "<task id>.json, in UTF-8, without braces or control characters"
+            expected = "<task id>.json, in UTF-8, without { } < > and control characters"
             problems.append(Problem(_shown(path), wrong, expected, "rename it"))
             continue
         entry = read_object(path, "", problems)
@@ -228,17 +229,14 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _wrong_name(path: Path) -> str:
-    """Why a file name cannot be that of a task, in words; empty for a good one.
-
-    Snakemake takes braces in the name of an input file for wildcards.
-    """
+    """Why a file name cannot be that of a task, in words; empty for a good one."""
     try:
         name = os.fsencode(path.name).decode("utf-8")
     except UnicodeDecodeError:
         return "a file name that is not UTF-8"
-    if name.isprintable() and not set(name) & set("{}"):
+    if name.isprintable() and not set(name) & set(SIGNS):
         return ""
-    return "a file name with braces or control characters"
+    return "a file name with { } < > or control characters"
 
 
 def _shown(path: Path | str) -> str:

@@ -485,8 +485,8 @@ def strange_folder(folder: Path) -> None:
 def test_everything_strange_in_a_folder_is_named_in_one_go(tmp_path: Path) -> None:
     strange_folder(tmp_path)
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
-    name = "expected <task id>.json, in UTF-8, without braces or control characters; rename it"
-    signs = "a file name with braces or control characters"
+    name = "expected <task id>.json, in UTF-8, without { } < > and control characters; rename it"
+    signs = "a file name with { } < > or control characters"
     assert sorted(errors_of(f=folder_source(tmp_path))) == [
         f"{tmp_path}/b\\xff.json: found a file name that is not UTF-8, {name}",
         f"{tmp_path}/bad.json: found truncated JSON (line 1, column 2: Expecting property name"
