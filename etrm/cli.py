@@ -11,12 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from etrm.config import ConfigError, StudyConfig, read_study
+from etrm.config import StudyConfig, read_study
 from etrm.pipeline import Pipeline, Run, describe, require_passed
+from etrm.terminal import use_stand_ins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    use_stand_ins()
     parser = argparse.ArgumentParser(
         prog="etrm", description="Encoder-based Tiny Recursive Models on ARC-AGI."
     )
@@ -70,11 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = Run(given.experiment, given.stage, given.seed)
             gpus = given.gpus or study.execution.gpus
             run_stage(study, run, given.device, gpus, given.nodes or study.execution.nodes)
-    except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
-        print(f"etrm: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # who reads it has seen enough, as in `etrm plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"etrm: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -101,7 +103,7 @@ def plan_text(given: argparse.Namespace) -> str:
     plan = make_plan(given.configfile, given.gpu)
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
     if given.json:
-        return json.dumps(plan.document(), indent=2, ensure_ascii=False)
+        return json.dumps(plan.document(), indent=2)
     width = shutil.get_terminal_size(fallback=(120, 40)).columns
     return render(plan, width, given.all)
 
@@ -114,7 +116,9 @@ def summary_text(study: StudyConfig) -> str:
     pipeline = Pipeline(study)
     verdicts = [pipeline.verdict(r.experiment, r.seed) for r in pipeline.runs("overfit")]
     known = [path for path in verdicts if path.is_file()]
-    passed = {path.parent for path in known if json.loads(path.read_text())["passed"]}
+    passed = {
+        path.parent for path in known if json.loads(path.read_text(encoding="utf-8"))["passed"]
+    }
     runs = [
         run
         for run in pipeline.runs()
@@ -127,7 +131,7 @@ def summary_text(study: StudyConfig) -> str:
         return f"{pipeline.root}: no run has finished yet; `snakemake --cores 2` runs the study"
     lines = [f"Study {study.study}", "", to_text(results_table(views)), "Gates"]
     for path in known:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         word = "passed " if content["passed"] else "stopped"
         name = f"{content['experiment']}, seed {content['seed']}"
         lines.append(f"  {word}  {name}: {describe(content)}")
@@ -145,7 +149,7 @@ def examine(configfile: str, verify: bool, as_json: bool) -> int:
     from etrm.doctor import diagnose
 
     diagnosis = diagnose(configfile, verify)
-    document = json.dumps(diagnosis.document(), indent=2, ensure_ascii=False)
+    document = json.dumps(diagnosis.document(), indent=2)
     print(document if as_json else diagnosis.text())
     return diagnosis.code
 

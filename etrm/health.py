@@ -172,7 +172,7 @@ def write_verdict(
     folder: Path, out: Path, health: HealthConfig, gate: GateConfig
 ) -> dict[str, Any]:
     """The verdict on the run in `folder`, written as `verdict.json` to `out`."""
-    run = json.loads((folder / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rows = pq.read_table(folder / "metrics.parquet").to_pylist()
     content = {
         "experiment": run["experiment"],

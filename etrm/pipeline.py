@@ -154,7 +154,7 @@ class Pipeline:
         path = self.folder(run) / "run.json"
         if not path.is_file():
             return False
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         today: Any = plain(self.config_of(run))
         return bool(record["config"] == today and record["code_digest"] == code)
 
@@ -168,9 +168,11 @@ class Pipeline:
         record, verdict = self.folder(run) / "run.json", self.verdict(experiment, seed)
         if not (record.is_file() and verdict.is_file()):
             return True
-        if json.loads(record.read_text())["config"] != plain(self.config_of(run)):
+        if json.loads(record.read_text(encoding="utf-8"))["config"] != plain(self.config_of(run)):
             return True
-        return judge(json.loads(verdict.read_text()), self.study.experiments[experiment].gate)
+        return judge(
+            json.loads(verdict.read_text(encoding="utf-8")), self.study.experiments[experiment].gate
+        )
 
     def figure_files(self) -> list[str]:
         """Every figure in every format."""
@@ -207,7 +209,7 @@ def judge(verdict: Mapping[str, Any], gate: GateConfig) -> bool:
 
 def require_passed(verdict: Path) -> None:
     """Raise `GateError` with the verdict, unless it is a pass."""
-    content = json.loads(verdict.read_text())
+    content = json.loads(verdict.read_text(encoding="utf-8"))
     if content["passed"]:
         return
     raise GateError(

@@ -232,11 +232,11 @@ def _anchor(heading: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the page, or write it to the path that is given."""
+    """Print the page, in UTF-8 as the file is, or write it to the path that is given."""
     if arguments:
         Path(arguments[0]).write_text(render(), encoding="utf-8")
     else:
-        print(render(), end="")
+        sys.stdout.buffer.write(render().encode())
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ def collect(files: Iterable[str | Path]) -> list[RunView]:
     scores = {}
     for path in paths:
         if path.name == "score.json":
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             scores[content["experiment"], content["stage"], content["seed"]] = path
     views = []
     for path in paths:
         if path.name != "run.json":
             continue
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text(encoding="utf-8"))
         score = scores.get((run["experiment"], run["stage"], run["seed"]))
         predictions = score.with_name("predictions.parquet") if score else None
         views.append(

@@ -155,6 +155,8 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
     assert "ends in .pt or .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "x.pt")]) == 1
     assert "no such file" in capsys.readouterr().err
+    assert main(["export", str(run_folder), str(tmp_path / "x.pt" / "y.pt")]) == 1
+    assert f"{tmp_path}/x.pt" in capsys.readouterr().err
 
 
 # --- damaged files: a clear error each, no code run, no partial state ---

@@ -61,7 +61,7 @@ def passed(experiment, seed):
     if workflow.dryrun:
         return PIPELINE.projected(experiment, seed)
     checked = checkpoints.verdict.get(experiment=experiment, seed=seed)
-    with open(checked.output[0]) as file:
+    with open(checked.output[0], encoding="utf-8") as file:
         return json.load(file)["passed"]
 
 

@@ -8,4 +8,5 @@ from etrm.data.files import atomic_write
 from etrm.logs import job_log
 
 with job_log(snakemake.log[0]), atomic_write(Path(snakemake.output[0])) as path:
-    path.write_text(yaml.safe_dump(snakemake.params.study, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(snakemake.params.study, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
