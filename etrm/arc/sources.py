@@ -217,7 +217,7 @@ def task_files(folder: Path) -> list[Path]:
     """
     try:
         paths = _visible(folder)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return []
     return [path for path in paths if os.path.isfile(path) and not _wrong_name(path)]
 

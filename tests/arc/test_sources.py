@@ -511,7 +511,7 @@ def test_task_files_are_those_that_can_be_inputs_of_the_workflow(tmp_path: Path)
 def test_a_folder_that_cannot_be_listed_has_no_task_files(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("", encoding="utf-8")
-    for name in ("nowhere", "loop", "file", "x" * 300):
+    for name in ("nowhere", "loop", "file", "x" * 300, "a\0b"):
         assert task_files(tmp_path / name) == []
 
 
