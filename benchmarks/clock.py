@@ -96,7 +96,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:  # Linux: the high-water mark starts anew at what is in use
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def bytes(self) -> int:
         """So far."""
@@ -108,7 +108,7 @@ class PeakMemory:
     def of_process() -> int:
         """The high-water mark of this process."""
         with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

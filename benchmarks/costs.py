@@ -24,7 +24,7 @@ def dataset_rows(setting: Setting) -> Iterator[Row]:
         out = Path(folder, "dataset.json")
         command = [sys.executable, "-m", "benchmarks.dataset", "--out", str(out)]
         command += ["--variants", str(setting.variants)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
         if not out.exists():  # over its budget, it exits with 1 as well
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
         cost = json.loads(out.read_text(encoding="utf-8"))

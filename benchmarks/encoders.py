@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from etrm.terminal import use_stand_ins
+
 Row = Mapping[str, Any]
 COLUMNS = (
     "encoder",
@@ -36,6 +38,7 @@ REACHED = 0.9
 
 def main() -> int:
     """Print the table of all finished runs; 1 where there is none."""
+    use_stand_ins()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", default="results/encoders", help="the study's folder")
     folder = Path(parser.parse_args().results)

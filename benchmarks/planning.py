@@ -38,7 +38,7 @@ def planning_rows(setting: Setting, cases: set[str]) -> Iterator[Row]:
 def _seconds(setting: Setting, module: str, *arguments: str) -> float:
     start = now(setting.device)
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")

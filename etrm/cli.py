@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from etrm.config import ConfigError, StudyConfig, read_study
+from etrm.config import StudyConfig, read_study
 from etrm.pipeline import Pipeline, Run, describe
 from etrm.records import read_verdict
-from etrm.status import require_gate
+from etrm.terminal import use_stand_ins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    use_stand_ins()
     parser = argparse.ArgumentParser(
         prog="etrm", description="Encoder-based Tiny Recursive Models on ARC-AGI."
     )
@@ -74,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = Run(given.experiment, given.stage, given.seed)
             gpus = given.gpus or study.execution.gpus
             run_stage(study, run, given.device, gpus, given.nodes or study.execution.nodes)
-    except (ConfigError, ValueError, RuntimeError, FileNotFoundError) as error:
-        print(f"etrm: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # who reads it has seen enough, as in `etrm plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"etrm: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -105,7 +106,7 @@ def plan_text(given: argparse.Namespace) -> str:
     plan = make_plan(given.configfile, given.gpu)
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
     if given.json:
-        return json.dumps(plan.document(), indent=2, ensure_ascii=False)
+        return json.dumps(plan.document(), indent=2)
     width = shutil.get_terminal_size(fallback=(120, 40)).columns
     return render(plan, width, given.all)
 
@@ -149,7 +150,7 @@ def examine(configfile: str, verify: bool, as_json: bool) -> int:
     from etrm.doctor import diagnose
 
     diagnosis = diagnose(configfile, verify)
-    document = json.dumps(diagnosis.document(), indent=2, ensure_ascii=False)
+    document = json.dumps(diagnosis.document(), indent=2)
     print(document if as_json else diagnosis.text())
     return diagnosis.code
 
@@ -167,6 +168,7 @@ def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes
     """Train one run from the tables and parents that the study's folder holds."""
     from etrm.job import Job
     from etrm.launch import train
+    from etrm.status import require_gate
     from etrm.train import RunPaths
 
     pipeline = Pipeline(study)

@@ -42,7 +42,7 @@ def runs_here(record: Mapping[str, Any]) -> bool | None:
 def _place() -> str:
     """Where a process number means the same: a machine since it was started, and a container."""
     try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
     except OSError:
         return socket.gethostname()
@@ -51,7 +51,7 @@ def _place() -> str:
 def _state(pid: int) -> tuple[str | None, int | None]:
     """State of a process, and when it was started, in ticks since the machine was."""
     try:
-        fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:
         return None, None
     return fields[0], int(fields[19])

@@ -29,7 +29,7 @@ def main() -> None:
     """Mirror one run."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # they are for the run, which then closes the input
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # W&B prints; the answers have this channel for themselves
     given = _given_before() or [_line()]
     if given[0]:
@@ -102,8 +102,8 @@ def _start(asked: dict[str, Any]) -> Any:
 def _begin_again(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
     """In this process, which has the input, anew: W&B holds on to the id of a run that failed."""
     os.environ.pop("WANDB_SERVICE", None)
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
-        file.write("".join([json.dumps(asked) + "\n", *given]))
+    with tempfile.NamedTemporaryFile("wb", suffix=".jsonl", delete=False) as file:
+        file.write("".join([json.dumps(asked) + "\n", *given]).encode())
     os.environ[AGAIN] = file.name
     os.dup2(answers.fileno(), 1)
     os.execv(sys.executable, [sys.executable, "-P", __file__])
@@ -114,7 +114,7 @@ def _given_before() -> list[str]:
     path = os.environ.pop(AGAIN, None)
     if path is None:
         return []
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         lines = file.readlines()
     os.unlink(path)
     return lines

@@ -103,7 +103,9 @@ def hosts_of(nodelist: str) -> tuple[str, ...]:
     """
     if shutil.which("scontrol"):
         command = ["scontrol", "show", "hostnames", nodelist]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         if run.returncode == 0 and run.stdout.strip():
             return tuple(run.stdout.split())
     items = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodelist)

@@ -9,7 +9,6 @@ read: a `.pt` file is opened with `weights_only=True` after its checksums were v
 from __future__ import annotations
 
 import hashlib
-import math
 import pickle
 import re
 import zipfile
@@ -19,8 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -33,6 +31,8 @@ WRITTEN_PREFIX = "_orig_mod.model.inner."
 TABLE = "puzzle_emb.weights"
 # Averaged weights are a file of parameters alone; these two buffers then stay as they were drawn.
 MAY_BE_MISSING = ("H_init", "L_init")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SAFETENSORS_DTYPES = ("F32", "BF16", "F16", "F64")
 ARCH_KEYS = {
     "hidden_size": "width",
     "num_heads": "heads",
@@ -61,13 +61,44 @@ def read_official(path: Path) -> dict[str, Tensor]:
             )
         if key[match.end() :] in named:
             raise CheckpointError(f"{path}: found {key[match.end() :]!r} under two prefixes")
-        if not value.dtype.is_floating_point or not bool(value.isfinite().all()):
-            raise CheckpointError(
-                f"{path}: found {value.dtype} with values that are not finite numbers in {key!r};"
-                " the file is damaged, or the run that wrote it diverged"
-            )
-        named[key[match.end() :]] = value.float().contiguous()
+        named[key[match.end() :]] = _weight(path, key, value)
     return named
+
+
+def _weight(path: Path, key: str, value: Tensor) -> Tensor:
+    """A tensor of a file as float32; raises `CheckpointError` for one that cannot be weights."""
+    found = _unusable(value)
+    if found:
+        raise _wrong_kind(path, key, found)
+    weight = value.float().contiguous()
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(
+            f"{path}: found {value.dtype} with values that are not finite numbers in {key!r},"
+            " expected finite ones in the range of float32: the file is damaged, or the run that"
+            " wrote it diverged"
+        )
+    return weight
+
+
+def _unusable(value: Tensor) -> str:
+    """Why a tensor cannot be weights, in words; empty for a good one."""
+    if value.is_meta:
+        return "a tensor on the meta device, which has no values,"
+    if value.is_nested or value.layout != torch.strided:
+        return f"a {'nested' if value.is_nested else 'sparse'} tensor ({value.layout})"
+    if value.dtype not in DTYPES:
+        return str(value.dtype)
+    if value.nbytes > value.untyped_storage().nbytes():  # it may be larger than any memory
+        return f"an expanded tensor of shape {list(value.shape)}"
+    return ""
+
+
+def _wrong_kind(path: Path, key: str, found: str) -> CheckpointError:
+    *names, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    return CheckpointError(
+        f"{path}: found {found} in {key!r}, expected a dense tensor of {', '.join(names)} or"
+        f" {last}: convert it, and save the file again"
+    )
 
 
 def decoder_weights(
@@ -131,8 +162,14 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> list[str]:
 
 def check_sha256(path: Path, expected: str | None) -> str:
     """SHA-256 of a file; raises `CheckpointError` where another one was expected."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(
+            f"{path}: found a file that cannot be read ({reason}), expected weights to start from"
+        ) from None
     if expected is not None and found != expected.lower():
         raise CheckpointError(
             f"{path}: found SHA-256 {found}, expected {expected}: it is another file, or damaged"
@@ -143,7 +180,7 @@ def check_sha256(path: Path, expected: str | None) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -160,10 +197,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: found something else than tensors, which is never loaded ({reason});"
             " expected a state dict: save the tensors alone"
         ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(_unreadable(path, error)) from None
-    except (zipfile.BadZipFile, IndexError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(_unreadable(path, error)) from None
+    except Exception as error:  # damage makes errors of every kind, of whatever reads the bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: found no readable checkpoint ({reason}), expected a .pt or .safetensors file"
+        ) from None
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         kinds = type(content).__name__
         if isinstance(content, dict):
@@ -173,9 +211,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items()}
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"{path}: found no readable checkpoint ({reason}), expected a .pt or .safetensors file"
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; kinds that PyTorch may not even have are refused by their names."""
+    with safe_open(path, "pt") as file:
+        kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        for key, kind in kinds.items():
+            if kind not in SAFETENSORS_DTYPES:
+                raise _wrong_kind(path, key, kind)
+        return {key: file.get_tensor(key) for key in kinds}
 
 
 def _sizes(given: Mapping[str, Tensor]) -> dict[str, int | None]:
@@ -196,10 +239,13 @@ def _arch(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not config.is_file():
         return {}, ["heads", "H_cycles", "L_cycles", "rope_theta"]
     try:
-        arch = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("arch") or {}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise CheckpointError(f"{config}: found no YAML, expected official TRM's config") from None
-    arch = {k: v for k, v in arch.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        document = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        given = dict(document.get("arch") or {})
+    except (yaml.YAMLError, OSError, ValueError, AttributeError, TypeError):
+        raise CheckpointError(
+            f"{config}: found no YAML with a block `arch`, expected official TRM's config"
+        ) from None
+    arch = {k: v for k, v in given.items() if isinstance(v, (int, float))}
     return arch, [key for name, key in ARCH_KEYS.items() if name not in arch]
 
 

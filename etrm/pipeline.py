@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etrm.arc.sources import task_files
 from etrm.config import ExperimentConfig, RunConfig, StudyConfig, names_file, plain, run_config
 from etrm.config.health import GateConfig
 from etrm.config.sources import SourceConfig
@@ -230,8 +231,9 @@ class Pipeline:
     def _files_of(self, name: str) -> list[Path]:
         source, keys = self.study.data.sources[name], ("challenges", "solutions", "path")
         paths = [Path(p) for k in keys if (p := getattr(source, k, None))]
-        inside = [file for folder in paths for file in sorted(folder.glob("*.json"))]
-        return [path for path in (*paths, *inside) if path.is_file()]
+        return [path for path in paths if path.is_file()] + [
+            f for p in paths for f in task_files(p)
+        ]
 
     def data_params(self) -> dict[str, Any]:
         """The part of the config that decides which tasks there are."""

@@ -149,7 +149,12 @@ def commit() -> str | None:
 
 def _git(folder: Path, *command: str) -> str:
     run = subprocess.run(
-        ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True, timeout=10
+        ["git", "-C", str(folder), *command],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=10,
     )
     return run.stdout.strip()
 

@@ -91,7 +91,9 @@ def _preempted_job(text: str) -> bool:
 def _slurm(*command: str) -> tuple[str, str]:
     """What a command of SLURM prints, and what is wrong with it; empty where nothing is."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", str(error)
     return done.stdout, done.stderr.strip() if done.returncode else ""

@@ -104,7 +104,7 @@ class _Mirror:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,  # a Ctrl-C on the terminal is for the run
         )
         self.send(asked)

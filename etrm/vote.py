@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CREDIT_RULES = ("task_fraction", "all_tests")
 ATTEMPTS = 2
-_NO_ANSWER = [[0]]  # what a submission holds where there is no prediction
+_NO_ANSWER = [[0]]  # what a submission holds where no grid was predicted
 _NEVER = np.iinfo(np.int64).max  # rank of a truth that nobody predicted
 
 Grid = tuple[int, int, bytes]  # height, width, row-major colours
@@ -109,14 +109,16 @@ def submission(
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
     """Kaggle form: {task: [{"attempt_1": grid, "attempt_2": grid}, one per test input]}.
 
-    A single candidate is given twice (as TRM does); without any, both attempts are [[0]].
+    A single candidate is given twice (as TRM does); without any, both attempts are [[0]]. So is a
+    candidate of no cells, which TRM gives as [] although no grid is empty: each grid here is valid.
     """
     ranked = vote(predictions)
     best: dict[tuple[str, int], list[list[list[int]]]] = {}
     columns = ("task", "query", "height", "width", "grid")
     top = ranked.loc[ranked["rank"] <= ATTEMPTS]
     for task_id, query, *grid in zip(*(top[name].tolist() for name in columns), strict=True):
-        best.setdefault((task_id, query), []).append(to_array(*grid).tolist())
+        answer = to_array(*grid).tolist() if grid[0] and grid[1] else _NO_ANSWER
+        best.setdefault((task_id, query), []).append(answer)
     answers: dict[str, list[dict[str, list[list[int]]]]] = {}
     for task in tasks:
         answers[task.id] = []

@@ -16,9 +16,17 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
-    ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror", "etrm.identity"),
+    (
+        "etrm.logs",
+        "etrm.progress",
+        "etrm.distributed",
+        "etrm.mirror",
+        "etrm.identity",
+        "etrm.terminal",
+    ),
     ("etrm.arc",),
     ("etrm.data",),
+    ("etrm.records",),
     ("etrm.vote",),
     ("etrm.models.layers",),
     ("etrm.context",),
@@ -194,6 +202,53 @@ def test_reading_a_config_loads_only_the_sources_that_it_names() -> None:
     assert found[-1] == "False"
     assert "etrm.context.embedding" in found
     assert "etrm.context.standard" not in found
+
+
+def in_the_encoding_of_the_locale(call: ast.Call) -> bool:
+    """Does a call read or write text without a word on its encoding?
+
+    ruff's PLW1514 knows files that are opened where they are named; this goes by the methods.
+    """
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if "encoding" in given or ast.unparse(call.func) == "os.open":
+        return False
+    if name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile"):
+        modes = [a.value for a in call.args[-2:] if isinstance(a, ast.Constant)]
+        return not any("b" in str(mode) for mode in [*modes, given.get("mode", "")])
+    return name in ("read_text", "write_text", "FileHandler") or given.get("text") == "True"
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for path in [*MODULES.values(), *SCRIPTS, *(ROOT / "benchmarks").glob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and in_the_encoding_of_the_locale(node)
+    }
+    for path in [ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]:  # no syntax of Python
+        lines = path.read_text(encoding="utf-8").splitlines()
+        calls = ("open(", "read_text(", "write_text(")
+        found |= {f"{path}: {x}" for x in lines if any(c in x for c in calls) and "utf-8" not in x}
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_in_the_locale"),
+    [
+        ("path.read_text()", True),
+        ("path.open('w')", True),
+        ("open(path)", True),
+        ("os.fdopen(3, 'w')", True),
+        ("run(command, text=True)", True),
+        ("path.open('rb')", False),
+        ("path.read_text(encoding='utf-8')", False),
+        ("run(command, text=True, encoding='utf-8')", False),
+    ],
+)
+def test_calls_in_the_encoding_of_the_locale_are_known(code: str, is_in_the_locale: bool) -> None:
+    [call] = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert in_the_encoding_of_the_locale(call) == is_in_the_locale
 
 
 def test_tests_have_names_of_their_own() -> None:

@@ -5,7 +5,10 @@ A fast check passes valid grids; only a grid that fails it is looked at cell by 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ import numpy as np
 
 from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
+from etrm.config.schema import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
 
@@ -30,14 +34,20 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.where}: found {self.found}, expected {self.expected}"
+        line = f"{printable(self.where)}: found {printable(self.found)}, expected {self.expected}"
         return f"{line}; {self.fix}" if self.fix else line
 
 
 def read_task(
     where: str, task_id: str, entry: Any, problems: list[Problem], labelled: bool = True
 ) -> Task | None:
-    """The task in a JSON object `{"train": [...], "test": [...]}`; None after a problem."""
+    """The task in a JSON object `{"train": [...], "test": [...]}`; None after a problem.
+
+    Its id goes into tables, figures and submissions, so it has to be printable text.
+    """
+    if not task_id or not task_id.isprintable():
+        problems.append(Problem(where, f"the task id {task_id!a}", "printable characters"))
+        return None
     if not isinstance(entry, dict):
         problems.append(Problem(where, describe(entry), "an object with train and test"))
         return None
@@ -162,7 +172,8 @@ def read_object(path: Path, hint: str, problems: list[Problem]) -> dict[str, Any
     """The JSON object in a file, for `report_duplicates` to check; None after a problem."""
     expected = "a JSON file"
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_make_object)
+        text = _read_bytes(path).decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_make_object)
     except OSError as error:
         problems.append(file_problem(path, error, expected, hint))
         return None
@@ -182,6 +193,14 @@ def read_object(path: Path, hint: str, problems: list[Problem]) -> dict[str, Any
     return content
 
 
+def _read_bytes(path: Path) -> bytes:
+    """The content of a file or, so that nobody waits for the writer of a pipe, an `OSError`."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.ENXIO, "a pipe, a socket or a device")
+    return path.read_bytes()
+
+
 def _json_error(error: json.JSONDecodeError) -> str:
     text = error.doc.rstrip()
     if not text:
@@ -194,12 +213,17 @@ def _json_error(error: json.JSONDecodeError) -> str:
 
 def file_problem(path: Path, error: OSError, expected: str, hint: str) -> Problem:
     """Why `path` could not be opened."""
-    if isinstance(error, FileNotFoundError):
+    if error.errno == errno.ELOOP:
+        return Problem(str(path), "links that lead in a circle", expected)
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        found = f"a link to {os.readlink(path)}, where nothing is"
+        return Problem(str(path), found, expected, hint)
+    if isinstance(error, NotADirectoryError) and path.is_file():
+        return Problem(str(path), "a file", expected)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Problem(str(path), "no such file or folder", expected, hint)
     if isinstance(error, IsADirectoryError):
         return Problem(str(path), "a directory", expected)
-    if isinstance(error, NotADirectoryError):
-        return Problem(str(path), "a file", expected)
     return Problem(str(path), f"an unreadable file ({error.strerror or error})", expected)
 
 

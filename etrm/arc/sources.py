@@ -6,6 +6,7 @@ one go.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from etrm.arc.parse import (
     report_duplicates,
 )
 from etrm.arc.task import Pair, Task
+from etrm.config.schema import SIGNS
 
 if TYPE_CHECKING:
     from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
@@ -182,22 +184,64 @@ def _unknown_solutions(
 def _load_folder(source: FolderSource, problems: list[Problem]) -> list[Task]:
     folder = Path(source.path)
     try:
-        names = sorted(file.name for file in folder.iterdir())
+        paths = _visible(folder)
     except OSError as error:
         problems.append(file_problem(folder, error, "a folder of task files", source.hint))
         return []
-    names = [name for name in names if name.endswith(".json") and not name.startswith(".")]
-    if not names:
+    if not paths:
         expected = "ARC task files, <task id>.json, directly in it"
         problems.append(Problem(str(folder), "no .json file", expected, source.hint))
     tasks = []
-    for name in names:
-        entry = read_object(folder / name, "", problems)
+    for path in paths:
+        wrong = _wrong_name(path)
+        if wrong:
+            expected = "<task id>.json, in UTF-8, without { } < > and control characters"
+            problems.append(Problem(_shown(path), wrong, expected, "rename it"))
+            continue
+        entry = read_object(path, "", problems)
         if entry is not None:
-            task_id = name.removesuffix(".json")
-            where = f"{folder / name}: task {task_id}"
-            tasks.append(read_task(where, task_id, entry, problems, source.labelled))
+            task_id = _shown(path.name).removesuffix(".json")
+            tasks.append(
+                read_task(f"{path}: task {task_id}", task_id, entry, problems, source.labelled)
+            )
     return [task for task in tasks if task is not None]
+
+
+def task_files(folder: Path) -> list[Path]:
+    """Return the files that a folder source reads its tasks from, sorted by name.
+
+    They are the regular files `<task id>.json` directly in it, or links to such, which have a name
+    that is usable as a path of the workflow. Hidden files (an editor's `.#a.json`) are none, nor
+    is what the source reports as a problem: links that lead nowhere, folders, pipes. A folder that
+    is not there, or cannot be listed, has none; this raises nothing.
+    """
+    try:
+        paths = _visible(folder)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return []
+    return [path for path in paths if os.path.isfile(path) and not _wrong_name(path)]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is named as a task file and is not hidden. Raises `OSError`."""
+    names = (path.name for path in folder.iterdir())
+    return [folder / n for n in sorted(names) if n.endswith(".json") and not n.startswith(".")]
+
+
+def _wrong_name(path: Path) -> str:
+    """Why a file name cannot be that of a task, in words; empty for a good one."""
+    try:
+        name = os.fsencode(path.name).decode("utf-8")
+    except UnicodeDecodeError:
+        return "a file name that is not UTF-8"
+    if name.isprintable() and not set(name) & set(SIGNS):
+        return ""
+    return "a file name with { } < > or control characters"
+
+
+def _shown(path: Path | str) -> str:
+    """A path as UTF-8 text, whatever the locale; bytes that are none as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 KINDS: dict[str, Callable[[Any, list[Problem]], list[Task]]] = {

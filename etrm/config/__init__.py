@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from etrm.config.entry import under
+from etrm.config.entry import Entry, under
 from etrm.config.health import HealthConfig
 from etrm.config.merging import merge
 from etrm.config.schema import (
     ConfigError,
     Problem,
+    expand_home,
     join,
+    not_text,
     parse,
     parse_dataclass,
     show,
@@ -79,7 +81,7 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     if not isinstance(document, Mapping):
         raise ConfigError([Problem("(top level)", show(document), "a block of keys")], name)
     document = _extended(document)
-    problems: list[Problem] = []
+    problems = list(not_text(document))
     fields = {field.name for field in dataclasses.fields(StudyConfig)} - {"experiments"}
     study = parse_dataclass(
         StudyConfig, {k: v for k, v in document.items() if k in fields}, "", problems
@@ -149,6 +151,10 @@ def _extended(document: Mapping[str, Any], seen: tuple[str, ...] = ()) -> dict[s
         return document
     if not isinstance(base, str):
         raise ConfigError([Problem("extends", show(base), "the path of a YAML file")])
+    problems: list[Problem] = []
+    base = expand_home(base, "extends", problems)
+    if base is None:
+        raise ConfigError(problems)
     if base in seen:
         chain = " → ".join((*seen, base))
         raise ConfigError([Problem("extends", f"a circle: {chain}", "a chain that ends")])
@@ -172,6 +178,7 @@ def _experiments(
         problems.append(Problem("defaults.sweep", show(inherited.pop("sweep")), expected))
     _, shared = _experiment(inherited)
     expansion = expand(given, problems)
+    problems += _one_folder(expansion.entries)
     known = {*given, *expansion.entries} - set(expansion.sweeps)
     experiments: dict[str, ExperimentConfig] = {}
     for name, entry in expansion.entries.items():
@@ -192,6 +199,20 @@ def _experiments(
     return experiments
 
 
+def _one_folder(entries: Mapping[str, Entry]) -> Iterator[Problem]:
+    """Names that differ by case only, those of two sweeps once."""
+    first: dict[str, Entry] = {}
+    said = set()
+    for name, entry in entries.items():
+        other = first.setdefault(name.lower(), entry)
+        if other is not entry and (entry.origin, other.origin) not in said:
+            said.add((entry.origin, other.origin))
+            path = f"experiments.{entry.origin}{'.sweep' if entry.choices else ''}"
+            found = f"the name {name!r} beside {other.name!r}"
+            expected = "names that differ by more than case: some file systems have one folder for"
+            yield Problem(path, found, f"{expected} both")
+
+
 def _problems(merged: Mapping[str, Any]) -> list[Problem]:
     return _experiment(merged)[1]
 
@@ -202,7 +223,9 @@ def _unknown_parent(
     """`decoder.init` of an experiment with other problems, where it names none at all."""
     decoder = merged.get("decoder")
     init = decoder.get("init") if isinstance(decoder, Mapping) else None
-    if not isinstance(init, str) or init in known or names_file(init) or expansion.may_have(init):
+    if not isinstance(init, str) or not init or init in known or names_file(init):
+        return []
+    if expansion.may_have(init):
         return []
     return [_no_parent(init, map(str, known), expansion, what="experiment")]
 
@@ -295,7 +318,7 @@ def _parent(
 
 def names_file(init: str) -> bool:
     """Does `decoder.init` name a file or folder, rather than an experiment?"""
-    return "/" in init or Path(init).suffix in (".pt", ".safetensors")
+    return "/" in init or init[:1] == "~" or Path(init).suffix in (".pt", ".safetensors")
 
 
 def _differ(key: str, ours: Any, theirs: Any) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etrm.config.schema import DISTINCT, option
+from etrm.config.schema import DISTINCT, Rule, option
+
+PROJECT = Rule(
+    "up to 128 printable characters, none of them / \\ # ? % :, as W&B has it",
+    lambda v: 0 < len(v) <= 128 and v.isprintable() and not set(v) & set("/\\#?%:"),
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class TrackingConfig:
         "auto",
         choices=("auto", "online", "offline", "disabled"),
     )
-    project: str = option("W&B project", "etrm")
+    project: str = option("W&B project", "etrm", rule=PROJECT)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import yaml
 
 from etrm.config import plain
 from etrm.config.health import HealthRule, guide_rules
-from etrm.config.schema import REQUIRED, Tagged, bounds
+from etrm.config.schema import PATH, REQUIRED, Tagged, bounds
 from etrm.config.study import ExperimentConfig, StudyConfig
 from etrm.config.sweep import AxisConfig
 
@@ -187,7 +187,7 @@ def literal(value: Any) -> str:
 def _allowed(metadata: Mapping[str, Any]) -> str:
     """Choices, bounds and rule of a field."""
     choices = ", ".join(f"`{c}`" for c in metadata.get("choices") or ())
-    rule = metadata.get("rule")
+    rule = PATH if metadata.get("path") else metadata.get("rule")
     return "; ".join(part for part in (choices, bounds(metadata), rule and rule.text) if part)
 
 
@@ -232,11 +232,11 @@ def _anchor(heading: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the page, or write it to the path that is given."""
+    """Print the page, in UTF-8 as the file is, or write it to the path that is given."""
     if arguments:
         Path(arguments[0]).write_text(render(), encoding="utf-8")
     else:
-        print(render(), end="")
+        sys.stdout.buffer.write(render().encode())
 
 
 if __name__ == "__main__":

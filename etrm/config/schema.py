@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +44,7 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.path}: found {self.found}, expected {self.expected}"
+        text = f"{printable(self.path)}: found {self.found}, expected {self.expected}"
         return f"{text} ({self.hint})" if self.hint else text
 
 
@@ -58,9 +61,24 @@ ASCENDING = Rule(
     "at least one, in ascending order, none twice", lambda v: v and list(v) == sorted(set(v))
 )
 TWO = Rule("two of them", lambda v: len(v) == 2)
+# Letters of a name. It stands in names of files that a file system bounds at 255 bytes, the longest
+# `.<name>-pretrain-seed2147483647-<SLURM job>.json.<process>.tmp`, and of W&B, which takes 128.
+MAX_NAME = 100
+MAX_SEED = 2**31 - 1  # it stands there, too
 NAME = Rule(
-    "letters, digits, - and _, beginning with a letter: it names folders",
-    lambda v: re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", v) is not None,
+    f"letters, digits, - and _, beginning with a letter, up to {MAX_NAME}: it names folders",
+    lambda v: re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}", v) is not None,
+)
+SIGNS = "{}<>"  # Snakemake takes what is between them for wildcards and variables
+# Cc, Zl, Zp: control characters and line breaks.
+PATH = Rule(
+    "a path on this machine without { } < >, control characters and names of over 255 bytes",
+    lambda v: (
+        bool(v)
+        and "://" not in v
+        and not any(c in SIGNS or unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in v)
+        and max(len(name.encode(errors="surrogatepass")) for name in v.split("/")) <= 255
+    ),
 )
 # Targets of the workflow, which a group of experiments cannot be named after.
 TARGETS = (
@@ -69,7 +87,8 @@ TARGETS = (
     *("verdict", "evaluate_part", "evaluate_run", "evaluate_gather", "resolved_config"),
 )
 GROUP = Rule(
-    f"a name of letters, digits, - and _ that is no other target ({', '.join(TARGETS)})",
+    f"a name of letters, digits, - and _, up to {MAX_NAME}, that is no other target"
+    f" ({', '.join(TARGETS)})",
     lambda v: v is None or (NAME.holds(v) and v not in TARGETS),
 )
 
@@ -85,13 +104,16 @@ def option(
     lt: float | None = None,
     choices: tuple[Any, ...] | None = None,
     rule: Rule | None = None,
+    path: bool = False,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
     """A dataclass field with its meaning, unit and bounds; without `default` it is required.
 
-    Bounds and choices of a list hold for its elements, `rule` for the list.
+    Bounds and choices of a list hold for its elements, `rule` for the list. A `path` follows the
+    rule PATH, and the home directory takes the place of its `~`.
     """
     metadata: dict[str, Any] = {"help": help, "unit": unit, "choices": choices, "rule": rule}
+    metadata["path"] = path
     metadata["bounds"] = {k: v for k, v in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt))}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -119,6 +141,11 @@ class Tagged:
     def expected(self) -> str:
         """What an error says is allowed."""
         return f"a block with `{self.tag}:` one of {', '.join(sorted(self.variants()))}"
+
+
+def printable(text: str) -> str:
+    """Return `text` with escapes for what no terminal or log shows, as `\\x00` and `\\ud800`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def parse(cls: type, value: Any, path: str = "") -> Any:
@@ -181,12 +208,39 @@ def show(value: Any) -> str:
     kind = {bool: "true/false", str: "text", int: "integer", float: "number", type(None): "null"}
     kind[list] = "list"
     kind[dict] = "block"
-    return f"{_brief(value)} ({kind.get(type(value), type(value).__name__)})"
+    return f"{brief(value)} ({kind.get(type(value), type(value).__name__)})"
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """The beginning of a long value; of a text, its length too."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}...{f' of {len(value)} letters' if isinstance(value, str) else ''}"
+
+
+def expand_home(value: str, path: str, problems: list[Problem]) -> str | None:
+    """A path with the home directory for its `~` or `~user`; None after a problem."""
+    with suppress(ValueError):  # a name that no user can have
+        expanded = os.path.expanduser(value)
+        if not expanded.startswith("~"):
+            return expanded
+    expected = f"~ or ~ and a user of this machine; ./{printable(value)} is the file of this name"
+    problems.append(Problem(path, f"{brief(value)}, but no home directory for it", expected))
+    return None
+
+
+def not_text(value: Any, path: str = "") -> Iterator[Problem]:
+    """Keys and values below `value` that hold halves of characters, which no file can."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from not_text(key, join(path, key))
+            yield from not_text(inner, join(path, key))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from not_text(inner, f"{path}[{i}]")
+    elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        yield Problem(path, brief(value), "whole characters: none of U+D800 to U+DFFF")
 
 
 def _field(
@@ -200,7 +254,7 @@ def _field(
         if rule and len(problems) == before and not rule.holds(result):
             problems.append(
                 Problem(
-                    path, _brief(list(result) if isinstance(result, tuple) else result), rule.text
+                    path, brief(list(result) if isinstance(result, tuple) else result), rule.text
                 )
             )
         return result
@@ -272,8 +326,15 @@ def _scalar(
     if choices and value not in choices:
         fix = _nearest(value, choices)
     elif not _out_of_bounds(value, metadata):
-        return value
-    problems.append(Problem(path, _brief(value), allowed(hint, metadata), fix))
+        return _path(value, path, problems) if metadata.get("path") else value
+    problems.append(Problem(path, brief(value), allowed(hint, metadata), fix))
+    return None
+
+
+def _path(value: str, path: str, problems: list[Problem]) -> str | None:
+    if PATH.holds(value):
+        return expand_home(value, path, problems)
+    problems.append(Problem(path, brief(value), PATH.text))
     return None
 
 
@@ -322,4 +383,8 @@ def bounds(metadata: Mapping[str, Any]) -> str:
     """The bounds of a field in words; empty without any."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     given = metadata.get("bounds", {})
-    return " and ".join(f"{signs[k]} {v:g}" for k, v in given.items() if v is not None)
+    return " and ".join(
+        f"{signs[k]} {v if isinstance(v, int) else f'{v:g}'}"
+        for k, v in given.items()
+        if v is not None
+    )

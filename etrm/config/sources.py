@@ -24,8 +24,12 @@ class KaggleSource:
     """A `*_challenges.json` with its `*_solutions.json`, as in the Kaggle competitions."""
 
     kind: str = option("the kind of source", "kaggle", choices=("kaggle",))
-    challenges: str = option("path of the challenges file")
-    solutions: str | None = option("path of the solutions file; null where there is none", None)
+    challenges: str = option(
+        "path of the challenges file; `~` is the home directory, as in all paths", path=True
+    )
+    solutions: str | None = option(
+        "path of the solutions file; null where there is none", None, path=True
+    )
     labelled: bool = option("false allows test inputs without a solution", True)
     hint: str = option("where to get the files; shown when they are missing", "")
 
@@ -35,7 +39,7 @@ class FolderSource:
     """A folder of ARC task files, one `<task id>.json` each."""
 
     kind: str = option("the kind of source", "folder", choices=("folder",))
-    path: str = option("path of the folder")
+    path: str = option("path of the folder; `~` is the home directory", path=True)
     labelled: bool = option("false allows test pairs without an output", True)
     hint: str = option("where to get the files; shown when they are missing", "")
 

@@ -16,9 +16,13 @@ from etrm.config.schema import (
     ASCENDING,
     DISTINCT,
     GROUP,
+    MAX_NAME,
+    MAX_SEED,
     NAME,
     TWO,
     Problem,
+    brief,
+    join,
     option,
     tagged,
 )
@@ -70,11 +74,19 @@ class DataConfig:
         ge=1,
         le=65535,
     )
-    seed: int = option("seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0)
+    seed: int = option(
+        "seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0, le=MAX_SEED
+    )
 
     def problems(self) -> list[Problem]:
-        """Names in `training` and `evaluation` that are no source, or are both."""
-        found = []
+        """Names that a source may not have; in `training` and `evaluation`, those of no source, and
+        those in both."""
+        expected = f"a name of up to {MAX_NAME} printable characters"
+        found = [
+            Problem(join("sources", name), f"the name {brief(name)}", expected)
+            for name in self.sources
+            if not (0 < len(name) <= MAX_NAME and name.isprintable())
+        ]
         for key in ("training", "evaluation"):
             for name in getattr(self, key):
                 if name not in self.sources:
@@ -152,9 +164,10 @@ class DecoderConfig:
 
     init: str | None = option(
         "what initialises the decoder: the name of a pretraining experiment, the path of a run"
-        " folder of another study, or of an official TRM checkpoint (`.pt`, `.safetensors`);"
-        " null: from scratch",
+        " folder of another study, or of an official TRM checkpoint (`.pt`, `.safetensors`; `~` is"
+        " the home directory); null: from scratch",
         None,
+        path=True,
     )
     init_seed: str = option(
         "which seed of that pretraining: `first`, its first for every seed of this experiment, or"
@@ -285,7 +298,7 @@ class EvaluationConfig:
     bootstrap: int = option(
         "resamples of the tasks for the 95 % intervals", 2000, unit="resamples", ge=0
     )
-    seed: int = option("seed of the bootstrap", 0, ge=0)
+    seed: int = option("seed of the bootstrap", 0, ge=0, le=MAX_SEED)
     jobs: int = option(
         "jobs that share one evaluation, by whole batches: the result does not depend on it. One"
         " that is finished is not decoded again for another number",
@@ -309,7 +322,9 @@ class ExperimentConfig:
         "strict",
         choices=("strict", "transductive"),
     )
-    seeds: tuple[int, ...] = option("one run per seed", factory=lambda: (0,), ge=0, rule=DISTINCT)
+    seeds: tuple[int, ...] = option(
+        "one run per seed", factory=lambda: (0,), ge=0, le=MAX_SEED, rule=DISTINCT
+    )
     episodes: EpisodesConfig = option("training samples", factory=EpisodesConfig)
     model: ModelConfig = option("the decoder", factory=ModelConfig)
     context: Any = tagged(
@@ -354,7 +369,7 @@ class StudyConfig:
     """A whole study, validated."""
 
     study: str = option("name of the study; its results are in `<results>/<study>`", rule=NAME)
-    results: str = option("folder of all results", "results")
+    results: str = option("folder of all results; `~` is the home directory", "results", path=True)
     threads: int = option("CPU threads of a training or evaluation job", 1, unit="threads", ge=1)
     data: DataConfig = option("tasks and augmentation", factory=DataConfig)
     experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)

@@ -23,9 +23,11 @@ from typing import Any
 from etrm.config.entry import Choice, Entry
 from etrm.config.merging import nested
 from etrm.config.schema import (
+    MAX_NAME,
     NAME,
     Problem,
     Rule,
+    brief,
     join,
     option,
     parse_dataclass,
@@ -95,6 +97,8 @@ def _all_points(
             before = len(problems)
             mine = list(_points(name, content, problems))
             problems += _same_names(name, mine, points)
+            if len(problems) == before:
+                problems += _long_names(name, mine)
             added = {point.name: point for point in mine if point.name not in points}
             points.update(added)
             result.sweeps[name] = list(added)
@@ -113,7 +117,7 @@ def _all_points(
 def _readable(name: Any, content: Any, problems: list[Problem]) -> bool:
     path = join("experiments", name)
     if not isinstance(name, str) or not NAME.holds(name):
-        problems.append(Problem(path, f"the name {name!r}", NAME.text))
+        problems.append(Problem(path, f"the name {brief(name)}", NAME.text))
     elif content is not None and not isinstance(content, Mapping):
         problems.append(Problem(path, show(content), "a block of differences to defaults"))
     else:
@@ -142,7 +146,7 @@ def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[
     path = join(path, axis)
     before, found = len(problems), {}
     if not isinstance(axis, str) or not NAME.holds(axis):
-        problems.append(Problem(path, f"the name {axis!r}", NAME.text))
+        problems.append(Problem(path, f"the name {brief(axis)}", NAME.text))
     config = parse_dataclass(AxisConfig, given, path, problems)
     if config is not None and len(problems) == before:
         for label, value in _labelled(config, f"{path}.values", problems):
@@ -216,6 +220,15 @@ def _same_names(name: str, mine: list[Entry], others: Mapping[str, Entry]) -> It
         if point in others:
             found = f"the point {point!r}, which the sweep {others[point].origin!r} has too"
             yield Problem(path, found, expected)
+
+
+def _long_names(name: str, mine: list[Entry]) -> Iterator[Problem]:
+    """Points with names that are too long for files: once, with the longest."""
+    longest = max((entry.name for entry in mine), key=len, default="")
+    if len(longest) > MAX_NAME:
+        found = f"the point {longest!r} of {len(longest)} letters"
+        expected = f"names of up to {MAX_NAME}: shorten a label, an axis or {name!r}"
+        yield Problem(f"experiments.{name}.sweep", found, expected)
 
 
 def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 ZSTD_LEVEL = 9
@@ -63,8 +64,10 @@ def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:
         "compression_level": ZSTD_LEVEL,
         "write_page_checksum": True,
     }
+    # Arrow would take a path with a colon for the address of another file system.
+    local = pa.fs.LocalFileSystem()
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, **(defaults | options))
+        pq.write_table(table, temporary, filesystem=local, **(defaults | options))
 
 
 def write_json_atomic(path: Path, content: Any) -> None:

@@ -52,7 +52,9 @@ class SlurmJob:
 def slurm_jobs(study: Study) -> list[SlurmJob]:
     """The jobs that Snakemake has submitted from this folder; none where there is no SLURM."""
     try:
-        done = subprocess.run(SQUEUE, capture_output=True, text=True, timeout=SQUEUE_SECONDS)
+        done = subprocess.run(
+            SQUEUE, capture_output=True, encoding="utf-8", errors="replace", timeout=SQUEUE_SECONDS
+        )
     except FileNotFoundError:
         return []
     except (OSError, subprocess.TimeoutExpired) as error:

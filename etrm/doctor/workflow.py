@@ -33,7 +33,9 @@ def drivers(study: Study) -> list[Driver]:
     found = []
     for process in PROC.glob("[0-9]*"):
         try:
-            arguments = (process / "cmdline").read_text(errors="replace").split("\0")
+            arguments = (
+                (process / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+            )
             if _drives(arguments, study) and (process / "cwd").resolve() == study.folder:
                 found.append(Driver(int(process.name), _run_id(study)))
         except OSError:  # it has ended, or is somebody else's
@@ -71,7 +73,7 @@ def _configfiles(arguments: Sequence[str]) -> list[str]:
 def _run_id(study: Study) -> str | None:
     """The name of its SLURM jobs that the newest Snakemake of this folder has logged."""
     logs = sorted((study.folder / FOLDER / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
-    text = logs[-1].read_text(errors="replace") if logs else ""
+    text = logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
     _, found, rest = text.partition("SLURM run ID: ")
     return rest.split()[0] if found else None
 
@@ -82,7 +84,10 @@ def locks(study: Study) -> Iterator[Finding]:
     files = [
         file
         for file in (study.folder / FOLDER / "locks").glob("*.lock")
-        if any(line.startswith(root) for line in file.read_text(errors="replace").splitlines())
+        if any(
+            line.startswith(root)
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        )
     ]
     if not files:
         return

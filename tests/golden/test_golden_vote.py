@@ -67,5 +67,10 @@ def test_pass_at_k_is_official(voted: tuple[pd.DataFrame, list[Task]], golden: P
 
 
 def test_the_submission_is_official(voted: tuple[pd.DataFrame, list[Task]], golden: Path) -> None:
+    """Equal, but for the three attempts that have no cells: [] there, the valid grid [[0]] here."""
     expected = json.loads((golden / "vote_expected_submission.json").read_text())
+    for name in ("25094a63", "506d28a5", "cfb2ce5a"):
+        [attempts] = expected[name]
+        assert attempts["attempt_2"] == []
+        attempts["attempt_2"] = [[0]]
     assert submission(*voted) == expected

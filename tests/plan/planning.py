@@ -133,4 +133,6 @@ def judged(pipeline: Pipeline, exact: float, seed: int = 0) -> None:
 
 def rewrite(path: Path, **changes: Any) -> None:
     """Change a record."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )

@@ -115,9 +115,9 @@ def test_other_weights_of_the_parent_are_seen_by_its_children(made: Pipeline) ->
 
 def rewrite_apart(path: Path, **changes: object) -> None:
     """Change a record, but not the one that is kept under the same inode."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     path.unlink()
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     rewrite(path, **changes)
 
 

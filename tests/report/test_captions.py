@@ -15,13 +15,13 @@ CAPTIONS = sorted((Path(__file__).parents[2] / "workflow" / "report").glob("*.rs
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("wildcards", [{}, {"experiment": "etrm_standard"}])
 def test_a_caption_renders(path: Path, wildcards: dict[str, str]) -> None:
-    template = Environment(undefined=StrictUndefined).from_string(path.read_text())
+    template = Environment(undefined=StrictUndefined).from_string(path.read_text(encoding="utf-8"))
     text = template.render(snakemake=SimpleNamespace(wildcards=wildcards))
     strict = {"report_level": 2, "halt_level": 2}  # a warning is an error
     html = publish_parts(text, writer="html", settings_overrides=strict)["body"]
     assert "<strong>" in html
     assert "{{" not in html
-    if wildcards and "wildcards" in path.read_text():
+    if wildcards and "wildcards" in path.read_text(encoding="utf-8"):
         assert "etrm_standard" in html
 
 

@@ -118,9 +118,12 @@ def start() -> None:
     for node, port in zip(NODES, ports, strict=True):
         text += NODE.format(node=node, host=host, port=port, memory=memory * 4 // 10)
     CONFIGURATION.parent.mkdir(exist_ok=True)
-    CONFIGURATION.write_text(text)
+    CONFIGURATION.write_text(text, encoding="utf-8")
     GRES.write_text(GRES_CONF.format(**values))
-    HOSTS.write_text(f"{HOSTS.read_text().rstrip()}\n127.0.0.1 {' '.join(NODES)} {MARK}\n")
+    HOSTS.write_text(
+        f"{HOSTS.read_text(encoding='utf-8').rstrip()}\n127.0.0.1 {' '.join(NODES)} {MARK}\n",
+        encoding="utf-8",
+    )
     (FOLDER / "jobs.log").touch()
     _start_munge()
     _run("slurmctld", "-i")
@@ -138,9 +141,9 @@ def stop() -> None:
     for path in (CONFIGURATION, GRES):
         if _ours(path):
             path.unlink()
-    lines = HOSTS.read_text().splitlines(keepends=True)
+    lines = HOSTS.read_text(encoding="utf-8").splitlines(keepends=True)
     if any(MARK in line for line in lines):
-        HOSTS.write_text("".join(line for line in lines if MARK not in line))
+        HOSTS.write_text("".join(line for line in lines if MARK not in line), encoding="utf-8")
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
@@ -184,7 +187,7 @@ def _run(*command: str) -> None:
 
 
 def _ours(path: Path) -> bool:
-    return path.is_file() and path.read_text().startswith(MARK)
+    return path.is_file() and path.read_text(encoding="utf-8").startswith(MARK)
 
 
 def _wait_until_idle() -> None:
@@ -200,7 +203,7 @@ def _alive(name: str) -> int | None:
     """The process of a daemon that was started here."""
     try:
         number = int((FOLDER / f"{name}.pid").read_text())
-        running = Path(f"/proc/{number}/comm").read_text().strip()
+        running = Path(f"/proc/{number}/comm").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
     return number if running == DAEMONS[name] else None

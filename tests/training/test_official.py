@@ -155,6 +155,8 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
     assert "ends in .pt or .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "x.pt")]) == 1
     assert "no such file" in capsys.readouterr().err
+    assert main(["export", str(run_folder), str(tmp_path / "x.pt" / "y.pt")]) == 1
+    assert f"{tmp_path}/x.pt" in capsys.readouterr().err
 
 
 # --- damaged files: a clear error each, no code run, no partial state ---
@@ -282,6 +284,95 @@ def test_a_pinned_digest_finds_any_change(run_folder: Path, tmp_path: Path) -> N
 def test_files_that_hold_something_else(checkpoint: Path, change: Any, message: str) -> None:
     torch.save(change(torch.load(checkpoint, weights_only=True)), checkpoint)
     assert message in refused(checkpoint)
+
+
+W = torch.ones(4, 4)
+KINDS = {
+    "coo": (lambda: W.to_sparse(), "a sparse tensor (torch.sparse_coo)"),
+    "csr": (lambda: W.to_sparse_csr(), "a sparse tensor (torch.sparse_csr)"),
+    "bsr": (lambda: W.to_sparse_bsr((2, 2)), "a sparse tensor (torch.sparse_bsr)"),
+    "nested": (lambda: torch.nested.nested_tensor([W, W[:2]]), "a nested tensor"),
+    "meta": (lambda: W.to("meta"), "a tensor on the meta device"),
+    "bool": (lambda: W > 0, "torch.bool"),
+    "int64": (lambda: W.long(), "torch.int64"),
+    "complex": (lambda: W.to(torch.complex64), "torch.complex64"),
+    "quantized": (lambda: torch.quantize_per_tensor(W, 0.1, 0, torch.qint8), "torch.qint8"),
+    "fp4": (lambda: W.byte().view(torch.float4_e2m1fn_x2), "torch.float4_e2m1fn_x2"),
+    "fp8": (lambda: W.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "fp8_e5m2": (lambda: W.to(torch.float8_e5m2), "torch.float8_e5m2"),
+    "expanded": (lambda: W[0, :1].expand(10**13), "an expanded tensor of shape [10000000000000]"),
+}
+DENSE = "expected a dense tensor of float32, bfloat16, float16 or float64"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_that_cannot_be_weights(checkpoint: Path, kind: str) -> None:
+    make, found = KINDS[kind]
+    tensors = torch.load(checkpoint, weights_only=True)
+    key = next(name for name in tensors if name.endswith("lm_head.weight"))
+    torch.save({**tensors, key: make()}, checkpoint)
+    error = refused(checkpoint)
+    assert error.startswith(f"{checkpoint}: found {found}")
+    assert f" in {key!r}, {DENSE}" in error
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("F4", 4), ("F6_E2M3", 6), ("F8_E4M3", 8), ("F8_E8M0", 8), ("BOOL", 8), ("C64", 64)],
+)
+def test_safetensors_of_kinds_that_cannot_be_weights(tmp_path: Path, kind: str, bits: int) -> None:
+    """Their names are those of the format: PyTorch need not even have them."""
+    path, key, size = tmp_path / "x.safetensors", "model.inner.lm_head.weight", 2 * bits
+    header = json.dumps({key: {"dtype": kind, "shape": [4, 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    assert refused(path).startswith(f"{path}: found {kind} in {key!r}, {DENSE}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floating_point_numbers_become_float32(checkpoint: Path, dtype: Any) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    torch.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, checkpoint)
+    given = read_official(checkpoint)
+    assert {tensor.dtype for tensor in given.values()} == {torch.float32}
+    key = next(name for name in tensors if name.endswith("lm_head.weight"))
+    assert torch.equal(given["lm_head.weight"], tensors[key].to(dtype).float())
+
+
+def test_numbers_beyond_float32_are_not_made_infinite(checkpoint: Path) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    torch.save({name: tensor.double() + 1e300 for name, tensor in tensors.items()}, checkpoint)
+    assert "torch.float64 with values that are not finite numbers" in refused(checkpoint)
+
+
+def test_a_zip_whose_record_cannot_be_unpacked(checkpoint: Path) -> None:
+    """A flipped bit makes of a stored record one that zlib is to unpack."""
+    data = bytearray(checkpoint.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = data.index(signature) + offset
+        assert data[at] == 0
+        data[at] = 8
+    checkpoint.write_bytes(data)
+    assert "no readable checkpoint" in refused(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["arch: [1, 2]", "arch: x", "[]\n- 1", "a: [", "arch: {1: 2}\x00"])
+def test_a_config_beside_a_checkpoint_that_is_none(checkpoint: Path, text: str) -> None:
+    config = checkpoint.parent / "all_config.yaml"
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"^{config}: found no YAML with a block `arch`"):
+        start(checkpoint)
+    config.write_text(f"arch: {{H_cycles: {10**400}}}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="H_cycles 1000"):
+        start(checkpoint)
+
+
+def test_a_file_that_cannot_be_opened(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:  # root, who may run the tests, can read any file
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=f"^{checkpoint}: found a file that cannot be read"):
+        read_parent(checkpoint, None)
 
 
 def test_a_header_that_promises_more_than_there_is(checkpoint: Path, tmp_path: Path) -> None:

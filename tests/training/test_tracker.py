@@ -188,7 +188,7 @@ def test_wandb_ends_with_a_run_that_is_killed(
 
 
 def is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
 
 
 def wait_for(condition: Any) -> None:

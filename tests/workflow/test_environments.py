@@ -71,7 +71,7 @@ def snakemake(
 def made(run: subprocess.CompletedProcess[str], file: Path) -> dict[str, Any]:
     """What a result says of its environment."""
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
-    found: dict[str, Any] = json.loads(file.read_text())["environment"]
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["environment"]
     return found
 
 

@@ -55,7 +55,7 @@ def append(text: str, *names: str) -> Change:
     def apply(config: Config, folder: Path) -> None:
         for name in names:
             path = folder / name
-            path.write_text(path.read_text() + text)
+            path.write_text(path.read_text() + text, encoding="utf-8")
 
     return apply
 

@@ -75,7 +75,7 @@ STUDY: dict[str, Any] = {
 def make(folder: Path) -> Path:
     """A copy of the project with the study in it, nothing run yet."""
     copy_project(folder)
-    (folder / "workflow/scripts/report.py").write_text(NO_PAGE)
+    (folder / "workflow/scripts/report.py").write_text(NO_PAGE, encoding="utf-8")
     generator = np.random.default_rng(0)
     for split, count in (("training", 3), ("held_out", 2)):
         (folder / "tasks" / split).mkdir(parents=True)
@@ -92,12 +92,13 @@ def write_task(path: Path, generator: np.random.Generator) -> None:
         grid = generator.integers(0, 9, (3, 3))
         return {"input": grid.tolist(), "output": (grid + 1).tolist()}
 
-    path.write_text(json.dumps({"train": [pair() for _ in range(3)], "test": [pair()]}))
+    task = {"train": [pair() for _ in range(3)], "test": [pair()]}
+    path.write_text(json.dumps(task), encoding="utf-8")
 
 
 def write(folder: Path, study: dict[str, Any]) -> None:
     """Write the configuration of the study."""
-    (folder / CONFIG).write_text(yaml.safe_dump(study, sort_keys=False))
+    (folder / CONFIG).write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProce
         process.start()
         process.join(600)
         assert process.exitcode is not None, f"{module} {' '.join(arguments)} does not end"
-        output, errors = (Path(file).read_text() for file in files)
+        output, errors = (Path(file).read_text(encoding="utf-8") for file in files)
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, output, errors)
 
 
