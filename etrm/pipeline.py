@@ -170,12 +170,15 @@ class Pipeline:
     def current(self, run: Run, code: str) -> bool:
         """Has this run been done with today's configuration and code (its digest)?
 
-        Raises `DamagedFileError` where its record cannot be read.
+        And from the same weights, where these are from outside the study: of what is inside,
+        Snakemake sees that it runs again. Raises `DamagedFileError` where its record cannot be read.
         """
         if not (self.folder(run) / "run.json").is_file():
             return False
         record, today = read_run(self.folder(run)), plain(self.config_of(run))
-        return bool(record["config"] == today and record["code_digest"] == code)
+        origin = self.origin(run)
+        same = origin is None or (record.get("init") or {}).get("sha256") == origin
+        return bool(same and record["config"] == today and record["code_digest"] == code)
 
     def known_verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
         """The verdict on the overfit run that is there; None for one on a run of another key.

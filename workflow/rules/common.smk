@@ -113,7 +113,14 @@ def code_of(wildcards):
 
 
 def parent_of(stage):
-    return lambda wildcards: PIPELINE.parent_files(run_of(wildcards, stage))
+    """First weights; those from outside the study count by content, see `origin_of`."""
+
+    def files(wildcards):
+        run = run_of(wildcards, stage)
+        found = PIPELINE.parent_files(run)
+        return found if PIPELINE.parent(run) else ancient(found)
+
+    return files
 
 
 def parent_path_of(stage):
