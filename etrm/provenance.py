@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 from etrm.arc.canonical import content
 from etrm.arc.task import Task
+from etrm.codedigest import read_code
 from etrm.context import CONTEXT_SOURCES
 
 PACKAGE = Path(__file__).resolve().parent
@@ -43,7 +43,8 @@ def file_digest(path: Path) -> str:
 def code_digest(*modules: str) -> str:
     """Digest of modules of this package and all that they import from it.
 
-    Comments, docstrings and formatting do not count: it is taken of the syntax trees.
+    Comments, docstrings and formatting do not count, nor does the version of Python that takes it
+    (`etrm.codedigest`).
     """
     return digest(code_digests(*modules))[:16]
 
@@ -95,32 +96,13 @@ def score_code(source: str) -> tuple[str, ...]:
 
 @cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of one module's syntax tree, and the modules of this package that it imports."""
+    """Digest of one module's source, and the modules of this package that it imports."""
     path = _file(name)
     if path is None:
         raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imports: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports.append(node.module)
-            imports += [f"{node.module}.{a.name}" for a in node.names]
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:]  # type: ignore[attr-defined]
+    taken, imports = read_code(path.read_text(encoding="utf-8"))
     ours = {i for i in imports if i.split(".")[0] == "etrm" and not NOT_CODE.fullmatch(i)}
-    ours = {i for i in ours if _file(i)}
-    return digest(ast.dump(tree)), tuple(sorted(ours))
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return taken, tuple(sorted(i for i in ours if _file(i)))
 
 
 def _file(name: str) -> Path | None:

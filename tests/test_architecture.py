@@ -17,6 +17,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
     ("etrm.logs", "etrm.progress", "etrm.distributed", "etrm.mirror", "etrm.identity"),
+    ("etrm.codedigest",),
     ("etrm.arc",),
     ("etrm.data",),
     ("etrm.vote",),
