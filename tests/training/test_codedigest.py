@@ -36,7 +36,7 @@ b = 1.0, 1, 1j, 0.1, 1e-7, 1e400, -0.0, 5e-324
     "f-strings": r"""
 f"", f"only text", f"{x}", f"a{x}b{y}", f"{x}{y}", f"{{{x}}}", f"a{{b}}c", f"\N{BULLET}{x}\t"
 f"{x!r}{x!s}{x!a}{x:}{x!r:}{x:>10}{x!r:^{w}}{x:{fill}>{w}.{p}f}{x:%Y-%m-%d}{x:{'>'}{10}}"
-f"{x=}{x = }{x=!s:>5}{x + 1=:.3f}{d['é']=}{x:a{{b}}c}{x:=5}{x!=y}{x==y}", rf"\d{x:\d}\{y}"
+f"{x=}{x = }{x=!s:>5}{x + 1=:.3f}{d['é']=}{x:a{{b}}c}{x:=5}{x!=y}{x==y}", rf"\d{x}\{y}"
 f"{(lambda x: 1)}{(y := 3)}{ {1: 2}[1] }{x,}{*a, *b}{f'{y:>{w}}' + 'z'}{a if b else c:>{w}}"
 f'''a
   {x
