@@ -19,9 +19,10 @@ from etrm.context import CONTEXT_SOURCES
 PACKAGE = Path(__file__).resolve().parent
 # What changes a stage only through values that are params of their own: reading a config, and the
 # registry of context sources (the source that a run uses is digested by its name). Or not at all:
-# what is said in a log, of the environment, and which process it is that trains.
+# what is said in a log, of the environment, which process it is that trains, and how long it waits
+# for room on a disk.
 NOT_CODE = re.compile(
-    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease)"
+    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease|persist)"
 )
 
 

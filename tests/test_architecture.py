@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
-    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease"),
+    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease", "etrm.persist"),
     ("etrm.parents",),
     ("etrm.evaluate",),
     ("etrm.parts",),
