@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
     ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease", "etrm.persist"),
     ("etrm.parents",),
+    ("etrm.export",),
     ("etrm.evaluate",),
     ("etrm.parts",),
     ("etrm.memory", "etrm.slots", "etrm.probe"),
