@@ -7,10 +7,12 @@ written beside the last and renamed into place; the one before is kept until the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 STATES = "step*.state"
 DIGEST_BYTES = hashlib.sha256().digest_size
 CHUNK = 1 << 22  # bytes read at once
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk that more room would mend
 RAW, EMA = "raw.", "ema."
 
 
@@ -43,19 +46,22 @@ def save_state(
 ) -> Path:
     """Write a training state atomically, its SHA-256 behind it; keep this one and the one before.
 
-    It is written as it is read from the device, without a copy of the whole in memory. Raises
-    `OSError` where it cannot be written, and what `check` raises, which is called before it takes
-    its place; the states before are then as they were.
+    It is written as it is read from the device, without a copy of the whole in memory. On a full
+    disk the older of the states before gives way, never the last intact one. Raises `OSError` where
+    it cannot be written, and what `check` raises, which is called before it takes its place; the
+    newest state before is then as it was.
     """
     check()
     path = state_path(folder, step)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        hashing = _HashingWriter(file)
-        torch.save(dict(state), cast(BinaryIO, hashing))
-        if hashing.error is not None:
-            raise hashing.error
-        file.write(hashing.sha256.digest())
+    try:
+        _write_state(path, state, check)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
         check()
+        if not _make_room(path):
+            raise
+        _write_state(path, state, check)
     _drop_all_but(path)
     return path
 
@@ -89,10 +95,10 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def clear_states(folder: Path) -> None:
-    """Remove the states of a finished run."""
+    """Remove the states of a finished run, and their folder where nothing else is in it."""
     for path in folder.glob("*.state"):
         path.unlink(missing_ok=True)
-    if folder.is_dir() and not os.listdir(folder):
+    with suppress(OSError):
         folder.rmdir()
 
 
@@ -120,6 +126,38 @@ class _HashingWriter:
 
     def flush(self) -> None:
         """`torch.save` asks for it; the file is flushed when it is complete."""
+
+
+def _write_state(path: Path, state: Mapping[str, Any], check: Callable[[], None]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        hashing = _HashingWriter(file)
+        torch.save(dict(state), cast(BinaryIO, hashing))
+        if hashing.error is not None:
+            raise hashing.error
+        file.write(hashing.sha256.digest())
+        check()
+
+
+def _make_room(path: Path) -> bool:
+    """Remove all states but the newest intact one up to `path`; returns whether there were any.
+
+    Later ones are those that were passed over when the run went on from an earlier one.
+    """
+    states = sorted(path.parent.glob(STATES), reverse=True)
+    kept = next((state for state in states if state <= path and _is_intact(state)), None)
+    others = [] if kept is None else [state for state in states if state != kept]
+    for state in others:
+        log.info("%s: the disk is full, this state gives way to that of a later step", state)
+        state.unlink(missing_ok=True)
+    return bool(others)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _digest_matches(file)
+    except OSError:
+        return False
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training.add_argument("stage", choices=("pretrain", "overfit", "full"))
     training.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
     training.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
-    export = commands.add_parser("export", help="a run's weights in official TRM's format")
+    export = commands.add_parser(
+        "export", help="a run's weights in official TRM's format, an encoder's beside"
+    )
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
@@ -156,11 +158,17 @@ def examine(configfile: str, verify: bool, as_json: bool) -> int:
 
 
 def export_run(run: str, out: str, weights: str) -> int:
-    """Write a run's weights as an official checkpoint."""
-    from etrm.official import export
+    """Write a run's weights as an official checkpoint, and say which file holds what."""
+    from etrm.export import export
 
-    names = export(Path(run), Path(out), weights)
-    print(f"{out}: {len(names)} tensors, {weights} weights of {run}")
+    (main, names), *beside = export(Path(run), Path(out), weights).items()
+    whose = f"the decoder of {run}" if beside else run
+    print(f"{main}: {len(names)} tensors, {weights} weights of {whose}, in official TRM's format")
+    for path, names in beside:
+        print(
+            f"{path}: {len(names)} tensors, {weights} weights of its encoder, under their names in"
+            " ETRM's model; official TRM reads the first file only"
+        )
     return 0
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from etrm.config.files import read_file
 from etrm.config.schema import ConfigError, Problem, option, parse, show
 
 SITE = Path("slurm/site.yaml")
@@ -145,14 +144,7 @@ def read_site(path: Path | None = None) -> SiteConfig:
     where = path or Path(named or SITE)
     if not where.exists() and not named and path is None:
         return SiteConfig()
-    try:
-        document = yaml.safe_load(where.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        expected = f"the file of settings that {VARIABLE} names"
-        raise ConfigError([Problem(str(where), "no such file", expected)]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found = "no YAML: " + " ".join(str(error).split())
-        raise ConfigError([Problem(str(where), found, "a YAML file")], str(where)) from None
+    document = read_file(where, f"the file of settings that {VARIABLE} names")
     if document is not None and not isinstance(document, Mapping):
         problem = Problem("(top level)", show(document), "a block of keys")
         raise ConfigError([problem], str(where))

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -211,7 +211,8 @@ def _noted(path: Path, first: bool) -> Iterator[None]:
     except Interrupted as stopped:
         if first:
             note = {"number": stopped.number, "advanced": stopped.advanced}
-            write_json_atomic(path.with_suffix(STOPPED), note)
+            with suppress(OSError):  # a full disk: the exit code says the most of it
+                write_json_atomic(path.with_suffix(STOPPED), note)
         raise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -18,6 +18,12 @@ def say(text: str, level: int = logging.INFO) -> None:
     log.log(level, "%s", text)
     streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
     if sys.stderr not in streams or not log.isEnabledFor(level):
+        _print(text)
+
+
+def _print(text: str) -> None:
+    """A line for the terminal, which may be a file on a full disk: that ends nothing."""
+    with suppress(OSError):
         print(text, file=sys.stderr)
 
 
@@ -55,7 +61,7 @@ def job_log(
             raise
         if path is not None:
             logging.error("%s", error)
-        print(f"error: {name}{error}", file=sys.stderr)
+        _print(f"error: {name}{error}")
         sys.exit(1)
     except Exception:
         logging.exception("unexpected error")

@@ -7,14 +7,13 @@ so that none of them waits for another that has gone a different way. The main o
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from etrm.checkpoint import load_state, remove_temporaries, save_state, state_path
 from etrm.distributed import Ranks
@@ -22,6 +21,7 @@ from etrm.engine import Trainer
 from etrm.health import Finding, check_rules, check_stuck, stop_reason
 from etrm.lease import Lease, LeaseLost
 from etrm.logs import say
+from etrm.persist import obstacle, until_written
 from etrm.progress import Interrupted, Interruption, Progress, name_of
 from etrm.tracker import Tracker
 
@@ -59,7 +59,8 @@ class Loop:
         self.saved = self._resumed = 0  # step of the newest state, and of the one it went on from
         self.events: list[dict[str, Any]] = []  # findings, when they were first made
         self._slow = True  # the evaluation, until it was seen to be quick
-        self._failing = False  # the last state could not be written
+        self._failing = self._ending = False  # the last state was not written; no more steps
+        self.obstacle = ""  # why it was not
         self._lost: LeaseLost | None = None
         self._spent, self._began = 0.0, began
         interruption.doing = "finishing this step and saving it …"
@@ -109,6 +110,7 @@ class Loop:
             due = self.step % train.save_every == 0 and self.step < train.steps
             if due and self.saved != self.step and self.reason is None:
                 self.save()
+        self._ending = True
         if self.reason not in (None, "target") and self.ranks.main:
             log.warning("stopped at step %d: %s", self.step, self.reason)
         if not self._evaluated():
@@ -165,15 +167,14 @@ class Loop:
             self._lost = lost
             return LOST
         except OSError as error:
-            text = (
-                f"{state_path(self.folder, self.step)}: the state could not be written"
-                f" ({error.strerror or error}; {free_space(self.folder)} free there): make room,"
-                f" or make the folder writable. A run that ends now goes on from step {self.saved}"
-            )
-            if self._failing:
-                log.debug("%s", text)  # said once, until it is over
-            else:
-                say(f"{text}; training goes on, and tries again", logging.WARNING)
+            self.obstacle = obstacle(self.folder, error)
+            if not (self._failing or self._ending):  # said once, until it is over
+                say(
+                    f"{state_path(self.folder, self.step)}: the state could not be written"
+                    f" ({self.obstacle}): make room, or make the folder writable. A run that ends"
+                    f" now goes on from step {self.saved}; training goes on, and tries again",
+                    logging.WARNING,
+                )
             self._failing = True
             return FAILED
         if self._failing:
@@ -185,16 +186,32 @@ class Loop:
         number = self.ranks.largest(self.interruption.number)
         if not number or self.reason is not None:
             return
-        saved = self.save()
+        self._ending = True
+        saved = until_written(
+            self.save, self.unsaved, self.progress.name, self.ranks, self.interruption
+        )
+        self.end_interrupted(number, saved)
+
+    def end_interrupted(self, number: int, saved: bool) -> NoReturn:
+        """Say whether this step is `saved`, or what is lost; exit with `EXIT_INTERRUPTED`."""
         if self.ranks.main:
             self.tracker.close()
-            last = f"step {self.step} could not be saved, the last state is that of {self.saved}"
-            done = f"saved step {self.step}" if saved else last
             why = self.interruption.why
-            text = f"{why}: {done}" if why else f"{name_of(number)}: {done}; {AGAIN}"
-            say(text, logging.WARNING)
+            done = f"saved step {self.step}" if saved else self.unsaved()
+            then = f"; {AGAIN}" if self.saved and not why else ""
+            say(f"{why or name_of(number)}: {done}{then}", logging.WARNING)
         number = signal.SIGTERM if self.interruption.why else number
         raise Interrupted(number, self.interruption.advanced)
+
+    def unsaved(self) -> str:
+        """Say which steps are lost when this process ends without a state of this step."""
+        last = f"the last state is that of {self.saved}" if self.saved else "there is no state"
+        count = self.step - self.saved
+        lost = "1 step is lost" if count == 1 else f"{count} steps are lost"
+        return (
+            f"step {self.step} could not be saved ({self.folder}: {self.obstacle}), {last}:"
+            f" {lost} when this process ends"
+        )
 
     def _log_row(self) -> None:
         self.tracker.log(self.trainer.row())
@@ -251,10 +268,3 @@ class Loop:
         self._slow = bool(self.ranks.largest(int(time.monotonic() - started > QUICK_SECONDS)))
         self.tracker.log({"step": float(self.step), **result})
         return result
-
-
-def free_space(folder: Path) -> str:
-    """What is free where a folder is, or would be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""Checkpoints of official TRM: read as a decoder's first weights, and written from our runs.
+"""Checkpoints of official TRM, read as a decoder's first weights (`etrm.export` writes them).
 
 An official checkpoint is a `.pt` (or `.safetensors`) file with one state dict, its names under
 `model.inner.`, in front of which compilation and data parallelism leave `_orig_mod.` and
@@ -19,12 +19,10 @@ from typing import Any
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from etrm.checkpoint import CheckpointError, load_weights
+from etrm.checkpoint import CheckpointError
 from etrm.config.study import ModelConfig
-from etrm.data.files import atomic_write
 
 PREFIX = re.compile(r"(?:_orig_mod\.|module\.)*(?:model\.)?(?:_orig_mod\.|module\.)*inner\.")
 WRITTEN_PREFIX = "_orig_mod.model.inner."
@@ -137,27 +135,6 @@ def decoder_weights(
         )
     skipped = [n for n in given if n not in ours]
     return {n: t for n, t in given.items() if n in ours}, skipped, unchecked
-
-
-def export(run_folder: Path, out: Path, which: str = "raw") -> list[str]:
-    """Write a run's weights in the official format (`.pt` or `.safetensors`); returns the names.
-
-    `raw` weights include buffers and the table of embeddings; `ema` are the averaged parameters
-    alone, as official EMA files are. Reading the file back gives the same bits.
-    """
-    weights = load_weights(run_folder / "model.safetensors", which, buffers=which == "raw")
-    names = {n: n.removeprefix("decoder.") for n in weights if n.startswith("decoder.")}
-    if "context.weights" in weights:
-        names["context.weights"] = TABLE
-    tensors = {WRITTEN_PREFIX + new: weights[old].contiguous() for old, new in names.items()}
-    if out.suffix not in (".pt", ".safetensors"):
-        raise CheckpointError(f"{out}: expected a name that ends in .pt or .safetensors")
-    with atomic_write(out) as temporary:
-        if out.suffix == ".pt":
-            torch.save(tensors, temporary)
-        else:
-            temporary.write_bytes(safetensors_bytes(tensors))
-    return sorted(tensors)
 
 
 def check_sha256(path: Path, expected: str | None) -> str:

@@ -171,7 +171,7 @@ class Pipeline:
         """Has this run been done with today's configuration and code (its digest)?
 
         And from the same weights, where these are from outside the study: of what is inside,
-        Snakemake sees that it runs again. Raises `DamagedFileError` where its record cannot be read.
+        Snakemake sees that it runs again. Raises `DamagedFileError` for a damaged record.
         """
         if not (self.folder(run) / "run.json").is_file():
             return False

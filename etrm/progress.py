@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -38,10 +38,11 @@ class Interruption:
     def __init__(self, tell: bool = True) -> None:
         """`tell`: say on the terminal that a signal has arrived, and what happens now."""
         self.number = 0  # of the last signal that arrived
+        self.told = 0  # how many came from outside: `ask` is not among them
         self.why: str | None = None  # the run was asked to stop, where it was not a person's wish
         self.doing = "stopping …"  # what is said when a signal arrives
         self.advanced = False  # this process has got the run further, and that is saved
-        self._tell, self._at_once = tell, False
+        self._tell, self._at_once, self._asking = tell, False, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -55,7 +56,7 @@ class Interruption:
 
     def ask(self, why: str) -> None:
         """Ask this process to stop, as a signal does; for another thread than the main one."""
-        self.why = why
+        self.why, self._asking = why, True
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)
@@ -80,11 +81,14 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        self.told += not self._asking
+        self._asking = False
         if self._at_once:
             self._at_once = False  # a second signal does not disturb the clearing up
             raise Interrupted(number, self.advanced)
         if self._tell:  # not by print, which it may have interrupted
-            os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
+            with suppress(OSError):  # of a file on a full disk
+                os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
 
 
 def name_of(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -14,14 +13,16 @@ from typing import Any
 
 from etrm.arc.canonical import content
 from etrm.arc.task import Task
+from etrm.codedigest import read_code
 from etrm.context import CONTEXT_SOURCES
 
 PACKAGE = Path(__file__).resolve().parent
 # What changes a stage only through values that are params of their own: reading a config, and the
 # registry of context sources (the source that a run uses is digested by its name). Or not at all:
-# what is said in a log, of the environment, and which process it is that trains.
+# what is said in a log, of the environment, which process it is that trains, and how long it waits
+# for room on a disk.
 NOT_CODE = re.compile(
-    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease)"
+    r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease|persist)"
 )
 
 
@@ -37,7 +38,8 @@ def digest(value: Any) -> str:
 def code_digest(*modules: str) -> str:
     """Digest of modules of this package and all that they import from it.
 
-    Comments, docstrings and formatting do not count: it is taken of the syntax trees.
+    Comments, docstrings and formatting do not count, nor does the version of Python that takes it
+    (`etrm.codedigest`).
     """
     return digest(code_digests(*modules))[:16]
 
@@ -97,7 +99,7 @@ def score_code(source: str) -> tuple[str, ...]:
 
 @cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of one module's syntax tree, and the modules of this package that it imports."""
+    """Digest of one module's source, and the modules of this package that it imports."""
     path = _file(name)
     if path is None:
         raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
@@ -105,28 +107,9 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _source(path: Path) -> tuple[str, tuple[str, ...]]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imports: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports.append(node.module)
-            imports += [f"{node.module}.{a.name}" for a in node.names]
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:]  # type: ignore[attr-defined]
+    taken, imports = read_code(path.read_text(encoding="utf-8"))
     ours = {i for i in imports if i.split(".")[0] == "etrm" and not NOT_CODE.fullmatch(i)}
-    ours = {i for i in ours if _file(i)}
-    return digest(ast.dump(tree)), tuple(sorted(ours))
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return taken, tuple(sorted(i for i in ours if _file(i)))
 
 
 def _file(name: str) -> Path | None:

@@ -34,10 +34,11 @@ from etrm.engine import Trainer
 from etrm.environment import environment, versions
 from etrm.keep import RUN_FILES, keep, take_back
 from etrm.lease import Lease
-from etrm.loop import Loop, free_space
+from etrm.loop import Loop
 from etrm.models.build import build_model, num_parameters
 from etrm.models.compute import device_name
 from etrm.parents import Parent, read_parent, refuse_leak, start_from
+from etrm.persist import obstacle, until_written
 from etrm.progress import Interruption, Progress
 from etrm.provenance import (
     code_digest,
@@ -88,8 +89,9 @@ def train_run(
     share it).
 
     Raises `LeakError` when a strict run's parent has seen held-out tasks, `OutputError` when the
-    run folder cannot be written, and exits with `EXIT_INTERRUPTED` after saving when SIGTERM,
-    SIGUSR1 or SIGINT arrives, or when another process asks for the run (`etrm.lease`).
+    run folder cannot be written but the state can, and exits with `EXIT_INTERRUPTED` after saving
+    when SIGTERM, SIGUSR1 or SIGINT arrives, or when another process asks for the run
+    (`etrm.lease`). Where there is no room for either, it waits (`etrm.persist`).
     """
     if ranks is None:
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,27 +160,58 @@ def _trainer(
 
 
 def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
-    """Write the run folder, on the main rank; where that fails, the state is kept for it."""
+    """Write the run folder, on the main rank; where that fails, the state is saved for it.
+
+    Where that fails too, both are tried again until there is room, or a signal ends it.
+    """
     error: OSError | None = None
-    loop.end_if_lost()
-    if loop.ranks.main:
-        try:
-            save_weights(out / "model.safetensors", loop.trainer.model, loop.trainer.ema.values)
-            loop.tracker.write(out / "metrics.parquet")
-            record["weights_sha256"] = file_digest(out / "model.safetensors")
-            write_json_atomic(out / "run.json", record)
-        except OSError as found:
-            error = found
-    if not loop.ranks.largest(int(error is not None)):
+    failed = False
+
+    def write() -> bool:
+        nonlocal error, failed
+        loop.end_if_lost()
+        error = _write_results(out, record, loop) if loop.ranks.main else None
+        failed = bool(loop.ranks.largest(int(error is not None)))
+        return not failed or loop.save() or loop.saved == loop.step
+
+    def problem() -> str:
+        assert error is not None
+        return (
+            f"{out}: training is done, but its results could not be written"
+            f" ({obstacle(out, error)}), nor could its state: {loop.unsaved()}"
+        )
+
+    name = _name(loop.run)
+    saved = until_written(write, problem, name, loop.ranks, loop.interruption)
+    if not failed:
         return
-    loop.save()
+    if not saved:
+        loop.end_interrupted(loop.ranks.largest(loop.interruption.number), saved)
     if error is None:
         sys.exit(1)  # the main rank says why
     raise OutputError(
-        f"{out}: training is done, but its results could not be written ({error};"
-        f" {free_space(out)} free there): make room, or make the folder writable, and run the same"
-        f" command again: it goes on from the state of step {loop.saved}"
+        f"{out}: training is done, but its results could not be written ({obstacle(out, error)}):"
+        " make room, or make the folder writable, and run the same command again: it goes on from"
+        f" the state of step {loop.saved}"
     )
+
+
+def _write_results(out: Path, record: dict[str, Any], loop: Loop) -> OSError | None:
+    """Write the files of a run; what is incomplete is removed, and the error returned."""
+    weights, metrics = out / "model.safetensors", out / "metrics.parquet"
+    written: list[Path] = []
+    try:
+        save_weights(weights, loop.trainer.model, loop.trainer.ema.values)
+        written.append(weights)
+        loop.tracker.write(metrics)
+        written.append(metrics)
+        record["weights_sha256"] = file_digest(weights)
+        write_json_atomic(out / "run.json", record)
+    except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        return error
+    return None
 
 
 def _keep(out: Path, store: Path, key: str, states: Path) -> None:

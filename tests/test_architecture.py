@@ -17,6 +17,7 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 # Bottom up: a module imports from its own layer and from those above it in this list.
 LAYERS: list[tuple[str, ...]] = [
     (
+        "etrm.codedigest",
         "etrm.logs",
         "etrm.progress",
         "etrm.distributed",
@@ -34,8 +35,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
-    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease"),
+    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease", "etrm.persist"),
     ("etrm.parents",),
+    ("etrm.export",),
     ("etrm.evaluate",),
     ("etrm.parts",),
     ("etrm.memory", "etrm.slots", "etrm.probe"),

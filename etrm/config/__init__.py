@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from etrm.config.entry import Entry, under
+from etrm.config.files import check_files, read_file
 from etrm.config.health import HealthConfig
 from etrm.config.merging import merge
 from etrm.config.schema import (
@@ -47,6 +48,7 @@ __all__ = [
     "ExperimentConfig",
     "RunConfig",
     "StudyConfig",
+    "check_files",
     "evaluation_settings",
     "load_study",
     "names_file",
@@ -72,8 +74,8 @@ DECODER_SIZES = (
 
 
 def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
-    """The study of a YAML file, with `overrides` merged over it."""
-    return load_study(merge(_read_yaml(Path(path)), overrides or {}), name=str(path))
+    """The study of a YAML or JSON file, with `overrides` merged over it."""
+    return load_study(merge(_read_document(Path(path)), overrides or {}), name=str(path))
 
 
 def load_study(document: Mapping[str, Any], name: str = "configuration") -> StudyConfig:
@@ -127,18 +129,8 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        expected = "the path of a YAML file, from the folder of the Snakefile"
-        raise ConfigError([Problem(str(path), "no such file", expected)]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        found = f"a file that cannot be read: {error}"
-        raise ConfigError([Problem(str(path), found, "a YAML file in UTF-8")]) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with no such day
-        found = "no YAML: " + " ".join(str(error).split())
-        raise ConfigError([Problem(str(path), found, "a YAML document")]) from None
+def _read_document(path: Path) -> dict[str, Any]:
+    document = read_file(path)
     if not isinstance(document, dict):
         raise ConfigError([Problem(str(path), show(document), "a block of keys")])
     return document
@@ -158,7 +150,7 @@ def _extended(document: Mapping[str, Any], seen: tuple[str, ...] = ()) -> dict[s
     if base in seen:
         chain = " → ".join((*seen, base))
         raise ConfigError([Problem("extends", f"a circle: {chain}", "a chain that ends")])
-    return merge(_extended(_read_yaml(Path(base)), (*seen, base)), document)
+    return merge(_extended(_read_document(Path(base)), (*seen, base)), document)
 
 
 def _experiments(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -23,6 +25,7 @@ from etrm.checkpoint import (
     remove_temporaries,
     save_state,
     save_weights,
+    state_path,
 )
 from etrm.engine import Trainer
 from etrm.models.trm import Decoder
@@ -224,6 +227,75 @@ def test_a_write_that_fails_leaves_the_states_before(
     with pytest.raises(OSError, match="no space left"):
         save_state(tmp_path, 2, state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step0000000001.state"]
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, folder: Path, states: int, number: int) -> None:
+    """A disk on which so many files fit; one more is the error with this number."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if len([path for path in folder.glob("*.state") if path != target]) >= states:
+            raise OSError(number, os.strerror(number))
+        replace(source, target)
+
+    monkeypatch.setattr("etrm.data.files.os.replace", full)
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step")) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_the_older_state_gives_way(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_for(monkeypatch, tmp_path, 2, number)
+    for step in range(1, 6):
+        save_state(tmp_path, step, state(step))
+    assert steps_in(tmp_path) == [4, 5]
+
+
+def test_the_last_intact_state_never_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged ones do, and later ones, that a resumed run has passed over."""
+    for step in (1, 2):
+        save_state(tmp_path, step, state(step))
+    for step in (3, 9):
+        state_path(tmp_path, step).write_bytes(b"damaged")
+    room_for(monkeypatch, tmp_path, 1, errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, 4, state(4))
+    assert steps_in(tmp_path) == [2]
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, 4, state(4))
+    assert steps_in(tmp_path) == [2]
+    save_state(tmp_path, 2, state(2))  # its own place is free
+    found = load_state(tmp_path)
+    assert found is not None
+    assert found["step"] == 2
+
+
+def test_nothing_gives_way_to_other_errors_or_to_a_run_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save_state(tmp_path, step, state(step))
+    checks = iter([None, None, RuntimeError("lost")])
+
+    def check() -> None:
+        error = next(checks)
+        if error is not None:
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        room_for(patch, tmp_path, 2, errno.EIO)
+        with pytest.raises(OSError, match="Input/output error"):
+            save_state(tmp_path, 3, state(3))
+    room_for(monkeypatch, tmp_path, 2, errno.ENOSPC)
+    with pytest.raises(RuntimeError, match="lost"):
+        save_state(tmp_path, 3, state(3), check)
+    assert steps_in(tmp_path) == [1, 2]
 
 
 def test_states_are_cleared_with_their_folder(tmp_path: Path) -> None:

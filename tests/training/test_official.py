@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import make_run, make_tasks, write_study
 
 from etrm.checkpoint import CheckpointError, load_weights
 from etrm.cli import main
 from etrm.config.study import TrackingConfig
+from etrm.export import export
 from etrm.models.build import build_model
-from etrm.official import export, read_official
+from etrm.official import read_official
 from etrm.parents import read_parent, start_from
 from etrm.train import RunPaths, train_run
 
@@ -57,7 +59,8 @@ def start(path: Path, **model: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
 @pytest.mark.parametrize("which", ["raw", "ema"])
 def test_round_trip_is_bit_equal(run_folder: Path, tmp_path: Path, suffix: str, which: str) -> None:
     out = tmp_path / f"x.{suffix}"
-    names = export(run_folder, out, which)
+    (names,) = export(run_folder, out, which).values()
+    assert list(tmp_path.iterdir()) == [out], "one file"
     assert all(name.startswith("_orig_mod.model.inner.") for name in names)
     back = read_official(out)
     weights = load_weights(run_folder / "model.safetensors", which)
@@ -104,6 +107,70 @@ def test_averaged_weights_leave_the_first_states_new(run_folder: Path, tmp_path:
     fresh = decoder().state_dict()
     assert torch.equal(module.state_dict()["H_init"], fresh["H_init"])
     assert not torch.equal(module.state_dict()["lm_head.weight"], fresh["lm_head.weight"])
+
+
+@pytest.fixture(scope="module", params=["standard", "in_context"])
+def etrm_folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with an encoder."""
+    paths = write_study(tmp_path_factory.mktemp("e"), make_tasks(4), make_tasks(2, 7, 3, "held"))
+    train_run(make_run(request.param, train={"steps": 2}), paths, OFF, device="cpu")
+    return paths.out
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_an_encoder_is_written_beside_its_decoder(
+    etrm_folder: Path, tmp_path: Path, suffix: str, which: str
+) -> None:
+    out, beside = tmp_path / f"v1.2.{suffix}", tmp_path / f"v1.2.encoder.{suffix}"
+    files = export(etrm_folder, out, which)
+    assert set(files) == {out, beside} == set(tmp_path.iterdir())
+    weights = load_weights(etrm_folder / "model.safetensors", which, buffers=which == "raw")
+    decoder = {f"decoder.{name}": tensor for name, tensor in read_official(out).items()}
+    encoder = load_file(beside) if suffix == "safetensors" else torch.load(beside)
+    assert len(decoder) == len(files[out])
+    assert sorted(encoder) == files[beside]
+    assert all(name.startswith("context.") for name in encoder)
+    assert not decoder.keys() & encoder.keys()
+    both = decoder | encoder
+    assert both.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in both.items())
+    if which == "raw":
+        names = load_file(etrm_folder / "model.safetensors")
+        assert both.keys() == {n.removeprefix("raw.") for n in names if n.startswith("raw.")}
+
+
+def test_the_encoder_goes_back_into_the_model(etrm_folder: Path, tmp_path: Path) -> None:
+    """And its file says which one it is, and is no checkpoint to start from."""
+    record = json.loads((etrm_folder / "run.json").read_text())
+    source = record["config"]["context"]["source"]
+    export(etrm_folder, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.encoder.safetensors", "pt") as file:
+        assert file.metadata() == {"source": source, "weights": "raw"}
+    model = build_model(make_run(source, seed=9), 1)
+    encoder = load_file(tmp_path / "x.encoder.safetensors")
+    keys = model.load_state_dict(encoder, strict=False)
+    assert keys.unexpected_keys == []
+    assert all(name.startswith("decoder.") for name in keys.missing_keys)
+    start(tmp_path / "x.safetensors")
+    assert "found the name 'context." in refused(tmp_path / "x.encoder.safetensors")
+
+
+def test_weights_that_are_not_those_of_the_record_are_not_exported(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "run", tmp_path / "x.pt"
+    shutil.copytree(run_folder, folder)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"expected .* from its run\.json: the file was chan"):
+        export(folder, out)
+    (folder / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"found no run\.json, expected a run folder"):
+        export(folder, out)
+    assert not out.exists()
 
 
 def test_recorded_official_checkpoints_are_read(golden: Path) -> None:
@@ -157,6 +224,18 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
     assert "no such file" in capsys.readouterr().err
     assert main(["export", str(run_folder), str(tmp_path / "x.pt" / "y.pt")]) == 1
     assert f"{tmp_path}/x.pt" in capsys.readouterr().err
+
+
+def test_an_export_says_which_file_holds_what(
+    etrm_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert main(["export", str(etrm_folder), str(tmp_path / "x.pt")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    decoder = len(read_official(tmp_path / "x.pt"))
+    encoder = len(torch.load(tmp_path / "x.encoder.pt"))
+    assert first.startswith(f"{tmp_path / 'x.pt'}: {decoder} tensors, raw weights of the d")
+    assert second.startswith(f"{tmp_path / 'x.encoder.pt'}: {encoder} tensors, raw weights of its")
+    assert "official TRM reads the first file only" in second
 
 
 # --- damaged files: a clear error each, no code run, no partial state ---

@@ -421,7 +421,8 @@ def test_a_signal_whose_save_fails_says_where_the_run_goes_on(
         with pytest.raises(SystemExit) as exit_code:
             train(run, paths)
     assert exit_code.value.code == EXIT_INTERRUPTED
-    assert "step 5 could not be saved, the last state is that of 4" in caplog.text
+    assert "SIGUSR1: step 5 could not be saved (" in caplog.text
+    assert "the last state is that of 4: 1 step is lost" in caplog.text
     assert states(paths) == [2, 4]
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from etrm.cluster import read_site
-from etrm.config import ConfigError, evaluation_settings, load_study, plain, to_yaml
+from etrm.config import (
+    ConfigError,
+    check_files,
+    evaluation_settings,
+    load_study,
+    plain,
+    to_yaml,
+)
 from etrm.keep import RUN_FILES
 from etrm.records import DamagedFileError
 from etrm.pipeline import (
@@ -22,6 +29,8 @@ from etrm.pipeline import (
 from etrm.provenance import code_digest, script_digest, train_code
 
 try:
+    # Snakemake has read them already, and has kept the last of keys that stand twice.
+    check_files(workflow.configfiles)
     STUDY, SITE = load_study(config), read_site()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
