@@ -35,8 +35,8 @@ from etrm.provenance import (
     evaluation_key,
     file_digest,
     score_code,
-    touched,
 )
+from etrm.record import read_record, touching
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ def evaluate_run(
     were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
     one, asked for again, is taken back from there. `compile`: as in `execution`. `parts`: the files
     of all `evaluate_part`, in order; nothing is decoded then. Raises `PartError` where they are not
-    the whole evaluation.
+    the whole evaluation, `RecordError` where the `run.json` of the run is not whole.
     """
-    record, tables = _record(run_folder), (tasks_path, augmentations_path)
+    record, tables = read_record(run_folder / "run.json"), (tasks_path, augmentations_path)
     began, made_with = time.perf_counter(), _made_with(record, tables, config)
     key = _key(run_folder, record, made_with)
     store = None if state is None else _store(state, record)
@@ -113,7 +113,7 @@ def evaluate_part(
     Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and will
     not be read.
     """
-    record, tables = _record(run_folder), (tasks_path, augmentations_path)
+    record, tables = read_record(run_folder / "run.json"), (tasks_path, augmentations_path)
     key = _key(run_folder, record, _made_with(record, tables, config))
     table = PREDICTIONS.empty_table()
     if state is not None and is_kept(SCORE_FILES, _store(state, record), key):
@@ -124,11 +124,6 @@ def evaluate_part(
         table = _decode(run_folder, record, asked, lanes, config, compile) if lanes else table
         log.info("%s: %d predictions", part, table.num_rows)
     write_part(out, table, part, key)
-
-
-def _record(run_folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    return record
 
 
 def _store(state: Path, record: Mapping[str, Any]) -> Path:
@@ -269,8 +264,14 @@ def held_out_status(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[st
     """Has any weight of a run (its run.json) been touched by a held-out task, by id or content?
 
     `status`: `proven` (none seen, all ancestors known), `not proven` (none seen, but an ancestor
-    of unknown origin), `seen`.
+    of unknown origin), `seen`. `answers`: of how many a labelled test pair was seen.
     """
-    seen = touched(record["seen_tasks"], tasks)
-    status = "seen" if seen else "not proven" if record["unproven"] else "proven"
-    return {"status": status, "seen": len(seen), "of": len(tasks), "unproven": record["unproven"]}
+    touches = touching(record["seen_tasks"], tasks)
+    status = "seen" if touches else "not proven" if record["unproven"] else "proven"
+    return {
+        "status": status,
+        "seen": len(touches),
+        "answers": sum(bool(touch.answers) for touch in touches.values()),
+        "of": len(tasks),
+        "unproven": record["unproven"],
+    }

@@ -26,6 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
+    ("etrm.record",),
     ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease"),
     ("etrm.parents",),
     ("etrm.evaluate",),

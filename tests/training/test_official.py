@@ -316,7 +316,7 @@ def test_what_is_no_checkpoint_at_all(tmp_path: Path) -> None:
 
 
 def test_unknown_origin_is_refused_unless_trusted(checkpoint: Path, tmp_path: Path) -> None:
-    from etrm.provenance import LeakError
+    from etrm.parents import LeakError
 
     paths = write_study(tmp_path / "s", make_tasks(4), make_tasks(2, 7, 3, "held"))
     places = RunPaths(**{**paths.__dict__, "parent": checkpoint, "strict_parents": ("trm_strict",)})
@@ -344,7 +344,7 @@ def test_a_held_out_task_is_found_by_content_in_what_a_parent_saw(tmp_path: Path
     """Under another id, turned and recoloured, it was trained on: by id nobody would know."""
     from etrm.arc.augment import Augmentation
     from etrm.arc.task import Task
-    from etrm.provenance import LeakError
+    from etrm.parents import LeakError
 
     held_out = make_tasks(2, seed=7, prefix="held")
     variant = Augmentation(3, (0, 2, 3, 4, 5, 6, 7, 8, 9, 1)).apply_to_task(held_out[1])

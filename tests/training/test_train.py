@@ -26,8 +26,9 @@ from etrm.config.study import TrackingConfig
 from etrm.context import CONTEXT_SOURCES
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
+from etrm.parents import LeakError
 from etrm.progress import EXIT_INTERRUPTED
-from etrm.provenance import LeakError, file_digest
+from etrm.provenance import file_digest
 from etrm.train import OutputError, RunPaths, train_run, training_data, without_answers
 
 OFF = TrackingConfig(wandb="disabled")
