@@ -3,22 +3,27 @@ whether a strict run may start from it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from etrm.arc.canonical import Touch
 from etrm.arc.task import Task
 from etrm.checkpoint import CheckpointError, init_decoder
 from etrm.config import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
 from etrm.official import check_sha256, decoder_weights
-from etrm.provenance import LeakError, touched
+from etrm.seen import read_seen_run, touching
 
 WEIGHTS = "model.safetensors"
+MAX_NAMED = 5  # tasks named in an error
+
+
+class LeakError(ValueError):
+    """A strict run would start from weights that have seen held-out tasks."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def read_parent(path: Path, sha256: str | None) -> Parent:
     """A run folder, its `model.safetensors`, or an official checkpoint file.
 
     Raises `CheckpointError` for a file that is missing, or is not the one that was expected: by
-    `sha256`, or by the digest that the run recorded of its weights.
+    `sha256`, or by the digest that the run recorded of its weights; `DamagedFileError`
+    for a `run.json` that is not whole.
     """
     folder = path if path.is_dir() else path.parent
     weights = path / WEIGHTS if path.is_dir() else path
@@ -56,13 +62,8 @@ def read_parent(path: Path, sha256: str | None) -> Parent:
         if path.is_dir():
             raise CheckpointError(f"{path}: found no run.json, expected a run folder")
         return Parent(path, weights, found, None)
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        recorded = record["weights_sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder / 'run.json'}: found no record of a run, expected one; run its stage again"
-        ) from None
+    record = read_seen_run(folder)
+    recorded = record["weights_sha256"]
     if recorded != found:
         raise CheckpointError(
             f"{weights}: found SHA-256 {found}, expected {recorded} from its run.json: the file was"
@@ -76,28 +77,52 @@ def refuse_leak(
 ) -> None:
     """Raise `LeakError` where a strict run would start from weights that saw a held-out task.
 
-    A task counts as seen by its id or by its content: any of its pairs, up to dihedral and
-    colours. Weights of unknown origin are refused unless `decoder.init_trust` accepts them.
+    Seen is what `Seen.touching` says: by its id, or by its content up to dihedral and colours.
+    Weights of unknown origin are refused unless `decoder.init_trust` accepts them. `strict_parents`
+    are the strict TRMs of the study, which an error proposes.
     """
     if run.split != "strict":
         return
-    instead = [name for name in strict_parents if name != parent.name]
-    advice = f"start from {' or '.join(map(repr, instead))}" if instead else "pretrain a strict TRM"
     if parent.unproven and not run.decoder.init_trust:
-        origin = ", ".join(parent.unproven)
+        origin, advice = ", ".join(parent.unproven), _advice(run, parent, {}, strict_parents)
         raise LeakError(
             f"{run.experiment} is strict, but nobody knows which tasks {origin} has seen: {advice},"
             " or set decoder.init_trust: true, which marks its scores `held-out: not proven`"
         )
     if parent.record is None:
         return
-    leaked = touched(parent.record["seen_tasks"], held_out)
+    leaked = touching(parent.record["seen_tasks"], held_out)
     if leaked:
-        first = ", ".join(leaked[:5]) + (", …" if len(leaked) > 5 else "")
         raise LeakError(
             f"{run.experiment} is strict, but its decoder.init {parent.name!r} has seen"
-            f" {len(leaked)} of {len(held_out)} held-out tasks ({first}): {advice}"
+            f" {len(leaked)} of {len(held_out)} held-out tasks ({_named(list(leaked))}):"
+            f" {_advice(run, parent, leaked, strict_parents)}"
         )
+
+
+def _advice(
+    run: RunConfig, parent: Parent, leaked: Mapping[str, Touch], strict_parents: Sequence[str]
+) -> str:
+    """What to do about a parent that is refused.
+
+    Where it is strict itself, its training tasks are the cause, and are named.
+    """
+    others = [name for name in strict_parents if name not in (parent.name, run.experiment)]
+    found = [f"start from {' or '.join(map(repr, others))}"] if others else []
+    if leaked and parent.record is not None and parent.record["split"] == "strict":
+        tasks = _named(sorted({name for touch in leaked.values() for name in touch.tasks}))
+        if run.decoder.init in strict_parents:
+            again = f"run the stage `tasks` and {parent.name!r} again, with today's code and data:"
+            found.append(f"{again} that leaves out its training tasks {tasks}")
+        else:
+            found.append(f"train {parent.name!r} again without its training tasks {tasks}")
+    if not found and run.context.source == "embedding":
+        found.append("set decoder.init: null, to train it from the beginning")
+    return ", or ".join(found or ["pretrain a strict TRM"])
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
 def start_from(

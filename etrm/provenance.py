@@ -1,4 +1,4 @@
-"""Where a result comes from: code digests, commit, and the tasks behind its weights."""
+"""Where a result comes from: digests of code, files and values, and the commit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.arc.canonical import content
-from etrm.arc.task import Task
 from etrm.codedigest import read_code
 from etrm.context import CONTEXT_SOURCES
 
@@ -24,10 +22,6 @@ PACKAGE = Path(__file__).resolve().parent
 NOT_CODE = re.compile(
     r"etrm\.config(\..*)?|etrm\.context|etrm\.context\.[A-Z_]+|etrm\.(logs|environment|lease|persist)"
 )
-
-
-class LeakError(ValueError):
-    """A strict run would start from weights that have seen held-out tasks."""
 
 
 def digest(value: Any) -> str:
@@ -140,23 +134,3 @@ def _git(folder: Path, *command: str) -> str:
         timeout=10,
     )
     return run.stdout.strip()
-
-
-def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ids, keys of content and digest of all tasks that touched the weights, parents' included.
-
-    `tasks` without the outputs that were hidden in training; `parents` are their `run.json`.
-    """
-    tasks = list(tasks)
-    ids, keys = {t.id for t in tasks}, {key for t in tasks for key in content(t).pairs}
-    for parent in parents:
-        ids |= set(parent["seen_tasks"]["ids"])
-        keys |= set(parent["seen_tasks"]["content"])
-    seen = {"ids": sorted(ids), "content": sorted(keys)}
-    return {"count": len(ids), "digest": digest(seen), **seen}
-
-
-def touched(seen: Mapping[str, Any], tasks: Iterable[Task]) -> list[str]:
-    """Ids of those `tasks` that are among `seen_tasks`, by their id or by their content."""
-    ids, keys = set(seen["ids"]), set(seen["content"])
-    return [t.id for t in tasks if t.id in ids or content(t).touched_by(keys)]

@@ -35,7 +35,8 @@ SCORE: Keys = {
     **{"evaluation": dict, "run_key": str, "held_out": dict, "pass": dict, "metrics": dict},
     **{"partial": bool, "predictions": int, "device": str},
 }
-MEND = "delete it and run the study again, which restores it or makes it anew"
+MEND = "delete it and run its study again, which restores it or makes it anew"
+_MISSING = object()
 
 
 class DamagedFileError(ValueError):
@@ -76,7 +77,7 @@ def check_weights(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
-    """Return the JSON object in a file, which has at least `keys`, each of its type.
+    """Return the JSON object in a file, which has at least `keys` (dotted), each of its type.
 
     Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
     """
@@ -91,14 +92,24 @@ def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise DamagedFileError(path, found, expected)
-    missing = [key for key in keys if key not in content]
+    missing = [key for key in keys if _at(content, key) is _MISSING]
     if missing:
         raise DamagedFileError(path, f"no {', '.join(missing)}", expected)
     for key, kind in keys.items():
-        if not isinstance(content[key], kind):
-            found = f"{key} = {json.dumps(content[key])[:40]}"
+        value = _at(content, key)
+        if not isinstance(value, kind):
+            found = f"{key} = {json.dumps(value)[:40]}"
             raise DamagedFileError(path, found, f"{expected}, where it is of another type")
     return content
+
+
+def _at(record: Any, key: str) -> Any:
+    """The value at a dotted key; `_MISSING` where there is none."""
+    for part in key.split("."):
+        if not isinstance(record, dict) or part not in record:
+            return _MISSING
+        record = record[part]
+    return record
 
 
 def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.Table:

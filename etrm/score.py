@@ -27,8 +27,9 @@ from etrm.keep import SCORE_FILES, is_kept, keep, take_back
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.parts import Lane, Part, gather, share, write_part
-from etrm.provenance import code_digest, code_digests, digest, evaluation_key, score_code, touched
-from etrm.records import check_weights, read_run, read_score
+from etrm.provenance import code_digest, code_digests, digest, evaluation_key, score_code
+from etrm.records import check_weights, read_score
+from etrm.seen import read_seen_run, touching
 from etrm.vote import score, submission
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,11 @@ def evaluate_run(
     one, asked for again, is taken back from there. `compile`: as in `execution`. `parts`: the files
     of all `evaluate_part`, in order; nothing is decoded then.
 
-    Raises `PartError` where they are not the whole evaluation, `DamagedFileError` where the weights
-    are not those of the run's record, and `NotFiniteError` where they give no numbers although
-    their run did not diverge.
+    Raises `PartError` where they are not the whole evaluation, `DamagedFileError` where the record
+    of the run is damaged or its weights are others, and `NotFiniteError` where they give no numbers
+    although their run did not diverge.
     """
-    record, tables = read_run(run_folder), (tasks_path, augmentations_path)
+    record, tables = read_seen_run(run_folder), (tasks_path, augmentations_path)
     began, made_with = time.perf_counter(), _made_with(run_folder, record, tables, config)
     key = _key(made_with, record)
     store = None if state is None else _store(state, record)
@@ -107,7 +108,7 @@ def evaluate_part(
     Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and will
     not be read.
     """
-    record, tables = read_run(run_folder), (tasks_path, augmentations_path)
+    record, tables = read_seen_run(run_folder), (tasks_path, augmentations_path)
     key = _key(_made_with(run_folder, record, tables, config), record)
     table = PREDICTIONS.empty_table()
     if state is not None and is_kept(SCORE_FILES, _store(state, record), key):
@@ -276,8 +277,14 @@ def held_out_status(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[st
     """Has any weight of a run (its run.json) been touched by a held-out task, by id or content?
 
     `status`: `proven` (none seen, all ancestors known), `not proven` (none seen, but an ancestor
-    of unknown origin), `seen`.
+    of unknown origin), `seen`. `answers`: of how many a labelled test pair was seen.
     """
-    seen = touched(record["seen_tasks"], tasks)
-    status = "seen" if seen else "not proven" if record["unproven"] else "proven"
-    return {"status": status, "seen": len(seen), "of": len(tasks), "unproven": record["unproven"]}
+    touches = touching(record["seen_tasks"], tasks)
+    status = "seen" if touches else "not proven" if record["unproven"] else "proven"
+    return {
+        "status": status,
+        "seen": len(touches),
+        "answers": sum(bool(touch.answers) for touch in touches.values()),
+        "of": len(tasks),
+        "unproven": record["unproven"],
+    }

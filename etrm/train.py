@@ -46,10 +46,10 @@ from etrm.provenance import (
     commit,
     digest,
     run_key,
-    seen_tasks,
     train_code,
 )
 from etrm.records import read_run
+from etrm.seen import seen_tasks
 from etrm.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -228,10 +228,11 @@ def training_data(
 ) -> tuple[Corpus, list[Episodes]]:
     """The corpus of a run, which is all that it trains on, and its questions by lane.
 
-    A strict run leaves out training tasks that share a pair with a held-out task. Test outputs of
-    held-out tasks are removed before anything else sees them.
+    Every run leaves out training tasks that hold a test pair of a held-out task, a strict run those
+    as well that touch one in another way. Test outputs of held-out tasks are removed before
+    anything else sees them.
     """
-    records = read_tasks(paths.tasks)
+    records = [r for r in read_tasks(paths.tasks) if r.answer_of is None]
     held_out = [r.task.id for r in records if r.split == "evaluation"]
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]

@@ -35,6 +35,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("etrm.losses", "etrm.optim"),
     ("etrm.metrics",),
     ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
+    ("etrm.seen",),
     ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease", "etrm.persist"),
     ("etrm.parents",),
     ("etrm.export",),

@@ -1,10 +1,14 @@
-"""The content of tasks, whatever their ids: pairs up to rotation, reflection and colours."""
+"""The content of tasks, whatever their ids: pairs up to rotation, reflection and colours.
+
+`Seen` is the one definition of a held-out task that training has touched. The stage `tasks`, which
+leaves tasks out, the refusal of first weights and the status of a score all ask it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +17,9 @@ from etrm.arc.augment import apply_dihedral
 from etrm.arc.task import Pair, Task
 
 KEY_BYTES = 8
-# A pair with fewer cells (input and output) may be equal to another by chance: two 4×4 grids may
-# not. It counts only together with all demos of its task.
+# Pairs that two tasks share are no chance where they have this many cells together (input and
+# output; two 4×4 grids have). Of 1,307 public tasks, two pairs of tasks share less: one pair of 10
+# and one of 27 cells, by chance both.
 TELLING_CELLS = 32
 
 
@@ -43,50 +48,95 @@ def _form(pair: Pair, dihedral: int) -> bytes:
 
 @dataclass(frozen=True)
 class Content:
-    """What a task holds that training can touch, as keys."""
+    """The pairs of a task, as keys."""
 
     demos: frozenset[str]
-    pairs: frozenset[str]  # demos and labelled queries
-    telling: frozenset[str]  # those of `pairs` that are too large to be equal by chance
-
-    def touched_by(self, seen: Set[str]) -> bool:
-        """Has a task with this content been seen, in whole (all demos) or in a telling pair?"""
-        return self.demos <= seen or bool(self.telling & seen)
+    answers: frozenset[str]  # labelled queries, without those that equal a demo of the task
+    cells: Mapping[str, int]  # of every such pair, input and output together
 
 
 def content(task: Task) -> Content:
     """The keys of a task's pairs; a query whose output is not known counts for nothing."""
     labelled = [pair for pair in task.queries if pair.output is not None]
-    keys = {id(pair): pair_key(pair) for pair in [*task.demos, *labelled]}
-    telling = [p for p in [*task.demos, *labelled] if _cells(p) >= TELLING_CELLS]
-    return Content(
-        demos=frozenset(keys[id(pair)] for pair in task.demos),
-        pairs=frozenset(keys.values()),
-        telling=frozenset(keys[id(pair)] for pair in telling),
+    demos, answers = (
+        {pair_key(pair): _cells(pair) for pair in pairs} for pairs in (task.demos, labelled)
     )
+    return Content(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
 
 
 def _cells(pair: Pair) -> int:
     return pair.input.size + (0 if pair.output is None else pair.output.size)
 
 
-def shared(tasks: Sequence[Task], held_out: Sequence[Task]) -> dict[str, str]:
-    """Which of `tasks` are, or share a pair with, a held-out task: id → the held-out task's id.
+@dataclass(frozen=True)
+class Touch:
+    """The seen tasks that touch a held-out one: their ids, sorted."""
 
-    Content is compared up to dihedral and colours, so that a held-out task is found under another
-    id, turned, recoloured, with its pairs in another order, or in part.
+    alone: tuple[str, ...]  # each of them overlaps with it
+    together: tuple[str, ...]  # they hold all of its demos between them
+    answers: tuple[str, ...]  # those of `alone` that hold a labelled test pair of it
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All of them: without these the held-out task is not touched."""
+        return tuple(sorted({*self.alone, *self.together}))
+
+
+class Seen:
+    """What training has seen: for each task the keys of its pairs.
+
+    `pairs`: id → all keys; `demos`: id → those of its demos, where that is known (a `run.json`
+    holds only which keys a task had: all count as demos then, which finds less). Keys of content
+    find a held-out task under another id, turned, recoloured, in another order, or in part.
     """
-    theirs = [(task.id, content(task)) for task in held_out]
-    where: dict[str, list[int]] = defaultdict(list)
-    for number, (_, hidden) in enumerate(theirs):
-        for key in hidden.pairs:
-            where[key].append(number)
-    found = {}
-    for task in tasks:
-        ours = content(task)
-        for number in sorted({n for key in ours.pairs for n in where.get(key, ())}):
-            name, hidden = theirs[number]
-            if hidden.touched_by(ours.pairs) or ours.touched_by(hidden.pairs):
-                found[task.id] = name
-                break
-    return found
+
+    def __init__(
+        self, pairs: Mapping[str, Set[str]], demos: Mapping[str, Set[str]] | None = None
+    ) -> None:
+        self._pairs, self._demos = pairs, pairs if demos is None else demos
+        self._holders: dict[str, list[str]] = defaultdict(list)
+        for name, keys in pairs.items():
+            for key in keys:
+                self._holders[key].append(name)
+
+    @classmethod
+    def of(cls, tasks: Iterable[Task]) -> Seen:
+        """All pairs of `tasks`; queries only where their output is known."""
+        contents = {task.id: content(task) for task in tasks}
+        pairs = {name: frozenset(one.cells) for name, one in contents.items()}
+        return cls(pairs, {name: one.demos for name, one in contents.items()})
+
+    def touching(self, held_out: Iterable[Task]) -> dict[str, Touch]:
+        """Those of the tasks `held_out` that have been touched: id → by which seen tasks.
+
+        Touched is a task whose id was seen, that overlaps with one seen task (`_overlap`), or all
+        demos of which were seen, in whatever tasks.
+        """
+        touches = ((task.id, self._touch(task)) for task in held_out)
+        return {name: touch for name, touch in touches if touch.tasks}
+
+    def _touch(self, task: Task) -> Touch:
+        theirs = content(task)
+        shared: dict[str, set[str]] = defaultdict(set)
+        for key in theirs.cells:
+            for name in self._holders.get(key, ()):
+                shared[name].add(key)
+        alone = {name for name, keys in shared.items() if self._overlap(name, keys, theirs)}
+        alone |= {task.id} & self._pairs.keys()
+        whole = theirs.demos <= self._holders.keys()
+        together = {name for name, keys in shared.items() if whole and keys & theirs.demos}
+        answers = {name for name in alone if shared[name] & theirs.answers}
+        return Touch(*(tuple(sorted(names)) for names in (alone, together, answers)))
+
+    def _overlap(self, name: str, shared: Set[str], theirs: Content) -> bool:
+        """Does a seen task overlap with a held-out one, beyond what chance may do?
+
+        `shared` are their common keys. They overlap where these have `TELLING_CELLS` together, or
+        are two or more and all but one of the smaller task's, or hold all demos of the seen task.
+        """
+        smaller = min(len(self._pairs[name]), len(theirs.cells))
+        return (
+            sum(theirs.cells[key] for key in shared) >= TELLING_CELLS
+            or len(shared) >= max(2, smaller - 1)
+            or self._demos[name] <= shared
+        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from etrm.arc.augment import draw_variants
-from etrm.arc.canonical import shared
+from etrm.arc.canonical import Seen, Touch
 from etrm.arc.grid import MAX_SIDE, demo_grids, fits
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Task
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from etrm.config.study import DataConfig
 
 MAX_NAMED = 10  # tasks named in a summary
+UP_TO = "up to rotation, reflection and colours"
 
 
 def prepare_tasks(data: DataConfig, out: Path) -> str:
@@ -35,7 +36,7 @@ def prepare_tasks(data: DataConfig, out: Path) -> str:
     Raises SourceError for bad sources and ValueError for an empty split; nothing is written then.
     """
     records, summary = choose_tasks(data)
-    records, found = _mark_duplicates(records)
+    records, found = mark_leaks(records)
     write_tasks(out, records)
     return "\n".join([*summary, *found])
 
@@ -89,22 +90,43 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     return summary
 
 
-def _mark_duplicates(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
-    """Training tasks that share a pair with a held-out task, marked; and a line for each."""
+def mark_leaks(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
+    """The records with training tasks marked that touch a held-out task, and what was found."""
     training, held_out = ([r.task for r in records if r.split == split] for split in SPLITS)
-    found = shared(training, held_out)
-    lines = [
-        f"training task {ours} shares a pair with held-out task {theirs}, up to rotation,"
-        " reflection and colours: left out of strict training"
-        for ours, theirs in found.items()
-    ]
+    duplicate_of: dict[str, str] = {}
+    answer_of: dict[str, str] = {}
+    lines = []
+    for hidden, touch in Seen.of(training).touching(held_out).items():
+        for name in touch.tasks:
+            duplicate_of.setdefault(name, hidden)
+        for name in touch.answers:
+            answer_of.setdefault(name, hidden)
+        lines += _leak_lines(hidden, touch)
     marked = [
-        replace(record, duplicate_of=found.get(record.task.id))
-        if record.split == "training"
-        else record
-        for record in records
+        replace(r, duplicate_of=duplicate_of.get(r.task.id), answer_of=answer_of.get(r.task.id))
+        if r.split == "training"
+        else r
+        for r in records
     ]
     return marked, lines
+
+
+def _leak_lines(hidden: str, touch: Touch) -> list[str]:
+    """How training tasks touch one held-out task, in words."""
+    lines = [
+        f"training task {name} holds a test pair of held-out task {hidden}, {UP_TO}: left out of"
+        " all training"
+        if name in touch.answers
+        else f"training task {name} shares pairs with held-out task {hidden}, {UP_TO}: left out of"
+        " strict training"
+        for name in touch.alone
+    ]
+    if not set(touch.together) <= set(touch.alone):
+        lines.append(
+            f"training tasks {', '.join(touch.together)} hold all demos of held-out task {hidden}"
+            f" between them, {UP_TO}: left out of strict training"
+        )
+    return lines
 
 
 def _check_names(data: DataConfig, names: Sequence[str]) -> None:

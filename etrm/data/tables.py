@@ -37,7 +37,7 @@ TASKS_SCHEMA = pa.schema(
         _column("source", pa.string(), "name of the source in the study's config"),
         _column("split", pa.string(), "training or evaluation"),
         _column("role", pa.string(), "demo or query"),
-        _column("index", pa.uint8(), "position among the task's pairs of this role, from 0"),
+        _column("index", pa.uint32(), "position among the task's pairs of this role, from 0"),
         _column("input_height", pa.uint8(), "rows of the input grid, 1-30"),
         _column("input_width", pa.uint8(), "columns of the input grid, 1-30"),
         _column("input", pa.binary(), "colours 0-9 of the input grid, row by row, a byte each"),
@@ -47,12 +47,19 @@ TASKS_SCHEMA = pa.schema(
         _column(
             "duplicate_of",
             pa.string(),
-            "of a training task: a held-out task that it shares a pair with, up to dihedral and "
-            "colours; strict training leaves the task out. null: none",
+            "of a training task: a held-out task that it touches, alone or with others, by pairs "
+            "that are equal up to dihedral and colours; strict training leaves it out. null: none",
+            True,
+        ),
+        _column(
+            "answer_of",
+            pa.string(),
+            "of a training task: a held-out task of which it holds a labelled test pair, up to "
+            "dihedral and colours; all training leaves it out. null: none",
             True,
         ),
     ],
-    metadata={"etrm_table": "tasks", "etrm_version": "2"},
+    metadata={"etrm_table": "tasks", "etrm_version": "3"},
 )
 
 AUGMENTATIONS_SCHEMA = pa.schema(
@@ -82,12 +89,13 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task, the name of its source, its split, and a held-out task that it shares a pair with."""
+    """A task, the name of its source, its split, and which held-out tasks it gives away."""
 
     task: Task
     source: str
     split: str
-    duplicate_of: str | None = None
+    duplicate_of: str | None = None  # a held-out task that it touches
+    answer_of: str | None = None  # one of which it holds a labelled test pair
 
 
 def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
@@ -98,7 +106,7 @@ def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
             for index, pair in enumerate(pairs):
                 values = (record.task.id, record.source, record.split, role, index)
                 grids = (*_grid_cells(pair.input), *_grid_cells(pair.output))
-                row = (*values, *grids, record.duplicate_of)
+                row = (*values, *grids, record.duplicate_of, record.answer_of)
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
     write_table_atomic(path, pa.table(columns, schema=TASKS_SCHEMA))
@@ -131,7 +139,7 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
         found = f"task {task_id}: {len(pairs['demo'])} demos, {len(pairs['query'])} queries"
         raise TableError(path, found, "at least one of each", "tasks")
     task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]))
-    return TaskRecord(task, source, split, rows[0]["duplicate_of"])
+    return TaskRecord(task, source, split, rows[0]["duplicate_of"], rows[0]["answer_of"])
 
 
 def _grid_cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | None]:

@@ -125,7 +125,9 @@ def _results(view: RunView) -> list[str]:
 def held_out_text(held_out: Mapping[str, Any]) -> str:
     """Whether the tasks that were scored were really held out, in words."""
     if held_out["status"] == "seen":
-        return f"demos of {held_out['seen']} of {held_out['of']} were trained on"
+        seen = f"{held_out['seen']} of {held_out['of']} were seen in training, by id or content"
+        answers = held_out.get("answers", 0)
+        return seen + f", test outputs of {answers} too" * bool(answers)
     if held_out["status"] == "not proven":
         return f"held-out: not proven (started from {', '.join(held_out['unproven'])})"
     return f"none of {held_out['of']} has touched a weight, by id or content"
@@ -173,6 +175,8 @@ def _outcome(view: RunView) -> str:
     exact = view.score["metrics"]["ARC/pass@1"]
     if view.is_trm:
         return f"{status(view)} (its embeddings have seen the evaluation demos)"
+    if view.score["held_out"]["status"] == "seen":
+        return f"{status(view)} (no measure of generalisation: held-out tasks were seen)"
     if exact >= PASSING_TEST:
         return f"✅ pass (pass@1 ≥ {_percent(PASSING_TEST)})"
     return "⚠️ some generalisation" if exact > 0 else "❌ fail (no task solved at pass@1)"

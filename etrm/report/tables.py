@@ -19,9 +19,14 @@ from etrm.report import STAGES, RunView, distinct
 RULES = {"task_fraction": "", "all_tests": "all tests"}
 ATTEMPTS = (1, 2)
 NONE = "–"
+# What the status of a score says of its split. Without a score there is only what was meant.
 _SPLITS = {
-    "strict": "strict: held out",
-    "transductive": "transductive: evaluation demos seen",
+    ("strict", "proven"): "strict: held out",
+    ("strict", "not proven"): "strict, held-out: not proven",
+    ("strict", "seen"): "strict, {seen:.0f} of {of:.0f} held-out tasks seen",
+    ("transductive", "proven"): "transductive: no held-out task seen",
+    ("transductive", "not proven"): "transductive, held-out: not proven",
+    ("transductive", "seen"): "transductive: evaluation demos seen",
 }
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -89,11 +94,15 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
 
 
-def _split(row: pd.Series) -> str:
-    """The split in words; an ancestor of unknown origin takes the proof away."""
-    if row["split"] == "strict" and row["held_out"] == "not proven":
-        return "strict, held-out: not proven"
-    return _SPLITS.get(row["split"], str(row["split"]))
+def _split(row: pd.Series, brief: bool = False) -> str:
+    """The split and what the score says of held-out tasks; `brief` leaves out the usual."""
+    counts = {"seen": row["held_out_seen"], "of": row["held_out_of"]}
+    words = _SPLITS.get((row["split"], row["held_out"]), str(row["split"])).format(**counts)
+    if brief and row["held_out"] != "not proven":
+        words = words.split(":")[0]
+    if pd.notna(row["held_out_answers"]) and row["held_out_answers"] > 0:
+        words += f", test outputs of {row['held_out_answers']:.0f} seen"
+    return words
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -115,7 +124,7 @@ def to_latex(table: pd.DataFrame) -> str:
 def to_text(table: pd.DataFrame) -> str:
     """Aligned plain text for a terminal: the columns that decide."""
     text = rendered(table)
-    text["Split"] = [s if s.endswith("not proven") else s.split(":")[0] for s in text["Split"]]
+    text["Split"] = [_split(row, brief=True) for _, row in table.iterrows()]
     keep = ("Experiment", "Stage", "Split", "Seeds", "Overfit exact match", "Train exact match")
     text = text[[*keep, "pass@1", "pass@2", "Status"]]
     text.columns = pd.Index([name.replace(" exact match", " EM") for name in text.columns])
@@ -180,8 +189,9 @@ _CSS = (
 
 
 def _columns() -> list[str]:
-    fixed = ["experiment", "stage", "kind", "context", "split", "held_out", "seeds", "params"]
-    fixed += ["status", "gate"]
+    fixed = ["experiment", "stage", "kind", "context", "split"]
+    fixed += ["held_out", "held_out_seen", "held_out_answers", "held_out_of"]
+    fixed += ["seeds", "params", "status", "gate"]
     fixed += [
         "gate_threshold",
         "overfit_exact",
@@ -205,6 +215,7 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
         "context": first.run.get("config", {}).get("context", {}).get("source", NONE),
         "split": first.run["split"],
         "held_out": _held_out(views),
+        **_held_out_counts(scores),
         "seeds": len(views),
         "params": first.run.get("num_params"),
         "status": "; ".join(distinct(_status_in_table(view) for view in views)),
@@ -229,6 +240,15 @@ def _held_out(views: Sequence[RunView]) -> str | None:
     found = {view.score["held_out"]["status"] for view in views if view.score is not None}
     found |= {"not proven" for view in views if view.run["unproven"]}
     return next((s for s in ("seen", "not proven", "proven") if s in found), None)
+
+
+def _held_out_counts(scores: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """Of how many held-out tasks something was seen, and test outputs: the most of any seed."""
+    held_out = [score["held_out"] for score in scores]
+    return {
+        f"held_out_{key}": max((one.get(key, 0) for one in held_out), default=None)
+        for key in ("seen", "answers", "of")
+    }
 
 
 def _train_exact(view: RunView) -> float | None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.canonical import content, pair_key, shared
+from etrm.arc.canonical import Seen, Touch, content, pair_key
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -62,19 +62,22 @@ def test_keys_agree_with_brute_force_on_all_small_pairs() -> None:
 def test_an_unlabelled_pair_shares_nothing() -> None:
     grid = np.ones((2, 2), np.uint8)
     hidden = Task("t", (Pair(grid, grid),), (Pair(grid, None),))
-    assert content(hidden).pairs == {pair_key(Pair(grid, grid))}
+    assert content(hidden).cells == {pair_key(Pair(grid, grid)): 8}
+    assert content(hidden).answers == frozenset()
     assert pair_key(Pair(grid, None)) != pair_key(Pair(grid, grid))
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "found"),
     [
-        ("training", "evaluation", {"40853293": "070dd51e", "caa06a1f": "50a16a69"}),
-        ("concept", "evaluation", {}),
+        (("training",), "evaluation", {"40853293": "070dd51e", "caa06a1f": "50a16a69"}),
+        (("concept",), "evaluation", {}),
+        (("training2",), "evaluation2", {}),
+        (("training", "concept"), "evaluation2", {}),
     ],
 )
-def test_duplicates_between_the_public_sets(
-    arc: Path, ours: str, theirs: str, found: dict[str, str]
+def test_overlaps_of_the_public_sets(
+    arc: Path, ours: tuple[str, ...], theirs: str, found: dict[str, str]
 ) -> None:
     def load(name: str) -> list[Task]:
         stem = arc / f"arc-agi_{name}"
@@ -83,19 +86,88 @@ def test_duplicates_between_the_public_sets(
         )
         return load_sources({name: source})[name]
 
-    assert shared(load(ours), load(theirs)) == found
+    touches = Seen.of(task for name in ours for task in load(name)).touching(load(theirs))
+    assert {name: hidden for hidden, touch in touches.items() for name in touch.tasks} == found
+    answers = {name: hidden for hidden, touch in touches.items() for name in touch.answers}
+    assert answers == found  # each of them holds a test pair
 
 
-def test_small_pairs_count_only_with_all_demos_of_their_task() -> None:
-    rng = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 
-    def pair(side: int) -> Pair:
-        return Pair(*rng.integers(0, 10, (2, side, side), dtype=np.uint8))
 
-    small, large, others = pair(3), pair(4), [pair(4) for _ in range(4)]
-    held_out = [Task("held", (small, others[0]), (large,)), Task("tiny", (small,), (others[3],))]
-    assert shared([Task("a", (others[1], large), (others[2],))], held_out) == {"a": "held"}
-    assert shared([Task("a", (others[1], small), (others[2],))], held_out[:1]) == {}
-    assert shared([Task("a", (others[1], small), (others[2],))], held_out) == {"a": "tiny"}
-    assert shared([Task("a", (small,), (others[2],))], held_out[:1]) == {"a": "held"}
-    assert shared([Task("a", (others[1],), (others[2],))], held_out) == {}
+def pairs(count: int, side: int = 3) -> list[Pair]:
+    """Random pairs of `2 * side**2` cells, none like another; two 3×3 grids tell nothing alone."""
+    return [Pair(*RNG.integers(0, 10, (2, side, side), dtype=np.uint8)) for _ in range(count)]
+
+
+def tiny(count: int) -> list[Pair]:
+    """Pairs of 10 cells: three of them are less than `TELLING_CELLS` together."""
+    grids = [RNG.integers(0, 10, (3, 3), dtype=np.uint8) for _ in range(count)]
+    return [Pair(grid, grid[:1, :1]) for grid in grids]
+
+
+def touch(seen: list[Task], held_out: Task) -> Touch | None:
+    return Seen.of(seen).touching([held_out]).get(held_out.id)
+
+
+def task(name: str, demos: list[Pair], queries: list[Pair] | None = None) -> Task:
+    return Task(name, tuple(demos), tuple(queries or pairs(1)))
+
+
+def test_a_telling_pair_or_several_smaller_ones_are_an_overlap() -> None:
+    large, (a, b) = pairs(1, side=4), pairs(2)
+    held_out = task("held", [*large, a, *pairs(6)], [b])
+    assert touch([task("t", pairs(3) + large)], held_out) == Touch(("t",), (), ())
+    assert touch([task("t", [*pairs(3), a])], held_out) is None  # 18 cells, by chance perhaps
+    assert touch([task("t", [*pairs(3), a], [b])], held_out) == Touch(("t",), (), ("t",))
+
+
+def test_all_but_one_pair_of_a_small_task_are_an_overlap() -> None:
+    """Both test pairs and all demos but one, less than 32 cells together."""
+    demo, other, *tests = tiny(4)
+    held_out = task("held", [demo, other], tests)
+    assert touch([task("t", [demo, *pairs(9)], tests)], held_out) == Touch(("t",), (), ("t",))
+    assert touch([task("t", [*tests, *pairs(9)])], held_out) is None
+    assert touch([task("t", tests)], held_out) is not None  # all demos of the smaller one
+    assert touch([task("t", tests, tiny(1))], held_out) is not None
+
+
+def test_a_tiny_pair_that_is_equal_by_chance_is_none() -> None:
+    common, *rest = tiny(4)
+    held_out = task("held", [common, rest[0]])
+    assert touch([task("t", [common, *rest[1:]])], held_out) is None
+    assert touch([task("t", [rest[1]], [common])], held_out) is None
+    assert touch([task("t", [common])], held_out) is not None  # all that it shows
+    assert touch([task("t", [common, *rest[1:]])], task("held", [common])) is not None
+
+
+def test_demos_spread_over_several_tasks_are_seen() -> None:
+    a, b, c = pairs(3)
+    held_out = task("held", [a, b])
+    one, two = task("one", [a, *pairs(3)]), task("two", [b, *pairs(3)])
+    third = task("third", [*pairs(3), b, c])
+    assert touch([one], held_out) is None
+    found = touch([one, two, third], held_out)
+    assert found == Touch((), ("one", "third", "two"), ())
+    assert touch([two, third], held_out) is None
+
+
+def test_a_task_is_touched_by_its_id_whatever_it_holds() -> None:
+    assert touch([task("held", pairs(2))], task("held", pairs(2))) == Touch(("held",), (), ())
+
+
+def test_a_test_pair_that_is_a_demo_as_well_gives_no_answer_away() -> None:
+    large, other = pairs(1, side=4), pairs(1)
+    assert touch([task("t", large)], task("held", large, large)) == Touch(("t",), ("t",), ())
+    assert touch([task("t", large)], task("held", other, large)) == Touch(("t",), (), ("t",))
+
+
+def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
+    """A record of a run does not say which pairs were demos: all of them count as such."""
+    a, b, *rest = tiny(4)
+    held_out = task("held", [a, *rest])
+    seen = [task("t", [a], [b])]
+    assert touch(seen, held_out) is not None
+    keys = {one.id: frozenset(content(one).cells) for one in seen}
+    assert Seen(keys).touching([held_out]) == {}
+    assert Seen({"t": frozenset([pair_key(a)])}).touching([held_out]).keys() == {"held"}

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from etrm.arc.sources import SourceError
-from etrm.config.sources import FolderSource
+from etrm.arc.task import Pair, Task
+from etrm.config.sources import FolderSource, SourceConfig
 from etrm.config.study import DataConfig
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
 from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
+from etrm.seen import seen_tasks, touching
 
 
 def write_source(folder: Path, sides: dict[str, int], output_side: int = 3) -> FolderSource:
@@ -239,6 +241,105 @@ def test_a_held_out_task_under_another_id_is_marked_and_reported(
     folder = Path(data.sources["a"].path)  # type: ignore[union-attr]
     (folder / "hidden.json").write_text(json.dumps(content))
     summary = prepare_tasks(data, tmp_path / "t.parquet")
-    assert "training task hidden shares a pair with held-out task b07" in summary
-    marked = {r.task.id: r.duplicate_of for r in read_tasks(tmp_path / "t.parquet")}
-    assert {k: v for k, v in marked.items() if v is not None} == {"hidden": "b07"}
+    assert "training task hidden holds a test pair of held-out task b07" in summary
+    assert marks(tmp_path / "t.parquet") == {"hidden": ("b07", "b07")}
+
+
+# --- leaks ---
+
+
+def marks(tasks: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Tasks that are left out of training: id → `duplicate_of`, `answer_of`."""
+    marked = {r.task.id: (r.duplicate_of, r.answer_of) for r in read_tasks(tasks)}
+    return {name: both for name, both in marked.items() if any(both)}
+
+
+def studied(folder: Path, training: list[Task], held_out: list[Task]) -> DataConfig:
+    """A study of these tasks, written to `folder`."""
+    sources: dict[str, SourceConfig] = {}
+    for name, tasks in (("training", training), ("held_out", held_out)):
+        (folder / name).mkdir(parents=True)
+        for task in tasks:
+            (folder / name / f"{task.id}.json").write_text(json.dumps(as_json(task)))
+        path = str(folder / name)
+        sources[name] = FolderSource(kind="folder", path=path, labelled=True, hint="")
+    return DataConfig(sources=sources, training=("training",), evaluation=("held_out",))
+
+
+def as_json(task: Task) -> dict[str, Any]:
+    def pairs(of: tuple[Pair, ...]) -> list[dict[str, Any]]:
+        return [{"input": p.input.tolist(), "output": np.array(p.output).tolist()} for p in of]
+
+    return {"train": pairs(task.demos), "test": pairs(task.queries)}
+
+
+def some_pairs(count: int, side: int = 3, colors: int = 10, seed: int = 0) -> list[Pair]:
+    grids = np.random.default_rng(seed).integers(0, colors, (count, 2, side, side), dtype=np.uint8)
+    return [Pair(*both) for both in grids]
+
+
+def test_demos_spread_over_training_tasks_are_marked_and_reported(tmp_path: Path) -> None:
+    """Each of the two tasks alone holds too little of it, both together all."""
+    a, b, *rest = some_pairs(20)
+    held_out = Task("held", (a, b), (rest[0],))
+    spread = [Task("one", (a, *rest[1:5]), (rest[5],)), Task("two", (b, *rest[6:9]), (rest[9],))]
+    other = Task("other", tuple(rest[10:13]), (rest[13],))
+    data = studied(tmp_path, [*spread, other], [held_out])
+    summary = prepare_tasks(data, tmp_path / "t.parquet")
+    assert "training tasks one, two hold all demos of held-out task held" in summary
+    assert marks(tmp_path / "t.parquet") == {"one": ("held", None), "two": ("held", None)}
+    kept = [r.task for r in read_tasks(tmp_path / "t.parquet") if r.duplicate_of is None]
+    assert touching(seen_tasks(kept[:1], []), [held_out]) == {}
+    assert touching(seen_tasks(spread, []), [held_out]).keys() == {"held"}
+
+
+def test_most_of_a_small_task_is_marked_and_reported(tmp_path: Path) -> None:
+    """Both test pairs and all demos but one, none of them with 32 cells."""
+    demo, other, *rest = some_pairs(20)
+    held_out = Task("held", (demo, other), tuple(rest[:2]))
+    most = Task("most", (demo, *rest[:2], *rest[3:9]), (rest[9],))
+    summary = prepare_tasks(studied(tmp_path, [most], [held_out]), tmp_path / "t.parquet")
+    assert "training task most holds a test pair of held-out task held" in summary
+    assert marks(tmp_path / "t.parquet") == {"most": ("held", "held")}
+
+
+def test_a_shared_demo_gives_no_answer_away(tmp_path: Path) -> None:
+    large, *rest = some_pairs(9, side=4)
+    held_out = Task("held", (large, rest[0]), (rest[1],))
+    part = Task("part", (large, rest[2]), (rest[3],))
+    summary = prepare_tasks(studied(tmp_path, [part], [held_out]), tmp_path / "t.parquet")
+    assert "training task part shares pairs with held-out task held" in summary
+    assert marks(tmp_path / "t.parquet") == {"part": ("held", None)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_that_strict_training_keeps_touches_a_held_out_task(
+    tmp_path: Path, seed: int
+) -> None:
+    """Tasks of few pairs out of few: many are equal, alone and in all sorts of unions."""
+    pool = some_pairs(90, side=2, colors=3, seed=seed)
+    rng = np.random.default_rng(seed)
+
+    def tasks(prefix: str, count: int) -> list[Task]:
+        drawn = [[pool[i] for i in rng.permutation(len(pool))[:4]] for _ in range(count)]
+        return [Task(f"{prefix}{i}", tuple(p[:3]), tuple(p[3:])) for i, p in enumerate(drawn)]
+
+    training, held_out = tasks("t", 15), tasks("h", 6)
+    prepare_tasks(studied(tmp_path, training, held_out), tmp_path / "t.parquet")
+    left_out = marks(tmp_path / "t.parquet")
+    kept = [task for task in training if task.id not in left_out]
+    assert 0 < len(left_out) < len(training)
+    assert touching(seen_tasks(kept, []), held_out) == {}
+    assert touching(seen_tasks(training, []), held_out) != {}
+
+
+def test_a_task_of_300_demos_is_prepared(tmp_path: Path) -> None:
+    pairs = some_pairs(302, side=2)
+    many, held_out = (
+        Task("many", tuple(pairs[:300]), (pairs[300],)),
+        Task("h", *[(pairs[301],)] * 2),
+    )
+    prepare_tasks(studied(tmp_path, [many], [held_out]), tmp_path / "t.parquet")
+    assert read_tasks(tmp_path / "t.parquet")[0].task == many
+    prepare_augmentations(tmp_path / "t.parquet", tmp_path / "a.parquet", 4, seed=0)
+    assert len(read_augmentations(tmp_path / "a.parquet")["many"]) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,9 @@ def test_tasks_come_back_as_they_were(tmp_path: Path) -> None:
     assert read[0].task.demos[0].input.dtype == np.uint8
     assert read[0].task.queries[0].output is None
     assert read[1].task.queries[0].output is not None
+    marked = [*records[1:], replace(records[0], duplicate_of="a", answer_of="b")]
+    write_tasks(tmp_path / "tasks.parquet", marked)
+    assert read_tasks(tmp_path / "tasks.parquet") == marked
 
 
 def test_the_largest_grid_and_the_smallest(tmp_path: Path) -> None:
@@ -75,6 +79,14 @@ def test_the_largest_grid_and_the_smallest(tmp_path: Path) -> None:
     task = Task("ä|||b", (Pair(large, small), Pair(transposed, small)), (Pair(small, large),))
     write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "training")])
     assert read_tasks(tmp_path / "t.parquet") == [TaskRecord(task, "s", "training")]
+
+
+def test_a_task_of_more_pairs_than_a_byte_counts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [Pair(*rng.integers(0, 10, (2, 2, 2), dtype=np.uint8)) for _ in range(600)]
+    record = TaskRecord(Task("t", tuple(pairs[:300]), tuple(pairs[300:])), "s", "training")
+    write_tasks(tmp_path / "t.parquet", [record])
+    assert read_tasks(tmp_path / "t.parquet") == [record]
 
 
 def test_augmentations_come_back_as_they_were(tmp_path: Path) -> None:
@@ -121,13 +133,13 @@ def test_the_files_explain_their_columns(tmp_path: Path) -> None:
 def test_rows_are_as_documented(tmp_path: Path) -> None:
     pair = Pair(np.array([[1, 2, 3]], np.uint8), np.array([[4], [5]], np.uint8))
     task = Task("t", (pair,), (Pair(pair.input, None),))
-    write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "evaluation")])
+    write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "training", "h", "k")])
     demo, query = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert list(demo.values()) == (
-        ["t", "s", "evaluation", "demo", 0, 1, 3, b"\1\2\3", 2, 1, b"\4\5", None]
+        ["t", "s", "training", "demo", 0, 1, 3, b"\1\2\3", 2, 1, b"\4\5", "h", "k"]
     )
     assert list(query.values()) == (
-        ["t", "s", "evaluation", "query", 0, 1, 3, b"\1\2\3", None, None, None, None]
+        ["t", "s", "training", "query", 0, 1, 3, b"\1\2\3", None, None, None, "h", "k"]
     )
     variants = draw_variants(task, 3, seed=0)
     write_augmentations(tmp_path / "a.parquet", {"t": variants})

@@ -57,8 +57,13 @@ def score(
     tasks: int,
     evaluated: int | None = None,
     variants: int = 8,
+    seen: int = 0,
+    answers: int = 0,
 ) -> dict[str, Any]:
-    """A score.json in which `solved` of `tasks` tasks are right at every k."""
+    """A score.json in which `solved` of `tasks` tasks are right at every k.
+
+    `seen` of the tasks touched a weight, of `answers` a test output did.
+    """
     evaluated = tasks if evaluated is None else evaluated
     value = solved / tasks
     number = {
@@ -77,7 +82,13 @@ def score(
         "test_outputs": tasks,
         "test_outputs_predicted": evaluated,
         "outputs_not_fitting_canvas": 1,
-        "held_out": {"status": "proven", "seen": 0, "of": tasks, "unproven": []},
+        "held_out": {
+            "status": "seen" if seen else "proven",
+            "seen": seen,
+            "answers": answers,
+            "of": tasks,
+            "unproven": [],
+        },
         "variants": variants,
         "variants_used_mean": float(variants),
         "predictions": evaluated * variants,
@@ -188,7 +199,12 @@ def study(folder: Path, seeds: int = 1, steps: int = 2000) -> list[RunView]:
         common: dict[str, Any] = {"folder": folder, "seed": seed, "steps": steps}
         trm = {**common, "kind": "trm", "stage": "pretrain"}
         views.append(
-            run(experiment="trm", split="transductive", scored=score(solved=9, tasks=20), **trm)
+            run(
+                experiment="trm",
+                split="transductive",
+                scored=score(solved=9, tasks=20, seen=20),
+                **trm,
+            )
         )
         views.append(run(experiment="trm_strict", **trm))
         for name, solved in (("etrm_standard_h16", 1), ("etrm_standard_h8", 0)):

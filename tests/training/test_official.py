@@ -24,6 +24,7 @@ from etrm.export import export
 from etrm.models.build import build_model
 from etrm.official import read_official
 from etrm.parents import read_parent, start_from
+from etrm.records import DamagedFileError
 from etrm.train import RunPaths, train_run
 
 OFF = TrackingConfig(wandb="disabled")
@@ -478,15 +479,54 @@ def test_what_is_no_checkpoint_at_all(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"found no run.json"):
         read_parent(tmp_path / "empty", None)
     (tmp_path / "empty" / "run.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="no record of a run"):
+    with pytest.raises(DamagedFileError, match=r"run.json: found a list, expected the record"):
         read_parent(tmp_path / "empty", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"ids": [], "content": []}, r"found 0 seen_tasks.ids, expected 4"),
+        ({"ids": [], "content": [], "count": 0}, r"found seen_tasks of digest"),
+        ({"content": []}, r"found seen_tasks.content of 0 tasks, expected one for each of 4 ids"),
+        ({"content": ["a", "b"]}, r"one list of keys as seen_tasks.content, as older code wrote"),
+        ({"content": None}, r"found seen_tasks.content = null"),
+    ],
+)
+def test_what_a_parent_has_seen_is_verified(
+    change: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    """With tasks struck out of its record, it would be a parent without leak."""
+    paths = write_study(tmp_path / "s", make_tasks(4), make_tasks(2, 7, 3, "held"))
+    record = train_run(make_run("embedding"), paths, OFF, device="cpu")
+    assert read_parent(paths.out, None).record == record
+    seen = {**record["seen_tasks"], **change}
+    (paths.out / "run.json").write_text(json.dumps({**record, "seen_tasks": seen}))
+    with pytest.raises(DamagedFileError, match=found):
+        read_parent(paths.out, None)
+
+
+@pytest.mark.parametrize(
+    "key", ["unproven", "seen_tasks.digest", "seen_tasks.ids", "config.model.width", "split", "key"]
+)
+def test_a_key_that_a_parents_record_lacks_is_named(key: str, tmp_path: Path) -> None:
+    paths = write_study(tmp_path / "s", make_tasks(4), make_tasks(2, 7, 3, "held"))
+    record = train_run(make_run("embedding"), paths, OFF, device="cpu")
+    *blocks, last = key.split(".")
+    place = record
+    for block in blocks:
+        place = place[block]
+    del place[last]
+    (paths.out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedFileError, match=rf"run.json: found no {key}, expected"):
+        read_parent(paths.out, None)
 
 
 # --- strict runs and weights of unknown origin ---
 
 
 def test_unknown_origin_is_refused_unless_trusted(checkpoint: Path, tmp_path: Path) -> None:
-    from etrm.provenance import LeakError
+    from etrm.parents import LeakError
 
     paths = write_study(tmp_path / "s", make_tasks(4), make_tasks(2, 7, 3, "held"))
     places = RunPaths(**{**paths.__dict__, "parent": checkpoint, "strict_parents": ("trm_strict",)})
@@ -514,7 +554,7 @@ def test_a_held_out_task_is_found_by_content_in_what_a_parent_saw(tmp_path: Path
     """Under another id, turned and recoloured, it was trained on: by id nobody would know."""
     from etrm.arc.augment import Augmentation
     from etrm.arc.task import Task
-    from etrm.provenance import LeakError
+    from etrm.parents import LeakError
 
     held_out = make_tasks(2, seed=7, prefix="held")
     variant = Augmentation(3, (0, 2, 3, 4, 5, 6, 7, 8, 9, 1)).apply_to_task(held_out[1])

@@ -23,10 +23,10 @@ from etrm.provenance import (
     digest,
     evaluation_key,
     run_key,
-    seen_tasks,
     source_file,
     train_code,
 )
+from etrm.seen import seen_tasks
 
 
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:

@@ -27,8 +27,8 @@ from etrm.context import CONTEXT_SOURCES
 from etrm.data.files import file_digest
 from etrm.data.tables import read_tasks
 from etrm.engine import Trainer
+from etrm.parents import LeakError
 from etrm.progress import EXIT_INTERRUPTED
-from etrm.provenance import LeakError
 from etrm.train import OutputError, RunPaths, train_run, training_data, without_answers
 
 OFF = TrackingConfig(wandb="disabled")
