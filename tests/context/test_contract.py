@@ -464,6 +464,7 @@ ELSEWHERE = {
     "decoder": {
         "init": "tests/training/test_train.py",
         "weights": "tests/training/test_train.py",
+        "init_seed": "tests/workflow/test_pipeline.py",
         "init_trust": "tests of first weights",
         "init_sha256": "tests of first weights",
     },

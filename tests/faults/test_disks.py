@@ -28,9 +28,10 @@ from jobs import (
 )
 
 from etrm.config import plain, read_study
+from etrm.data.files import file_digest
 from etrm.identity import here
 from etrm.pipeline import Pipeline, Run
-from etrm.provenance import code_digest, file_digest, run_key, train_code
+from etrm.provenance import code_digest, run_key, train_code
 
 Mount = Callable[[Path, int], None]
 RETRY = 0.05

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_named_by_whoever_reads_it(
         code, text = etrm(study, *command)
         assert code == 1
         assert f"{file}: found {found}" in text, command
-        assert "delete it and run the study again" in text
+        assert "delete it and run its study again" in text
         assert "Traceback" not in text
     run = snakemake(study, "-n")
     assert run.returncode != 0

@@ -216,19 +216,22 @@ STEPS: list[Step] = [
         {*runs("three 0", "grid_act1 0"), *shown("three", "grid_act1"), *CONFIG},
     ),
     (
-        "a sweep that grows, the training of a parent",
+        "a sweep that grows, the training of a parent, the rest of an experiment's keys",
         [
             change(f"{EXP}.grid.sweep.act.values", [1, 2]),
+            change(f"{EXP}.grid.model", {"layers": 2}),
+            change(f"{EXP}.grid.health", {"stop_until": 400}),
+            change(f"{EXP}.three.context", {"layers": 1, "pooling": "max"}),
+            change(f"{EXP}.three.episodes", {"max_demos": 2}),
             change(f"{EXP}.strict.train", {"lr": 0.01}),
         ],
         {f"train_pretrain strict {seed}" for seed in (0, 1, 2)}
-        | runs("one 0", "two 0", "two 2", "grid_act2 0")
-        # All records compare with `one`.
+        | runs("one 0", "two 0", "two 2", "three 0", "grid_act1 0", "grid_act2 0")
         | {*shown("strict", "one", "two", "three", "grid_act1", "grid_act2"), *CONFIG},
     ),
     (
-        "a source of the same time, variants of the data",
-        [another_task, change("data.variants", 3)],
+        "a source of the same time, variants and seed of the data",
+        [another_task, change("data.variants", 3), change("data.seed", 1)],
         {"tasks", "augment", *CONFIG},
     ),
 ]
