@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 
 # Folders whose tests share what takes long to make: they are on one worker, and begin first.
-TOGETHER = ("tests/workflow", "tests/faults")
+TOGETHER = ("tests/workflow", "tests/faults", "tests/reruns")
 
 
 @pytest.hookimpl(trylast=True)

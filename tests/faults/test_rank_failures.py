@@ -127,8 +127,8 @@ def test_a_run_with_a_killed_rank_goes_on_alone(
 def assert_close(found: Path, expected: Path) -> None:
     """Equal but for the order of floating-point sums, whose effect grows from step to step.
 
-    How fast depends on the processor: losses are compared closely over the steps that two ranks have
-    made and the first ones after, weights by the size of all that differs.
+    How fast depends on the processor: losses are compared closely over the steps that two ranks
+    have made and the first ones after, weights by the size of all that differs.
     """
     rows = [[(r["step"], r["train/lm_loss"] or 0.0) for r in metrics(f)] for f in (found, expected)]
     first = [[row for row in each if row[0] <= 40] for each in rows]

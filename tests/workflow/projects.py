@@ -19,16 +19,12 @@ STUDY = "config/smoke.yaml"
 
 
 def snakemake(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.CompletedProcess:
-    """Run Snakemake in a copy of the project, with the code of that copy."""
-    if "-n" in arguments:
-        return warm.run(folder, "snakemake", *arguments, "--configfile", config)
-    run = start(folder, *arguments, config=config)
-    output, errors = run.communicate(timeout=600)
-    return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
+    """Run Snakemake in a copy of the project, with the code of that copy, in a warm process."""
+    return warm.run(folder, "snakemake", *arguments, "--configfile", config)
 
 
 def start(folder: Path, *arguments: str, config: str = STUDY) -> subprocess.Popen[str]:
-    """The same, without waiting for its end; in a process group of its own."""
+    """The same in interpreters of its own and a process group, without waiting for its end."""
     command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

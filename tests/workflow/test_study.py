@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -160,112 +159,12 @@ def test_summary_names_results_gates_and_files(finished: Path) -> None:
     assert "not made yet" not in text
 
 
-# What each change reruns. Everything that follows from a run is redrawn: figures, tables, records.
-SHOWN = {"figures", "tables", "record", "report"}
-
-
-def test_figure_style_redraws_figures_only(study: Path) -> None:
-    config = variant(study, {"figures": {"dpi": 100}})
-    jobs = planned(snakemake(study, "-n", config=config))
-    assert set(jobs) == {"figures", "resolved_config", "report"}
-
-
-def test_tracking_reruns_nothing_but_the_resolved_config(study: Path) -> None:
-    config = variant(study, {"tracking": {"project": "other"}})
-    jobs = planned(snakemake(study, "-n", config=config))
-    assert set(jobs) <= {"resolved_config", "report"}
-
-
-def test_halting_of_one_experiment_reruns_it_alone(study: Path) -> None:
-    change = {"experiments": {OTHER: {"halting": {"exploration_prob": 0.25}}}}
-    run = snakemake(study, "-n", config=variant(study, change))
-    jobs = planned(run)
-    assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == 1
-    assert jobs["evaluate_run"] == 1
-    assert "train_pretrain" not in jobs
-    assert "augment" not in jobs
-    trained = re.findall(r"wildcards: experiment=(\w+), seed", run.stdout + run.stderr)
-    assert set(trained) == {OTHER}
-
-
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("etrm/engine.py", '"""The trainer:', '"""The one trainer:'),
-        ("etrm/vote.py", "\n", "\n# a remark\n"),
-        ("etrm/losses.py", "import torch\n", "import torch  # the tensor library\n"),
-    ],
-)
-def test_comments_and_docstrings_rerun_nothing(study: Path, file: str, old: str, new: str) -> None:
-    path = study / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    assert planned(snakemake(study, "-n")) == {}
-
-
-def test_code_reruns_the_stages_that_use_it(study: Path) -> None:
-    path = study / "etrm/vote.py"
-    path.write_text(path.read_text() + "\nUNUSED = 1\n")
-    jobs = planned(snakemake(study, "-n"))
-    assert "evaluate_run" in jobs
-    assert not {"train_pretrain", "train_overfit", "train_full", "augment", "tasks"} & set(jobs)
-
-
 def test_code_of_one_context_source_reruns_its_experiments(study: Path) -> None:
     path = study / "etrm/context/standard.py"
     path.write_text(path.read_text() + "\nUNUSED = 1\n")
     jobs = planned(snakemake(study, "-n"))
     assert jobs["train_overfit"] == 3
     assert "train_pretrain" not in jobs
-
-
-def test_moved_threshold_gates_again_without_training(study: Path) -> None:
-    change = {"defaults": {"gate": {"exact_accuracy": 1.0}}}
-    verdict = results(study) / "runs" / PASSING / "overfit/seed0/verdict.json"
-    exact = json.loads(verdict.read_text())["exact_accuracy"]
-    jobs = planned(snakemake(study, "-n", config=variant(study, change)))
-    assert jobs["verdict"] == 3
-    assert not {"train_pretrain", "train_overfit", "train_full", "evaluate_run"} & set(jobs)
-    weights = results(study) / "runs" / PASSING / "full/seed0/model.safetensors"
-    before = weights.stat().st_mtime_ns
-    run = snakemake(study, "--cores", "2", "gate", config=variant(study, change))
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert json.loads(verdict.read_text())["passed"] is (exact >= 1.0)
-    # Back again: the full run that was trained is still there, and still good.
-    run = snakemake(study, "full", "--cores", "2")
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert json.loads(verdict.read_text())["passed"] is True
-    assert weights.stat().st_mtime_ns == before
-
-
-def test_more_seeds_touch_no_old_run(study: Path) -> None:
-    change = {"experiments": {PASSING: {"seeds": [0, 1]}}}
-    run = snakemake(study, "-n", config=variant(study, change))
-    jobs = planned(run)
-    assert jobs["train_overfit"] == jobs["train_full"] == jobs["verdict"] == 1
-    assert jobs["evaluate_run"] == 1
-    assert "train_pretrain" not in jobs
-    assert set(re.findall(r"wildcards: experiment=\w+, seed=(\d)", run.stdout + run.stderr)) == {
-        "1"
-    }
-
-
-def test_an_axis_of_a_sweep_that_grows_runs_its_new_points_only(study: Path) -> None:
-    """The sweep has the names and the settings of two experiments that have been run."""
-    axis = {"key": "halting.max_steps", "values": [4, 2]}
-    change = {"experiments": {"etrm": {"sweep": {"act": axis}}}}
-    jobs = planned(snakemake(study, "-n", config=variant(study, change)))
-    assert set(jobs) <= {*SHOWN, "resolved_config"}  # they are in another order
-    for values in ([4, 2, 3], [3, 1, 2, 4]):
-        axis["values"] = values
-        run = snakemake(study, "-n", config=variant(study, change))
-        jobs, new = planned(run), len(values) - 2
-        assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == new
-        assert jobs["evaluate_run"] == new
-        assert not {"train_pretrain", "augment", "tasks"} & set(jobs)
-        trained = re.findall(r"wildcards: experiment=(\w+), seed", run.stdout + run.stderr)
-        assert set(trained) == {f"etrm_act{value}" for value in values} - {PASSING, OTHER}
 
 
 def test_stopped_full_run_asked_for_by_name(study: Path) -> None:
