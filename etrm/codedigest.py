@@ -12,6 +12,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 # Fields of syntax nodes that change nothing: the load or store of a name follows from its place,
@@ -45,17 +46,28 @@ def _form(value: Any) -> Any:
     A field that is None or empty is left out, so that one which only some versions have changes
     nothing. A None within a list stays: it marks a `**` in a dictionary, or a missing default.
     """
-    if isinstance(value, list):
+    kind = type(value)
+    if kind is list:
         return [_form(item) for item in value if not _does_nothing(item)]
-    if isinstance(value, ast.JoinedStr):
+    if kind is ast.JoinedStr:
         return ["JoinedStr", *_parts(value.values)]
-    if isinstance(value, ast.Constant | ast.MatchSingleton):
-        return [type(value).__name__, *_constant(value.value)]
-    if isinstance(value, ast.AST):
-        fields = [(name, _form(getattr(value, name, None))) for name in sorted(value._fields)]
-        kept = [[n, form] for n, form in fields if n not in LEFT_OUT and form not in (None, [])]
-        return [type(value).__name__, *kept]
-    return value  # an identifier, a number of a flag, or None
+    if kind is ast.Constant or kind is ast.MatchSingleton:
+        return [kind.__name__, *_constant(value.value)]
+    if not issubclass(kind, ast.AST):
+        return value  # an identifier, a number of a flag, or None
+    form: list[Any] = [kind.__name__]
+    for name in _fields(kind):
+        field = getattr(value, name, None)
+        inner = None if field is None else _form(field)
+        if inner is not None and inner != []:
+            form.append([name, inner])
+    return form
+
+
+@cache
+def _fields(kind: type[ast.AST]) -> list[str]:
+    """Names of the fields of a class of nodes, in an order of their own."""
+    return sorted(name for name in kind._fields if name not in LEFT_OUT)
 
 
 def _does_nothing(item: Any) -> bool:

@@ -19,7 +19,7 @@ from etrm.data.files import file_digest
 from etrm.environment import distribution_version
 from etrm.keep import RUN_FILES, SCORE_FILES
 from etrm.provenance import digest
-from etrm.records import read_run, read_verdict
+from etrm.records import read_run, read_score, read_verdict
 
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
 PART_FILE = "predictions-{part}-of-{parts}.parquet"
@@ -28,6 +28,10 @@ TABLE_FORMATS = ("csv", "md", "tex")
 
 class GateError(RuntimeError):
     """A full run was asked for whose experiment did not pass criterion 1."""
+
+
+class ParentError(ValueError):
+    """First weights from outside the study are not there."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,27 @@ class Pipeline:
         if path.suffix in (".pt", ".safetensors"):
             return [str(path)]
         return [str(path / name) for name in RUN_FILES]
+
+    def check_files(self) -> None:
+        """Raise for a file that the study needs and that cannot be used.
+
+        `DamagedFileError` for a record of a run or an evaluation; `ParentError` for first weights
+        from outside the study that are missing.
+        """
+        for run in self.runs():
+            if self.parent(run) is None:
+                missing = [path for path in self.parent_files(run) if not Path(path).is_file()]
+                if missing:
+                    raise ParentError(
+                        f"experiments.{run.experiment}.decoder.init: found no file {missing[0]},"
+                        " expected a run folder of another study, or a checkpoint of official TRM"
+                    )
+            if (self.folder(run) / "run.json").is_file():
+                read_run(self.folder(run))
+        for run in self.scored():
+            path = Path(self.score_files(run)[SCORE_FILES.index("score.json")])
+            if path.is_file():
+                read_score(path)
 
     def strict_parents(self) -> list[str]:
         """Pretraining experiments of the study that never see a held-out task."""

@@ -63,7 +63,7 @@ class _Entries:
             return self._gate(experiment, seed, job)
         status = self._status(experiment, stage, seed)
         if job is None:
-            why = tuple(self._stale(status))
+            why = tuple(self._stale(stage, status))
             return Entry(experiment, stage, seed, "stale" if why else "done", why)
         waits = stage in ("full", "evaluate") and self._undecided(experiment, seed)
         known = not self.data  # tables that are made again may be others
@@ -115,11 +115,12 @@ class _Entries:
             why = ["its overfit run runs again"]
         return Entry(experiment, "gate", seed, "run", tuple(why or job.why), True, job.gpus)
 
-    def _stale(self, status: Status) -> list[str]:
+    def _stale(self, stage: str, status: Status) -> list[str]:
         """What is wrong with a result that Snakemake would keep."""
         missing = [f"{name} is missing" for name in status.missing]
         if status.record is None and not missing:
-            missing = ["the record cannot be read"]
+            name = "score.json" if stage == "evaluate" else "run.json"
+            missing = [f"{name} cannot be read: `etrm doctor` names it and what mends it"]
         return missing + status.differences()
 
     def _why(

@@ -124,7 +124,8 @@ def test_what_snakemake_keeps_though_it_is_not_todays_is_stale(
     (made.folder(STRICT) / "run.json").write_text("{")
     found = states(made)
     assert found["etrm", "gate"].why == ("verdict.json is missing",)
-    assert found["strict", "pretrain"].why == ("the record cannot be read",)
+    (why,) = found["strict", "pretrain"].why
+    assert why == "run.json cannot be read: `etrm doctor` names it and what mends it"
 
 
 # --- the screen ---

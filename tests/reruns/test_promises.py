@@ -16,6 +16,11 @@ from tiny_study import CONFIG, ROOT, STUDY, jobs_of, make, planned_jobs, snakema
 
 VERDICT = ROOT / "runs/one/overfit/seed0/verdict.json"
 RUN = ROOT / "runs/one/overfit/seed0/run.json"
+# Nobody asks for these to tell whether a study is done.
+PARENT, SCORE = (
+    ROOT / "runs/strict/pretrain/seed0/run.json",
+    ROOT / "evaluation/two/seed0/score.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,8 @@ def changed(folder: Path, **experiments: Any) -> None:
         (VERDICT, b"{}", "no experiment, seed, passed"),
         (VERDICT, b'{"experiment": ', "no JSON"),
         (RUN, None, "no JSON"),
+        (PARENT, None, "no JSON"),
+        (SCORE, b"[]", "a list"),
     ],
 )
 def test_a_damaged_record_is_named_by_whoever_reads_it(
@@ -61,8 +68,8 @@ def test_a_damaged_record_is_named_by_whoever_reads_it(
     path = study / file
     before = path.read_bytes()
     path.write_bytes(before[: len(before) // 2] if content is None else content)
-    for command in (("plan",), ("summary",)):
-        code, text = etrm(study, *command)
+    for command in ("plan", *["summary"] * (file != PARENT)):
+        code, text = etrm(study, command)
         assert code == 1
         assert f"{file}: found {found}" in text, command
         assert "delete it and run its study again" in text
@@ -190,3 +197,25 @@ def test_a_source_that_is_replaced_in_place_is_seen(study: Path) -> None:
     assert code == 0
     why = {job["rule"]: job["why"] for job in json.loads(text)["jobs"]}
     assert why["tasks"] == ["other content of the sources"]
+
+
+def test_a_configuration_that_says_a_thing_twice_is_refused(study: Path) -> None:
+    """Snakemake itself keeps the last of two experiments of one name, and says nothing."""
+    path = study / CONFIG
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + "experiments: {one: {seeds: [5]}}\n", encoding="utf-8")
+    run = snakemake(study, "-n")
+    assert run.returncode != 0
+    for text in (run.stdout + run.stderr, etrm(study, "plan")[1], etrm(study, "summary")[1]):
+        assert CONFIG in text
+        assert "experiments" in text
+        assert "twice" in text
+        assert "Traceback" not in text
+
+
+def test_first_weights_that_are_not_there_are_named(study: Path) -> None:
+    changed(study, two={"decoder": {"init": "data/none.pt"}})
+    run = snakemake(study, "-n")
+    assert run.returncode != 0
+    expected = "experiments.two.decoder.init: found no file data/none.pt, expected a run folder"
+    assert expected in " ".join((run.stdout + run.stderr).split())

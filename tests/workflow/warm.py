@@ -17,7 +17,8 @@ from pathlib import Path
 
 IMPORTED = ["torch", "pandas", "pyarrow.parquet", "snakemake.cli", "snakemake.api"]
 IMPORTED += ["snakemake_executor_plugin_slurm", "snakemake.report"]
-IMPORTED += ["matplotlib.pyplot", "seaborn"]
+# The last is what an optimizer imports when the first one is made.
+IMPORTED += ["matplotlib.pyplot", "seaborn", "safetensors.torch", "torch._dynamo"]
 
 
 def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

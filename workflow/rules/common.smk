@@ -21,6 +21,7 @@ from etrm.pipeline import (
     SCORE_FILES,
     TABLE_FORMATS,
     GateError,
+    ParentError,
     Pipeline,
     Run,
     judge,
@@ -50,12 +51,21 @@ config["resolved"] = resolved = to_yaml(STUDY)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-# What the verdicts said of each full run as this process began; missing ones are counted on.
+def run_code(run):
+    return code_digest(*train_code(STUDY.experiments[run.experiment].context.source))
+
+
+# What the verdicts said of each full run as this process began (missing ones are counted on), whose
+# verdicts there were, and which full runs were what they would be today. Here, for what an input
+# function raises, Snakemake passes over where the output is there.
 try:
+    if workflow.is_main_process:
+        PIPELINE.check_files()
     GATED = [(r.experiment, r.seed) for r in PIPELINE.runs("overfit")]
     PROJECTED = {run: PIPELINE.projected(*run) for run in GATED}
     JUDGED = {run for run in GATED if PIPELINE.verdict(*run).is_file()}
-except DamagedFileError as error:
+    CURRENT = {r for r in PIPELINE.runs("full") if PIPELINE.current(r, run_code(r))}
+except (DamagedFileError, ParentError) as error:
     raise WorkflowError(str(error)) from None
 
 
@@ -117,8 +127,7 @@ def config_of(stage):
 
 
 def code_of(wildcards):
-    source = STUDY.experiments[wildcards.experiment].context.source
-    return code_digest(*train_code(source))
+    return run_code(run_of(wildcards, "full"))
 
 
 def parent_of(stage):
@@ -152,7 +161,7 @@ def gate_of(wildcards):
             require_passed(path, STUDY.experiments[experiment].gate)
         except GateError as error:
             raise WorkflowError(str(error)) from None
-    same = PIPELINE.current(run_of(wildcards, "full"), code_of(wildcards))
+    same = run_of(wildcards, "full") in CURRENT
     return ancient(path) if same and (experiment, seed) in JUDGED else path
 
 
