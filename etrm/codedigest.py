@@ -65,7 +65,7 @@ def _form(value: Any) -> Any:
 
 
 @cache
-def _fields(kind: type[ast.AST]) -> list[str]:
+def _fields(kind: Any) -> list[str]:
     """Names of the fields of a class of nodes, in an order of their own."""
     return sorted(name for name in kind._fields if name not in LEFT_OUT)
 
