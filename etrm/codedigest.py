@@ -46,7 +46,7 @@ def _form(value: Any) -> Any:
     A field that is None or empty is left out, so that one which only some versions have changes
     nothing. A None within a list stays: it marks a `**` in a dictionary, or a missing default.
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind is list:
         return [_form(item) for item in value if not _does_nothing(item)]
     if kind is ast.JoinedStr:
