@@ -51,40 +51,43 @@ def changed(folder: Path, **experiments: Any) -> None:
     write(folder, config)
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "found"),
-    [
-        (VERDICT, b"", "an empty file"),
-        (VERDICT, b"{}", "no experiment, seed, passed"),
-        (VERDICT, b'{"experiment": ', "no JSON"),
-        (RUN, None, "no JSON"),
-        (PARENT, None, "no JSON"),
-        (SCORE, b"[]", "a list"),
-    ],
-)
-def test_a_damaged_record_is_named_by_whoever_reads_it(
-    study: Path, file: Path, content: bytes | None, found: str
-) -> None:
-    path = study / file
-    before = path.read_bytes()
-    path.write_bytes(before[: len(before) // 2] if content is None else content)
-    for command in ("plan", *["summary"] * (file != PARENT)):
-        code, text = etrm(study, command)
+DAMAGED = [
+    (VERDICT, b"", "an empty file"),
+    (VERDICT, b"{}", "no experiment, seed, passed"),
+    (RUN, b'{"experiment": ', "no JSON"),
+    (PARENT, b"", "an empty file"),
+    (SCORE, b"[]", "a list"),
+]
+
+
+def test_a_damaged_record_is_named_by_whoever_reads_it(study: Path) -> None:
+    for file, content, found in DAMAGED:
+        path = study / file
+        before = path.read_bytes()
+        path.unlink()  # it is linked to the one that is kept
+        path.write_bytes(content)
+        run = snakemake(study, "-n")
+        assert run.returncode != 0
+        said = [run.stdout + run.stderr]
+        said += [etrm(study, command)[1] for command in ("plan", *["summary"] * (file != PARENT))]
+        for text in said:
+            assert f"{file}: found {found}" in " ".join(text.split())
+            assert "delete it and run its study again" in " ".join(text.split())
+            assert "Traceback (most" not in text
+        code, text = etrm(study, "doctor")
         assert code == 1
-        assert f"{file}: found {found}" in text, command
-        assert "delete it and run its study again" in text
-        assert "Traceback" not in text
-    run = snakemake(study, "-n")
-    assert run.returncode != 0
-    assert f"{file}: found {found}" in run.stdout + run.stderr
-    code, text = etrm(study, "doctor")
-    assert code == 1
-    command = f"rm -r {file} && snakemake --configfile {CONFIG} --cores 2"
-    assert command in text
-    path.unlink()
+        assert f"rm -r {file} && snakemake --configfile {CONFIG} --cores 2" in text
+        path.write_bytes(before)
+    assert etrm(study, "doctor")[0] == 0
+
+
+def test_a_record_that_is_removed_is_restored_or_made_anew(study: Path) -> None:
+    """As the doctor says of damaged ones."""
+    files = {study / file: (study / file).read_bytes() for file in (VERDICT, RUN, PARENT, SCORE)}
+    for path in files:
+        path.unlink()
     jobs_of(snakemake(study, "--cores", "2"))
-    # The training is restored from what is kept; the verdict follows from it.
-    assert path.read_bytes() == before
+    assert {path: path.read_bytes() for path in files} == files
     assert etrm(study, "doctor")[0] == 0
 
 
