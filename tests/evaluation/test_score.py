@@ -125,6 +125,19 @@ def test_held_out_status_tells_what_was_seen(runs: dict[str, RunPaths], tmp_path
     assert (unseen["status"], unseen["seen"], unseen["of"]) == ("proven", 0, 3)
     seen = evaluate(runs["trm"], tmp_path)["held_out"]
     assert (seen["status"], seen["seen"], seen["of"]) == ("seen", 3, 3)
+    assert (seen["answers"], unseen["answers"]) == (0, 0)
+
+
+def test_answers_that_a_parent_has_seen_are_counted(tmp_path: Path) -> None:
+    """It trained on a held-out task as one of its training tasks, test pairs included."""
+    elsewhere = write_study(tmp_path / "elsewhere", [*TRAINING, HELD_OUT[2]], HELD_OUT[:1])
+    off = TrackingConfig(wandb="disabled")
+    train_run(make_run("embedding", train={"steps": 1}), elsewhere, off, device="cpu")
+    paths = replace(write_study(tmp_path / "here", TRAINING, HELD_OUT), parent=elsewhere.out)
+    run = make_run(split="transductive", decoder={"init": "x"}, train={"steps": 1})
+    train_run(run, paths, off, device="cpu")
+    status = evaluate(paths, tmp_path / "out")["held_out"]
+    assert (status["status"], status["seen"], status["answers"]) == ("seen", 3, 1)
 
 
 def test_a_part_of_the_tasks_is_a_partial_score(runs: dict[str, RunPaths], tmp_path: Path) -> None:

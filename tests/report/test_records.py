@@ -78,6 +78,25 @@ def test_transductive_trm_is_not_judged_as_generalisation(views: list[RunView]) 
     assert "- Embedding: `embedding`" in text
 
 
+@pytest.mark.parametrize(
+    ("seen", "answers", "words"),
+    [
+        (0, 0, "none of 100 has touched a weight, by id or content\n"),
+        (3, 0, "3 of 100 were seen in training, by id or content\n"),
+        (3, 1, "3 of 100 were seen in training, by id or content, test outputs of 1 too\n"),
+    ],
+)
+def test_a_record_shows_the_status_of_the_score(
+    tmp_path: Path, seen: int, answers: int, words: str
+) -> None:
+    """A strict run that has seen held-out tasks is not judged by them."""
+    scored = fake.score(solved=50, tasks=100, seen=seen, answers=answers)
+    text = record([fake.run(tmp_path, stage="full", steps=200, scored=scored)])
+    assert f"- Held-out tasks: {words}" in text
+    assert ("✅ pass (pass@1" in text) is (seen == 0)
+    assert ("no measure of generalisation" in text) is (seen > 0)
+
+
 def test_changes_from_a_baseline_are_dotted_keys(views: list[RunView], tmp_path: Path) -> None:
     config = {"halting": {"max_steps": 8, "exploration_prob": 0.5}}
     other = fake.run(tmp_path, experiment="shorter", steps=1000, config=config)

@@ -219,3 +219,57 @@ def test_an_ancestor_of_unknown_origin_takes_the_proof_away(tmp_path: Path) -> N
     assert row_of(table, "alien")["held_out"] == "not proven"
     for text in (to_markdown(table), to_latex(table), to_text(table)):
         assert text.count("held-out: not proven") == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "seen", "answers", "words", "brief"),
+    [
+        ("strict", 0, 0, "strict: held out", "strict"),
+        ("strict", 3, 0, "strict, 3 of 20 held-out tasks seen", None),
+        ("strict", 3, 2, "strict, 3 of 20 held-out tasks seen, test outputs of 2 seen", None),
+        ("transductive", 20, 0, "transductive: evaluation demos seen", "transductive"),
+        (
+            "transductive",
+            20,
+            1,
+            "transductive: evaluation demos seen, test outputs of 1 seen",
+            "transductive, test outputs of 1 seen",
+        ),
+        ("transductive", 0, 0, "transductive: no held-out task seen", "transductive"),
+    ],
+)
+def test_every_rendering_shows_the_status_of_the_score(
+    tmp_path: Path, split: str, seen: int, answers: int, words: str, brief: str | None
+) -> None:
+    """A strict run that has seen held-out tasks is not called held out, whatever was meant."""
+    scored = fake.score(solved=1, tasks=20, seen=seen, answers=answers)
+    view = fake.run(tmp_path, stage="full", steps=200, split=split, scored=scored)
+    table = results_table([view])
+    assert rendered(table)["Split"].tolist() == [words]
+    paths = write_results(table, tmp_path / "results")
+    assert rendered(pd.read_csv(paths[0]))["Split"].tolist() == [words]
+    assert all(words in path.read_text() for path in paths[1:])
+    assert f"  {brief or words}  " in to_text(table)
+    assert ("strict: held out" in to_markdown(table)) is (words == "strict: held out")
+
+
+def test_the_seed_that_saw_most_speaks_for_all(tmp_path: Path) -> None:
+    scores = [fake.score(solved=1, tasks=20, seen=seen) for seen in (0, 2)]
+    views = [
+        fake.run(tmp_path, seed=seed, stage="full", steps=200, scored=scored)
+        for seed, scored in enumerate(scores)
+    ]
+    assert rendered(results_table(views))["Split"][0] == "strict, 2 of 20 held-out tasks seen"
+
+
+def test_a_run_without_a_score_claims_nothing(tmp_path: Path) -> None:
+    table = results_table([fake.run(tmp_path, stage="full", steps=200)])
+    assert rendered(table)["Split"].tolist() == ["strict"]
+    assert "  strict  " in to_text(table)
+
+
+def test_a_score_from_before_answers_were_counted_is_shown(tmp_path: Path) -> None:
+    scored = fake.score(solved=1, tasks=20, seen=2)
+    del scored["held_out"]["answers"]
+    table = results_table([fake.run(tmp_path, stage="full", steps=200, scored=scored)])
+    assert rendered(table)["Split"].tolist() == ["strict, 2 of 20 held-out tasks seen"]

@@ -1,4 +1,4 @@
-"""Digests of code and data, and the tasks behind a run's weights."""
+"""Digests of code, of values and of what determines a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_tasks
 
 from etrm import provenance
 from etrm.context import CONTEXT_SOURCES
@@ -26,7 +25,6 @@ from etrm.provenance import (
     source_file,
     train_code,
 )
-from etrm.seen import seen_tasks
 
 
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:
@@ -161,19 +159,3 @@ def test_an_unknown_module_is_an_error() -> None:
 def test_the_commit_is_recorded() -> None:
     head = commit()
     assert head is None or re.fullmatch(r"[0-9a-f]{40}\+?", head)
-
-
-# --- tasks behind the weights ---
-
-
-def test_seen_tasks_include_those_of_parents() -> None:
-    a, b, c, d = make_tasks(4)
-    grandparent = {"experiment": "g", "seen_tasks": seen_tasks([d, a], [])}
-    middle = {"experiment": "m", "seen_tasks": seen_tasks([b, a], [grandparent])}
-    found = seen_tasks([c], [middle])
-    assert found["ids"] == [task.id for task in (a, b, c, d)]
-    assert found["count"] == 4
-    assert seen_tasks([d, c, b, a], []) == found
-    fewer = seen_tasks([c, b, a], [])
-    assert fewer["digest"] != found["digest"]
-    assert fewer["ids"] == found["ids"][:3]
