@@ -13,7 +13,7 @@ from benchmarks.cases import CASES, UnknownCase, run_cases, select
 from benchmarks.mix import NoTasks, load_mix
 from benchmarks.rows import Row, default_file, rows_of_other_cases, table, write_rows
 from benchmarks.setups import Setting
-from etrm.terminal import use_stand_ins
+from etrm.runtime.terminal import use_stand_ins
 
 
 def main(arguments: list[str] | None = None) -> int:

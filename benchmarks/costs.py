@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.clock import PeakMemory, now
 from benchmarks.rows import Row, new_row
 from benchmarks.setups import LANES, Setting, make_trainer
-from etrm.checkpoint import load_state, save_state
+from etrm.storage.checkpoint import load_state, save_state
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, DTYPE = "etrm-standard", "bf16"

@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.clock import PeakMemory
 from benchmarks.mix import NoTasks, paper_sources
 from etrm.config.study import DataConfig
-from etrm.data.files import write_json_atomic
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
+from etrm.storage.files import write_json_atomic
 
 BUDGET = {"seconds": 30.0, "peak MB": 2000.0, "MB on disk": 60.0}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from etrm.terminal import use_stand_ins
+from etrm.runtime.terminal import use_stand_ins
 
 Row = Mapping[str, Any]
 COLUMNS = (

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import etrm.evaluate
+import etrm.evaluation.decode
 from benchmarks.clock import PeakMemory, now
 from benchmarks.flops import GIGA, decoding_flops, demo_lengths
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
@@ -23,7 +23,7 @@ from benchmarks.setups import LANES, PADDED, Setting, questions_of_tests
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.evaluate import predict
+from etrm.evaluation.decode import predict
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, computing
@@ -137,7 +137,7 @@ def _predict(
     questions = [(lane, chosen, torch.zeros_like(chosen))]
     seconds: list[float] = []
     timed = _timed(act_step, seconds, setting.device)
-    with patch.object(etrm.evaluate, "act_step", timed):
+    with patch.object(etrm.evaluation.decode, "act_step", timed):
         predict(net, corpus, questions, halting, config, DTYPES[run.train.dtype])
     return seconds
 

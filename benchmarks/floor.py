@@ -16,14 +16,14 @@ import torch
 from benchmarks.flops import GIGA, decoding_flops, encoder, training_flops
 from benchmarks.mix import NoTasks, load_mix
 from benchmarks.setups import LANES, PADDED, SOURCES, Layout, Setting, padded_bytes, run_config
+from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
-from etrm.context import context_source
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import on_lanes, training_questions
-from etrm.memory import sample_bytes
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.layers import block_bytes
+from etrm.training.micro_batches import sample_bytes
 
 ITEM = 2  # bytes of a number in bf16
 COLUMNS = (

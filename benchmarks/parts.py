@@ -10,12 +10,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-import etrm.engine
+import etrm.training.trainer
 from benchmarks.clock import Stopwatch
-from etrm.context.base import Encoded
-from etrm.engine import Trainer
-from etrm.losses import SampleLoss
 from etrm.models.act import StepOutput
+from etrm.models.encoders.base import Encoded
+from etrm.models.losses import SampleLoss
+from etrm.training.trainer import Trainer
 
 STEPS = 2
 OTHER = "other: carry, halting, casts of weights"
@@ -52,14 +52,14 @@ def _instrumented(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         put(context, "forward", watch.timed("encode, forward", _encode(context.forward, watch)))
         put(decoder, "forward", watch.timed("recursion, embed and heads", decoder.forward))
         put(decoder, "_cycle", _cycle(decoder._cycle, watch))
-        losses = _losses(etrm.engine.sample_losses, watch)
-        put(etrm.engine, "sample_losses", watch.timed("loss, forward", losses))
+        losses = _losses(etrm.training.trainer.sample_losses, watch)
+        put(etrm.training.trainer, "sample_losses", watch.timed("loss, forward", losses))
         # What is patched on a class passes the tensor on.
         put(Tensor, "backward", _method(watch.timed("loss, backward", Tensor.backward)))
         put(trainer, "_update", watch.timed("optimizer", trainer._update))
         put(trainer.window, "add_samples", watch.timed("metrics", trainer.window.add_samples))
-        statistics = watch.timed("metrics", etrm.engine.encoder_statistics)
-        put(etrm.engine, "encoder_statistics", statistics)
+        statistics = watch.timed("metrics", etrm.training.trainer.encoder_statistics)
+        put(etrm.training.trainer, "encoder_statistics", statistics)
         yield
 
 

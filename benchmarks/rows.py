@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.clock import card_peak, matmul_gflops
 from benchmarks.setups import Setting
-from etrm.data.files import write_json_atomic
 from etrm.models.compute import DTYPES
-from etrm.provenance import commit
+from etrm.storage.digests import commit
+from etrm.storage.files import write_json_atomic
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,8 @@ from benchmarks.mix import load_mix
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
 from benchmarks.setups import LANES, Setting, make_trainer
 from benchmarks.training import gflop_per_example, logged_step
-from etrm.data.files import write_json_atomic
-from etrm.distributed import ranks_of_this_run
+from etrm.runtime.distributed import ranks_of_this_run
+from etrm.storage.files import write_json_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPE = "bf16"

@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.mix import Mix
-from etrm.config import RunConfig, parse, plain
+from etrm.config.execution import ExecutionConfig
 from etrm.config.health import HealthConfig
-from etrm.config.study import EpisodesConfig, ExecutionConfig
-from etrm.context import context_source
+from etrm.config.load import plain
+from etrm.config.registry import context_source
+from etrm.config.schema import parse
+from etrm.config.study import EpisodesConfig, RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import held_out_questions, on_lanes, training_questions
 from etrm.data.packing import Room
-from etrm.distributed import Ranks
-from etrm.engine import Trainer
-from etrm.memory import budget, sample_bytes
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
-from etrm.optim import AdamATan2
+from etrm.runtime.distributed import Ranks
+from etrm.training.micro_batches import budget, sample_bytes
+from etrm.training.optim import AdamATan2
+from etrm.training.trainer import Trainer
 
 ONE = Ranks()
 SOURCES = {"trm": "embedding", "etrm-standard": "standard"}

@@ -14,7 +14,7 @@ from benchmarks.flops import GIGA, demo_lengths, training_flops
 from benchmarks.parts import time_parts
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
 from benchmarks.setups import LANES, PADDED, Layout, Setting, make_trainer
-from etrm.engine import Trainer
+from etrm.training.trainer import Trainer
 
 DTYPES = ("fp32", "bf16")
 PARTS_DTYPE = "bf16"

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from etrm.config import StudyConfig, read_study
-from etrm.pipeline import Pipeline, Run, describe
-from etrm.records import read_verdict
-from etrm.terminal import use_stand_ins
+from etrm.config.load import read_study
+from etrm.config.study import StudyConfig
+from etrm.runtime.terminal import use_stand_ins
+from etrm.storage.records import read_verdict
+from etrm.study.gate import describe
+from etrm.study.layout import Pipeline, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +104,8 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 def plan_text(given: argparse.Namespace) -> str:
     """The plan that the options ask for, as a screen or as JSON."""
-    from etrm.plan import make_plan
-    from etrm.plan.table import render
+    from etrm.study.plan.plan import make_plan
+    from etrm.study.plan.table import render
 
     plan = make_plan(given.configfile, given.gpu)
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
@@ -149,7 +151,7 @@ def summary_text(study: StudyConfig) -> str:
 
 def examine(configfile: str, verify: bool, as_json: bool) -> int:
     """Say what is to be mended in a study; 1 where there is something."""
-    from etrm.doctor import diagnose
+    from etrm.study.doctor.diagnose import diagnose
 
     diagnosis = diagnose(configfile, verify)
     document = json.dumps(diagnosis.document(), indent=2)
@@ -159,7 +161,7 @@ def examine(configfile: str, verify: bool, as_json: bool) -> int:
 
 def export_run(run: str, out: str, weights: str) -> int:
     """Write a run's weights as an official checkpoint, and say which file holds what."""
-    from etrm.export import export
+    from etrm.training.export import export
 
     (main, names), *beside = export(Path(run), Path(out), weights).items()
     whose = f"the decoder of {run}" if beside else run
@@ -174,10 +176,10 @@ def export_run(run: str, out: str, weights: str) -> int:
 
 def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes: int) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
-    from etrm.job import Job
-    from etrm.launch import train
-    from etrm.status import require_gate
-    from etrm.train import RunPaths
+    from etrm.launch.job import Job
+    from etrm.launch.launch import train
+    from etrm.study.status import require_gate
+    from etrm.training.run import RunPaths
 
     pipeline = Pipeline(study)
     if run not in pipeline.runs():
@@ -204,7 +206,7 @@ def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes
 
 def evaluate(study: StudyConfig, experiment: str, seed: int, device: str | None) -> None:
     """Evaluate one finished run from the tables and weights that the study's folder holds."""
-    from etrm.score import evaluate_run
+    from etrm.evaluation.run import evaluate_run
 
     pipeline = Pipeline(study)
     scored = {(run.experiment, run.seed): run for run in pipeline.scored()}

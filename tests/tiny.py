@@ -12,16 +12,18 @@ import torch
 
 from etrm.arc.augment import Variants, draw_variants
 from etrm.arc.task import Pair, Task
-from etrm.config import RunConfig, parse, plain
 from etrm.config.health import HealthConfig
-from etrm.context import context_source
+from etrm.config.load import plain
+from etrm.config.registry import context_source
+from etrm.config.schema import parse
+from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import on_lanes, training_questions
 from etrm.data.tables import TaskRecord, write_augmentations, write_tasks
-from etrm.engine import Trainer
 from etrm.models.build import build_model
-from etrm.train import RunPaths
+from etrm.training.run import RunPaths
+from etrm.training.trainer import Trainer
 
 Rule = Callable[[np.ndarray], np.ndarray]
 # Sizes of a small encoder, as far as it has such options.

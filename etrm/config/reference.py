@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from etrm.config import plain
 from etrm.config.health import HealthRule, guide_rules
+from etrm.config.load import plain
 from etrm.config.schema import PATH, REQUIRED, Tagged, bounds
 from etrm.config.study import ExperimentConfig, StudyConfig
 from etrm.config.sweep import AxisConfig

@@ -12,6 +12,7 @@ from typing import Any
 
 from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
+from etrm.config.registry import context_options
 from etrm.config.schema import (
     ASCENDING,
     DISTINCT,
@@ -27,7 +28,6 @@ from etrm.config.schema import (
     tagged,
 )
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
-from etrm.context import context_options
 
 STAGES = ("pretrain", "overfit", "full")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from etrm.arc.grid import canvas_side
 from etrm.config.study import EpisodesConfig
-from etrm.data import random
+from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.packing import Room, pair_room

@@ -15,13 +15,7 @@ from etrm.arc.canonical import Seen, Touch
 from etrm.arc.grid import MAX_SIDE, demo_grids, fits
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Task
-from etrm.data.tables import (
-    SPLITS,
-    TaskRecord,
-    read_tasks,
-    write_augmentations,
-    write_tasks,
-)
+from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations, write_tasks
 
 if TYPE_CHECKING:
     from etrm.config.study import DataConfig

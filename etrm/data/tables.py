@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from etrm.arc.augment import COLORS, LANES, Variants
 from etrm.arc.task import Pair, Task
-from etrm.data.files import write_table_atomic
+from etrm.storage.files import write_table_atomic
 
 SPLITS = ("training", "evaluation")
 DIGEST_BYTES = 8 * LANES

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from etrm.config.study import HaltingConfig, ModelConfig
-from etrm.context.base import ContextSource, Encoded
 from etrm.data.batch import Batch
-from etrm.models.trm import Decoder
+from etrm.models.decoder import Decoder
+from etrm.models.encoders.base import ContextSource, Encoded
 
 
 class Model(nn.Module):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
-from etrm.context import context_source
 from etrm.models.act import Model
-from etrm.models.trm import Decoder
+from etrm.models.decoder import Decoder
 
 
 def build_model(run: RunConfig, num_puzzles: int) -> Model:

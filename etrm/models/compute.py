@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from etrm.context.pairs import PairTokens
+from etrm.models.decoder import Network
+from etrm.models.encoders.pairs import PairTokens
 from etrm.models.layers import Block, CrossBlock, Linear, TokenEmbedding
-from etrm.models.trm import Network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from etrm.records import DESCRIBED, read_run, read_score
-from etrm.report import RunView, load_run
+from etrm.report.run_view import RunView, load_run
+from etrm.storage.records import DESCRIBED, read_run, read_score
 
 
 def collect(files: Iterable[str | Path]) -> list[RunView]:

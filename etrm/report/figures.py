@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from etrm.report import STAGES, RunView, distinct, load_run
-from etrm.report.grids import qualitative
+from etrm.report.qualitative import qualitative
+from etrm.report.run_view import STAGES, RunView, distinct, load_run
 from etrm.report.style import GUIDE, Look, legend_below, looks, say, theme
 
 if TYPE_CHECKING:
-    from etrm.config.study import FigureStyle
+    from etrm.config.execution import FigureStyle
 
 __all__ = [
     "RunView",

@@ -19,10 +19,10 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from etrm.data.files import atomic_write
+from etrm.storage.files import atomic_write
 
 if TYPE_CHECKING:
-    from etrm.config.study import FigureStyle
+    from etrm.config.execution import FigureStyle
 
 # Okabe and Ito's colour-blind-safe colours without their yellow, which is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")

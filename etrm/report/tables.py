@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etrm.data.files import atomic_write
-from etrm.report import STAGES, RunView, distinct
+from etrm.report.run_view import STAGES, RunView, distinct
+from etrm.storage.files import atomic_write
 
 RULES = {"task_fraction": "", "all_tests": "all tests"}
 ATTEMPTS = (1, 2)

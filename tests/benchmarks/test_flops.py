@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import decoding_flops, demo_lengths, training_flops
 from benchmarks.mix import Mix
 from benchmarks.setups import LANES, PADDED, Setting, make_trainer, run_config
-from etrm.evaluate import decode
+from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
 from tests.tiny import make_batch, make_tasks, make_variants
 

@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from etrm.config import ConfigError, StudyConfig, load_study
-from etrm.config.schema import Problem
+from etrm.config.load import load_study
+from etrm.config.schema import ConfigError, Problem
+from etrm.config.study import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,10 @@ import math
 import pytest
 from documents import document, problems, study, wrong
 
-from etrm.config import ConfigError, load_study, parse
+from etrm.config.load import load_study
+from etrm.config.registry import CONTEXT_SOURCES
+from etrm.config.schema import ConfigError, parse
 from etrm.config.study import DataConfig, TrainConfig
-from etrm.context import CONTEXT_SOURCES
 
 
 def test_the_document_of_these_tests_is_valid() -> None:

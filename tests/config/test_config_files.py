@@ -11,9 +11,10 @@ import yaml
 from documents import ROOT, document
 
 from etrm.cli import main
-from etrm.cluster import read_site
-from etrm.config import ConfigError, check_files, read_study
-from etrm.config.files import read_file
+from etrm.config.files import check_files, read_file
+from etrm.config.load import read_study
+from etrm.config.schema import ConfigError
+from etrm.launch.site import read_site
 
 SHIPPED = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("slurm/*.yaml")])
 TWICE = "experiments:\n  a: {seeds: [1]}\n  b: {}\n  a: {seeds: [2]}\n"

@@ -8,7 +8,9 @@ import pytest
 import yaml
 from documents import document, study
 
-from etrm.config import ConfigError, load_study, merge, read_study
+from etrm.config.load import load_study, read_study
+from etrm.config.merging import merge
+from etrm.config.schema import ConfigError
 
 
 def write(path: Path, content: object) -> str:

@@ -10,7 +10,7 @@ from documents import document, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etrm.config import load_study, plain
+from etrm.config.load import load_study, plain
 
 Keys = tuple[str | int, ...]
 

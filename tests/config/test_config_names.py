@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etrm.cli import main
-from etrm.config import ConfigError, load_study, plain, read_study, run_config
-from etrm.config.schema import MAX_NAME, MAX_SEED, PATH
-from etrm.data.files import atomic_write
-from etrm.job import Job, write_job
-from etrm.pipeline import Pipeline, Run
-from etrm.train import RunPaths
+from etrm.config.load import load_study, plain, read_study, run_config
+from etrm.config.schema import MAX_NAME, MAX_SEED, PATH, ConfigError
+from etrm.launch.job import Job, write_job
+from etrm.storage.files import atomic_write
+from etrm.study.layout import Pipeline, Run
+from etrm.training.run import RunPaths
 
 LONG, LONGEST = "x" * 256, "x" * MAX_NAME
 STEPS = {"steps": {"key": "halting.max_steps", "values": [8, 16]}}

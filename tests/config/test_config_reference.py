@@ -12,12 +12,14 @@ import pytest
 import yaml
 from documents import ROOT
 
-from etrm.config import ConfigError, load_study, merge
 from etrm.config.health import HealthRule, guide_rules
+from etrm.config.load import load_study
+from etrm.config.merging import merge
 from etrm.config.reference import literal, main, render
+from etrm.config.registry import context_options
+from etrm.config.schema import ConfigError
 from etrm.config.sources import source_kinds
 from etrm.config.study import DataConfig, ExperimentConfig, StudyConfig, TrainConfig
-from etrm.context import context_options
 
 PAGE = render()
 

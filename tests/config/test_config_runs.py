@@ -8,8 +8,9 @@ import pytest
 import yaml
 from documents import document, study
 
-from etrm.config import StudyConfig, load_study, parse, plain, run_config
-from etrm.config.study import RunConfig
+from etrm.config.load import load_study, plain, run_config
+from etrm.config.schema import parse
+from etrm.config.study import RunConfig, StudyConfig
 
 
 def run(config: StudyConfig, stage: str = "overfit") -> RunConfig:

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from documents import ROOT
 
-from etrm.config import ConfigError, StudyConfig, load_study, plain, read_study
-from etrm.context import CONTEXT_SOURCES
+from etrm.config.load import load_study, plain, read_study
+from etrm.config.registry import CONTEXT_SOURCES
+from etrm.config.schema import ConfigError
+from etrm.config.study import StudyConfig
 
 FILES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 GRID = {(steps, share) for steps in (8, 16, 32) for share in (0.0, 0.3, 0.5, 0.7)}

@@ -13,7 +13,7 @@ from documents import document, study, wrong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etrm.config import load_study, plain, read_study, run_config
+from etrm.config.load import load_study, plain, read_study, run_config
 from etrm.config.schema import NAME, Problem
 from etrm.config.sweep import LABEL, expand, label_of
 

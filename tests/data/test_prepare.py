@@ -15,9 +15,9 @@ from etrm.arc.sources import SourceError
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import FolderSource, SourceConfig
 from etrm.config.study import DataConfig
+from etrm.data.leaks import seen_tasks, touching
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
 from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
-from etrm.seen import seen_tasks, touching
 
 
 def write_source(folder: Path, sides: dict[str, int], output_side: int = 3) -> FolderSource:

@@ -15,7 +15,6 @@ import pytest
 
 from etrm.arc.augment import Variants, draw_variants
 from etrm.arc.task import Pair, Task
-from etrm.data.files import atomic_write, write_json_atomic, write_table_atomic
 from etrm.data.tables import (
     AUGMENTATIONS_SCHEMA,
     TASKS_SCHEMA,
@@ -26,6 +25,7 @@ from etrm.data.tables import (
     write_augmentations,
     write_tasks,
 )
+from etrm.storage.files import atomic_write, write_json_atomic, write_table_atomic
 
 
 def random_records(count: int = 5, largest: int = 12) -> list[TaskRecord]:

@@ -9,7 +9,7 @@ from tiny import make_corpus, make_run, make_tasks, questions_of
 
 from etrm.arc.grid import tokenize
 from etrm.data.corpus import Corpus, Episodes
-from etrm.evaluate import decode
+from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
 
 

@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import MODEL, make_tasks, small_context, write_study
 
-from etrm.provenance import code_digest, train_code
+from etrm.storage.digests import code_digest, train_code
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/faults")])
@@ -210,7 +210,12 @@ def serve() -> None:
 
     What every job would import and compute first is there already.
     """
-    for module in ("etrm.cli", "etrm.launch", "etrm.context.standard", "torch._dynamo"):
+    for module in (
+        "etrm.cli",
+        "etrm.launch.launch",
+        "etrm.models.encoders.standard",
+        "torch._dynamo",
+    ):
         importlib.import_module(module)
     code_digest(*train_code("standard"))
     for line in sys.stdin:

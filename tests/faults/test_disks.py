@@ -27,18 +27,18 @@ from jobs import (
     wait_for,
 )
 
-from etrm.config import plain, read_study
-from etrm.data.files import file_digest
-from etrm.identity import here
-from etrm.pipeline import Pipeline, Run
-from etrm.provenance import code_digest, run_key, train_code
+from etrm.config.load import plain, read_study
+from etrm.runtime.process import here
+from etrm.storage.digests import code_digest, run_key, train_code
+from etrm.storage.files import file_digest
+from etrm.study.layout import Pipeline, Run
 
 Mount = Callable[[Path, int], None]
 RETRY = 0.05
 QUICK = {
-    "etrm.persist:RETRY_SECONDS": RETRY,
-    "etrm.lease:RENEW_SECONDS": 0.05,
-    "etrm.lease:POLL_SECONDS": 0.05,
+    "etrm.runtime.disk_wait:RETRY_SECONDS": RETRY,
+    "etrm.runtime.run_lock:RENEW_SECONDS": 0.05,
+    "etrm.runtime.run_lock:POLL_SECONDS": 0.05,
 }
 
 
@@ -253,8 +253,8 @@ def test_a_log_on_a_full_disk_ends_nothing() -> None:
     """Neither the lines of a run, nor the one that is written when a signal arrives."""
     code = (
         "import os, signal, sys\n"
-        "from etrm.logs import say\n"
-        "from etrm.progress import Interruption\n"
+        "from etrm.runtime.logs import say\n"
+        "from etrm.runtime.progress import Interruption\n"
         "with Interruption() as interruption:\n"
         "    say('a line')\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -306,7 +306,7 @@ def run_until_step_34(
     mounted = states_of(study)
     study.clear()
     mount(mounted, int(states * size) // 1024)
-    stall = Stall("etrm.engine:Trainer.step", 34, folder / "stalled")
+    stall = Stall("etrm.training.trainer:Trainer.step", 34, folder / "stalled")
     job = server.start(study.command(), stall, QUICK)
     wait_for(stall.marker.exists, "step 34")
     return job
@@ -334,7 +334,7 @@ def fill(path: Path) -> None:
 
 def stalled(server: Server, study: Study, folder: Path) -> None:
     """The run is killed when it has two states, of steps 12 and 18."""
-    stall = Stall("etrm.engine:Trainer.step", 20, folder / "stalled")
+    stall = Stall("etrm.training.trainer:Trainer.step", 20, folder / "stalled")
     job = server.start(study.command(), stall)
     wait_for(stall.marker.exists, "step 20")
     job.kill()

@@ -16,23 +16,23 @@ Moment = float | tuple[str, int]  # seconds, or the call of a function
 
 # Calls during which nothing may be lost: those of a save, and those that finish a run.
 SAVING = [
-    ("etrm.checkpoint:_HashingWriter.write", 3),
-    ("etrm.checkpoint:_HashingWriter.write", 150),
-    ("etrm.data.files:_flush", 1),
+    ("etrm.storage.checkpoint:_HashingWriter.write", 3),
+    ("etrm.storage.checkpoint:_HashingWriter.write", 150),
+    ("etrm.storage.files:_flush", 1),
     ("os:replace", 1),
     ("os:replace", 2),
-    ("etrm.checkpoint:_drop_all_but", 2),
-    ("etrm.loop:load_state", 1),
-    ("etrm.engine:Trainer.evaluate", 1),
+    ("etrm.storage.checkpoint:_drop_all_but", 2),
+    ("etrm.training.loop:load_state", 1),
+    ("etrm.training.trainer:Trainer.evaluate", 1),
 ]
 FINISHING = [
-    ("etrm.train:save_weights", 1),
-    ("etrm.tracker:Tracker.write", 1),
-    ("etrm.train:write_json_atomic", 1),
-    ("etrm.train:keep", 1),
-    ("etrm.keep:_link", 2),
+    ("etrm.training.run:save_weights", 1),
+    ("etrm.tracking.tracker:Tracker.write", 1),
+    ("etrm.training.run:write_json_atomic", 1),
+    ("etrm.training.run:keep", 1),
+    ("etrm.storage.finished:_link", 2),
     ("pathlib:Path.rename", 1),
-    ("etrm.train:clear_states", 1),
+    ("etrm.training.run:clear_states", 1),
 ]
 
 

@@ -20,14 +20,14 @@ import pytest
 import yaml
 from jobs import SEARCHED, Job, Server, Stall, Study, assert_same_run, content, make_study, wait_for
 
-from etrm.holder import newest_holder
-from etrm.identity import here
-from etrm.lease import Lease
-from etrm.progress import EXIT_INTERRUPTED, Interruption
+from etrm.runtime.interruption import EXIT_INTERRUPTED, Interruption
+from etrm.runtime.lock_holder import newest_holder
+from etrm.runtime.process import here
+from etrm.runtime.run_lock import Lease
 
 NAME = "etrm/overfit/seed0"
-QUICK = {"etrm.lease:RENEW_SECONDS": 0.05, "etrm.lease:POLL_SECONDS": 0.05}
-STEP = ("etrm.engine:Trainer.step", 20)
+QUICK = {"etrm.runtime.run_lock:RENEW_SECONDS": 0.05, "etrm.runtime.run_lock:POLL_SECONDS": 0.05}
+STEP = ("etrm.training.trainer:Trainer.step", 20)
 WAITING = "asked it to save and to hand over, waiting"
 
 
@@ -44,7 +44,7 @@ def stalled(server: Server, study: Study, marker: Path, at: tuple[str, int] = ST
 
 
 def newcomer(server: Server, study: Study, silence: float = 60.0, **more: Any) -> Job:
-    patch = {**QUICK, "etrm.lease:SILENCE_SECONDS": silence, **more}
+    patch = {**QUICK, "etrm.runtime.run_lock:SILENCE_SECONDS": silence, **more}
     return server.start(study.command(), patch=patch)
 
 
@@ -135,7 +135,12 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(
 
 
 @pytest.mark.parametrize(
-    "at", [STEP, ("etrm.checkpoint:_HashingWriter.write", 150), ("etrm.train:_write_outputs", 1)]
+    "at",
+    [
+        STEP,
+        ("etrm.storage.checkpoint:_HashingWriter.write", 150),
+        ("etrm.training.run:_write_outputs", 1),
+    ],
 )
 def test_a_holder_that_was_asleep_writes_nothing(
     at: tuple[str, int], server: Server, study: Study, undisturbed: Study, tmp_path: Path
@@ -185,7 +190,7 @@ def test_what_the_holder_has_finished_is_used(
     server: Server, study: Study, undisturbed: Study, tmp_path: Path
 ) -> None:
     marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker, ("etrm.train:_write_outputs", 1))
+    holder = stalled(server, study, marker, ("etrm.training.run:_write_outputs", 1))
     second = newcomer(server, study)
     says(second, WAITING)
     marker.unlink()
@@ -202,7 +207,7 @@ def test_a_newcomer_that_is_told_to_stop_stops_and_withdraws(
 ) -> None:
     marker = tmp_path / "stalled"
     stall = Stall(*STEP, marker)
-    holder = server.start(study.command(), stall, {"etrm.lease:RENEW_SECONDS": 60.0})
+    holder = server.start(study.command(), stall, {"etrm.runtime.run_lock:RENEW_SECONDS": 60.0})
     wait_for(marker.exists, f"{STEP}")
     second = newcomer(server, study)
     says(second, WAITING)
@@ -272,7 +277,7 @@ def test_of_those_who_take_it_at_once_one_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether nobody has had it, or one who has ended."""
-    monkeypatch.setattr("etrm.lease.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("etrm.runtime.run_lock.POLL_SECONDS", 0.0)
     with Interruption() as interruption, ThreadPoolExecutor(6) as threads:
         for number in range(40):
             folder = tmp_path / str(number)
@@ -303,8 +308,8 @@ def test_a_renewal_that_fails_is_said_once_and_tried_again(
         utime(path)
         renewed.release()
 
-    monkeypatch.setattr("etrm.lease.RENEW_SECONDS", 0.01)
-    monkeypatch.setattr("etrm.lease.os.utime", fail)
+    monkeypatch.setattr("etrm.runtime.run_lock.RENEW_SECONDS", 0.01)
+    monkeypatch.setattr("etrm.runtime.run_lock.os.utime", fail)
     with (
         caplog.at_level(logging.WARNING),
         Interruption() as interruption,

@@ -30,7 +30,7 @@ def test_training_does_not_wait_for_wandb(
     port = silent if how == "silent" else 9
     began = time.monotonic()
     address = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY}
-    code, log = server.run(study.command(), {"etrm.tracker:INIT_SECONDS": 2.0}, **address)
+    code, log = server.run(study.command(), {"etrm.tracking.tracker:INIT_SECONDS": 2.0}, **address)
     assert code == 0, log
     assert time.monotonic() - began < 30
     assert log.count("W&B: not started") == 1

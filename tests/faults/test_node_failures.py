@@ -21,11 +21,11 @@ import torch
 from jobs import EXIT_INTERRUPTED, SEARCHED, Study, make_study, metrics, wait_for
 from safetensors.torch import load_file
 
-from etrm.config import read_study
-from etrm.job import Job, write_job
-from etrm.nodes import FIRST_PORT, PORTS, free_port
-from etrm.pipeline import Pipeline, Run
-from etrm.train import RunPaths
+from etrm.config.load import read_study
+from etrm.launch.job import Job, write_job
+from etrm.launch.nodes import FIRST_PORT, PORTS, free_port
+from etrm.study.layout import Pipeline, Run
+from etrm.training.run import RunPaths
 
 HOSTS = "localhost,127.0.0.1"
 PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
@@ -116,7 +116,7 @@ def job_of(study: Study) -> Path:
 
 def start_nodes(study: Study, ranks: int = 1, count: int = 2) -> list[Started]:
     """Node processes by SLURM's variables, with so many ranks on each."""
-    command = [sys.executable, "-m", "etrm.launch", str(job_of(study)), "--node", str(ranks)]
+    command = [sys.executable, "-m", "etrm.launch.launch", str(job_of(study)), "--node", str(ranks)]
     step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": str(count), "SLURM_JOB_NODELIST": HOSTS}
     return [
         start(command, study.folder / f"node{n}.log", **step, SLURM_NODEID=str(n))
@@ -249,7 +249,7 @@ def test_a_node_that_cannot_train_ends_the_other(study: Study) -> None:
     step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": HOSTS}
     started = []
     for number, path in enumerate((job, wrong)):
-        command = [sys.executable, "-m", "etrm.launch", str(path), "--node", "1"]
+        command = [sys.executable, "-m", "etrm.launch.launch", str(path), "--node", "1"]
         log = study.folder / f"node{number}.log"
         started.append(start(command, log, **step, SLURM_NODEID=str(number)))
     ends = [node.end(60) for node in started]

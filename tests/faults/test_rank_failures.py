@@ -60,7 +60,7 @@ def begun(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One rank has done the first steps."""
     folder = tmp_path_factory.mktemp("begun")
     study = make_study(folder / "study", 60)
-    stall = Stall("etrm.engine:Trainer.step", 14, folder / "stalled")
+    stall = Stall("etrm.training.trainer:Trainer.step", 14, folder / "stalled")
     job = server.start(study.command(), stall)
     wait_for(stall.marker.exists, "step 14")
     job.kill()

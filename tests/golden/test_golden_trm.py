@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tiny import make_corpus, make_run, questions_of
 from torch import Tensor
 
-from etrm.config import RunConfig
+from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
-from etrm.engine import Trainer
-from etrm.losses import SampleLoss, sample_losses
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
+from etrm.models.losses import SampleLoss, sample_losses
+from etrm.training.trainer import Trainer
 
 PREFIX = "_orig_mod.model.inner."
 IGNORED = -100  # of the official labels

@@ -11,12 +11,12 @@ from tiny import make_batch, make_run, make_trainer
 from torch import Tensor
 
 from etrm.config.study import HaltingConfig
-from etrm.context.base import ContextSource, Encoded
-from etrm.data import random
+from etrm.data import counter_random as random
 from etrm.data.batch import Batch
-from etrm.losses import sample_losses
 from etrm.models.act import Carry, Model, act_step, decide_halting, empty_carry
 from etrm.models.build import build_model
+from etrm.models.encoders.base import ContextSource, Encoded
+from etrm.models.losses import sample_losses
 
 CONFIG = HaltingConfig(max_steps=5, exploration_prob=0.4)
 

@@ -10,15 +10,15 @@ import torch
 from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor, nn
 
-from etrm.config.study import ExecutionConfig
+from etrm.config.execution import ExecutionConfig
 from etrm.data.batch import Batch
 from etrm.data.episodes import Sampler
-from etrm.engine import Trainer
-from etrm.losses import sample_losses
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.compute import Compute, compile_blocks, compiles, computing
 from etrm.models.layers import Linear
+from etrm.models.losses import sample_losses
+from etrm.training.trainer import Trainer
 
 # A short recursion: each application of the network, untrained, multiplies rounding errors.
 SHORT = {"H_cycles": 1, "L_cycles": 1}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from etrm.arc.task import Pair, Task
-from etrm.report import RunView, load_run
+from etrm.report.run_view import RunView, load_run
 
 GATE = 0.9
 PARENT = {"experiment": "trm_strict", "stage": "pretrain", "seed": 0, "split": "strict", "key": "k"}

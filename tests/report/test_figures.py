@@ -15,17 +15,16 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from etrm.arc.task import Pair, Task
-from etrm.config.study import FigureStyle
-from etrm.report import RunView
+from etrm.config.execution import FigureStyle
 from etrm.report.figures import (
     encoder_statistics,
     gradient_flow,
     over_seeds,
-    qualitative,
     smoothed,
     training_curves,
 )
-from etrm.report.grids import choose
+from etrm.report.qualitative import choose, qualitative
+from etrm.report.run_view import RunView
 
 STYLE = FigureStyle()
 ETRM = ("etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etrm.report import RunView
+from etrm.report.run_view import RunView
 from etrm.report.tables import (
     escape_latex,
     rendered,

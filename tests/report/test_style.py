@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from etrm.config.study import FigureStyle
+from etrm.config.execution import FigureStyle
 from etrm.report.style import ARC_COLOURS, ARC_MAP, ARC_NORM, looks, save, theme, wrap
 
 

@@ -106,7 +106,7 @@ STEPS: list[Step] = [
     (
         "comments, and scripts and sources of another age",
         [
-            append("\n# a remark\n", "etrm/losses.py", "etrm/vote.py"),
+            append("\n# a remark\n", "etrm/models/losses.py", "etrm/evaluation/voting.py"),
             append("\n# a remark\n", "workflow/scripts/train.py"),
             touch("workflow/scripts/*.py"),
             touch("tasks/*/*.json"),
@@ -200,7 +200,7 @@ STEPS: list[Step] = [
     ),
     (
         "the code of a script, and of voting",
-        [append("\nUNUSED = 1\n", "workflow/scripts/tables.py", "etrm/vote.py")],
+        [append("\nUNUSED = 1\n", "workflow/scripts/tables.py", "etrm/evaluation/voting.py")],
         {*(f"evaluate_run {n}" for n in ("trm 0", "one 0", "two 0", "two 2"))}
         | shown("trm", "one", "two"),
     ),

@@ -26,7 +26,7 @@ import yaml
 from cluster import FOLDER, ask
 from safetensors.torch import load_file
 
-from etrm.config import plain, read_study
+from etrm.config.load import plain, read_study
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 from projects import copy_project
@@ -49,7 +49,7 @@ SITE = {
 # notice of anything.
 FAULTS = """
 import os, time
-from etrm.engine import Trainer
+from etrm.training.trainer import Trainer
 CRAWLS, HANGS = %r
 original = Trainer.step
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from etrm.data.corpus import Corpus
-from etrm.engine import Trainer
-from etrm.evaluate import decode
+from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
+from etrm.training.trainer import Trainer
 
 META = torch.device("meta")
 

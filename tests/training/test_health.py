@@ -12,8 +12,10 @@ import pytest
 from tiny import make_corpus, make_run, make_tasks, make_trainer
 
 from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
-from etrm.data.files import write_table_atomic
-from etrm.health import (
+from etrm.storage.files import write_table_atomic
+from etrm.study.gate import judge
+from etrm.tracking.tracker import metrics_table
+from etrm.training.health import (
     MEANING,
     check_rules,
     check_stuck,
@@ -21,8 +23,6 @@ from etrm.health import (
     verdict,
     write_verdict,
 )
-from etrm.pipeline import judge
-from etrm.tracker import metrics_table
 
 Row = dict[str, float]
 CONFIG, GATE = HealthConfig(), GateConfig()

@@ -8,8 +8,8 @@ import torch
 from tiny import make_batch, make_options, make_run
 from torch import nn
 
-from etrm.context.embedding import PuzzleEmbedding
-from etrm.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
+from etrm.models.encoders.embedding import PuzzleEmbedding
+from etrm.training.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
 
 
 def table(rows: int = 6) -> PuzzleEmbedding:

@@ -10,9 +10,9 @@ from tiny import make_corpus, make_run, make_tasks, make_trainer, questions_of
 from torch import Tensor
 
 from etrm.config.study import TrainConfig
-from etrm.context.base import Encoded
-from etrm.engine import Trainer
-from etrm.probe import VIEWS, make_probe, reordered, separation
+from etrm.models.encoders.base import Encoded
+from etrm.training.probe import VIEWS, make_probe, reordered, separation
+from etrm.training.trainer import Trainer
 
 NAMES = {
     "encoder/between_task_ratio",

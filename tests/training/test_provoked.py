@@ -14,10 +14,10 @@ import pytest
 from tiny import make_corpus, make_run, make_task, make_trainer, recolour
 
 from etrm.config.health import GateConfig
-from etrm.context.base import Encoded
 from etrm.data.batch import Batch
-from etrm.engine import Trainer
-from etrm.health import check_rules, check_stuck, stop_reason, verdict
+from etrm.models.encoders.base import Encoded
+from etrm.training.health import check_rules, check_stuck, stop_reason, verdict
+from etrm.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
 

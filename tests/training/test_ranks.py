@@ -14,10 +14,10 @@ import torch
 from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor
 
-from etrm.distributed import RankError, Ranks, ranks_of_this_run
-from etrm.engine import Trainer
 from etrm.models.build import build_model
-from etrm.slots import SlotError
+from etrm.runtime.distributed import RankError, Ranks, ranks_of_this_run
+from etrm.training.slots import SlotError
+from etrm.training.trainer import Trainer
 
 SOURCES = ("embedding", "standard")
 STEPS, HALF = 20, 10

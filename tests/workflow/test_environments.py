@@ -18,7 +18,7 @@ import pytest
 from deployments import apptainer, bare_environment, conda, without_network
 from projects import ROOT, copy_project, variant
 
-from etrm import environment as recorded
+from etrm.runtime import environment as recorded
 
 RESULTS = "results/smoke"
 RUN = f"{RESULTS}/runs/trm/pretrain/seed0/run.json"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from etrm.cli import main
-from etrm.config import ConfigError, load_study, plain
-from etrm.pipeline import GateError, Pipeline, Run, describe, judge, require_passed
+from etrm.config.load import load_study, plain
+from etrm.config.schema import ConfigError
+from etrm.study.gate import GateError, describe, judge, require_passed
+from etrm.study.layout import Pipeline, Run
 
 SMALL = {"width": 16, "heads": 2}
 

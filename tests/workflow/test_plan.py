@@ -99,24 +99,24 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {},
     ),
     "code of a context source": (
-        append("etrm/context/standard.py", "\nUNUSED = 1\n"),
+        append("etrm/models/encoders/standard.py", "\nUNUSED = 1\n"),
         {
-            (PASSING, "overfit"): ("run", "code etrm/context/standard.py"),
+            (PASSING, "overfit"): ("run", "code etrm/models/encoders/standard.py"),
             ("trm", "pretrain"): ("done", ""),
         },
         {},
     ),
     "code of voting": (
-        append("etrm/vote.py", "\nUNUSED = 1\n"),
+        append("etrm/evaluation/voting.py", "\nUNUSED = 1\n"),
         {
-            ("trm", "evaluate"): ("run", "code etrm/vote.py"),
-            (PASSING, "evaluate"): ("run", "code etrm/vote.py"),
+            ("trm", "evaluate"): ("run", "code etrm/evaluation/voting.py"),
+            (PASSING, "evaluate"): ("run", "code etrm/evaluation/voting.py"),
             (PASSING, "full"): ("done", ""),
         },
         {},
     ),
     "a comment": (
-        append("etrm/losses.py", "\n# a remark\n"),
+        append("etrm/models/losses.py", "\n# a remark\n"),
         {(PASSING, "full"): ("done", "")},
         {},
     ),

@@ -21,7 +21,7 @@ TRAINING = {"steps": 60, "save_every": 10, "eval_every": None}
 # ones are slow from step 35 on, so that somebody can interrupt them.
 FAULTS = """
 import os, signal, time
-from etrm.engine import Trainer
+from etrm.training.trainer import Trainer
 original = Trainer.step
 
 def step(self):

@@ -160,7 +160,7 @@ def test_summary_names_results_gates_and_files(finished: Path) -> None:
 
 
 def test_code_of_one_context_source_reruns_its_experiments(study: Path) -> None:
-    path = study / "etrm/context/standard.py"
+    path = study / "etrm/models/encoders/standard.py"
     path.write_text(path.read_text() + "\nUNUSED = 1\n")
     jobs = planned(snakemake(study, "-n"))
     assert jobs["train_overfit"] == 3

@@ -4,30 +4,16 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from etrm.cluster import read_site
-from etrm.config import (
-    ConfigError,
-    check_files,
-    evaluation_settings,
-    load_study,
-    plain,
-    to_yaml,
-)
-from etrm.keep import RUN_FILES
-from etrm.records import DamagedFileError
-from etrm.pipeline import (
-    FIGURES,
-    PART_FILE,
-    SCORE_FILES,
-    TABLE_FORMATS,
-    GateError,
-    ParentError,
-    Pipeline,
-    Run,
-    judge,
-    require_passed,
-)
-from etrm.provenance import code_digest, script_digest, train_code
+from etrm.launch.site import read_site
+from etrm.config.schema import ConfigError
+from etrm.config.files import check_files
+from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
+from etrm.storage.finished import RUN_FILES
+from etrm.storage.records import DamagedFileError
+from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
+from etrm.storage.finished import SCORE_FILES
+from etrm.study.gate import GateError, judge, require_passed
+from etrm.storage.digests import code_digest, script_digest, train_code
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.

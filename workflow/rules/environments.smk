@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from etrm.environment import search_first
+from etrm.runtime.environment import search_first
 
 CHECKOUT = Path(workflow.basedir)
 ENVIRONMENT = "../../envs/etrm.yaml"

@@ -15,7 +15,7 @@ rule figures:
     params:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
-        code=code_digest("etrm.report.write", "etrm.report.collect"),
+        code=code_digest("etrm.report.write_figures", "etrm.report.collect"),
         script=code_of_script("figures"),
     script:
         "../scripts/figures.py"
@@ -61,7 +61,7 @@ rule record:
         ENVIRONMENT
     params:
         goal=lambda wildcards: STUDY.experiments[wildcards.experiment].description,
-        code=code_digest("etrm.report.records", "etrm.report.collect"),
+        code=code_digest("etrm.report.experiment_record", "etrm.report.collect"),
         script=code_of_script("record"),
     script:
         "../scripts/record.py"

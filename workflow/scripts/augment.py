@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from etrm.data.prepare import prepare_augmentations
-from etrm.logs import job_log, say
+from etrm.runtime.logs import job_log, say
 
 with job_log(snakemake.log[0]):
     tasks, out = Path(snakemake.input.tasks), Path(snakemake.output[0])

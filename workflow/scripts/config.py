@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from etrm.data.files import atomic_write
-from etrm.logs import job_log
+from etrm.runtime.logs import job_log
+from etrm.storage.files import atomic_write
 
 with job_log(snakemake.log[0]), atomic_write(Path(snakemake.output[0])) as path:
     path.write_text(snakemake.config["resolved"], encoding="utf-8")

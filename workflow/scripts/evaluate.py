@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from etrm.config import parse
+from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig
-from etrm.logs import job_log
-from etrm.score import evaluate_run
-from etrm.slurm import preemptible, threads_of
+from etrm.evaluation.run import evaluate_run
+from etrm.launch.slurm import preemptible, threads_of
+from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]), preemptible():
     torch.set_num_threads(threads_of(snakemake.resources, snakemake.threads))

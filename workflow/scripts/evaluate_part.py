@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from etrm.config import parse
+from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig
-from etrm.logs import job_log
-from etrm.parts import Part
-from etrm.score import evaluate_part
-from etrm.slurm import preemptible, threads_of
+from etrm.evaluation.run import evaluate_part
+from etrm.evaluation.shards import Part
+from etrm.launch.slurm import preemptible, threads_of
+from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]), preemptible():
     torch.set_num_threads(threads_of(snakemake.resources, snakemake.threads))

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from etrm.config import parse
+from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
-from etrm.config.study import FigureStyle
-from etrm.logs import job_log
+from etrm.config.schema import parse
 from etrm.report.collect import collect
-from etrm.report.write import write_figures
+from etrm.report.write_figures import write_figures
+from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):
     write_figures(

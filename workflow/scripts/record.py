@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from etrm.logs import job_log
 from etrm.report.collect import collect
-from etrm.report.records import write_record
+from etrm.report.experiment_record import write_record
+from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):
     name = snakemake.wildcards.experiment

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from etrm.data.files import atomic_write
-from etrm.logs import job_log
+from etrm.runtime.logs import job_log
+from etrm.storage.files import atomic_write
 
 # The outer run holds the lock of the folder, and waits for this one.
 with job_log(snakemake.log[0]), atomic_write(Path(snakemake.output[0])) as path:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from etrm.logs import job_log
 from etrm.report.collect import collect
 from etrm.report.tables import results_table, write_results
+from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):
     table = results_table(collect(snakemake.input.runs))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from etrm.config import parse
+from etrm.config.schema import parse
 from etrm.config.study import DataConfig
 from etrm.data.prepare import prepare_tasks
-from etrm.logs import job_log, say
+from etrm.runtime.logs import job_log, say
 
 with job_log(snakemake.log[0]):
     data = parse(DataConfig, snakemake.params.data, "data")

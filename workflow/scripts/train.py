@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from etrm.config import parse
-from etrm.config.study import ExecutionConfig, RunConfig, TrackingConfig
-from etrm.job import Job
-from etrm.launch import train
-from etrm.logs import job_log
-from etrm.pipeline import require_passed
-from etrm.slurm import going_on, gpus_of, nodes_of, threads_of
-from etrm.train import RunPaths
+from etrm.config.execution import ExecutionConfig, TrackingConfig
+from etrm.config.schema import parse
+from etrm.config.study import RunConfig
+from etrm.launch.job import Job
+from etrm.launch.launch import train
+from etrm.launch.slurm import going_on, gpus_of, nodes_of, threads_of
+from etrm.runtime.logs import job_log
+from etrm.study.gate import require_passed
+from etrm.training.run import RunPaths
 
 with job_log(snakemake.log[0], history=True), going_on():
     if snakemake.input.get("verdict"):

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from etrm.config import parse
 from etrm.config.health import GateConfig, HealthConfig
-from etrm.health import write_verdict
-from etrm.logs import job_log, say
-from etrm.pipeline import describe
+from etrm.config.schema import parse
+from etrm.runtime.logs import job_log, say
+from etrm.study.gate import describe
+from etrm.training.health import write_verdict
 
 with job_log(snakemake.log[0]):
     health = parse(HealthConfig, snakemake.params.health, "health")

@@ -1,0 +1,1 @@
+"""Decoding, voting and scoring of a trained run on held-out tasks."""

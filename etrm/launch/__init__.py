@@ -1,0 +1,1 @@
+"""Start training processes: ranks, nodes, SLURM jobs."""

@@ -1,0 +1,116 @@
+"""A job of SLURM, from inside: what it has been given, and how it goes back into the queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from etrm.runtime.interruption import Interrupted
+from etrm.runtime.logs import say
+
+SECONDS = 20.0  # that a command of SLURM may take
+
+
+def gpus_of(resources: Mapping[str, Any]) -> int:
+    """GPUs of a job on all its nodes, by `gpu`, or `gres` where the cluster takes only that."""
+    by_gres = str(resources.get("gres") or "").split(":")
+    if by_gres[0] == "gpu":
+        count = int(by_gres[-1]) if by_gres[-1].isdigit() else 1
+        return count * nodes_of(resources)
+    return int(resources.get("gpu") or 1)
+
+
+def nodes_of(resources: Mapping[str, Any]) -> int:
+    """Nodes of a job."""
+    return int(resources.get("nodes") or 1)
+
+
+def threads_of(resources: Mapping[str, Any], threads: int) -> int:
+    """CPU threads of a job on each node: those of its GPUs on a cluster, else the rule's."""
+    of_each = resources.get("cpus_per_gpu")
+    if not of_each or not this_job():
+        return threads
+    return max(1, int(of_each) * gpus_of(resources) // nodes_of(resources))
+
+
+def this_job() -> str | None:
+    """The number of the SLURM job that this process is a part of."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Within the block, a run that saves because its time is over goes back into the queue.
+
+    Not where this job has got it no further: it would never end. It counts as failed then, and the
+    next attempt has more time. A job that is preempted goes back too, where SLURM would cancel it.
+    """
+    try:
+        yield
+    except Interrupted as stopped:
+        over = stopped.number == signal.SIGUSR1 and stopped.advanced
+        if over or (stopped.number == signal.SIGTERM and _preempted()):
+            requeue()
+        raise
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Within the block, a job that saves nothing on the way goes back into the queue all the same
+    where SLURM would cancel it to make room; a warning of the time limit does not end it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, advanced=False)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with going_on():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _preempted() -> bool:
+    """Is SLURM ending this job to make room for another one?"""
+    job = this_job()
+    return job is not None and _preempted_job(_slurm("scontrol", "show", "job", job)[0])
+
+
+def _preempted_job(text: str) -> bool:
+    at = re.search(r"\bPreemptTime=(\S+)", text)
+    return at is not None and at[1] not in ("None", "N/A", "Unknown")
+
+
+def _slurm(*command: str) -> tuple[str, str]:
+    """What a command of SLURM prints, and what is wrong with it; empty where nothing is."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    return done.stdout, done.stderr.strip() if done.returncode else ""
+
+
+def requeue() -> bool:
+    """Put this job back into SLURM's queue; False where that is not possible.
+
+    It keeps its number, so that whoever waits for it goes on waiting, and is ended by SLURM.
+    """
+    job = this_job()
+    if job is None:
+        return False
+    problem = _slurm("scontrol", "requeue", job)[1]
+    if problem:
+        text = "SLURM job %s could not be put back into the queue (%s): it counts as failed"
+        say(text % (job, problem), logging.WARNING)
+    else:
+        say(f"SLURM job {job}: back in the queue, to go on from there")
+    return not problem

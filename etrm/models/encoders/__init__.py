@@ -1,0 +1,1 @@
+"""Context sources: encoders of demonstrations, and TRM's learned embedding. One file a family."""

@@ -1,0 +1,210 @@
+"""The qualitative figure: what each experiment answers to a few held-out test inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from etrm.evaluation.voting import to_array, vote
+from etrm.report.style import RIGHT, WRONG, draw_grid, say, theme, wrap
+
+if TYPE_CHECKING:
+    from etrm.arc.task import Task
+    from etrm.config.execution import FigureStyle
+
+PER_LINE = 5  # experiments beside each other; further ones go on the next line
+LARGEST_PANEL = 1.0  # inches
+LABEL, CLOSE, APART, FOOT, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.15, 0.1, 0.03  # inches
+HEADS = ("demo input", "demo output", "test input", "truth")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The candidate with most votes, and how many of the predictions voted for it."""
+
+    grid: np.ndarray
+    votes: int
+    predictions: int
+
+
+def qualitative(
+    tasks: Sequence[Task],
+    predictions: Mapping[str, pd.DataFrame],
+    style: FigureStyle,
+    *,
+    seed: int = 0,
+) -> Figure:
+    """Rows: test queries; columns: a demo pair, test input, truth, each experiment's top attempt.
+
+    `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`). The
+    tasks are drawn with `seed` among those that have a known output and, where there are such,
+    that all experiments predicted: never by how well they were answered. Under an attempt: right or wrong,
+    and its votes out of all predictions.
+    """
+    chosen = choose(tasks, predictions, style.qualitative_tasks, seed)
+    with theme(style):
+        if not predictions or not chosen:
+            fig = Figure(figsize=(style.width, 0.25 * style.width))
+            missing = "no experiment has been evaluated yet"
+            if predictions:
+                missing = "no evaluated test query has a known output"
+            say(fig.subplots(), missing)
+            return fig
+        attempts = {name: _attempts(frame, chosen) for name, frame in predictions.items()}
+        return _Page(style, list(predictions)).draw(chosen, attempts)
+
+
+def choose(
+    tasks: Sequence[Task], predictions: Mapping[str, pd.DataFrame], count: int, seed: int
+) -> list[tuple[Task, int]]:
+    """Up to `count` (task, query): the first predicted query with a known output of drawn tasks."""
+    predicted = [
+        set(zip(frame["task"].tolist(), frame["query"].tolist(), strict=True))
+        for frame in predictions.values()
+    ]
+    if not predicted:
+        return []
+    for enough in (set.intersection(*predicted), set.union(*predicted)):
+        candidates: dict[str, tuple[Task, int]] = {}
+        for task in sorted(tasks, key=lambda task: task.id):
+            for query, pair in enumerate(task.queries):
+                if pair.output is not None and (task.id, query) in enough:
+                    candidates.setdefault(task.id, (task, query))
+        if candidates:
+            rng = np.random.default_rng(seed)
+            drawn = rng.choice(len(candidates), min(count, len(candidates)), replace=False)
+            return [list(candidates.values())[i] for i in sorted(drawn)]
+    return []
+
+
+def _attempts(
+    predictions: pd.DataFrame, chosen: Sequence[tuple[Task, int]]
+) -> dict[tuple[str, int], Attempt]:
+    few = predictions[predictions["task"].isin([task.id for task, _ in chosen])]
+    if few.empty:
+        return {}
+    ranked = vote(few)
+    top = ranked[ranked["rank"] == 1]
+    total = ranked.groupby(["task", "query"], observed=True)["count"].sum().to_dict()
+    columns = ("task", "query", "height", "width", "grid", "count")
+    return {
+        (task, query): Attempt(to_array(*grid), votes, total[task, query])
+        for task, query, *grid, votes in zip(*(top[name].tolist() for name in columns), strict=True)
+    }
+
+
+class _Page:
+    """Places panels on a figure, in inches from the top left.
+
+    All panels of a row have one frame in cells, which is as wide as a panel or, for a row of tall
+    grids, as high as a panel is wide.
+    """
+
+    def __init__(self, style: FigureStyle, names: Sequence[str]) -> None:
+        self.font = 6.5 * style.font_scale
+        self.per_line = min(PER_LINE, len(names))
+        starts = range(0, len(names), self.per_line)
+        self.lines = [list(names[i : i + self.per_line]) for i in starts]
+        gaps = LABEL + CLOSE * (1 + self.per_line) + 2 * APART + MARGIN
+        panels = len(HEADS) + self.per_line
+        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)
+        self.width = gaps + panels * self.panel
+        self.lefts = [LABEL]
+        for gap in (CLOSE, APART, CLOSE, APART, *[CLOSE] * (self.per_line - 1)):
+            self.lefts.append(self.lefts[-1] + self.panel + gap)
+        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))
+        self.titles = {name: wrap(name, letters) for name in (*HEADS, *names)}
+
+    def draw(
+        self,
+        chosen: Sequence[tuple[Task, int]],
+        attempts: Mapping[str, Mapping[tuple[str, int], Attempt]],
+    ) -> Figure:
+        rows = [_Row(task, query, attempts) for task, query in chosen]
+        tops, self.height = self._tops(rows)
+        self.fig = Figure(figsize=(self.width, self.height))
+        for i, row in enumerate(rows):
+            self._row(row, tops[i], titled=i == 0 or len(self.lines) > 1)
+        return self.fig
+
+    def _tops(self, rows: Sequence[_Row]) -> tuple[list[list[float]], float]:
+        """Top of every panel line of every row; and the height of the page."""
+        y = MARGIN
+        tops: list[list[float]] = []
+        for i, row in enumerate(rows):
+            tops.append([])
+            for j, names in enumerate(self.lines):
+                if i == 0 or len(self.lines) > 1:  # else the first row's titles serve all
+                    shown = [*HEADS, *names] if j == 0 else names
+                    lines = max(self.titles[name].count("\n") + 1 for name in shown)
+                    y += (lines * 1.25 * self.font + 4) / 72
+                tops[-1].append(y)
+                y += row.height * self.panel + FOOT + BETWEEN
+        return tops, y
+
+    def _row(self, row: _Row, tops: Sequence[float], titled: bool) -> None:
+        def axes(column: int, top: float, title: str) -> Axes:
+            left, high = self.lefts[column] / self.width, row.height * self.panel / self.height
+            bottom = 1 - top / self.height - high
+            made = self.fig.add_axes((left, bottom, self.panel / self.width, high))
+            if titled:
+                made.set_title(self.titles[title], fontsize=self.font, pad=3, linespacing=1.1)
+            return made
+
+        for column, (title, grid) in enumerate(zip(HEADS, row.known, strict=True)):
+            draw_grid(axes(column, tops[0], title), grid, row.frame, "unknown", self.font)
+        for top, names in zip(tops, self.lines, strict=True):
+            for column, name in enumerate(names, len(HEADS)):
+                self._attempt(axes(column, top, name), row, row.answers[name])
+        y = 1 - (tops[0] + row.height * self.panel / 2) / self.height
+        place: dict[str, Any] = {
+            "rotation": 90,
+            "ha": "center",
+            "va": "center",
+            "fontsize": self.font,
+        }
+        self.fig.text(LABEL / 2 / self.width, y, row.label, **place)
+
+    def _attempt(self, axes: Axes, row: _Row, attempt: Attempt | None) -> None:
+        if attempt is None:
+            draw_grid(axes, None, row.frame, "not\npredicted", self.font)
+            return
+        draw_grid(axes, attempt.grid, row.frame, "empty", self.font)
+        right = np.array_equal(attempt.grid, row.truth)
+        axes.annotate(
+            f"{'✓' if right else '✗'} {attempt.votes}/{attempt.predictions}",
+            xy=(0.5, 0),
+            xycoords="axes fraction",
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=self.font,
+            color=RIGHT if right else WRONG,
+        )
+
+
+class _Row:
+    """What one row shows: grids, their common frame in cells, and the label."""
+
+    def __init__(
+        self, task: Task, query: int, attempts: Mapping[str, Mapping[tuple[str, int], Attempt]]
+    ) -> None:
+        pair, demo = task.queries[query], task.demos[0]
+        self.known = [demo.input, demo.output, pair.input, pair.output]
+        self.truth = np.asarray(pair.output)
+        self.answers = {name: found.get((task.id, query)) for name, found in attempts.items()}
+        grids = [answer.grid for answer in self.answers.values() if answer is not None]
+        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]
+        highest, widest = max(h for h, _ in shapes), max(w for _, w in shapes)
+        side = max(highest, widest)
+        self.frame = (max(highest, side // 2), side)  # not so flat that its label would not fit
+        self.height = self.frame[0] / side  # relative to a panel's width
+        test = f"\ntest {query + 1}" if len(task.queries) > 1 else ""
+        self.label = wrap(task.id, 14) + test

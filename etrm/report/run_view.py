@@ -1,0 +1,118 @@
+"""What the report knows of a run: `RunView`, read from a run folder without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from etrm.storage.records import (
+    DESCRIBED,
+    DamagedFileError,
+    read_metrics,
+    read_run,
+    read_score,
+    read_verdict,
+)
+
+STAGES = ("pretrain", "overfit", "full")
+# Means over the samples that halted in a step: without a value where `train/count` is 0.
+_OF_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One training run and what is known about it; `verdict` and `score` may be absent."""
+
+    run: dict[str, Any]  # run.json
+    metrics: pd.DataFrame  # metrics.parquet: `step` and one column per metric
+    verdict: dict[str, Any] | None = None  # of an overfit run
+    score: dict[str, Any] | None = None  # of an evaluated run
+    predictions: Path | None = None
+
+    @property
+    def experiment(self) -> str:
+        return str(self.run["experiment"])
+
+    @property
+    def stage(self) -> str:
+        return str(self.run["stage"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.run["seed"])
+
+    @property
+    def is_trm(self) -> bool:
+        """Learned puzzle embeddings, not an encoder."""
+        return bool(self.run["kind"] == "trm")
+
+    @property
+    def stopped(self) -> bool:
+        """Stopped by its verdict or, where it has none, by a health rule.
+
+        Ending a run because it reached its target (`stopped_early` names the target) is a success.
+        """
+        if self.verdict is not None:
+            return not self.verdict["passed"]
+        reason = self.run.get("stopped_early") or ""
+        return bool(reason) and "target" not in reason
+
+    def series(self, name: str) -> pd.Series:
+        """The metric over steps (index), without the steps on which it has no finite value."""
+        if name not in self.metrics:
+            return pd.Series(dtype=np.float64, name=name)
+        values = self.metrics.set_index("step")[name].astype(np.float64)
+        if name in _OF_HALTED and "train/count" in self.metrics:
+            values = values[self.metrics["train/count"].fillna(0).to_numpy() > 0]
+        return values[np.isfinite(values)]
+
+    def weights(self, name: str) -> pd.Series:
+        """The samples that each value of `series(name)` is a mean of; else 1."""
+        values = self.series(name)
+        if name not in _OF_HALTED or "train/count" not in self.metrics:
+            return pd.Series(1.0, index=values.index)
+        return self.metrics.set_index("step")["train/count"].loc[values.index].astype(np.float64)
+
+    def final(self, name: str) -> float | None:
+        """The metric at the end: the mean over samples in its last tenth of logged values."""
+        values, weights = self.series(name), self.weights(name)
+        last = -(-len(values) // 10)
+        if not last:
+            return None
+        return float(np.average(values.iloc[-last:], weights=weights.iloc[-last:]))
+
+
+def load_run(
+    folder: Path | str,
+    *,
+    verdict: Path | str | None = None,
+    score: Path | str | None = None,
+    predictions: Path | str | None = None,
+) -> RunView:
+    """Reads `run.json` and `metrics.parquet`; also `verdict` and `score` where a file is given.
+
+    Raises FileNotFoundError for a file that is missing, `DamagedFileError` for one that cannot be
+    used.
+    """
+    folder = Path(folder)
+    run = read_run(folder, DESCRIBED)
+    if run["stage"] not in STAGES:
+        found = f"stage {run['stage']!r}"
+        raise DamagedFileError(folder / "run.json", found, f"one of {', '.join(STAGES)}")
+    return RunView(
+        run=run,
+        metrics=read_metrics(folder).to_pandas(),
+        verdict=None if verdict is None else read_verdict(Path(verdict)),
+        score=None if score is None else read_score(Path(score)),
+        predictions=None if predictions is None else Path(predictions),
+    )
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Without repetition, in the order first seen."""
+    return list(dict.fromkeys(names))

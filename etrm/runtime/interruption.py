@@ -1,0 +1,91 @@
+"""Stop a run between steps when a signal arrives, and tell the scheduler that it can resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from etrm.runtime.logs import say
+
+# Told to the scheduler by a run that was asked to stop and goes on when it is started again.
+EXIT_INTERRUPTED = 75
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, and nothing is lost by that: it can go on."""
+
+    def __init__(self, number: int, advanced: bool) -> None:
+        """`number`: of the signal that asked; `advanced`: this process has got the run further."""
+        super().__init__(EXIT_INTERRUPTED)
+        self.number, self.advanced = number, advanced
+
+
+class Interruption:
+    """Within the block, SIGTERM, SIGUSR1 and SIGINT are noted, to be acted on between steps."""
+
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, tell: bool = True) -> None:
+        """`tell`: say on the terminal that a signal has arrived, and what happens now."""
+        self.number = 0  # of the last signal that arrived
+        self.told = 0  # how many came from outside: `ask` is not among them
+        self.why: str | None = None  # the run was asked to stop, where it was not a person's wish
+        self.doing = "stopping …"  # what is said when a signal arrives
+        self.advanced = False  # this process has got the run further, and that is saved
+        self._tell, self._at_once, self._asking = tell, False, False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in self.signals:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ask(self, why: str) -> None:
+        """Ask this process to stop, as a signal does; for another thread than the main one."""
+        self.why, self._asking = why, True
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)
+
+    @contextmanager
+    def at_once(self, doing: str, then: str) -> Iterator[None]:
+        """Within the block nothing is lost by stopping: a signal ends the process there.
+
+        What it was `doing`, and what happens when it is started again, is said.
+        """
+        self._at_once = True
+        try:
+            if self.number:
+                raise Interrupted(self.number, self.advanced)
+            yield
+        except Interrupted:
+            if self._tell:
+                say(f"{self.why or name_of(self.number)}: stopped {doing}; {then}")
+            raise
+        finally:
+            self._at_once = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.told += not self._asking
+        self._asking = False
+        if self._at_once:
+            self._at_once = False  # a second signal does not disturb the clearing up
+            raise Interrupted(number, self.advanced)
+        if self._tell:  # not by print, which it may have interrupted
+            with suppress(OSError):  # of a file on a full disk
+                os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
+
+
+def name_of(number: int) -> str:
+    """The name of a signal."""
+    return signal.Signals(number).name

@@ -1,0 +1,53 @@
+"""What a person sees of a run under way, and how a person or a scheduler interrupts it."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from etrm.runtime.logs import say
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class Progress:
+    """A bar on a terminal of one's own; elsewhere a line every so often; on other ranks nothing."""
+
+    def __init__(self, name: str, steps: int, main: bool, bar: bool) -> None:
+        self.name, self.steps, self._main, self._last = name, steps, main, 0.0
+        shown = main and bar and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, desc=name, unit="step", disable=not shown)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, step: int) -> None:
+        """Where a run that goes on begins."""
+        self._bar.initial = self._bar.n = step
+
+    def show(self, row: dict[str, float]) -> None:
+        """Where training is."""
+        step = int(row["step"])
+        parts = [f"loss {row['train/lm_loss']:.3f}"]
+        if "train/exact_accuracy" in row:
+            parts.append(f"exact {row['train/exact_accuracy']:.1%}")
+        parts.append(f"{row['perf/examples_per_second']:.0f} examples/s")
+        self._bar.n = step
+        self._bar.set_postfix_str(", ".join(parts))
+        if self._bar.disable and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self.say(f"step {step}/{self.steps}: {', '.join(parts)}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if not self._main:
+            return
+        if self._bar.disable:
+            say(f"{self.name}: {text}")
+        else:
+            self._bar.write(text, file=sys.stderr)

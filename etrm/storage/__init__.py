@@ -1,0 +1,1 @@
+"""Files, checkpoints, records and digests: everything that a run leaves on disk."""

@@ -1,0 +1,82 @@
+"""Finished results, kept beside the declared outputs.
+
+The workflow deletes the outputs of a job before it starts, so that a job that then fails would take
+an earlier result with it. The files of a finished run, or of an evaluation, are therefore linked
+(the same bytes, no copy) into a folder of their own: the last good result stays there whatever
+becomes of the next, and a job that is asked for the same one again, by the digest of all that
+determines it, takes it back from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from etrm.storage.files import file_digest, write_json_atomic
+
+RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
+SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
+KEPT = 2  # the current result, and the one before
+LIST = "kept.json"  # the key of a kept result, and the SHA-256 of each of its files
+
+
+def keep(out: Path, names: Sequence[str], store: Path, key: str) -> None:
+    """Link a finished result into `store`, complete or not at all; drop all but the newest."""
+    target, temporary = store / key[:16], store / f".{key[:16]}.tmp"
+    for left in store.glob(".*.tmp"):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in names:
+        _link(out / name, temporary / name)
+    digests = {name: file_digest(temporary / name) for name in names}
+    write_json_atomic(temporary / LIST, {"key": key, "sha256": digests})
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    os.utime(target)
+    kept = [d for d in store.iterdir() if d.is_dir() and not d.name.startswith(".")]
+    for old in sorted(kept, key=lambda d: d.stat().st_mtime_ns)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
+    """Put a kept result with this key back to `out`, if there is one.
+
+    One of which a file is missing, or is not what it was, is not used.
+    """
+    folder = store / key[:16]
+    if not is_kept(names, store, key):
+        return False
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        temporary = out / f".{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        _link(folder / name, temporary)
+        os.replace(temporary, out / name)
+        temporary.unlink(missing_ok=True)  # two links to one file are left as they are
+        os.utime(out / name)
+    os.utime(folder)
+    return True
+
+
+def is_kept(names: Sequence[str], store: Path, key: str) -> bool:
+    """Could a result with this key be taken back?"""
+    return _whole(store / key[:16], names, key)
+
+
+def _whole(folder: Path, names: Sequence[str], key: str) -> bool:
+    try:
+        kept = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        same = [file_digest(folder / name) == kept["sha256"][name] for name in names]
+        return bool(kept["key"] == key and all(same))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links, or another one
+        shutil.copy2(source, target)

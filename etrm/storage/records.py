@@ -1,0 +1,142 @@
+"""Records of a study: `run.json`, `verdict.json`, `score.json`, and the tables beside them.
+
+Whoever reads one of these files reads it from here, so that a damaged one is named wherever it is
+met, with what is wrong with it and what mends it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etrm.storage.files import file_digest
+
+Keys = Mapping[str, type | tuple[type, ...]]
+
+NUMBER = (int, float)
+IDENTITY: Keys = {"experiment": str, "stage": str, "seed": int}
+DESCRIBED: Keys = {**IDENTITY, "kind": str, "split": str}
+RUN: Keys = {
+    **DESCRIBED,
+    **{"config": dict, "key": str, "weights_sha256": str, "code_digest": str},
+    **{"steps_done": int, "device": str},
+}
+VERDICT: Keys = {
+    **{"experiment": str, "seed": int, "passed": bool, "diagnosis": list},
+    **{"exact_accuracy": NUMBER, "threshold": NUMBER},
+}
+SCORE: Keys = {
+    **IDENTITY,
+    **{"evaluation": dict, "run_key": str, "held_out": dict, "pass": dict, "metrics": dict},
+    **{"partial": bool, "predictions": int, "device": str},
+}
+MEND = "delete it and run its study again, which restores it or makes it anew"
+_MISSING = object()
+
+
+class DamagedFileError(ValueError):
+    """A file of a study that cannot be used: which one, what is wrong, and what mends it."""
+
+    def __init__(self, path: Path, found: str, expected: str) -> None:
+        super().__init__(f"{path}: found {found}, expected {expected}; {MEND}")
+        self.path = path
+        self.found = found
+
+
+def read_run(folder: Path, keys: Keys = RUN) -> dict[str, Any]:
+    """Return the `run.json` of a run folder; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(folder / "run.json", keys, "the record of a run")
+
+
+def read_verdict(path: Path) -> dict[str, Any]:
+    """Return a `verdict.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(path, VERDICT, "the verdict on an overfit run")
+
+
+def read_score(path: Path) -> dict[str, Any]:
+    """Return a `score.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(path, SCORE, "the score of a run")
+
+
+def check_weights(folder: Path, record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a run's weights, which must be the one in its record.
+
+    Raises `DamagedFileError` where they are others, or damaged, and `FileNotFoundError`.
+    """
+    path, expected = folder / "model.safetensors", str(record["weights_sha256"])
+    found = file_digest(path)
+    if found != expected:
+        wanted = f"{expected}, which its run.json says: it was changed, damaged, or is another's"
+        raise DamagedFileError(path, f"SHA-256 {found}", wanted)
+    return found
+
+
+def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
+    """Return the JSON object in a file, which has at least `keys` (dotted), each of its type.
+
+    Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
+    """
+    try:
+        content = json.loads(path.read_bytes() or b"null")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFileError(path, f"an unreadable file ({error.strerror})", expected) from None
+    except ValueError as error:
+        raise DamagedFileError(path, f"no JSON ({error})", expected) from None
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else f"a {type(content).__name__}"
+        raise DamagedFileError(path, found, expected)
+    missing = [key for key in keys if _at(content, key) is _MISSING]
+    if missing:
+        raise DamagedFileError(path, f"no {', '.join(missing)}", expected)
+    for key, kind in keys.items():
+        value = _at(content, key)
+        if not isinstance(value, kind):
+            found = f"{key} = {json.dumps(value)[:40]}"
+            raise DamagedFileError(path, found, f"{expected}, where it is of another type")
+    return content
+
+
+def _at(record: Any, key: str) -> Any:
+    """The value at a dotted key; `_MISSING` where there is none."""
+    for part in key.split("."):
+        if not isinstance(record, dict) or part not in record:
+            return _MISSING
+        record = record[part]
+    return record
+
+
+def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.Table:
+    """Return a parquet table that has at least `columns`.
+
+    Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["of no known kind"])[0]
+        raise DamagedFileError(path, f"no readable parquet file ({reason})", expected) from None
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise DamagedFileError(path, f"no column {', '.join(missing)}", expected)
+    return table
+
+
+def read_metrics(folder: Path) -> pa.Table:
+    """Return the `metrics.parquet` of a run folder, a row for each logged step."""
+    return read_table(folder / "metrics.parquet", "the metrics of a run", ("step",))
+
+
+def read_predictions(path: Path) -> pa.Table:
+    """Return a `predictions.parquet`, a row for each task, query and variant."""
+    columns = ("task", "query", "variant", "height", "width", "grid", "q_halt")
+    return read_table(path, "the predictions of an evaluation", columns)

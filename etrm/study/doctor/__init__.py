@@ -1,0 +1,1 @@
+"""`etrm doctor`: leftovers of crashes, and the command that mends each."""

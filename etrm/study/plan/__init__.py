@@ -1,0 +1,1 @@
+"""`etrm plan`: the jobs that would run, why, and their cost."""

@@ -1,0 +1,1 @@
+"""Metrics: rows of `metrics.parquet`, mirrored to W&B."""

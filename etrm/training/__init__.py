@@ -1,0 +1,1 @@
+"""The trainer and everything of one training run."""

@@ -1,0 +1,409 @@
+"""Decoding: everything once, whatever the batches; augmentation undone; halting early."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tiny import grid, make_corpus, make_run, make_task, make_tasks, make_variants, recolour
+from torch import Tensor
+
+import etrm.evaluation.decode
+from etrm.arc.augment import Augmentation
+from etrm.arc.grid import COLOR_OFFSET, EOS, crop
+from etrm.arc.task import Pair, Task
+from etrm.config.study import EvaluationConfig, HaltingConfig
+from etrm.data.batch import Batch
+from etrm.data.corpus import Corpus, Episodes
+from etrm.data.episodes import held_out_questions, on_lanes
+from etrm.evaluation.decode import (
+    PREDICTIONS,
+    Decoded,
+    _add_rows,
+    all_variants,
+    decode,
+    decode_all,
+    predict,
+    training_metrics,
+)
+from etrm.models.act import Model, StepOutput, act_step, empty_carry
+from etrm.models.build import build_model
+from etrm.models.losses import sample_losses
+
+HALTING = HaltingConfig(max_steps=3)
+F32 = torch.float32
+
+
+def held_out(corpus: Corpus, lanes: tuple[int, ...] = (3, 4)) -> list[Episodes]:
+    return on_lanes(corpus, held_out_questions(corpus), lanes)
+
+
+def tasks_of_two_lanes() -> list[Task]:
+    return [*make_tasks(4, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return make_corpus(tasks_of_two_lanes())
+
+
+def model_of(source: str, corpus: Corpus, **blocks: Any) -> Model:
+    """A model whose q-heads disagree about when to stop."""
+    model = build_model(make_run(source, **blocks), corpus.num_puzzles)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.decoder.q_head.weight.normal_(generator=generator)
+        model.decoder.q_head.bias.zero_()
+        if source == "embedding":
+            model.context.weights.normal_(generator=generator)
+    return model.eval()
+
+
+def table_of(
+    model: Model,
+    corpus: Corpus,
+    lanes: list[Episodes] | None = None,
+    limit: int | None = None,
+    halting: HaltingConfig = HALTING,
+    **config: Any,
+) -> pa.Table:
+    settings = EvaluationConfig(**config)
+    chosen = all_variants(corpus, held_out(corpus) if lanes is None else lanes, limit)
+    return predict(model, corpus, chosen, halting, settings, F32)
+
+
+def knowing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, q_halt: float = 1.0) -> None:
+    """Decoding answers with the labels: as far as they are on the canvas."""
+
+    def oracle(
+        model: Model, batch: Batch, halting: HaltingConfig, *_: object
+    ) -> tuple[StepOutput, Tensor]:
+        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
+        size = len(batch)
+        known = torch.full((size,), q_halt)
+        output = StepOutput(logits, known, torch.zeros(size, 1, 1), {}, torch.ones(size).bool())
+        return output, torch.full((size,), halting.max_steps)
+
+    monkeypatch.setattr("etrm.evaluation.decode.decode", oracle)
+
+
+# --- everything exactly once ---
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_every_task_query_and_variant_is_answered_once(
+    source: str, batch_size: int, corpus: Corpus
+) -> None:
+    assert len(held_out(corpus)) == 2
+    table = table_of(model_of(source, corpus), corpus, batch_size=batch_size)
+    found = Counter(
+        (row["task"], row["query"], row["variant"])
+        for row in table.select(["task", "query", "variant"]).to_pylist()
+    )
+    expected = {
+        (task.id, query, variant)
+        for number, task in enumerate(corpus.tasks)
+        for query in range(len(task.queries))
+        for variant in range(int(corpus.variant_count[number]))
+    }
+    assert set(found) == expected
+    assert set(found.values()) == {1}
+    assert table.schema.equals(PREDICTIONS)
+
+
+def test_tasks_with_different_numbers_of_variants() -> None:
+    tasks = make_tasks(3)
+    variants = make_variants(tasks, 5)
+    few = make_variants(tasks, 2)
+    corpus = Corpus(tasks, {**variants, tasks[1].id: few[tasks[1].id]})
+    lanes = held_out(corpus, (4,))
+    for limit, expected in ((None, [5, 2, 5]), (3, [3, 2, 3]), (1, [1, 1, 1])):
+        ((episodes, index, variant),) = all_variants(corpus, lanes, limit)
+        pairs = list(zip(index.tolist(), variant.tolist(), strict=True))
+        assert pairs == [
+            (e, v) for e in range(len(episodes)) for v in range(expected[int(episodes.task[e])])
+        ]
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("halt_early", [False, True])
+def test_batches_of_one_and_of_64_agree(source: str, halt_early: bool, corpus: Corpus) -> None:
+    model = model_of(source, corpus)
+    one, many = (
+        table_of(model, corpus, batch_size=size, halt_early=halt_early) for size in (1, 64)
+    )
+    for name in PREDICTIONS.names:
+        first, second = (t.column(name).to_pylist() for t in (one, many))
+        if name in ("q_halt", "token_accuracy"):
+            assert first == pytest.approx(second, abs=1e-3)
+        else:
+            assert first == second
+
+
+def test_lanes_are_decoded_on_their_own_canvas(corpus: Corpus) -> None:
+    model = model_of("standard", corpus)
+    lanes = all_variants(corpus, held_out(corpus))
+    sides = {
+        (episodes.side, decoded.batch.inputs.shape[1])
+        for episodes, decoded in decode_all(model, corpus, lanes, HALTING, 8)
+    }
+    assert sides == {(3, 9), (4, 16)}
+
+
+def test_the_model_is_left_in_its_mode(corpus: Corpus) -> None:
+    model = model_of("standard", corpus)
+    lanes = all_variants(corpus, held_out(corpus))
+    for training in (True, False):
+        model.train(training)
+        for _ in decode_all(model, corpus, lanes, HALTING, 64):
+            assert not model.training
+            break
+        assert model.training == training
+
+
+# --- the augmentation undone ---
+
+
+def test_true_answers_are_correct_in_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    task = Task(
+        "wide",
+        (Pair(grid(rng, 2, 4), grid(rng, 2, 4)),),
+        (Pair(grid(rng, 2, 4), grid(rng, 1, 3)), Pair(grid(rng, 3, 3), grid(rng, 4, 4))),
+    )
+    corpus = make_corpus([task, *make_tasks(2)], variants=40)
+    knowing(corpus, monkeypatch)
+    frame = table_of(model_of("standard", corpus), corpus, held_out(corpus, (4,))).to_pandas()
+    assert len(set(corpus.dihedral.tolist())) == 8
+    assert frame["correct"].all()
+    assert frame["fits"].all()
+    assert (frame["token_accuracy"] == 1.0).all()
+    for row in frame.itertuples():
+        tasks = {t.id: t for t in corpus.tasks}
+        truth = tasks[row.task].queries[row.query].output
+        assert (row.height, row.width) == truth.shape
+        assert row.grid == np.ascontiguousarray(truth).tobytes()
+
+
+def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
+    """The same answers read with the recipes of other variants are wrong."""
+    rng = np.random.default_rng(0)
+    corpus = make_corpus([make_task("a", recolour(rng), rng, side=3)], variants=8)
+    ((episodes, index, variant),) = all_variants(corpus, held_out(corpus))
+    batch = corpus.assemble(episodes, index, variant)
+    logits = torch.nn.functional.one_hot(batch.labels, 12).float()
+    output = StepOutput(logits, torch.zeros(len(batch)), logits, {}, torch.ones(len(batch)).bool())
+    losses, steps = sample_losses(output, batch.labels), torch.ones(len(batch)).long()
+    correct = []
+    for puzzle in (batch.puzzle, batch.puzzle.roll(1)):
+        batch.puzzle = puzzle
+        rows: dict[str, list[Any]] = {name: [] for name in PREDICTIONS.names}
+        _add_rows(rows, corpus, episodes, Decoded(index, variant, batch, output, losses, steps))
+        correct.append(sum(rows["correct"]))
+    assert correct[0] == len(batch)
+    assert correct[1] < len(batch) / 2
+
+
+def test_outputs_that_do_not_fit_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    small = grid(rng, 2, 2)
+    task = Task(
+        "grows",
+        (Pair(small, small),),
+        (Pair(small, grid(rng, 5, 2)), Pair(small, grid(rng, 2, 2))),
+    )
+    corpus = make_corpus([task], variants=8)
+    knowing(corpus, monkeypatch)
+    lanes = held_out(corpus, (3,))
+    model = model_of("standard", corpus)
+    frame = table_of(model, corpus, lanes).to_pandas()
+    assert not frame.loc[frame["query"] == 0, "correct"].any()
+    assert not frame.loc[frame["query"] == 0, "fits"].any()
+    assert frame.loc[frame["query"] == 1, "correct"].all()
+    found = training_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
+    assert found["all.exact_accuracy"] == 0.5
+    assert found["all.accuracy"] == 1.0
+
+
+def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
+    rng = np.random.default_rng(0)
+    task = make_task("a", recolour(rng), rng)
+    task = Task("a", task.demos, (Pair(task.queries[0].input, None), *task.queries))
+    corpus = make_corpus([task])
+    model = model_of("standard", corpus)
+    frame = table_of(model, corpus).to_pandas()
+    unknown = frame[frame["query"] == 0]
+    assert len(unknown) > 0
+    for name in ("fits", "correct", "token_accuracy"):
+        assert unknown[name].isna().all()
+        assert frame.loc[frame["query"] == 1, name].notna().all()
+    lanes = all_variants(corpus, held_out(corpus))
+    found = training_metrics(model, corpus, lanes, HALTING, 3, F32)
+    (labelled,) = on_lanes(corpus, held_out_questions(corpus)[1:], (4,))
+    again = on_lanes(corpus, held_out_questions(corpus)[1:], (3, 4))
+    assert len(labelled) == 1
+    only = training_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
+    assert found == pytest.approx(only)
+
+
+def test_predictions_are_what_the_model_said(corpus: Corpus) -> None:
+    """Rebuilt by hand from one question at a time."""
+    model = model_of("standard", corpus)
+    frame = table_of(model, corpus).to_pandas().set_index(["task", "query", "variant"])
+    for episodes in held_out(corpus):
+        for e in range(len(episodes)):
+            task = int(episodes.task[e])
+            for v in range(int(corpus.variant_count[task])):
+                batch = corpus.assemble(episodes, torch.tensor([e]), torch.tensor([v]))
+                carry = empty_carry(model, batch, F32)
+                for _ in range(HALTING.max_steps):
+                    with torch.no_grad():
+                        carry, output = act_step(model, carry, batch)
+                    carry.halted = torch.zeros(1, dtype=torch.bool)
+                side = episodes.side
+                tokens = output.logits.argmax(dim=-1).reshape(1, side, side).numpy()
+                puzzle = int(corpus.first_puzzle[task]) + v
+                recipe = Augmentation(
+                    int(corpus.dihedral[puzzle]), tuple(corpus.permutation[puzzle].tolist())
+                )
+                expected = recipe.inverse(crop(tokens)[0])
+                query = int(episodes.query[e]) - corpus.query_pairs[task].start
+                row = frame.loc[(corpus.tasks[task].id, query, v)]
+                assert (row["height"], row["width"]) == expected.shape
+                assert row["grid"] == expected.tobytes()
+                assert row["q_halt"] == pytest.approx(float(output.q_halt), abs=1e-3)
+                truth = corpus.pairs[int(episodes.query[e])].output
+                assert row["correct"] == np.array_equal(expected, truth)
+
+
+# --- metrics ---
+
+
+def test_metrics_are_means_over_all_questions(corpus: Corpus) -> None:
+    model = model_of("standard", corpus)
+    lanes = all_variants(corpus, held_out(corpus))
+    found = [training_metrics(model, corpus, lanes, HALTING, size, F32) for size in (5, 64)]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    frame = table_of(model, corpus).to_pandas()
+    assert found[0]["all.accuracy"] == pytest.approx(frame["token_accuracy"].mean(), abs=1e-6)
+    assert found[0]["all.steps"] == HALTING.max_steps
+
+
+def test_exact_means_every_token_and_correct_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong EOS costs exactness of tokens, not of the grid that is read off."""
+    rng = np.random.default_rng(0)
+    corpus = make_corpus([make_task("a", recolour(rng), rng, side=2)])
+    knowing(corpus, monkeypatch)
+    oracle = etrm.evaluation.decode.decode
+
+    def wrong_eos(*arguments: Any) -> Any:
+        output, steps = oracle(*arguments)
+        answer = output.logits.argmax(dim=-1)
+        first = (answer == EOS).float().argmax(dim=1)
+        output.logits[torch.arange(len(first)), first] = 0.0
+        return output, steps
+
+    monkeypatch.setattr("etrm.evaluation.decode.decode", wrong_eos)
+    lanes = held_out(corpus, (4,))
+    model = model_of("standard", corpus)
+    frame = table_of(model, corpus, lanes).to_pandas()
+    assert frame["correct"].all()
+    assert (frame["token_accuracy"] < 1).all()
+    found = training_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
+    assert found["all.exact_accuracy"] == 0.0
+
+
+# --- embeddings ---
+
+
+def test_embeddings_are_looked_up_by_puzzle(corpus: Corpus) -> None:
+    """One row of the table changes the answers about its task and variant only."""
+    model = model_of("embedding", corpus)
+    before = table_of(model, corpus).to_pandas()
+    task, variant = 2, 1
+    with torch.no_grad():
+        model.context.weights[int(corpus.first_puzzle[task]) + variant] += 5.0
+    after = table_of(model, corpus).to_pandas()
+    changed = before["q_halt"] != after["q_halt"]
+    expected = (before["task"] == corpus.tasks[task].id) & (before["variant"] == variant)
+    assert expected.any()
+    assert changed.tolist() == expected.tolist()
+
+
+# --- halting early ---
+
+
+def steps_of(model: Model, batch: Batch, max_steps: int) -> list[StepOutput]:
+    carry = empty_carry(model, batch, F32)
+    outputs = []
+    for _ in range(max_steps):
+        with torch.no_grad():
+            carry, output = act_step(model, carry, batch)
+        carry.halted = torch.zeros_like(carry.halted)
+        outputs.append(output)
+    return outputs
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+def test_halting_early_keeps_the_answer_of_the_first_stop(source: str, corpus: Corpus) -> None:
+    halting = HaltingConfig(max_steps=6)
+    model = model_of(source, corpus)
+    episodes = held_out(corpus)[0]
+    ((_, index, variant),) = all_variants(corpus, [episodes])
+    batch = corpus.assemble(episodes, index, variant)
+    with torch.no_grad():
+        states = torch.stack([out.q_halt for out in steps_of(model, batch, 6)])
+        model.decoder.q_head.bias -= states.median()  # about half of all steps say stop
+    outputs = steps_of(model, batch, 6)
+    answer, steps = decode(model, batch, halting, F32, halt_early=True)
+    seen = set()
+    for i in range(len(batch)):
+        stops = [n for n, out in enumerate(outputs) if float(out.q_halt[i]) > 0]
+        last = stops[0] if stops else 5
+        seen.add(last)
+        assert int(steps[i]) == last + 1
+        assert torch.allclose(answer.logits[i], outputs[last].logits[i], atol=1e-4)
+        assert float(answer.q_halt[i]) == pytest.approx(float(outputs[last].q_halt[i]), abs=1e-4)
+    assert len(seen) > 1
+    full, every = decode(model, batch, halting, F32)
+    assert every.tolist() == [6] * len(batch)
+    assert torch.allclose(full.logits, outputs[-1].logits, atol=1e-4)
+
+
+def test_halting_early_ends_when_all_have_stopped(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("standard", corpus)
+    with torch.no_grad():
+        model.decoder.q_head.bias += 100.0
+    calls: list[int] = []
+    step = act_step
+    monkeypatch.setattr(
+        "etrm.evaluation.decode.act_step", lambda *a, **k: (calls.append(1), step(*a, **k))[1]
+    )
+    table = table_of(model, corpus, batch_size=1000, halt_early=True)
+    assert set(table.column("steps").to_pylist()) == {1}
+    assert len(calls) == 2  # one for each lane
+
+
+def test_demos_are_encoded_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("standard", corpus)
+    calls: list[int] = []
+    forward = model.context.forward
+    monkeypatch.setattr(
+        model.context, "forward", lambda b, s: (calls.append(len(b)), forward(b, s))[1]
+    )
+    table = table_of(model, corpus, batch_size=5)
+    assert sum(calls) == len(table)
+
+
+def test_colours_of_answers_are_undone_with_their_offset() -> None:
+    """Token ids are colours + 2; a canvas of PAD is an empty grid."""
+    canvas = np.full((1, 2, 2), COLOR_OFFSET + 3)
+    assert crop(canvas)[0].tolist() == [[3, 3], [3, 3]]
+    assert Augmentation(1, tuple(range(10))).inverse(crop(canvas * 0)[0]).shape == (0, 0)

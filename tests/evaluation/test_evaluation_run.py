@@ -1,0 +1,345 @@
+"""The evaluation of a run folder: predictions, score and submission from real files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_run, make_tasks, write_study
+
+from etrm.arc.task import Pair, Task
+from etrm.config.execution import TrackingConfig
+from etrm.config.study import EvaluationConfig
+from etrm.data.batch import Batch
+from etrm.evaluation.decode import NotFiniteError
+from etrm.evaluation.run import evaluate_part, evaluate_run, held_out_tasks
+from etrm.evaluation.shards import Part
+from etrm.models.act import StepOutput
+from etrm.storage.files import file_digest
+from etrm.storage.records import DamagedFileError
+from etrm.training.run import RunPaths, train_run
+
+CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
+TRAINING = make_tasks(3)
+HELD_OUT = make_tasks(3, seed=9, prefix="held_out")
+RUNS = {
+    "trm": ("embedding", {"split": "transductive", "experiment": "trm"}),
+    "etrm": ("standard", {"experiment": "etrm"}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunPaths]:
+    """A transductive run with embeddings, and a strict one with an encoder."""
+    folder = tmp_path_factory.mktemp("study")
+    paths = write_study(folder, TRAINING, HELD_OUT)
+    found = {}
+    for name, (source, blocks) in RUNS.items():
+        found[name] = replace(paths, out=folder / name)
+        run = make_run(source, train={"steps": 3}, **blocks)
+        train_run(run, found[name], TrackingConfig(wandb="disabled"), device="cpu")
+    return found
+
+
+def evaluate(paths: RunPaths, out: Path, **changes: Any) -> dict[str, Any]:
+    config = replace(CONFIG, **changes)
+    return evaluate_run(paths.out, paths.tasks, paths.augmentations, config, out, device="cpu")
+
+
+def predictions(folder: Path) -> Any:
+    return pq.read_table(folder / "predictions.parquet").to_pandas()
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding answers with the truth."""
+
+    def answer(model: object, batch: Batch, halting: Any, *_: object) -> Any:
+        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
+        ones = torch.ones(len(batch))
+        return StepOutput(logits, ones, logits, {}, ones.bool()), ones.long()
+
+    monkeypatch.setattr("etrm.evaluation.decode.decode", answer)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_evaluation_leaves_its_files(
+    name: str, runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    result = evaluate(runs[name], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions.parquet",
+        "score.json",
+        "submission.json",
+    }
+    assert json.loads((tmp_path / "score.json").read_text()) == result
+    frame = predictions(tmp_path)
+    asked = [(t.id, q) for t in HELD_OUT for q in range(len(t.queries))]
+    assert len(frame) == 4 * len(asked)
+    assert not frame.duplicated(["task", "query", "variant"]).any()
+    assert sorted(set(zip(frame["task"], frame["query"], strict=True))) == asked
+    assert result["tasks_asked"] == result["tasks_evaluated"] == result["tasks_of_split"] == 3
+    assert result["partial"] is False
+    assert result["predictions"] == len(frame)
+    assert result["pass"]["1"]["task_fraction"]["denominator"] == 3
+    assert result["variants"] == 4
+    record = json.loads((runs[name].out / "run.json").read_text())
+    assert result["run_key"] == record["key"]
+    assert result["data"] == record["data"]
+    assert {"etrm.evaluation.run", "etrm.evaluation.voting", "etrm.models.act"} <= set(
+        result["code"]
+    )
+    assert result["seconds"] > 0
+    assert result["device"] == record["device"]
+    assert (result["experiment"], result["kind"]) == (name, name)
+    submission = json.loads((tmp_path / "submission.json").read_text())
+    assert {task: len(tests) for task, tests in submission.items()} == {
+        t.id: len(t.queries) for t in HELD_OUT
+    }
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("name", RUNS)
+def test_true_answers_score_one(name: str, runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs[name], tmp_path)
+    assert predictions(tmp_path)["correct"].all()
+    for k in ("1", "2"):
+        for rule in ("task_fraction", "all_tests"):
+            assert result["pass"][k][rule]["value"] == 1.0
+    assert result["metrics"]["all.exact_accuracy"] == 1.0
+    submission = json.loads((tmp_path / "submission.json").read_text())
+    for task in HELD_OUT:
+        for query, attempts in zip(task.queries, submission[task.id], strict=True):
+            assert query.output is not None
+            assert attempts["attempt_1"] == query.output.tolist()
+
+
+def test_held_out_status_tells_what_was_seen(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    unseen = evaluate(runs["etrm"], tmp_path)["held_out"]
+    assert (unseen["status"], unseen["seen"], unseen["of"]) == ("proven", 0, 3)
+    seen = evaluate(runs["trm"], tmp_path)["held_out"]
+    assert (seen["status"], seen["seen"], seen["of"]) == ("seen", 3, 3)
+    assert (seen["answers"], unseen["answers"]) == (0, 0)
+
+
+def test_answers_that_a_parent_has_seen_are_counted(tmp_path: Path) -> None:
+    """It trained on a held-out task as one of its training tasks, test pairs included."""
+    elsewhere = write_study(tmp_path / "elsewhere", [*TRAINING, HELD_OUT[2]], HELD_OUT[:1])
+    off = TrackingConfig(wandb="disabled")
+    train_run(make_run("embedding", train={"steps": 1}), elsewhere, off, device="cpu")
+    paths = replace(write_study(tmp_path / "here", TRAINING, HELD_OUT), parent=elsewhere.out)
+    run = make_run(split="transductive", decoder={"init": "x"}, train={"steps": 1})
+    train_run(run, paths, off, device="cpu")
+    status = evaluate(paths, tmp_path / "out")["held_out"]
+    assert (status["status"], status["seen"], status["answers"]) == ("seen", 3, 1)
+
+
+def test_a_part_of_the_tasks_is_a_partial_score(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, tasks=2)
+    frame = predictions(tmp_path)
+    chosen = set(frame["task"])
+    assert len(chosen) == 2
+    assert result["partial"] is True
+    assert (result["tasks_asked"], result["tasks_evaluated"], result["tasks_of_split"]) == (3, 2, 3)
+    assert result["pass"]["1"]["task_fraction"]["denominator"] == 3
+    again = evaluate(runs["trm"], tmp_path, tasks=1)
+    assert set(predictions(tmp_path)["task"]) < chosen
+    assert again["tasks_evaluated"] == 1
+
+
+@pytest.mark.usefixtures("oracle")
+def test_tasks_left_out_count_as_unsolved(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, tasks=2)
+    credit = result["pass"]["1"]["task_fraction"]
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fewer_variants_vote(name: str, runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    evaluate(runs[name], tmp_path / "four")
+    result = evaluate(runs[name], tmp_path / "two", variants=2)
+    four, two = predictions(tmp_path / "four"), predictions(tmp_path / "two")
+    assert sorted(set(two["variant"])) == [0, 1]
+    kept = four[four["variant"] < 2].reset_index(drop=True)
+    assert kept["grid"].tolist() == two["grid"].tolist()
+    assert kept["q_halt"].tolist() == pytest.approx(two["q_halt"].tolist(), abs=1e-4)
+    assert result["variants_used_mean"] == 2.0
+
+
+def test_embeddings_are_those_of_the_puzzles_trained_on(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    """Rows of the table belong to the tasks of the run, in its order, not of the evaluation."""
+    paths = runs["trm"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = json.loads((paths.out / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    other = replace(paths, out=folder)
+    tensors = load_file(paths.out / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(tensors["raw.context.weights"].shape, generator=generator)
+    tensors["raw.context.weights"] = table
+    tensors |= {n: torch.randn_like(t) for n, t in tensors.items() if n.endswith("q_head.weight")}
+    rewrite(other, tensors)
+    evaluate(other, tmp_path / "before")
+    rows = table.shape[0] // 6
+    task, variant = record["tasks"].index("held_out1"), 2
+    tensors["raw.context.weights"][task * rows + variant] += 3.0
+    rewrite(other, tensors)
+    evaluate(other, tmp_path / "after")
+    before, after = predictions(tmp_path / "before"), predictions(tmp_path / "after")
+    moved = before[before["q_halt"] != after["q_halt"]]
+    assert set(zip(moved["task"], moved["variant"], strict=True)) == {("held_out1", variant)}
+
+
+def test_averaged_weights_are_used_unless_raw_ones_are_asked_for(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    answers = []
+    for which in ("ema", "raw"):
+        evaluate(runs["etrm"], tmp_path / which, weights=which)
+        answers.append(predictions(tmp_path / which)["q_halt"].tolist())
+    assert answers[0] != answers[1]
+
+
+def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    source = runs["etrm"]
+    (folder / "run.json").write_text((source.out / "run.json").read_text(), encoding="utf-8")
+    tensors = load_file(source.out / "model.safetensors")
+    for kind in ("raw", "ema"):
+        tensors[f"{kind}.decoder.q_head.bias"] = torch.tensor([9.0, 0.0])
+    other = replace(source, out=folder)
+    rewrite(other, tensors)
+    for early, expected in ((False, 3), (True, 1)):
+        result = evaluate(other, tmp_path / str(early), halt_early=early)
+        assert set(predictions(tmp_path / str(early))["steps"]) == {expected}
+        assert result["metrics"]["all.steps"] == expected
+
+
+def test_settings_of_the_score_are_used(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    result = evaluate(runs["etrm"], tmp_path, pass_k=(1, 3), bootstrap=11, seed=5)
+    assert set(result["pass"]) == {"1", "3"}
+    assert result["bootstrap"] == {"samples": 11, "seed": 5}
+    assert result["evaluation"]["bootstrap"] == 11
+
+
+@pytest.mark.usefixtures("oracle")
+def test_outputs_that_do_not_fit_are_counted(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """One test output is larger than any lane; it counts as wrong, and is counted."""
+    large = np.full((9, 9), 3, dtype=np.uint8)
+    first = HELD_OUT[0]
+    grown = Task(first.id, first.demos, tuple(Pair(q.input, large) for q in first.queries))
+    paths = write_study(tmp_path / "data", TRAINING, [grown, *HELD_OUT[1:]])
+    result = evaluate(replace(paths, out=runs["etrm"].out), tmp_path / "out")
+    assert result["outputs_not_fitting_canvas"] == len(first.queries)
+    credit = result["pass"]["1"]["task_fraction"]
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
+
+
+def test_held_out_tasks_are_those_of_the_evaluation_split(runs: dict[str, RunPaths]) -> None:
+    assert held_out_tasks(runs["trm"].tasks) == HELD_OUT
+
+
+def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """Other test outputs of the same sizes or not: the predictions stay what they are."""
+    poison = np.full((4, 1), 9, dtype=np.uint8)
+    poisoned = [
+        Task(t.id, t.demos, tuple(Pair(q.input, poison) for q in t.queries)) for t in HELD_OUT
+    ]
+    other = write_study(tmp_path / "data", TRAINING, poisoned)
+    for name, paths in runs.items():
+        evaluate(paths, tmp_path / name)
+        evaluate(replace(other, out=paths.out), tmp_path / f"{name}-poisoned")
+        clean, changed = predictions(tmp_path / name), predictions(tmp_path / f"{name}-poisoned")
+        for column in ("task", "query", "variant", "grid", "height", "width", "q_halt"):
+            assert clean[column].tolist() == changed[column].tolist()
+        first = json.loads((tmp_path / name / "submission.json").read_text())
+        assert first == json.loads((tmp_path / f"{name}-poisoned" / "submission.json").read_text())
+
+
+# --- whose weights they are ---
+
+
+def copied(paths: RunPaths, folder: Path) -> RunPaths:
+    """A copy of a run's folder, to be damaged."""
+    shutil.copytree(paths.out, folder / "run")
+    return replace(paths, out=folder / "run")
+
+
+def rewrite(paths: RunPaths, tensors: dict[str, torch.Tensor], **changes: Any) -> None:
+    """Other weights that the record says are its own."""
+    weights, record = paths.out / "model.safetensors", paths.out / "run.json"
+    save_file(tensors, weights)
+    content = json.loads(record.read_text()) | {"weights_sha256": file_digest(weights), **changes}
+    record.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["of another run", "flipped"])
+def test_weights_that_the_run_has_not_written_are_refused(
+    how: str, runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    paths = copied(runs["etrm"], tmp_path)
+    weights = paths.out / "model.safetensors"
+    if how == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-2000:] = bytes(byte ^ 0x7F for byte in data[-2000:])
+        weights.write_bytes(data)
+    else:
+        weights.write_bytes((runs["trm"].out / "model.safetensors").read_bytes())
+    expected = json.loads((paths.out / "run.json").read_text())["weights_sha256"]
+    files = (paths.out, paths.tasks, paths.augmentations)
+    whole = functools.partial(evaluate, paths, tmp_path / "out")
+    part = functools.partial(evaluate_part, *files, CONFIG, tmp_path / "part", Part(0, 2))
+    for call in (whole, part):
+        with pytest.raises(DamagedFileError) as error:
+            call()
+        assert str(error.value).startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
+        assert expected in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_score_says_whose_weights_it_is_of(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    score = evaluate(runs["etrm"], tmp_path)
+    assert score["weights_sha256"] == file_digest(runs["etrm"].out / "model.safetensors")
+
+
+def test_answers_that_are_no_numbers_are_an_error(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
+    """But where the run diverged they are its result: it has no answers, and no task is solved."""
+    paths = copied(runs["etrm"], tmp_path)
+    tensors = load_file(paths.out / "model.safetensors")
+    wrong = {n: torch.full_like(t, torch.nan) if "lm_head" in n else t for n, t in tensors.items()}
+    assert any(tensor.isnan().any() for tensor in wrong.values())
+    rewrite(paths, wrong)
+    with pytest.raises(
+        NotFiniteError, match=r"model\.safetensors: found logits that are not finite"
+    ):
+        evaluate(paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    rewrite(paths, wrong, stopped_early="divergence")
+    score = evaluate(paths, tmp_path / "out")
+    assert score["tasks_evaluated"] == 0
+    assert score["pass"]["1"]["task_fraction"]["numerator"] == 0
+    assert score["pass"]["1"]["task_fraction"]["denominator"] == len(HELD_OUT)
+    sent = json.loads((tmp_path / "out/submission.json").read_text())
+    assert set(sent) == {task.id for task in HELD_OUT}
+    # The same from jobs that share it.
+    tables = (paths.tasks, paths.augmentations)
+    parts = [tmp_path / f"part{number}" for number in range(2)]
+    for number, path in enumerate(parts):
+        evaluate_part(paths.out, *tables, CONFIG, path, Part(number, 2))
+    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", parts=parts)
+    assert shared["pass"] == score["pass"]

@@ -1,0 +1,532 @@
+"""What every context source promises, and that every option and setting is used."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import MODEL, make_batch, make_options, make_run, make_trainer
+from torch import Tensor
+
+import etrm
+from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
+from etrm.config.registry import CONTEXT_SOURCES, context_source
+from etrm.config.schema import ConfigError
+from etrm.config.study import (
+    DecoderConfig,
+    EpisodesConfig,
+    EvaluationConfig,
+    HaltingConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from etrm.data.batch import Batch
+from etrm.models.encoders.base import ContextSource, Encoded
+from etrm.models.encoders.embedding import PuzzleEmbedding
+
+# Another value of options of which type and default do not tell one.
+BY_HAND: dict[str, list[Any]] = {
+    "expansion": [40.0],  # inner widths are rounded up to 256s
+    "layer_scale": [0.1],
+    "output_scale": [2.0],
+    "kl_weight": [0.5],
+    "contrastive_weight": [0.5],
+    "contrastive_temperature": [0.5],
+}
+# Options that change a loss, not the output: each has a test of what it does to training.
+OF_LOSSES = ("kl_weight", "contrastive_weight", "contrastive_temperature")
+
+
+def variations(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Every option of a source with other values of it, each as a change to the small source."""
+    found = {}
+    for field in dataclasses.fields(context_source(name).Options):
+        old = getattr(make_options(name), field.name)
+        if field.name == "source":
+            continue
+        if field.name in BY_HAND:
+            values = BY_HAND[field.name]
+        elif field.metadata["choices"]:
+            values = [choice for choice in field.metadata["choices"] if choice != old]
+        elif isinstance(old, bool):
+            values = [not old]
+        else:
+            values = [2 * old] if isinstance(old, int) else []
+        found[field.name] = [{field.name: value} for value in values]
+    return found
+
+
+VARIATIONS = {name: variations(name) for name in CONTEXT_SOURCES}
+# Sources whose output does not depend on the order of demos.
+ORDER_INVARIANT = [name for name in CONTEXT_SOURCES if context_source(name).order_invariant]
+ENCODERS = [name for name in CONTEXT_SOURCES if context_source(name).needs_demos]
+EVERY = [
+    (name, changes)
+    for name in CONTEXT_SOURCES
+    for changes in [{}, *(c for each in VARIATIONS[name].values() for c in each)]
+]
+
+
+def own(name: str) -> set[str]:
+    """Options that a family declares itself, and the pairing: the rest is one code for all."""
+    return {*context_source(name).Options.__annotations__, "pairing"}
+
+
+# Every option of `standard`; of the others, what is theirs.
+CASES = [(n, c) for n, c in EVERY if n == "standard" or set(c) <= own(n) - {"norm", "width"}]
+
+
+def label(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in value.items()) or "default"
+    return str(value)
+
+
+def build(name: str, **options: Any) -> ContextSource:
+    """A source on a decoder of width 16, with weights of one seed."""
+    run = make_run(name, context=options)
+    torch.manual_seed(0)
+    source: ContextSource = context_source(name)(run.context, run.model, 8)
+    if isinstance(source, PuzzleEmbedding):
+        torch.nn.init.normal_(source.weights)
+    return source.eval()
+
+
+def encode(source: ContextSource, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        encoded: Encoded = source(batch, source.initial_state(len(batch)))
+    if encoded.real is None:
+        return encoded.tokens
+    # Of a context of cells, the real ones; in the order of places, which carry no order of demos.
+    assert encoded.places is not None
+    tokens = encoded.tokens * encoded.real[..., None]
+    key = encoded.places + 10_000 * ~encoded.real + 1e-3 * tokens[..., 0].sigmoid().double()
+    tokens = tokens.gather(1, key.argsort(dim=1)[..., None].expand_as(tokens))
+    return tokens[:, : int(encoded.real.sum(dim=1).max())]
+
+
+def replace(batch: Batch, **tensors: Tensor) -> Batch:
+    return Batch(**{**batch.tensors(), **tensors})
+
+
+def ragged() -> Batch:
+    """Three samples with three, two and one demos; what is not real is PAD."""
+    batch = make_batch(3, demos=3)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    blank = [t * mask[..., None] for t in (batch.demo_inputs, batch.demo_outputs)]
+    return replace(batch, demo_mask=mask, demo_inputs=blank[0], demo_outputs=blank[1])
+
+
+# --- the contract ---
+
+
+@pytest.mark.parametrize("name", CONTEXT_SOURCES)
+def test_every_option_has_another_value_here(name: str) -> None:
+    """A number without a whole default needs a value in BY_HAND."""
+    default = make_options(name)
+    for field, changes in VARIATIONS[name].items():
+        assert changes, f"{name}: no other value of {field}: give one in BY_HAND"
+        assert all(
+            getattr(make_options(name, **c), field) != getattr(default, field) for c in changes
+        )
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_output_is_context_tokens_of_the_decoder(name: str, options: dict[str, Any]) -> None:
+    for batch in (make_batch(3), make_batch(2, demos=1, side=5), ragged()):
+        source = build(name, **options)
+        encoded = source(batch, source.initial_state(len(batch)))
+        shape = (len(batch), source.context_size(batch.cells), MODEL["width"])
+        assert encoded.tokens.shape == shape
+        if encoded.real is None:
+            assert shape[1] == MODEL["context_tokens"]
+        assert bool(torch.isfinite(encoded.tokens).all())
+        assert all(loss.shape == (len(batch),) for loss in encoded.losses.values())
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_padded_demos_change_nothing(name: str, options: dict[str, Any]) -> None:
+    source, batch = build(name, **options), ragged()
+    few = encode(source, batch)
+    room = torch.zeros(3, 4, 9, dtype=torch.int64)
+    more = replace(
+        batch,
+        demo_inputs=torch.cat([batch.demo_inputs, room], dim=1),
+        demo_outputs=torch.cat([batch.demo_outputs, room], dim=1),
+        demo_mask=torch.cat([batch.demo_mask, torch.zeros(3, 4, dtype=torch.bool)], dim=1),
+    )
+    assert torch.allclose(encode(source, more), few, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_what_padded_demos_hold_changes_nothing(name: str, options: dict[str, Any]) -> None:
+    source, batch = build(name, **options), ragged()
+    junk = make_batch(3, demos=3, seed=9)
+    hidden = ~batch.demo_mask[..., None]
+    other = replace(
+        batch,
+        demo_inputs=torch.where(hidden, junk.demo_inputs, batch.demo_inputs),
+        demo_outputs=torch.where(hidden, junk.demo_outputs, batch.demo_outputs),
+    )
+    assert torch.allclose(encode(source, other), encode(source, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_cells_around_the_grids_change_nothing(name: str, options: dict[str, Any]) -> None:
+    """The same grids on a larger canvas: more PAD, and positions are those of every lane."""
+    source, batch = build(name, **options), ragged()
+
+    def grown(tokens: Tensor) -> Tensor:
+        canvas = tokens.new_zeros(*tokens.shape[:-1], 5, 5)
+        canvas[..., :3, :3] = tokens.unflatten(-1, (3, 3))
+        return canvas.flatten(-2)
+
+    keys = ("inputs", "labels", "demo_inputs", "demo_outputs")
+    larger = replace(batch, **{key: grown(batch.tensors()[key]) for key in keys})
+    assert torch.allclose(encode(source, larger), encode(source, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_the_order_of_demos_changes_nothing(name: str, options: dict[str, Any]) -> None:
+    if name not in ORDER_INVARIANT:
+        pytest.skip(f"{name} does not claim it")
+    source, batch = build(name, **options), ragged()
+    order = torch.tensor([2, 0, 1])
+    other = replace(
+        batch,
+        demo_inputs=batch.demo_inputs[:, order],
+        demo_outputs=batch.demo_outputs[:, order],
+        demo_mask=batch.demo_mask[:, order],
+    )
+    assert torch.allclose(encode(source, other), encode(source, batch), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_the_order_of_samples_changes_nothing(name: str, options: dict[str, Any]) -> None:
+    source, batch = build(name, **options), ragged()
+    order = torch.tensor([2, 0, 1])
+    other = Batch(**{n: t[order] for n, t in batch.tensors().items()})
+    assert torch.allclose(encode(source, other), encode(source, batch)[order], atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_evaluation_is_deterministic(name: str, options: dict[str, Any]) -> None:
+    source, batch = build(name, **options), ragged()
+    assert torch.equal(encode(source, batch), encode(source, batch))
+
+
+def pairings(name: str) -> list[dict[str, Any]]:
+    """Every pairing of a source that has several, or its one way."""
+    return [{}, *VARIATIONS[name].get("pairing", [])]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_reads_inputs_and_outputs_of_every_demo(name: str) -> None:
+    for changes in pairings(name):
+        source, batch = build(name, **changes), ragged()
+        usual = encode(source, batch)
+        for key in ("demo_inputs", "demo_outputs"):
+            for demo in range(3):
+                tokens = batch.tensors()[key].clone()
+                tokens[:, demo] = torch.where(tokens[:, demo] > 0, 13 - tokens[:, demo], 0)
+                changed = encode(source, replace(batch, **{key: tokens}))
+                moved = (changed - usual).abs().amax(dim=(1, 2)) > 1e-4
+                assert moved.tolist() == batch.demo_mask[:, demo].tolist()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_tells_an_input_from_its_output(name: str) -> None:
+    for changes in pairings(name):
+        source, batch = build(name, **changes), ragged()
+        swapped = replace(batch, demo_inputs=batch.demo_outputs, demo_outputs=batch.demo_inputs)
+        assert not torch.allclose(encode(source, swapped), encode(source, batch), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_does_not_look_at_the_query_or_its_label(name: str) -> None:
+    source, batch = build(name), ragged()
+    other = make_batch(3, seed=5)
+    changed = replace(batch, inputs=other.inputs, labels=other.labels, puzzle=batch.puzzle + 1)
+    assert torch.equal(encode(source, changed), encode(source, batch))
+
+
+# --- every option is read ---
+
+
+def fingerprint(source: ContextSource, batch: Batch) -> tuple[list[tuple[str, Any]], Tensor]:
+    """Shapes of weights and of noise, and the output."""
+    shapes: list[tuple[str, Any]] = [(n, tuple(p.shape)) for n, p in source.state_dict().items()]
+    shapes.append(("noise", source.noise_size(3)))
+    return shapes, encode(source, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [case for case in EVERY if set(case[1]) - {*OF_LOSSES}], ids=label
+)
+def test_every_option_changes_the_weights_or_the_output(name: str, changes: dict) -> None:
+    batch = ragged()
+    usual, other = fingerprint(build(name), batch), fingerprint(build(name, **changes), batch)
+    same_output = usual[1].shape == other[1].shape and torch.allclose(usual[1], other[1], atol=1e-4)
+    assert usual[0] != other[0] or not same_output
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_options_that_keep_the_weights_change_the_output(name: str) -> None:
+    """With equal weights, not by another draw of them."""
+    batch, base = ragged(), build(name)
+    candidates = ({"heads": 4}, {"qk_norm": True}, {"output_scale": 2.0}, {"pooling": "max"})
+    for changes in (c for c in candidates if set(c) <= set(VARIATIONS[name])):
+        other = build(name, **changes)
+        other.load_state_dict(base.state_dict())
+        assert not torch.allclose(encode(other, batch), encode(base, batch), atol=1e-4), changes
+
+
+def test_two_configs_give_two_models() -> None:
+    batch = ragged()
+    cases = [case for case in EVERY if not set(case[1]) & {*OF_LOSSES}]
+    outputs = [fingerprint(build(name, **options), batch) for name, options in cases]
+    for i, (shapes, tokens) in enumerate(outputs):
+        for other_shapes, other in outputs[:i]:
+            same = tokens.shape == other.shape and torch.allclose(tokens, other, atol=1e-4)
+            assert shapes != other_shapes or not same
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if "output_scale" in VARIATIONS[n]])
+def test_output_scale_is_the_rms_in_the_stream_of_the_decoder(name: str) -> None:
+    for scale, expected in ((None, 4.0), (1.0, 1.0), (0.25, 0.25)):
+        tokens = encode(build(name, output_scale=scale), ragged())
+        rms = tokens.square().mean(dim=-1).sqrt()
+        rms = rms[rms > 0]  # not the places of cells that do not exist
+        assert torch.allclose(rms, torch.full_like(rms, expected), rtol=1e-2)
+
+
+def test_head_sizes_that_positions_cannot_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="width 16 with 8 heads"):
+        make_options("standard", heads=8)
+    with pytest.raises(ConfigError, match="width 18 with 2 heads"):
+        make_run(model={"width": 18, "positions": "rope_2d"})
+
+
+# --- gradients, through a real trainer ---
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_every_parameter_gets_a_gradient_from_the_task_loss(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(name, context=options, episodes={"canvas": [4]}, halting={"loss_weight": 0.0})
+    trainer = make_trainer(run)
+    seen: dict[str, float] = {}
+    update = trainer._update
+
+    def listen() -> None:
+        for key, p in trainer.model.named_parameters():
+            norm = 0.0 if p.grad is None else float(p.grad.norm())
+            seen[key] = max(seen.get(key, 0.0), norm)
+        update()
+
+    monkeypatch.setattr(trainer, "_update", listen)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    table = trainer.model.state_dict().get("context.weights", torch.zeros(0)).clone()
+    trainer.step()
+    without = {key for key, norm in seen.items() if not norm > 1e-9}
+    assert without == {"decoder.q_head.weight", "decoder.q_head.bias"}  # the halting loss is off
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved >= set(before) - without
+    if name == "embedding":
+        used = {int(p) for lane in trainer.lanes for p in lane.carry.batch.puzzle}
+        after = trainer.model.state_dict()["context.weights"]
+        rows = (after != table).any(dim=1).nonzero().flatten().tolist()
+        assert set(rows) == used
+
+
+@pytest.mark.parametrize("name", CONTEXT_SOURCES)
+def test_the_halting_loss_reaches_the_rest(name: str) -> None:
+    trainer = make_trainer(make_run(name))
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.step()
+    assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("name", CONTEXT_SOURCES)
+def test_gradients_of_bfloat16_reach_every_parameter(name: str) -> None:
+    """Casts made where gradients are off must not be used where they are on."""
+    trainer = make_trainer(make_run(name, train={"dtype": "bf16"}, model={"H_cycles": 3}))
+    exact = make_trainer(make_run(name, model={"H_cycles": 3}))
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    for each in (trainer, exact):
+        each.step()
+    assert all(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+    rows = [each.row() for each in (trainer, exact)]
+    for key in ("train/lm_loss", "grad/total_norm", "grad/inner_norm"):
+        assert rows[0][key] == pytest.approx(rows[1][key], rel=0.1)
+    assert rows[0]["train/lm_loss"] != rows[1]["train/lm_loss"]
+
+
+@pytest.mark.parametrize("name", CONTEXT_SOURCES)
+def test_a_task_of_two_pairs_trains(name: str) -> None:
+    """Each is asked about the other, its only demo."""
+    trainer = make_trainer(make_run(name, episodes={"max_demos": 1}))
+    trainer.step()
+    assert trainer.row()["train/lm_loss"] > 0
+
+
+# --- every setting is read ---
+
+
+def attributes_read() -> set[str]:
+    """Names of attributes that the package reads, outside its config."""
+    folder = Path(etrm.__path__[0])
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        if "config" not in path.relative_to(folder).parts:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    found.add(node.attr)
+    return found
+
+
+CONFIGS = (
+    ModelConfig,
+    HaltingConfig,
+    TrainConfig,
+    EpisodesConfig,
+    DecoderConfig,
+    EvaluationConfig,
+    HealthConfig,
+    HealthRule,
+    StuckRule,
+    GateConfig,
+)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_every_setting_is_read(config: type) -> None:
+    read = attributes_read() | {"warn", "fail", "stop"}  # these three by getattr
+    assert {field.name for field in dataclasses.fields(config)} <= read
+
+
+# What a run of a few steps must look different for, each with another value.
+DIFFERENT = {
+    "model": {
+        "width": 32,
+        "heads": 4,
+        "layers": 2,
+        "expansion": 40.0,
+        "context_tokens": 3,
+        "H_cycles": 3,
+        "L_cycles": 2,
+        "positions": "rope_2d",
+        "rope_theta": 10.0,
+    },
+    "halting": {"max_steps": 1, "exploration_prob": 0.0, "loss_weight": 0.1},
+    "train": {
+        "batch_size": 7,
+        "lr": 2e-3,
+        "warmup_steps": 3,
+        "betas": [0.8, 0.95],
+        "weight_decay": 0.5,
+        "context_lr_scale": 0.5,
+        "context_frozen_steps": 2,
+        "grad_clip": 1e-3,
+        "ema_decay": 0.5,
+        "cache_context": True,
+        "dtype": "bf16",
+    },
+    "episodes": {
+        "queries": "test_pairs",
+        "max_demos": 1,
+        "translate": False,
+        "canvas": [5],
+    },
+    "decoder": {"frozen_steps": 2, "frozen": True},
+}
+ELSEWHERE = {
+    "train": {
+        "steps": "tests/training/test_train.py",
+        "tasks": "tests/training/test_train.py",
+        "variants": "tests/training/test_train.py",
+        "embedding_lr": "below",
+        "embedding_weight_decay": "below",
+        "log_every": "tests/training/test_train.py",
+        "save_every": "tests/training/test_train.py",
+        "eval_every": "tests/training/test_train.py",
+        "eval_episodes": "tests/training/test_engine.py",
+        "probe_every": "tests/training/test_probe.py",
+        "probe_tasks": "tests/training/test_probe.py",
+        "target_exact_accuracy": "tests/training/test_train.py",
+        "stop_on_health": "tests/training/test_train.py",
+    },
+    "decoder": {
+        "init": "tests/training/test_train.py",
+        "weights": "tests/training/test_train.py",
+        "init_seed": "tests/workflow/test_pipeline.py",
+        "init_trust": "tests of first weights",
+        "init_sha256": "tests of first weights",
+    },
+}
+BLOCKS = {
+    "model": ModelConfig,
+    "halting": HaltingConfig,
+    "train": TrainConfig,
+    "episodes": EpisodesConfig,
+    "decoder": DecoderConfig,
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_setting_of_a_run_is_varied(block: str) -> None:
+    names = {field.name for field in dataclasses.fields(BLOCKS[block])}
+    assert set(DIFFERENT[block]) <= names <= set(DIFFERENT[block]) | set(ELSEWHERE.get(block, {}))
+
+
+def outcome(source: str, **blocks: Any) -> dict[str, Tensor]:
+    """Weights, raw and averaged, after four steps in which samples halt by themselves."""
+    run = make_run(source, **blocks)
+    trainer = make_trainer(run)
+    with torch.no_grad():
+        trainer.model.decoder.q_head.bias.fill_(1.0)
+    for _ in range(4):
+        trainer.step()
+    averaged = {f"ema.{n}": t for n, t in trainer.ema.values.items()}
+    return {**trainer.model.state_dict(), **averaged}
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, dict[str, Tensor]]:
+    return {source: outcome(source) for source in CONTEXT_SOURCES}
+
+
+def differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
+        return True
+    return any(not torch.equal(t, second[n]) for n, t in first.items())
+
+
+@pytest.mark.parametrize(
+    ("block", "field"), [(block, field) for block, each in DIFFERENT.items() for field in each]
+)
+def test_every_setting_changes_the_result(
+    block: str, field: str, usual: dict[str, dict[str, Tensor]]
+) -> None:
+    changed = outcome("standard", **{block: {field: DIFFERENT[block][field]}})
+    assert differ(changed, usual["standard"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("embedding_lr", 2e-2), ("embedding_weight_decay", 0.5)]
+)
+def test_settings_of_the_embedding_change_its_table(
+    field: str, value: float, usual: dict[str, dict[str, Tensor]]
+) -> None:
+    changed = outcome("embedding", train={field: value})
+    assert not torch.equal(changed["context.weights"], usual["embedding"]["context.weights"])
+
+
+def test_the_same_settings_give_the_same_result(usual: dict[str, dict[str, Tensor]]) -> None:
+    for source, expected in usual.items():
+        assert not differ(outcome(source), expected)

@@ -1,0 +1,250 @@
+"""What sets the families of encoders apart: sampling, losses, states, contexts of any size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_batch, make_corpus, make_run, make_tasks, make_trainer
+from torch import Tensor
+
+from etrm.config.registry import CONTEXT_SOURCES, context_source
+from etrm.config.study import RunConfig
+from etrm.data.batch import Batch
+from etrm.models.act import act_step, empty_carry
+from etrm.models.build import build_model
+from etrm.models.encoders.shared import Bottleneck, mean_over
+from etrm.models.losses import contrastive_loss
+from etrm.training.trainer import Trainer
+
+VARIATIONAL = [n for n in CONTEXT_SOURCES if n.endswith("variational")]
+RECURRENT = ["recurrent", "recurrent_trm"]
+
+
+def build(name: str, **options: Any) -> Any:
+    run = make_run(name, context=options)
+    torch.manual_seed(0)
+    return context_source(name)(run.context, run.model, 8)
+
+
+def noisy(batch: Batch, source: Any, seed: int = 0) -> Batch:
+    size = source.noise_size(batch.demo_mask.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    batch.noise = torch.randn(len(batch), size, generator=generator)
+    return batch
+
+
+# --- variational ---
+
+
+def test_the_bottleneck_is_its_formula() -> None:
+    layer, x = Bottleneck(6, 4), torch.randn(3, 6)
+    noise = torch.randn(3, 4)
+    sample, kl = layer(x, noise)
+    mean, log_var = layer.mean(x), layer.log_var(x)
+    normal = torch.distributions.Normal(mean, (0.5 * log_var).exp())
+    standard = torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(normal, standard).sum(dim=-1)
+    assert torch.allclose(kl, expected, atol=1e-5)
+    assert torch.allclose(sample, mean + (0.5 * log_var).exp() * noise, atol=1e-6)
+    assert torch.equal(layer(x, None)[0], mean)
+
+
+def test_log_variances_are_held_within_ten() -> None:
+    layer = Bottleneck(6, 4)
+    torch.nn.init.constant_(layer.log_var.bias, 1e4)
+    _, kl = layer(torch.zeros(1, 6), None)
+    assert kl.item() == pytest.approx(0.5 * 4 * (math.exp(10.0) - 11.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIATIONAL)
+def test_samples_are_drawn_in_training_only(name: str) -> None:
+    source, batch = build(name), make_batch(3)
+    batches = [noisy(make_batch(3), source, seed) for seed in (0, 1)]
+    source.train()
+    first, second = (source(b, None).tokens for b in batches)
+    assert not torch.allclose(first, second, atol=1e-3)
+    source.eval()
+    first, second = (source(b, None).tokens for b in batches)
+    assert torch.equal(first, second)
+    assert torch.equal(first, source(batch, None).tokens)
+
+
+@pytest.mark.parametrize("name", VARIATIONAL)
+def test_each_act_step_draws_anew_and_a_resumed_run_the_same(name: str) -> None:
+    trainer = make_trainer(make_run(name))
+    noises = [lane.sampler.batch(step).noise for lane in trainer.lanes for step in (1, 2, 1)]
+    first, second, again = noises[:3]
+    assert first is not None
+    assert torch.equal(first, again)  # type: ignore[arg-type]
+    assert not torch.equal(first, second)  # type: ignore[arg-type]
+    assert abs(float(first.mean())) < 0.5
+    assert 0.5 < float(first.std()) < 1.5
+
+
+@pytest.mark.parametrize("name", VARIATIONAL)
+def test_kl_is_of_each_sample_whatever_the_batch(name: str) -> None:
+    source, batch = build(name).train(), make_batch(4)
+    noisy(batch, source)
+    whole = source(batch, None).losses["kl"]
+    assert whole.shape == (4,)
+    assert bool((whole > 0).all())
+    for i in range(4):
+        one = Batch(**{k: v[i : i + 1] for k, v in batch.tensors().items()})
+        one.noise = batch.noise[i : i + 1]  # type: ignore[index]
+        assert torch.allclose(source(one, None).losses["kl"], whole[i : i + 1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", VARIATIONAL)
+def test_a_heavy_kl_weight_shrinks_the_kl(name: str) -> None:
+    rows = []
+    for weight in (0.0, 1.0):
+        train = {"lr": 3e-3, "steps": 40}
+        trainer = make_trainer(make_run(name, context={"kl_weight": weight}, train=train))
+        for _ in range(40):
+            trainer.step()
+        rows.append(trainer.row())
+    free, held = (row["train/kl_loss"] for row in rows)
+    assert held < 0.5 * free
+
+
+# --- contrastive ---
+
+
+def contrastive(vectors: Tensor, tasks: Tensor, **changes: Any) -> Tensor:
+    given = {"slots": torch.arange(len(vectors)), "others": vectors, "of": tasks, "t": 0.5}
+    given |= changes
+    return contrastive_loss(
+        vectors, tasks, given["slots"], given["others"], given["of"], given["t"]
+    )
+
+
+def test_the_contrastive_loss_is_its_formula() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    tasks = torch.tensor([0, 0, 1, 0, 2])
+    unit = x / x.norm(dim=1, keepdim=True)
+    logits = unit @ unit.T / 0.5
+    for i, found in enumerate(contrastive(x, tasks)):
+        rest = [j for j in range(5) if j != i]
+        positive = [j for j in rest if tasks[j] == tasks[i]]
+        level = logits[i, rest].exp().mean().log()
+        expected = level - logits[i, positive].mean() if positive else torch.tensor(0.0)
+        assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_contrastive_loss_does_not_grow_with_the_batch() -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    tasks = torch.tensor([0, 0, 1, 1, 2, 2])
+    far = {"slots": torch.full((6,), 99)}  # none of the others is their own
+    once = contrastive(x, tasks, **far)
+    many = contrastive(x, tasks, others=x.repeat(8, 1), of=tasks.repeat(8), **far)
+    assert torch.allclose(once, many, atol=1e-5)
+
+
+def test_gradients_pull_views_of_a_task_together() -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tasks = torch.tensor([0, 0, 1, 1])
+    before = contrastive(x, tasks).sum()
+    (gradient,) = torch.autograd.grad(before, x)
+    moved = x.detach() - 0.05 * gradient
+    after = contrastive(moved, tasks, others=x.detach()).sum()
+    assert after.item() < before.item()
+
+
+def trained(steps: int, **context: Any) -> Trainer:
+    tasks = make_tasks(6, side=3)
+    run: RunConfig = make_run(
+        context=context, train={"batch_size": 12, "lr": 3e-3, "steps": steps, "probe_every": steps}
+    )
+    trainer = make_trainer(run, make_corpus(tasks))
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
+def test_training_with_it_tells_tasks_apart() -> None:
+    rows = [trained(60, contrastive_weight=w).row() for w in (0.0, 3.0)]
+    ratios = [row["encoder/between_task_ratio"] for row in rows]
+    assert ratios[1] > ratios[0] + 0.05
+    assert "train/contrastive_loss" not in rows[0]
+    assert rows[1]["train/contrastive_loss"] < 0.0  # nearer than the mean of the others
+
+
+def test_the_temperature_is_read() -> None:
+    losses = [
+        trained(3, contrastive_weight=1.0, contrastive_temperature=t).row() for t in (0.1, 1.0)
+    ]
+    assert losses[0]["train/contrastive_loss"] != losses[1]["train/contrastive_loss"]
+
+
+# --- recurrent ---
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_the_second_step_reaches_the_recurrence(name: str) -> None:
+    """The loss of an ACT step after the first gives every parameter of the encoder a gradient."""
+    run = make_run(name)
+    model = build_model(run, 8).train()
+    batch = make_batch(3)
+    carry = empty_carry(model, batch, torch.float32)
+    carry, _ = act_step(model, carry, batch)
+    first = carry.state
+    assert first is not None
+    assert not first.requires_grad
+    carry.halted = torch.zeros_like(carry.halted)
+    model.zero_grad()
+    carry, output = act_step(model, carry, batch)
+    assert carry.state is not None
+    assert not torch.equal(carry.state, first)
+    output.logits.square().sum().backward()
+    silent = [n for n, p in model.context.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == (["start"] if name == "recurrent" else [])  # only those that begin start
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_state_is_a_samples_own_and_begins_anew(name: str) -> None:
+    model = build_model(make_run(name), 8)
+    batch = make_batch(3)
+    carry = empty_carry(model, batch, torch.float32)
+    carry, first = act_step(model, carry, batch)
+    carry.halted = torch.tensor([True, False, False])
+    carry, second = act_step(model, carry, batch)
+    assert torch.allclose(second.context[0], first.context[0], atol=1e-5)
+    assert not torch.allclose(second.context[1], first.context[1], atol=1e-3)
+
+
+# --- in context ---
+
+
+def test_what_the_decoder_reads_are_the_demos_cells() -> None:
+    source, batch = build("in_context", layers=0), make_batch(2, demos=2)
+    batch.demo_inputs[1, 1] = batch.demo_outputs[1, 1] = 0
+    batch.demo_mask[1, 1] = False
+    encoded = source(batch, None)
+    assert encoded.real.sum(dim=1).tolist() == [1 + 18, 1 + 9]
+    assert encoded.places[0, :10].tolist() == [-1, *range(9)]
+    assert encoded.places[1, 10:].unique().tolist() == [-1] or not encoded.real[1, 10:].any()
+
+
+def test_cells_that_do_not_exist_change_no_answer() -> None:
+    model = build_model(make_run("in_context"), 8).eval()
+    batch = make_batch(2, demos=2)
+    carry = empty_carry(model, batch, torch.float32)
+    with torch.no_grad():
+        _, usual = act_step(model, carry, batch)
+        room = {
+            key: torch.cat([batch.tensors()[key], torch.zeros(2, 3, 9).long()], dim=1)
+            for key in ("demo_inputs", "demo_outputs")
+        }
+        mask = torch.cat([batch.demo_mask, torch.zeros(2, 3, dtype=torch.bool)], dim=1)
+        more = Batch(**{**batch.tensors(), **room, "demo_mask": mask})
+        _, found = act_step(model, empty_carry(model, more, torch.float32), more)
+    assert torch.allclose(found.logits, usual.logits, atol=1e-3)
+
+
+def test_mean_over_real_demos() -> None:
+    x = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[True, True, False], [False, False, True]])
+    assert mean_over(x, mask).tolist() == [[1.0, 2.0], [10.0, 11.0]]

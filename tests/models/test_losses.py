@@ -1,0 +1,291 @@
+"""Losses and metrics against plain references."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_corpus, make_run, make_trainer
+from torch import Tensor
+
+from etrm.evaluation.metrics import EvaluationSums
+from etrm.models.act import StepOutput
+from etrm.models.losses import SampleLoss, log_stablemax, sample_losses
+from etrm.training.metrics import Window, encoder_statistics
+
+B, S, V = 6, 9, 12
+
+
+def output_of(
+    logits: Tensor, q_halt: Tensor, losses: dict[str, Tensor] | None = None
+) -> StepOutput:
+    context = torch.zeros(len(q_halt), 1, 1)
+    return StepOutput(logits, q_halt, context, losses or {}, torch.ones(len(q_halt)).bool())
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, q_halt and labels; sample 4 is exactly right, sample 5 has no label."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(B, S, V, generator=generator) * 5
+    q_halt = torch.randn(B, generator=generator)
+    labels = torch.randint(0, V, (B, S), generator=generator)
+    labels[4] = logits[4].argmax(dim=-1)
+    labels[4, 0], labels[5] = 0, 0
+    return logits, q_halt, labels
+
+
+def stablemax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    s = np.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    return s / s.sum(axis=-1, keepdims=True)
+
+
+# --- losses ---
+
+
+def test_stablemax_is_that_of_its_paper_in_float64() -> None:
+    logits = torch.tensor([[-1e6, -3.0, -1e-7, 0.0, 1e-7, 2.5, 1e6]])
+    found = log_stablemax(logits)
+    assert found.dtype == torch.float64
+    assert np.allclose(found.exp().numpy(), stablemax(logits.numpy()), rtol=1e-12)
+    assert float(found.exp().sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_losses_are_means_over_labelled_cells(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    losses = sample_losses(output_of(logits, q_halt), labels)
+    p = stablemax(logits.numpy())
+    for b in range(B):
+        cells = [s for s in range(S) if labels[b, s] != 0]
+        terms = [-math.log(p[b, s, int(labels[b, s])]) for s in cells]
+        right = [int(logits[b, s].argmax()) == int(labels[b, s]) for s in cells]
+        assert float(losses.lm[b]) == pytest.approx(float(np.mean(terms)) if cells else 0.0)
+        assert float(losses.accuracy[b]) == pytest.approx(float(np.mean(right)) if cells else 0.0)
+        assert bool(losses.labelled[b]) == bool(cells)
+        if cells:
+            target, q = float(all(right)), 1 / (1 + math.exp(-float(q_halt[b])))
+            expected = -(target * math.log(q) + (1 - target) * math.log(1 - q))
+            assert float(losses.q_halt[b]) == pytest.approx(expected, rel=1e-5)
+            assert bool(losses.exact[b]) == all(right)
+            assert bool(losses.q_right[b]) == ((float(q_halt[b]) >= 0) == all(right))
+
+
+def test_a_sample_without_labels_is_not_right(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    losses = sample_losses(output_of(logits, q_halt), labels)
+    assert losses.labelled.tolist() == [True] * 5 + [False]
+    assert losses.exact.tolist() == [False] * 4 + [True, False]
+
+
+def test_what_stands_in_unlabelled_cells_is_ignored(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    other = torch.where((labels == 0)[..., None], -logits, logits)
+    first, second = (sample_losses(output_of(x, q_halt), labels) for x in (logits, other))
+    for name in ("lm", "q_halt", "accuracy", "exact", "q_right"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_gradients_are_those_of_the_mean(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    logits.requires_grad_()
+    q_halt.requires_grad_()
+    sample_losses(output_of(logits, q_halt), labels).total(0.5, {}).sum().backward()
+    assert logits.grad is not None
+    assert q_halt.grad is not None
+    assert not logits.grad[labels == 0].any()
+    assert bool((logits.grad[labels != 0].abs().sum(dim=-1) > 0).all())
+    exact = torch.tensor([0.0, 0, 0, 0, 1])
+    expected = 0.5 * (torch.sigmoid(q_halt.detach()[:5]) - exact)
+    assert torch.allclose(q_halt.grad[:5], expected, atol=1e-6)
+
+
+def test_the_total_weighs_terms_by_name(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    extra = {"kl": torch.arange(6.0), "contrastive": torch.ones(6)}
+    losses = sample_losses(output_of(logits, q_halt, extra), labels)
+    total = losses.total(0.25, {"kl": 0.1, "contrastive": 2.0})
+    expected = losses.lm + 0.25 * losses.q_halt + 0.1 * torch.arange(6.0) + 2.0
+    assert torch.allclose(total, expected)
+
+
+def test_a_loss_without_a_weight_is_an_error(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, q_halt, labels = case
+    losses = sample_losses(output_of(logits, q_halt, {"kl": torch.ones(6)}), labels)
+    with pytest.raises(KeyError, match="kl"):
+        losses.total(0.5, {})
+
+
+def test_the_loss_does_not_depend_on_how_a_batch_is_split() -> None:
+    """Gradients over one lane of six slots are those over its halves, added up."""
+    corpus = make_corpus()
+    gradients = []
+    for pieces in ([6], [2, 4]):
+        run = make_run(episodes={"canvas": [4]}, train={"batch_size": 6})
+        trainer = make_trainer(run, corpus)
+        (lane,) = trainer.lanes
+        trainer.step_number = 1
+        batch = lane.sampler.batch(1)
+        for part in torch.arange(6).split(pieces):
+            tensors = {n: t[part] for n, t in batch.tensors().items()}
+            sub = type(batch)(**tensors)
+            carry = lane.carry
+            lane.sampler.batch = lambda step, sub=sub: sub  # type: ignore[method-assign]
+            lane.slots, lane.followed = part, None
+            lane.carry = type(carry)(
+                batch=sub,
+                z_H=carry.z_H[part],
+                z_L=carry.z_L[part],
+                state=None,
+                context=None,
+                steps=torch.zeros(len(part), dtype=torch.int64),
+                halted=torch.ones(len(part), dtype=torch.bool),
+            )
+            trainer._forward_backward(lane)
+            lane.carry = carry
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+# --- metrics ---
+
+
+def fake_losses(generator: torch.Generator, size: int) -> SampleLoss:
+    def draw() -> Tensor:
+        return torch.rand(size, generator=generator, dtype=torch.float64)
+
+    return SampleLoss(
+        lm=draw(),
+        q_halt=draw(),
+        context={"kl": draw()},
+        accuracy=draw(),
+        exact=draw() < 0.5,
+        q_right=draw() < 0.5,
+        labelled=draw() < 0.8,
+    )
+
+
+def test_a_window_averages_over_halted_samples_and_all_slots() -> None:
+    generator = torch.Generator().manual_seed(0)
+    window, lanes = Window(), []
+    for _step in range(5):
+        for size in (4, 2):
+            losses = fake_losses(generator, size)
+            halted = torch.rand(size, generator=generator) < 0.5
+            steps = torch.randint(1, 9, (size,), generator=generator)
+            window.add_samples(losses, halted, steps, share=size / 6)
+            lanes.append((losses, halted & losses.labelled, steps))
+    row = window.row()
+    counted = torch.cat([c for _, c, _ in lanes])
+
+    def joined(pick: object) -> np.ndarray:
+        return torch.cat([pick(*lane).double() for lane in lanes]).numpy()  # type: ignore[operator]
+
+    mask = counted.numpy()
+    every = {
+        "train/accuracy": joined(lambda x, c, s: x.accuracy)[mask].mean(),
+        "train/exact_accuracy": joined(lambda x, c, s: x.exact)[mask].mean(),
+        "train/q_halt_accuracy": joined(lambda x, c, s: x.q_right)[mask].mean(),
+        "train/steps": joined(lambda x, c, s: s)[mask].mean(),
+        "train/exact_accuracy_all": joined(lambda x, c, s: x.exact).mean(),
+        "train/lm_loss": joined(lambda x, c, s: x.lm).mean(),
+        "train/q_halt_loss": joined(lambda x, c, s: x.q_halt).mean(),
+        "train/kl_loss": joined(lambda x, c, s: x.context["kl"]).mean(),
+        "train/count": mask.sum() / 5,
+    }
+    assert row == pytest.approx(every)
+    assert window.row() == {}
+
+
+def test_nothing_halted_gives_no_number() -> None:
+    losses = fake_losses(torch.Generator().manual_seed(0), 4)
+    window = Window()
+    window.add_samples(losses, torch.zeros(4, dtype=torch.bool), torch.ones(4), share=1.0)
+    row = window.row()
+    assert "train/exact_accuracy" not in row
+    assert row["train/count"] == 0
+    assert row["train/lm_loss"] == pytest.approx(float(losses.lm.mean()))
+
+
+def test_sums_are_kept_detached_in_float64() -> None:
+    window = Window()
+    value = torch.tensor(16_777_217, dtype=torch.int64)  # not a float32
+    window.add("a", value)
+    window.add("b", torch.ones(1, requires_grad=True).sum())
+    assert not window.sums["b"].requires_grad
+    assert window.row() == {"a": 16_777_217.0, "b": 1.0}
+
+
+def test_encoder_statistics_against_numpy() -> None:
+    x = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    n = x.double().numpy()
+    variance = n.var(axis=0).mean()
+    expected = {
+        "train/encoder_cross_sample_var": variance,
+        "train/encoder_relative_var": variance / (n**2).mean(),
+        "train/encoder_output_mean": n.mean(),
+        "train/encoder_output_norm": np.linalg.norm(n, axis=-1).mean(),
+        "train/encoder_output_std": n.std(),
+        "train/encoder_token_std": n.std(axis=1).mean(),
+    }
+    found = {name: float(value) for name, value in encoder_statistics(x).items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_collapsed_and_scaled_encoders_are_told_apart() -> None:
+    """The relative variance does not change with scale; a constant encoder has none."""
+    x = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    first, scaled = (encoder_statistics(t) for t in (x, x * 100))
+    name = "train/encoder_relative_var"
+    assert float(scaled[name]) == pytest.approx(float(first[name]), rel=1e-4)
+    constant = encoder_statistics(x[:1].expand(5, -1, -1))
+    assert float(constant["train/encoder_cross_sample_var"]) == pytest.approx(0.0, abs=1e-9)
+    alone = encoder_statistics(x[:1])
+    assert float(alone["train/encoder_cross_sample_var"]) == 0.0
+
+
+def test_evaluation_sums_are_means_over_labelled_samples() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sums, all_losses, all_steps, all_exact = EvaluationSums(), [], [], []
+    for size in (3, 1, 7):
+        losses = fake_losses(generator, size)
+        steps = torch.randint(1, 9, (size,), generator=generator)
+        exact = losses.exact & (torch.rand(size, generator=generator) < 0.7)
+        sums.add(losses, exact, steps)
+        all_losses.append(losses)
+        all_steps.append(steps)
+        all_exact.append(exact)
+    kept = torch.cat([losses.labelled for losses in all_losses])
+
+    def mean(parts: list[Tensor]) -> float:
+        return float(torch.cat(parts).double()[kept].mean())
+
+    assert sums.means() == pytest.approx(
+        {
+            "all.accuracy": mean([x.accuracy for x in all_losses]),
+            "all.exact_accuracy": mean(all_exact),
+            "all.lm_loss": mean([x.lm for x in all_losses]),
+            "all.q_halt_accuracy": mean([x.q_right for x in all_losses]),
+            "all.q_halt_loss": mean([x.q_halt for x in all_losses]),
+            "all.steps": mean(all_steps),
+        }
+    )
+    assert EvaluationSums().means() == {}
+
+
+def test_the_share_of_steps_is_of_halted_samples() -> None:
+    trainer = make_trainer(make_run(halting={"max_steps": 4, "exploration_prob": 1.0}))
+    halted = SimpleNamespace(steps=0.0, count=0)
+    for _ in range(8):
+        trainer.step()
+        for lane in trainer.lanes:
+            halted.steps += float(lane.carry.steps[lane.carry.halted].sum())
+            halted.count += int(lane.carry.halted.sum())
+    row = trainer.row()
+    assert row["train/steps"] == pytest.approx(halted.steps / halted.count)
+    assert row["train/steps_share"] == pytest.approx(halted.steps / halted.count / 4)
+    assert row["train/count"] == pytest.approx(halted.count / 8)

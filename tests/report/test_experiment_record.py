@@ -1,0 +1,167 @@
+"""Experiment records, after the experiment guide's tracking template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake
+import pytest
+
+from etrm.config.compare import changes
+from etrm.report.experiment_record import record, write_record
+from etrm.report.run_view import RunView
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("study"), steps=1000)
+
+
+def of(views: list[RunView], name: str) -> list[RunView]:
+    return [view for view in views if view.experiment == name]
+
+
+def test_a_record_has_every_part_of_the_template(views: list[RunView]) -> None:
+    text = record(of(views, "etrm_standard_h16"), goal="Does it generalise?")
+    for part in (
+        "# Experiment: etrm_standard_h16",
+        "**Date**: 2026-01-09",
+        "**Goal**: Does it generalise?",
+        "**Changes from baseline**",
+        "- Encoder: `standard`",
+        "- Pre-trained decoder: yes, `trm_strict`",
+        "- halt_max_steps: 16",
+        "- halt_exploration_prob: 0.5",
+        "## Phase 1 results (overfit)",
+        "- Exact match over the episodes: 95.0 % (gate: 90.0 %)",
+        "- Status: ✅ pass",
+        "## Phase 2 results (full dataset)",
+        "- Test pass@2 (all tests right): 5.0 % (1/20), 95 % interval 0.0 % to 10.0 %",
+        "- Status: ✅ pass (pass@1 ≥ 5.0 %)",
+        "## Analysis",
+        "| overfit | 0 | 2026-01-09T10:00:00+00:00 | cpu | 512 MiB | 0123456789ab |",
+        "\nEnvironment: venv .venv, as locked\n",
+    ):
+        assert part in text
+    assert "Pretraining results" not in text
+
+
+def test_steps_to_the_gate_are_those_of_the_first_evaluation_there(views: list[RunView]) -> None:
+    run = next(view for view in of(views, "etrm_standard_h16") if view.stage == "overfit")
+    exact = run.series("all.exact_accuracy")
+    first = exact.index[exact >= 0.9][0]
+    assert f"- Steps to reach the gate: {first}\n" in record([run])
+
+
+def test_a_stopped_run_tells_its_finding(views: list[RunView]) -> None:
+    text = record(of(views, "etrm_cached_control"))
+    assert "fail: gradient_starvation. The encoder gets next to no gradient." in text
+    assert "`grad/encoder_norm` is 0, the bound 0.05, at step 500" in text
+    assert "Status: ❌ fail (stopped: gradient_starvation, exact match 12.5 % < 90 %)" in text
+    assert "not reached at an evaluation" in text
+    assert "Phase 2" not in text
+
+
+@pytest.mark.parametrize(
+    ("solved", "words"),
+    [(0, "❌ fail (no task solved"), (1, "⚠️ some generalisation"), (5, "✅ pass")],
+)
+def test_phase_2_is_judged_as_the_guide_does(tmp_path: Path, solved: int, words: str) -> None:
+    scored = fake.score(solved=solved, tasks=100)
+    view = fake.run(tmp_path, stage="full", steps=200, scored=scored)
+    assert f"- Status: {words}" in record([view])
+
+
+def test_transductive_trm_is_not_judged_as_generalisation(views: list[RunView]) -> None:
+    text = record(of(views, "trm"))
+    assert "its embeddings have seen the evaluation demos" in text
+    assert "- Embedding: `embedding`" in text
+
+
+@pytest.mark.parametrize(
+    ("seen", "answers", "words"),
+    [
+        (0, 0, "none of 100 has touched a weight, by id or content\n"),
+        (3, 0, "3 of 100 were seen in training, by id or content\n"),
+        (3, 1, "3 of 100 were seen in training, by id or content, test outputs of 1 too\n"),
+    ],
+)
+def test_a_record_shows_the_status_of_the_score(
+    tmp_path: Path, seen: int, answers: int, words: str
+) -> None:
+    """A strict run that has seen held-out tasks is not judged by them."""
+    scored = fake.score(solved=50, tasks=100, seen=seen, answers=answers)
+    text = record([fake.run(tmp_path, stage="full", steps=200, scored=scored)])
+    assert f"- Held-out tasks: {words}" in text
+    assert ("✅ pass (pass@1" in text) is (seen == 0)
+    assert ("no measure of generalisation" in text) is (seen > 0)
+
+
+def test_changes_from_a_baseline_are_dotted_keys(views: list[RunView], tmp_path: Path) -> None:
+    config = {"halting": {"max_steps": 8, "exploration_prob": 0.5}}
+    other = fake.run(tmp_path, experiment="shorter", steps=1000, config=config)
+    baseline = next(view for view in of(views, "etrm_standard_h16") if view.stage == "overfit")
+    text = record([other], baseline=baseline)
+    assert "Against `etrm_standard_h16` (overfit):\n\n- `halting.max_steps`: 16 → 8\n\n" in text
+    assert "this is the baseline" in record([baseline], baseline=baseline)
+
+
+def test_changes_name_what_only_one_side_has() -> None:
+    assert changes({"a": {"b": 1}, "c": 2}, {"a": {"b": 1, "d": 3}}) == [
+        ("a.d", 3, "–"),
+        ("c", "–", 2),
+    ]
+
+
+def test_runs_of_two_experiments_are_no_record(views: list[RunView]) -> None:
+    with pytest.raises(ValueError, match=r"one experiment.*trm_strict"):
+        record(views)
+    with pytest.raises(ValueError, match="none"):
+        record([])
+
+
+def test_a_record_is_written_whole(views: list[RunView], tmp_path: Path) -> None:
+    path = write_record(tmp_path / "records" / "trm.md", of(views, "trm"))
+    assert path.read_text() == record(of(views, "trm"))
+    assert [file.name for file in path.parent.iterdir()] == ["trm.md"]
+
+
+def test_a_sparse_run_still_has_a_record(views: list[RunView]) -> None:
+    keep = ("experiment", "stage", "seed", "kind", "split")
+    view = views[0]
+    text = record([RunView({key: view.run[key] for key in keep}, view.metrics[["step"]])])
+    assert "- Train exact match at the end: –" in text
+    assert "Versions: –" in text
+    assert "Environment: –" in text
+
+
+def test_provenance_names_parents_as_runs_and_says_what_is_unknown(tmp_path: Path) -> None:
+    text = record([fake.run(tmp_path, experiment="e", unproven=["data/x.pt"])])
+    assert "| trm_strict/pretrain/seed0, data/x.pt |" in text
+
+
+@pytest.mark.parametrize(
+    ("differing", "words"),
+    [
+        (1, "conda etrm, not as locked: p0 missing (2)"),
+        (6, "p3 1 (2), p4 1 (2) and 1 more"),
+    ],
+)
+def test_an_environment_that_is_not_the_locked_one_says_what_differs(
+    differing: int, words: str, tmp_path: Path
+) -> None:
+    differs = {f"p{i}": ["1" if i else None, "2"] for i in range(differing)}
+    place = {"kind": "conda", "name": "etrm", "locked": False, "differs": differs}
+    assert f"{words}\n" in record([fake.run(tmp_path, environment=place)])
+
+
+def test_every_environment_of_an_experiment_is_named_once(tmp_path: Path) -> None:
+    image = {"kind": "container", "name": "etrm.sif", "locked": None}
+    views = [
+        fake.run(tmp_path, seed=0),
+        fake.run(tmp_path, seed=1),
+        fake.run(tmp_path, seed=2, environment=image),
+        fake.run(tmp_path, seed=3, environment={"kind": None, "error": "not found out"}),
+    ]
+    container = "container etrm.sif, no lock file to compare it with"
+    assert f"Environment: venv .venv, as locked; {container}\n" in record(views)

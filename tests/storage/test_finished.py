@@ -1,0 +1,198 @@
+"""The last good run is kept whatever becomes of the next, and taken back where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import make_run, make_tasks, write_study
+
+from etrm.config.execution import TrackingConfig
+from etrm.config.study import EvaluationConfig
+from etrm.evaluation.run import evaluate_run
+from etrm.storage.files import file_digest
+from etrm.storage.finished import KEPT, RUN_FILES, SCORE_FILES
+from etrm.training.run import RunPaths, train_run
+from etrm.training.trainer import Trainer
+
+OFF = TrackingConfig(wandb="disabled")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return write_study(tmp_path, make_tasks(4), make_tasks(2, seed=7, prefix="held_out"))
+
+
+def train(paths: RunPaths, **blocks: Any) -> dict[str, Any]:
+    return train_run(make_run(**blocks), paths, OFF, device="cpu")
+
+
+def content(folder: Path, names: Sequence[str] = RUN_FILES) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Trainer) -> None:
+        raise RuntimeError("a step was trained")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+
+
+def test_the_same_run_is_taken_back_after_its_outputs_were_deleted(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workflow does before it starts a job again."""
+    train(paths)
+    before = content(paths.out)
+    shutil.rmtree(paths.out)
+    forbid_training(monkeypatch)
+    train(paths)
+    assert content(paths.out) == before
+
+
+def test_a_run_that_is_still_there_is_taken_back_as_well(paths: RunPaths) -> None:
+    train(paths)
+    before = content(paths.out)
+    train(paths)
+    assert content(paths.out) == before
+    assert {path.name for path in paths.out.iterdir()} == set(RUN_FILES)
+
+
+def test_a_changed_run_that_fails_leaves_the_good_one(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    before = content(paths.out)
+    shutil.rmtree(paths.out)
+    forbid_training(monkeypatch)
+    with pytest.raises(RuntimeError, match="a step was trained"):
+        train(paths, halting={"max_steps": 2})
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    assert content(kept) == before
+    assert not paths.out.exists()
+    train(paths)  # back to the old configuration
+    assert content(paths.out) == before
+
+
+def test_the_current_run_and_the_one_before_are_kept(paths: RunPaths) -> None:
+    lengths = (2, 3, 5, 6)
+    for steps in lengths:
+        train(paths, train={"steps": steps})
+    kept = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
+    assert kept == set(lengths[-KEPT:])
+    other = replace(paths, out=paths.out.with_name("other"))
+    train(other, experiment="other", train={"steps": 2})
+    assert len(list(paths.state.rglob("run.json"))) == KEPT + 1, "each run has its own"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
+def test_a_damaged_copy_is_not_used(paths: RunPaths, damage: str) -> None:
+    first = train(paths)
+    before = content(paths.out)
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    shutil.rmtree(paths.out)
+    if damage == "truncated":
+        weights = (kept / "model.safetensors").read_bytes()
+        (kept / "model.safetensors").write_bytes(weights[:-1])
+    elif damage == "missing":
+        (kept / "metrics.parquet").unlink()
+    else:
+        (kept / "run.json").write_text("{")
+    again = train(paths)
+    assert again["started"] >= first["started"]
+    assert content(paths.out)["model.safetensors"] == before["model.safetensors"]
+    assert content(kept) == content(paths.out), "the new one takes its place"
+
+
+def test_files_are_shared_not_copied(paths: RunPaths) -> None:
+    train(paths)
+    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    for name in RUN_FILES:
+        assert (kept / name).stat().st_ino == (paths.out / name).stat().st_ino
+
+
+# --- evaluations ---
+
+
+def evaluate(paths: RunPaths, **changes: Any) -> dict[str, Any]:
+    config = EvaluationConfig(variants=2, pass_k=(1, 2), batch_size=8, bootstrap=20)
+    return evaluate_run(
+        paths.out,
+        paths.tasks,
+        paths.augmentations,
+        replace(config, **changes),
+        paths.out.with_name("evaluation"),
+        device="cpu",
+        state=paths.state,
+    )
+
+
+def forbid_predicting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("something was predicted")
+
+    monkeypatch.setattr("etrm.evaluation.run.predict", fail)
+
+
+def test_an_evaluation_is_taken_back_after_another_one_failed(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    first = evaluate(paths)
+    out = paths.out.with_name("evaluation")
+    before = content(out, SCORE_FILES)
+    shutil.rmtree(out)
+    forbid_predicting(monkeypatch)
+    with pytest.raises(RuntimeError, match="something was predicted"):
+        evaluate(paths, variants=1)
+    assert not out.exists()
+    assert evaluate(paths) == json.loads(json.dumps(first))
+    assert content(out, SCORE_FILES) == before
+
+
+@pytest.mark.parametrize("change", ["config", "weights", "tables", "code"])
+def test_an_evaluation_of_something_else_is_not_taken_back(
+    change: str, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(paths)
+    evaluate(paths)
+    forbid_predicting(monkeypatch)
+    changes: dict[str, Any] = {}
+    record = paths.out / "run.json"
+    if change == "config":
+        changes = {"halt_early": True}
+    elif change == "weights":
+        path = paths.out / "model.safetensors"
+        tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
+        path.unlink()  # it is linked to the one that is kept
+        save_file(tensors, path)
+        content = json.loads(record.read_text()) | {"weights_sha256": file_digest(path)}
+        record.unlink()
+        record.write_text(json.dumps(content))
+    elif change == "tables":
+        write_study(paths.tasks.parent, make_tasks(4), make_tasks(1, seed=7, prefix="held_out"))
+    else:
+        monkeypatch.setattr("etrm.evaluation.run.code_digest", lambda *_: "another")
+    with pytest.raises(RuntimeError, match="something was predicted"):
+        evaluate(paths, **changes)
+
+
+def test_a_result_that_cannot_be_kept_is_a_result(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("etrm.storage.finished._link", full)
+    with caplog.at_level(logging.WARNING):
+        train(paths, train={"steps": 3})
+        evaluate(paths)
+    assert caplog.text.count("is complete, but could not be kept") == 2
+    assert list(paths.state.rglob("*.state")), "a run that is not kept keeps its state"

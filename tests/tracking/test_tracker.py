@@ -1,0 +1,258 @@
+"""Metrics are complete whatever W&B does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from etrm.config.execution import TrackingConfig
+from etrm.tracking import tracker as tracker_module
+from etrm.tracking.tracker import Tracker, metrics_table
+
+# Two calls at one step share a row.
+ROWS = [{"step": 1.0, "a": 0.5}, {"step": 2.0, "a": 0.25, "b": 1.0}, {"step": 2.0, "c": 3.0}]
+TABLE = {"step": [1, 2], "a": [0.5, 0.25], "b": [None, 1.0], "c": [None, 3.0]}
+
+# W&B as far as it is used: it writes down its calls; some of them raise, or never return.
+FAKE = """
+import json, os, time
+from types import SimpleNamespace
+broken, hanging = os.environ["BROKEN"].split(), os.environ["HANGING"].split()
+mode = None
+
+def called(call, content):
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(json.dumps([call, content]) + "\\n")
+    if call in broken or f"{call}:{mode}" in broken:
+        raise RuntimeError(f"the network is gone ({call})")
+    if call == os.environ.get("LOST") and not os.path.exists(os.environ["CALLS"] + ".lost"):
+        open(os.environ["CALLS"] + ".lost", "w").close()
+        raise RuntimeError("Connection lost")
+    if call in hanging:
+        time.sleep(60)
+
+def Settings(**options):
+    return SimpleNamespace(**options)
+
+def init(settings, **options):
+    global mode
+    mode = options["mode"]
+    called("init", options)
+    print("W&B talks")
+    run = SimpleNamespace(settings=SimpleNamespace(sync_dir=options["dir"] + "/run"))
+    run.summary = SimpleNamespace(update=lambda values: called("summary", values))
+    run.log = lambda values, step: called("log", [values, step])
+    run.finish = lambda: called("finish", None)
+    return run
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fake_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake/wandb.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("BROKEN", "")
+    monkeypatch.setenv("HANGING", "")
+
+
+def calls(folder: Path, name: str) -> list[Any]:
+    """What W&B was called with."""
+    path = folder / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [content for call, content in map(json.loads, lines) if call == name]
+
+
+def tracked(folder: Path, mode: str = "auto") -> pa.Table:
+    """The table that a run of three rows leaves."""
+    tracker = Tracker(TrackingConfig(wandb=mode), "a/full/seed0", "0123", {"lr": 1}, folder / "w")
+    for row in ROWS:
+        tracker.log(dict(row))
+    tracker.write(folder / "metrics.parquet")
+    tracker.finish({"all.exact_accuracy": 1.0})
+    return pq.read_table(folder / "metrics.parquet")
+
+
+def test_wandb_gets_what_the_table_gets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path).to_pydict() == TABLE
+    assert calls(tmp_path, "log") == [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
+    assert calls(tmp_path, "summary") == [{"all.exact_accuracy": 1.0}]
+    assert len(calls(tmp_path, "finish")) == 1
+    [started] = calls(tmp_path, "init")
+    assert started["mode"] == "offline"
+    assert (started["id"], started["resume"]) == ("0123", "allow")
+    assert (started["project"], started["name"]) == ("etrm", "a/full/seed0")
+    assert started["config"] == {"lr": 1}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_a_failing_wandb_is_a_warning(
+    broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BROKEN", broken)
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path).to_pydict() == TABLE
+    assert caplog.text.count("the network is gone") == 1
+    assert caplog.text.count("WARNING") == 1
+
+
+@pytest.mark.parametrize("lost", ["log", "summary", "finish"])
+def test_a_wandb_whose_own_process_is_lost_gets_everything_again(
+    lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOST", lost)
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path).to_pydict() == TABLE
+    first, again = calls(tmp_path, "init")
+    assert first["id"] == again["id"]
+    rows = [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
+    assert calls(tmp_path, "log")[-3:] == rows
+    assert calls(tmp_path, "summary")[-1] == {"all.exact_accuracy": 1.0}
+    assert len(calls(tmp_path, "finish")) == (2 if lost == "finish" else 1)
+    assert caplog.text == ""
+
+
+def test_a_server_that_cannot_be_reached_leaves_a_run_that_can_be_sent_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BROKEN", "init:online")
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path, "online").to_pydict() == TABLE
+    assert [started["mode"] for started in calls(tmp_path, "init")] == ["online", "offline"]
+    assert len(calls(tmp_path, "log")) == 3
+    assert len(calls(tmp_path, "finish")) == 1
+    assert f"wandb sync {tmp_path}/w/run" in caplog.text
+
+
+@pytest.mark.parametrize("hanging", ["init", "log", "finish"])
+def test_a_hanging_wandb_is_not_waited_for(
+    hanging: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is its process left behind."""
+    monkeypatch.setattr(tracker_module, "FINISH_SECONDS", 0.5)
+    monkeypatch.setattr(tracker_module, "MARGIN_SECONDS", 1.0)
+    monkeypatch.setenv("HANGING", hanging)
+    tracker = Tracker(TrackingConfig(wandb="offline"), "a/full/seed0", "0123", {}, tmp_path / "w")
+    began = time.monotonic()
+    for step in range(20000):  # more than a pipe holds
+        tracker.log({"step": float(step), "a": 1.0})
+    assert time.monotonic() - began < 5
+    process = tracker._mirror._process  # type: ignore[union-attr]
+    with caplog.at_level(logging.WARNING):
+        tracker.finish({})
+    assert time.monotonic() - began < 15
+    assert process.wait(5) is not None
+    assert "did not take everything" in caplog.text
+
+
+def test_wandb_ends_with_a_run_that_is_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A signal to the whole group, as Ctrl-C is, does not end it before it has sent everything."""
+    code = (
+        "import sys, time; from pathlib import Path; from etrm.tracking.tracker import Tracker;"
+        " from etrm.config.study import TrackingConfig;"
+        f" t = Tracker(TrackingConfig(wandb='offline'), 'a', 'b', {{}}, Path({str(tmp_path)!r}));"
+        " t.log({'step': 1.0, 'a': 2.0}); print(t._mirror._process.pid, flush=True); time.sleep(60)"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), root]))
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert run.stdout is not None
+    mirror = int(run.stdout.readline())
+    wait_for(lambda: calls(tmp_path, "log"))
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    wait_for(lambda: calls(tmp_path, "finish"))
+    wait_for(lambda: not Path(f"/proc/{mirror}/cmdline").exists() or is_zombie(mirror))
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def wait_for(condition: Any) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_wandb_that_is_not_installed_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fake/wandb.py").write_text("raise ModuleNotFoundError('no module wandb')")
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path).to_pydict() == TABLE
+    assert "W&B: not started (no module wandb)" in caplog.text
+
+
+def test_a_disabled_wandb_is_not_even_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracker_module, "MIRROR", None)
+    with caplog.at_level(logging.WARNING):
+        assert tracked(tmp_path, mode="disabled").to_pydict() == TABLE
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "expected"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "online"}, "online"),
+        ("online", {}, "online"),
+        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
+    ],
+)
+def test_the_mode_of_wandb(
+    wanted: str,
+    environment: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tracked(tmp_path, mode=wanted)
+    assert [started["mode"] for started in calls(tmp_path, "init")] == [expected]
+
+
+def test_a_key_in_netrc_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    tracked(tmp_path)
+    assert [started["mode"] for started in calls(tmp_path, "init")] == ["online"]
+
+
+def test_columns_have_types_and_keep_numbers_that_are_not_finite() -> None:
+    table = metrics_table([{"step": 3.0, "a": float("nan")}, {"step": 4.0}])
+    assert table.schema.field("step").type == pa.int64()
+    assert table.schema.field("a").type == pa.float64()
+    first, second = table.column("a").to_pylist()
+    assert first != first
+    assert second is None

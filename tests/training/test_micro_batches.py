@@ -1,0 +1,121 @@
+"""Micro-batches are cut by what a backward pass really keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_corpus, make_run, make_tasks, questions_of
+from torch import Tensor
+
+from etrm.config.execution import ExecutionConfig
+from etrm.config.registry import CONTEXT_SOURCES, context_source
+from etrm.config.study import RunConfig
+from etrm.data.corpus import Corpus, Episodes
+from etrm.models.act import act_step
+from etrm.models.build import build_model
+from etrm.models.compute import computing
+from etrm.models.losses import sample_losses
+from etrm.training.micro_batches import GIB, MARGIN, budget, most_slots, sample_bytes
+from etrm.training.trainer import Trainer
+
+
+def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus, Episodes]:
+    """Sizes at which blocks outweigh all else, as they do at paper size."""
+    width = {"width": 128, "heads": 2}
+    blocks: dict[str, Any] = {"model": {**width, "layers": 2, "L_cycles": 3}, **changes}
+    blocks["episodes"] = {"canvas": [9]}
+    blocks["train"] = {"dtype": dtype, "batch_size": 12}
+    options = {field.name for field in dataclasses.fields(context_source(source).Options)}
+    sizes = {**width, "layers": 2, "set_layers": 2}
+    if source != "embedding":
+        blocks["context"] = {name: value for name, value in sizes.items() if name in options}
+    corpus = make_corpus(make_tasks(6, side=8))
+    run = make_run(source, **blocks)
+    (lane,) = questions_of(run, corpus)
+    return run, corpus, lane
+
+
+def kept_bytes(trainer: Trainer) -> int:
+    """Bytes that a backward pass keeps, each storage once, without the model's own."""
+    (lane,) = trainer.lanes
+    own = {t.untyped_storage().data_ptr() for t in trainer.model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = lane.sampler.batch(1)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        with computing(trainer.model, trainer.compute):
+            carry, output = act_step(trainer.model, lane.carry, batch)
+        losses = sample_losses(output, carry.batch.labels)
+        total = losses.total(0.5, trainer.model.context.loss_weights).sum()
+    total.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [
+        ("embedding", "fp32"),
+        ("standard", "fp32"),
+        *((source, "bf16") for source in CONTEXT_SOURCES),
+    ],
+)
+def test_the_estimate_is_what_is_kept(source: str, dtype: str) -> None:
+    run, corpus, lane = setting(source, dtype)
+    model = build_model(run, corpus.num_puzzles)
+    trainer = Trainer(run, model, corpus, [lane])
+    estimate = 12 * sample_bytes(run, model, lane) / MARGIN
+    assert estimate == pytest.approx(kept_bytes(trainer), rel=0.2)
+
+
+def test_a_lane_is_cut_to_its_budget() -> None:
+    run, corpus, lane = setting("standard", "bf16")
+    model = build_model(run, corpus.num_puzzles)
+    one = sample_bytes(run, model, lane)
+    asked = ExecutionConfig(memory=5.5 * one / GIB)
+    room = budget(asked, torch.device("cpu"), 1)
+    assert most_slots(run, model, lane, asked, room) == 5
+    assert most_slots(run, model, lane, asked, budget(asked, torch.device("cpu"), 2)) == 2
+    assert most_slots(run, model, lane, asked, one / 9) == 1
+    few = ExecutionConfig(memory=5.5 * one / GIB, micro_batch=3)
+    assert most_slots(run, model, lane, few, room) == 3
+    trainer = Trainer(run, model, corpus, [lane], execution=asked)
+    assert [len(part.slots) for part in trainer.lanes] == [4, 4, 4]
+    assert trainer.micro_batches() == {"9": 3}
+
+
+def test_paper_size_etrm_fits_a_gpu_of_24_gb() -> None:
+    """Batch 256 in bf16: what is kept of any pass, and all else that stays, in 24 GB."""
+    lanes, sizes = [10, 15, 20, 25, 30], {"width": 512, "heads": 8, "layers": 2}
+    model = {**sizes, "context_tokens": 16, "H_cycles": 3, "L_cycles": 6}
+    tasks = [t for side in lanes for t in make_tasks(8, side, side, f"side{side}_")]
+    run = make_run(
+        model=model,
+        context={**sizes, "set_layers": 2},
+        episodes={"canvas": lanes},
+        train={"dtype": "bf16", "batch_size": 256},
+    )
+    corpus = make_corpus(tasks)
+    built = build_model(run, corpus.num_puzzles)
+    card, execution = 24e9, ExecutionConfig(memory=0.7 * 24e9 / GIB)
+    room = budget(execution, torch.device("cuda"), 1)
+    trainer = Trainer(run, built, corpus, questions_of(run, corpus), execution=execution)
+    by_side = {episodes.side: episodes for episodes in trainer.episodes}
+    assert len(by_side) == 5
+    passes = [len(p.slots) * sample_bytes(run, built, by_side[p.side]) for p in trainer.lanes]
+    assert max(passes) <= room
+    assert max(trainer.micro_batches().values()) > 1  # without them it would not fit
+    carries = sum(
+        t.nbytes for p in trainer.lanes for t in (p.carry.z_H, p.carry.z_L) if t is not None
+    )
+    carries += sum(t.nbytes for p in trainer.lanes for t in p.carry.batch.tensors().values())
+    weights = 4 * sum(p.numel() for p in built.parameters()) * 5  # raw, averaged, gradient, m, v
+    assert max(passes) + 2 * carries + weights < 0.9 * card
