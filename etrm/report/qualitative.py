@@ -44,8 +44,8 @@ def qualitative(
 
     `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`). The
     tasks are drawn with `seed` among those that have a known output and, where there are such,
-    that all experiments predicted: never by how well they were answered. Under an attempt: right or wrong,
-    and its votes out of all predictions.
+    that all experiments predicted: never by how well they were answered. Under an attempt: right or
+    wrong, and its votes out of all predictions.
     """
     chosen = choose(tasks, predictions, style.qualitative_tasks, seed)
     with theme(style):
