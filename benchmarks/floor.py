@@ -23,7 +23,7 @@ from etrm.data.episodes import on_lanes, training_questions
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.layers import block_bytes
-from etrm.training.micro_batches import sample_bytes
+from etrm.training.micro_batches import slot_bytes
 
 ITEM = 2  # bytes of a number in bf16
 COLUMNS = (
@@ -78,7 +78,7 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
     encodings = run.halting.max_steps if layout.padded else 1
     work = encoder(run, lengths)
     tokens, demos = run.model.context_tokens + lane.side**2, float(lengths.sum() / n)
-    kept = sample_bytes(run, net, lane)
+    kept = slot_bytes(run, net, lane)
     if layout.padded:
         kept = padded_bytes(run, net, lane)
     decode = decoding_flops(run, lane.side, lengths, encodings)

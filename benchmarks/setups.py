@@ -25,7 +25,7 @@ from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
 from etrm.runtime.distributed import Ranks
-from etrm.training.micro_batches import budget, sample_bytes
+from etrm.training.micro_batches import activation_budget, slot_bytes
 from etrm.training.optim import AdamATan2
 from etrm.training.trainer import Trainer
 
@@ -173,11 +173,11 @@ def _execution(
     if layout.packing != "none":
         return execution
     largest = max(padded_bytes(run, model, lane) for lane in episodes)
-    fitting = max(1, int(budget(execution, device, ranks.size) / largest))
+    fitting = max(1, int(activation_budget(execution, device, ranks.size) / largest))
     return replace(execution, micro_batch=fitting)
 
 
 def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """What the backward pass of a slot keeps, in bytes, if all its demos are at full length."""
     full = np.full((1, run.episodes.max_demos), 2 * lane.side**2)
-    return sample_bytes(run, model, replace(lane, room=Room(full, full)))
+    return slot_bytes(run, model, replace(lane, room=Room(full, full)))

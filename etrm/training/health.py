@@ -21,7 +21,7 @@ from etrm.storage.records import read_metrics, read_run
 Row = Mapping[str, float]
 
 # Said to the reader beside the number: the guide's reading of each finding.
-MEANING = {
+EXPLANATIONS = {
     "gradient_starvation": "the encoder gets too little gradient to learn",
     "low_gradient_share": "the encoder gets a small share of all gradients",
     "collapse": "the encoder's output hardly depends on the demos",
@@ -97,7 +97,9 @@ def _judge(name: str, rule: HealthRule, window: list[float], step: int) -> list[
         if wrong or math.isnan(median):
             value = None if math.isnan(median) else median
             shown = "not finite" if value is None else f"{value:.3g}"
-            text = f"{rule.metric} = {shown}, {rule.wrong} {bound:g}: {MEANING.get(name, name)}"
+            text = (
+                f"{rule.metric} = {shown}, {rule.wrong} {bound:g}: {EXPLANATIONS.get(name, name)}"
+            )
             return [Finding(name, severity, rule.metric, value, bound, step, text)]
     return []
 
@@ -113,7 +115,7 @@ def check_stuck(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
                 best, since = row[metric], last
     if last - since < rule.patience or best >= 1.0 - rule.min_gain:
         return []
-    text = f"{metric} at most {best:.3g} since step {since}: {MEANING['stuck']}"
+    text = f"{metric} at most {best:.3g} since step {since}: {EXPLANATIONS['stuck']}"
     return [Finding("stuck", "stop", metric, best, None, last, text)]
 
 
@@ -121,7 +123,7 @@ def stop_reason(rows: Sequence[Row], config: HealthConfig) -> Finding | None:
     """The finding that should end a run now, if any; a loss that is not finite always does."""
     losses = (row["train/lm_loss"] for row in reversed(rows) if "train/lm_loss" in row)
     if not math.isfinite(next(losses, 0.0)):
-        text = f"train/lm_loss is not finite: {MEANING['divergence']}"
+        text = f"train/lm_loss is not finite: {EXPLANATIONS['divergence']}"
         step = int(rows[-1]["step"])
         return Finding("divergence", "stop", "train/lm_loss", None, None, step, text)
     if not rows or rows[-1]["step"] > config.stop_until:
@@ -196,6 +198,6 @@ def _shortfall(
         name = "not_converged"
     if name in known:
         return []
-    text = f"all.exact_accuracy = {exact:.3g}: {MEANING[name]}"
+    text = f"all.exact_accuracy = {exact:.3g}: {EXPLANATIONS[name]}"
     # Falling short is already why it did not pass; this only says what it looks like.
     return [Finding(name, "warn", "all.exact_accuracy", exact, None, step, text)]

@@ -125,7 +125,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
-def start_from(
+def load_initial_weights(
     decoder: nn.Module, parent: Parent, which: str, model: ModelConfig
 ) -> dict[str, Any]:
     """Load a decoder's first weights; returns what was loaded, skipped and left new, for run.json.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 QUICK_SECONDS = 5.0
 # How bad a finding is, in the column `health/<finding>` of the row where it was first made.
 LEVELS = {"warn": 1.0, "fail": 2.0, "stop": 3.0}
-AGAIN = "run the same command again to go on from there"
+AGAIN = "run the same command again to resume from there"
 # What becomes of a state: of all ranks', the largest.
 SAVED, FAILED, LOST = 0, 1, 2
 
@@ -93,7 +93,7 @@ class Loop:
         self.saved = self._resumed = step
         self.progress.begin(step)
         if self.ranks.main:
-            log.info("going on from step %d (%s)", step, state_path(self.folder, step))
+            log.info("resuming from step %d (%s)", step, state_path(self.folder, step))
 
     def train(self) -> None:
         """Train to the end, to the target, or to a finding, and evaluate what came of it.
@@ -173,7 +173,7 @@ class Loop:
                 say(
                     f"{state_path(self.folder, self.step)}: the state could not be written"
                     f" ({self.obstacle}): make room, or make the folder writable. A run that ends"
-                    f" now goes on from step {self.saved}; training goes on, and tries again",
+                    f" now resumes from step {self.saved}; training goes on, and tries again",
                     logging.WARNING,
                 )
             self._failing = True

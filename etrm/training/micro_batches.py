@@ -24,7 +24,7 @@ OF_GPU, OF_HOST = 0.7, 0.3
 MARGIN = 1.25
 
 
-def budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> float:
+def activation_budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> float:
     """Bytes that the activations of this process may take, of so many `ranks` on this machine."""
     if execution.memory is not None:
         return execution.memory * GIB / (1 if device.type == "cuda" else ranks)
@@ -33,7 +33,7 @@ def budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> floa
     return OF_HOST * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
 
 
-def sample_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
+def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """What the backward pass of one slot of a lane keeps, in bytes: the last H-cycle, the encoder.
 
     Demos are computed without their padding, so the mean over the lane's questions counts.
@@ -50,9 +50,9 @@ def sample_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     return MARGIN * (decoder + encoder)
 
 
-def most_slots(
+def max_slots(
     run: RunConfig, model: Model, lane: Episodes, execution: ExecutionConfig, bytes_: float
 ) -> int:
     """The most slots of a lane that one pass may take: at least one."""
-    fitting = max(1, int(bytes_ / sample_bytes(run, model, lane)))
+    fitting = max(1, int(bytes_ / slot_bytes(run, model, lane)))
     return min(fitting, execution.micro_batch or fitting)

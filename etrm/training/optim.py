@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class FlatParameters:
                 self._make_views(parameters, self.flat[name])
             start = end
 
-    def part(self, name: str) -> Tensor:
+    def gradient_of(self, name: str) -> Tensor:
         """The gradient of a part [n]; empty where it has no parameter."""
         found = self.flat[name].grad if name in self.flat else None
         return self.gradient[:0] if found is None else found
@@ -125,6 +126,19 @@ class EMA:
         torch._foreach_lerp_(list(self.values.values()), given, 1 - self.decay)
 
 
-def warmed_up(step: int, warmup_steps: int) -> float:
+@contextmanager
+def averaged_weights(module: nn.Module, ema: EMA) -> Iterator[None]:
+    """Give `module` its averaged parameters within the block."""
+    raw = {name: parameter.data for name, parameter in module.named_parameters()}
+    for name, parameter in module.named_parameters():
+        parameter.data = ema.values[name]
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.data = raw[name]
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
     """Factor of the learning rate at update `step` (from 1): linear, then 1."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0

@@ -46,7 +46,10 @@ class Probe:
             model.train(training)
         tasks = torch.cat([batch.task for batch in self.batches])
         drop = torch.cat(own).mean() - torch.cat(swapped).mean()
-        return {**separation(torch.cat(contexts), tasks), "encoder/context_swap_drop": drop}
+        return {
+            **separation(torch.cat(contexts), tasks),
+            "encoder/context_swap_drop": drop,
+        }
 
     def _context(self, model: Model, batch: Batch) -> Tensor:
         """Context vectors [B, P·D] of samples that begin."""
@@ -62,7 +65,7 @@ class Probe:
         for step in range(self.act_steps):
             state = model.context.initial_state(len(batch)) if step == 0 else carry.state
             encoded = model.context(batch, state)
-            carry, output = act_step(model, carry, batch, encoded=reordered(encoded, order))
+            carry, output = act_step(model, carry, batch, encoded=permute_contexts(encoded, order))
             # Each goes on with its own state: only what the decoder reads is swapped.
             carry.state, carry.halted = encoded.state, torch.zeros_like(carry.halted)
         assert output is not None
@@ -103,7 +106,7 @@ def _views(run: RunConfig, number: int, lane: Episodes) -> Tensor:
     return torch.tensor(flat, dtype=torch.int64, device=lane.task.device)
 
 
-def reordered(encoded: Encoded, order: Tensor) -> Encoded:
+def permute_contexts(encoded: Encoded, order: Tensor) -> Encoded:
     """The contexts of a batch, each given to another sample."""
     moved = {
         name: None if value is None else value[order]

@@ -43,7 +43,7 @@ from etrm.storage.files import file_digest, write_json_atomic
 from etrm.storage.finished import RUN_FILES, keep, take_back
 from etrm.storage.records import read_run
 from etrm.tracking.tracker import Tracker
-from etrm.training.initial_weights import Parent, read_parent, refuse_leak, start_from
+from etrm.training.initial_weights import Parent, load_initial_weights, read_parent, refuse_leak
 from etrm.training.loop import Loop
 from etrm.training.trainer import Trainer
 
@@ -137,7 +137,7 @@ def train_run(
 
 def _taken_back(out: Path, store: Path, states: Path) -> dict[str, Any]:
     record = read_run(out)
-    log.info("the same run was finished on %s: taken back from %s", record["finished"], store)
+    log.info("the same run was finished on %s: restored from %s", record["finished"], store)
     clear_states(states)  # of a run that was killed when it had just been kept
     return record
 
@@ -150,7 +150,7 @@ def _trainer(
     model = build_model(run, corpus.num_puzzles).to(ranks.device)
     loaded = None
     if parent is not None:
-        loaded = start_from(model.decoder, parent, run.decoder.weights, run.model)
+        loaded = load_initial_weights(model.decoder, parent, run.decoder.weights, run.model)
     return Trainer(run, model, corpus, episodes, ranks, execution), loaded
 
 
@@ -231,7 +231,7 @@ def training_data(
     held_out = [r.task.id for r in records if r.split == "evaluation"]
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
-    tasks = [without_answers(r.task) if r.split == "evaluation" else r.task for r in records]
+    tasks = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
     if run.train.tasks is not None:
         order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
         chosen = {task.id for task in order[: run.train.tasks]}
@@ -244,7 +244,7 @@ def training_data(
     return corpus, episodes
 
 
-def without_answers(task: Task) -> Task:
+def hide_answers(task: Task) -> Task:
     """The task with the outputs of its test pairs removed."""
     return Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))
 

@@ -26,7 +26,7 @@ class SlotError(ValueError):
 
 
 @dataclass
-class Lane:
+class LaneSlots:
     """Slots of one canvas side that go through the model together."""
 
     side: int
@@ -34,16 +34,16 @@ class Lane:
     carry: Carry
     slots: Tensor  # [B] int64: their numbers in the whole batch
     places: Tensor  # [B] int64: their numbers among the slots of this side, on the host
-    followed: Followed | None = None  # where the host must know what they hold
+    host_tracker: HostSlotTracker | None = None  # where the host must know what they hold
 
     def batch(self, step: int) -> Batch:
         """New samples for a step, with what is known of the samples that are held after it."""
         batch = self.sampler.batch(step)
-        batch.room = None if self.followed is None else self.followed.room(step)
+        batch.room = None if self.host_tracker is None else self.host_tracker.room(step)
         return batch
 
 
-class Followed:
+class HostSlotTracker:
     """Which question each slot holds, known to the host without holding up the device.
 
     The flags of slots that halted are copied when they are there. The host looks at them when it
@@ -73,7 +73,7 @@ class Followed:
         return self.sampler.room(self.held)
 
 
-def make_lanes(
+def make_lane_slots(
     run: RunConfig,
     model: Model,
     corpus: Corpus,
@@ -81,7 +81,7 @@ def make_lanes(
     ranks: Ranks,
     dtype: torch.dtype,
     most: Callable[[Episodes], int],
-) -> list[Lane]:
+) -> list[LaneSlots]:
     """This rank's slots, all free, at most `most` of a lane together.
 
     Neither ranks nor micro-batches change which samples a slot takes.
@@ -93,7 +93,7 @@ def make_lanes(
             f" {ranks.size} ranks; raise it or use fewer GPUs"
         )
     lanes, first = [], 0
-    for lane, count in zip(episodes, share_out(episodes, size), strict=True):
+    for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
         own = ranks.own(torch.arange(first, first + count))
         parts = -(-len(own) // most(lane)) or 1
         for slots in own.tensor_split(parts) if len(own) else ():
@@ -102,13 +102,13 @@ def make_lanes(
             carry = empty_carry(model, sampler.batch(0), dtype)
             # On every device, so that a state goes on with any; `meta` has no values to follow.
             follow = demos and corpus.device.type != "meta"
-            followed = Followed(sampler) if follow else None
-            lanes.append(Lane(lane.side, sampler, carry, numbers, slots - first, followed))
+            host_tracker = HostSlotTracker(sampler) if follow else None
+            lanes.append(LaneSlots(lane.side, sampler, carry, numbers, slots - first, host_tracker))
         first += count
     return lanes
 
 
-def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
+def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
     """Slots per lane in proportion to its questions (largest remainders), at least one each."""
     if not episodes:
         raise SlotError(
@@ -132,17 +132,17 @@ def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
     return sizes
 
 
-def gather(lanes: Sequence[Lane], ranks: Ranks) -> list[dict[str, Any]] | None:
+def gather_carries(lanes: Sequence[LaneSlots], ranks: Ranks) -> list[dict[str, Any]] | None:
     """What all slots of all ranks hold, by lane in order of slots; None but on the main rank."""
     parts = ranks.gather([_state(lane) for lane in lanes])
     if parts is None:
         return None
     found = [part for of_rank in parts for part in of_rank]
     sides = sorted({part["side"] for part in found})
-    return [_joined([part for part in found if part["side"] == side]) for side in sides]
+    return [_merge_parts([part for part in found if part["side"] == side]) for side in sides]
 
 
-def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
+def restore_carries(lanes: Sequence[LaneSlots], saved: Sequence[Mapping[str, Any]]) -> None:
     """Give this rank's slots back what `gather` has found in them, on however many ranks."""
     by_side = {state["side"]: state for state in saved}
     for lane in lanes:
@@ -154,20 +154,20 @@ def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
         batch = Batch(**{k: own(v) for k, v in state["batch"].items()})
         batch.most_cells = lane.sampler.most_cells
         lane.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
-        if lane.followed is not None:
-            lane.followed.held = own(state["held"], to=torch.device("cpu")).numpy()
-            lane.followed.note(lane.carry.halted)
+        if lane.host_tracker is not None:
+            lane.host_tracker.held = own(state["held"], to=torch.device("cpu")).numpy()
+            lane.host_tracker.note(lane.carry.halted)
 
 
-def _state(lane: Lane) -> dict[str, Any]:
+def _state(lane: LaneSlots) -> dict[str, Any]:
     values = {name: getattr(lane.carry, name) for name in CARRIED}
     host = {n: None if t is None else t.detach().cpu() for n, t in values.items()}
     batch = {name: tensor.cpu() for name, tensor in lane.carry.batch.tensors().items()}
-    held = None if lane.followed is None else torch.from_numpy(lane.followed.held)
+    held = None if lane.host_tracker is None else torch.from_numpy(lane.host_tracker.held)
     return {"side": lane.side, "places": lane.places, "held": held, "batch": batch, **host}
 
 
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _merge_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The parts of one lane in order of places."""
     order = torch.cat([part["places"] for part in parts]).argsort()
 

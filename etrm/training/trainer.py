@@ -23,10 +23,17 @@ from etrm.models.encoders.embedding import PuzzleEmbedding
 from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.runtime.distributed import Ranks
 from etrm.training.metrics import Window, encoder_statistics
-from etrm.training.micro_batches import budget, most_slots
-from etrm.training.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
+from etrm.training.micro_batches import activation_budget, max_slots
+from etrm.training.optim import (
+    EMA,
+    AdamATan2,
+    FlatParameters,
+    SignSGD,
+    averaged_weights,
+    warmup_factor,
+)
 from etrm.training.probe import Probe, make_probe
-from etrm.training.slots import Lane, gather, make_lanes, scatter
+from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, restore_carries
 
 ONE, AS_IT_COMES = Ranks(), ExecutionConfig()
 
@@ -54,15 +61,15 @@ class Trainer:
         self.compute = compute or Compute(DTYPES[run.train.dtype])
         self.step_number = 0
         self.episodes = list(episodes)
-        room = budget(execution, corpus.device, ranks.here)
-        self.lanes = make_lanes(
+        room = activation_budget(execution, corpus.device, ranks.here)
+        self.lane_slots = make_lane_slots(
             run,
             model,
             corpus,
             episodes,
             ranks,
             self.compute.dtype,
-            lambda lane: most_slots(run, model, lane, execution, room),
+            lambda lane: max_slots(run, model, lane, execution, room),
         )
         self.ema = EMA(model, run.train.ema_decay)
         context, decoder = list(model.context.parameters()), list(model.decoder.parameters())
@@ -72,7 +79,7 @@ class Trainer:
         self.embedding = SignSGD(table, run.train.embedding_weight_decay) if table else None
         self.window = Window()
         # Contexts of all slots at the last step, and their tasks: the contrastive loss' others.
-        self.bank: tuple[Tensor, Tensor] | None = None
+        self.contrastive_bank: tuple[Tensor, Tensor] | None = None
         self._since = (time.perf_counter(), 0)
         if compiles(execution.compile, corpus.device):
             compile_blocks(model)
@@ -82,7 +89,7 @@ class Trainer:
         """One ACT step of every slot, and one update."""
         self.step_number += 1
         contexts = []
-        for lane in self.lanes:
+        for lane in self.lane_slots:
             output, losses, halted = self._forward_backward(lane)
             share = len(lane.slots) / self.train.batch_size
             self.window.add_samples(losses, halted, lane.carry.steps, share)
@@ -116,7 +123,7 @@ class Trainer:
         now, then = time.perf_counter(), self._since[0]
         done = (self.step_number - self._since[1]) * self.train.batch_size
         self._since = (now, self.step_number)
-        means["train/lr"] = self.train.lr * warmed_up(self.step_number, self.train.warmup_steps)
+        means["train/lr"] = self.train.lr * warmup_factor(self.step_number, self.train.warmup_steps)
         means["train/decoder_frozen"] = float("decoder" in self._frozen())
         means["train/encoder_frozen"] = float("context" in self._frozen())
         means["num_params"] = float(num_parameters(self.model))
@@ -140,7 +147,7 @@ class Trainer:
         lanes = all_variants(self.corpus, shown)
         lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
         started, size = time.perf_counter(), max(self.train.batch_size, 64)
-        with Averaged(self.model, self.ema):
+        with averaged_weights(self.model, self.ema):
             means = training_metrics(
                 self.model, self.corpus, lanes, self.halting, size, self.compute.dtype, self.ranks
             )
@@ -150,7 +157,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that the next step depends on, whatever the ranks; None but on the main one."""
-        lanes, totals = gather(self.lanes, self.ranks), self.window.totals(self.ranks)
+        lanes, totals = gather_carries(self.lane_slots, self.ranks), self.window.totals(self.ranks)
         if lanes is None:
             return None
         return {
@@ -160,7 +167,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "lanes": lanes,
             "window": totals,
-            "bank": self.bank,
+            "bank": self.contrastive_bank,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,17 +178,17 @@ class Trainer:
         for name, value in self.ema.values.items():
             value.copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        scatter(self.lanes, state["lanes"])
+        restore_carries(self.lane_slots, state["lanes"])
         if state["bank"] is not None:
             vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
-            self.bank = (vectors, tasks)
+            self.contrastive_bank = (vectors, tasks)
         # The sums so far are counted once, by the main rank.
         self.window = Window()
         self.window.load(state["window"] if self.ranks.main else {}, self.corpus.device)
 
-    def micro_batches(self) -> dict[str, int]:
+    def micro_batches_per_lane(self) -> dict[str, int]:
         """Passes of this rank by canvas side."""
-        sides = [lane.side for lane in self.lanes]
+        sides = [lane.side for lane in self.lane_slots]
         return {str(side): sides.count(side) for side in sorted(set(sides))}
 
     def _optimizer(self) -> AdamATan2:
@@ -191,7 +198,7 @@ class Trainer:
         ]
         return AdamATan2(groups, train.lr, (train.betas[0], train.betas[1]), train.weight_decay)
 
-    def _forward_backward(self, lane: Lane) -> tuple[StepOutput, SampleLoss, Tensor]:
+    def _forward_backward(self, lane: LaneSlots) -> tuple[StepOutput, SampleLoss, Tensor]:
         incoming = lane.batch(self.step_number)
         with computing(self.model, self.compute):
             carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
@@ -202,8 +209,8 @@ class Trainer:
         (total.sum() / self.train.batch_size).backward()
         carry.halted = self._halting(carry, output.q_halt.detach(), lane.slots, self.halting)
         lane.carry = carry
-        if lane.followed is not None:
-            lane.followed.note(carry.halted)
+        if lane.host_tracker is not None:
+            lane.host_tracker.note(carry.halted)
         return output, losses, carry.halted
 
     def _halting(
@@ -214,20 +221,25 @@ class Trainer:
         minimum = random.uniform(seed, step, random.MINIMUM, slots)[:, 0]
         return decide_halting(carry.steps, q_halt, halting, explore, minimum)
 
-    def _contrastive(self, lane: Lane, carry: Carry, output: StepOutput) -> Tensor:
+    def _contrastive(self, lane: LaneSlots, carry: Carry, output: StepOutput) -> Tensor:
         vectors = output.context.mean(dim=1)
-        if self.bank is None:
+        if self.contrastive_bank is None:
             return vectors.new_zeros(len(vectors))
         temperature = self.run.context.contrastive_temperature
-        return contrastive_loss(vectors, carry.batch.task, lane.slots, *self.bank, temperature)
+        return contrastive_loss(
+            vectors, carry.batch.task, lane.slots, *self.contrastive_bank, temperature
+        )
 
     def _remember(self, contexts: list[Tensor]) -> None:
         """Keep this step's contexts of all slots for the contrastive loss of the next."""
         if self.model.context.loss_weights.get("contrastive"):
-            tasks = torch.cat([lane.carry.batch.task for lane in self.lanes])
+            tasks = torch.cat([lane.carry.batch.task for lane in self.lane_slots])
             vectors = torch.cat([each.mean(dim=1) for each in contexts])
             slots = self.train.batch_size
-            self.bank = self.ranks.all_of(vectors, slots), self.ranks.all_of(tasks, slots)
+            self.contrastive_bank = (
+                self.ranks.all_of(vectors, slots),
+                self.ranks.all_of(tasks, slots),
+            )
 
     def _frozen(self) -> set[str]:
         """Parts that this step does not train."""
@@ -243,7 +255,7 @@ class Trainer:
     def _update(self) -> None:
         self.ranks.sum_(self.parameters.gradient)
         self._clip_gradients()
-        factor = warmed_up(self.step_number, self.train.warmup_steps)
+        factor = warmup_factor(self.step_number, self.train.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.lr * factor * group["scale"]
         with self._held():
@@ -267,7 +279,7 @@ class Trainer:
 
     def _clip_gradients(self) -> None:
         """Clip; log all norms before clipping, and that of what the update uses after it."""
-        norms = {name: self.parameters.part(name).norm() for name in ("context", "decoder")}
+        norms = {name: self.parameters.gradient_of(name).norm() for name in ("context", "decoder")}
         total = torch.stack(list(norms.values())).norm()
         frozen = self._frozen()
         used = [norm * (name not in frozen) for name, norm in norms.items()]
@@ -281,19 +293,3 @@ class Trainer:
         self._note("grad/inner_norm", norms["decoder"])
         self._note("grad/total_norm", total)
         self._note("grad/total_norm_clipped", clipped)
-
-
-class Averaged:
-    """Within the block, a model's parameters are the averaged ones."""
-
-    def __init__(self, model: Model, ema: EMA) -> None:
-        self.model, self.ema = model, ema
-        self._raw: dict[str, Tensor] = {}
-
-    def __enter__(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            self._raw[name], parameter.data = parameter.data, self.ema.values[name]
-
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.data = self._raw[name]

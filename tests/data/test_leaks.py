@@ -17,7 +17,7 @@ from etrm.config.study import EvaluationConfig
 from etrm.data.leaks import seen_tasks, touching
 from etrm.evaluation.run import evaluate_run, held_out_status
 from etrm.storage.records import DamagedFileError
-from etrm.training.run import train_run, without_answers
+from etrm.training.run import hide_answers, train_run
 
 
 def test_seen_tasks_include_those_of_parents() -> None:
@@ -47,7 +47,7 @@ def test_content_is_kept_for_each_task_and_is_in_the_digest() -> None:
 def test_what_a_parent_saw_of_a_task_and_what_its_child_did_come_together() -> None:
     """The parent saw its demos, the child another task of that id."""
     task, other = make_tasks(2, side=4)
-    parent = {"seen_tasks": seen_tasks([without_answers(task)], [])}
+    parent = {"seen_tasks": seen_tasks([hide_answers(task)], [])}
     found = seen_tasks([Task(task.id, other.demos, other.queries)], [parent])
     assert found["count"] == 1
     whole = {*parent["seen_tasks"]["content"][0], *seen_tasks([other], [])["content"][0]}
@@ -67,8 +67,8 @@ def test_answers_are_counted_where_a_test_pair_was_seen() -> None:
         return held_out_status({"seen_tasks": seen_tasks(seen, []), "unproven": []}, [task])
 
     expected = {"status": "seen", "seen": 1, "answers": 0, "of": 1, "unproven": []}
-    assert status(without_answers(task)) == expected
-    assert status(without_answers(task), hidden)["answers"] == 1
+    assert status(hide_answers(task)) == expected
+    assert status(hide_answers(task), hidden)["answers"] == 1
     assert status(task)["answers"] == 1
     assert (status(hidden)["status"], status(hidden)["answers"]) == ("seen", 1)
     assert (status(other)["status"], status(other)["answers"]) == ("proven", 0)

@@ -69,7 +69,7 @@ def kill(server: Server, study: Study, moment: Moment, marker: Path) -> bool:
     job = start(server, study, moment, marker)
     job.kill()
     killed, log = job.wait() == -9, job.log.read_text()
-    going_on = re.search(r"going on from step (\d+)", log)
+    going_on = re.search(r"resuming from step (\d+)", log)
     assert going_on is None or int(going_on[1]) == newest, log
     assert study.newest() >= newest
     return killed

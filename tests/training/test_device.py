@@ -41,7 +41,7 @@ def test_a_training_step_stays_on_its_device(source: str, cached: bool) -> None:
     trainer.step()
     for parameter in trainer.model.parameters():
         assert parameter.device == META
-    for lane in trainer.lanes:
+    for lane in trainer.lane_slots:
         assert all(t.device == META for t in lane.carry.batch.tensors().values())
     assert all(total.device == META for total in trainer.window.sums.values())
 

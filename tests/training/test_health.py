@@ -16,7 +16,7 @@ from etrm.storage.files import write_table_atomic
 from etrm.study.gate import judge
 from etrm.tracking.tracker import metrics_table
 from etrm.training.health import (
-    MEANING,
+    EXPLANATIONS,
     check_rules,
     check_stuck,
     stop_reason,
@@ -102,7 +102,7 @@ def test_each_finding_is_named_and_is_the_only_one(
     rows = healthy(**changes)
     (found,) = check_rules(rows, CONFIG)
     assert (found.finding, found.severity) == (finding, severity)
-    assert MEANING[finding] in found.message
+    assert EXPLANATIONS[finding] in found.message
     (metric,) = (name.replace("__", "/") for name in changes)
     assert found.metric == metric
     result = verdict(rows, CONFIG, GATE)
@@ -116,7 +116,7 @@ def test_each_finding_is_named_and_is_the_only_one(
 def test_every_rule_is_provoked_here() -> None:
     found = {finding for finding, _, _ in PROVOKED}
     assert found == {rule.finding or name for name, rule in CONFIG.rules.items()}
-    assert found <= set(MEANING)
+    assert found <= set(EXPLANATIONS)
 
 
 def one_rule(**changes: Any) -> HealthConfig:
@@ -300,7 +300,7 @@ def test_falling_short_is_explained(exact: float, changes: dict[str, Any], findi
     result = verdict(healthy(1000, exact, **changes), CONFIG, GATE)
     assert result["passed"] is False
     assert [d["finding"] for d in result["diagnosis"]] == [finding]
-    assert finding in MEANING
+    assert finding in EXPLANATIONS
 
 
 def test_a_run_that_passes_is_not_failed_for_standing_still() -> None:

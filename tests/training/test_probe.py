@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etrm.config.study import TrainConfig
 from etrm.models.encoders.base import Encoded
-from etrm.training.probe import VIEWS, make_probe, reordered, separation
+from etrm.training.probe import VIEWS, make_probe, permute_contexts, separation
 from etrm.training.trainer import Trainer
 
 NAMES = {
@@ -127,7 +127,7 @@ def test_a_decoder_that_is_told_nothing_loses_nothing() -> None:
 def test_reordering_takes_everything_along() -> None:
     tokens, order = torch.randn(3, 2, 4), torch.tensor([2, 0, 1])
     real, places = torch.rand(3, 2) < 0.5, torch.arange(6).reshape(3, 2)
-    found = reordered(Encoded(tokens, real=real, places=places), order)
+    found = permute_contexts(Encoded(tokens, real=real, places=places), order)
     assert torch.equal(found.tokens, tokens[order])
     assert found.real is not None
     assert found.places is not None

@@ -30,7 +30,7 @@ from etrm.runtime.interruption import EXIT_INTERRUPTED
 from etrm.storage.checkpoint import CheckpointError, load_weights, save_state
 from etrm.storage.files import file_digest
 from etrm.training.initial_weights import LeakError
-from etrm.training.run import OutputError, RunPaths, train_run, training_data, without_answers
+from etrm.training.run import OutputError, RunPaths, hide_answers, train_run, training_data
 from etrm.training.trainer import Trainer
 
 OFF = TrackingConfig(wandb="disabled")
@@ -157,7 +157,7 @@ def test_a_transductive_run_sees_demos_but_no_answer(source: str, paths: RunPath
 
 def test_answers_are_removed_and_the_rest_stays() -> None:
     (task,) = make_tasks(1)
-    bare = without_answers(task)
+    bare = hide_answers(task)
     assert bare.demos == task.demos
     assert [query.output for query in bare.queries] == [None] * len(task.queries)
     assert all(
@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(
     with caplog.at_level(logging.INFO):
         train(run, paths)
     assert "is damaged" in caplog.text
-    assert "going on from step 4" in caplog.text
+    assert "resuming from step 4" in caplog.text
     whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert (paths.out / "model.safetensors").read_bytes() == whole
     assert metrics(paths.out) == metrics(tmp_path / "whole")
@@ -439,7 +439,7 @@ def test_results_that_cannot_be_written_are_written_by_the_next_run(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("etrm.training.run.write_json_atomic", full)
-        with pytest.raises(OutputError, match=r"No space left.*goes on from the state of step 5"):
+        with pytest.raises(OutputError, match=r"No space left.*resumes from the state of step 5"):
             train(run, paths)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Trainer, "step", None)  # not one more

@@ -31,8 +31,9 @@ from etrm.evaluation.decode import all_variants, thin_out
 from etrm.models.build import build_model
 from etrm.models.compute import Compute
 from etrm.storage.checkpoint import load_state, save_state
-from etrm.training.slots import share_out
-from etrm.training.trainer import Averaged, Trainer
+from etrm.training.optim import averaged_weights
+from etrm.training.slots import apportion_slots
+from etrm.training.trainer import Trainer
 
 GOLDEN_LOSSES = Path(__file__).parent / "golden_losses.json"
 SOURCES = ("embedding", "standard")
@@ -143,7 +144,7 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
         "halting": {"max_steps": 4},
         "decoder": {"frozen_steps": 8},
     }
-    assert len(trainer_of(source, **blocks).lanes) == 2
+    assert len(trainer_of(source, **blocks).lane_slots) == 2
     check_halves_equal_the_whole(source, blocks, 12, 6, tmp_path)
 
 
@@ -201,7 +202,7 @@ def test_another_seed_is_another_run() -> None:
     for each in (first, second):
         each.step()
     assert not torch.equal(first.model.decoder.lm_head.weight, second.model.decoder.lm_head.weight)
-    batches = [each.lanes[0].sampler.batch(1) for each in (first, second)]
+    batches = [each.lane_slots[0].sampler.batch(1) for each in (first, second)]
     assert not torch.equal(batches[0].inputs, batches[1].inputs)
 
 
@@ -239,7 +240,7 @@ class Sized:
 
 
 def shared(sizes: Sequence[int], slots: int) -> list[int]:
-    return share_out([Sized(n) for n in sizes], slots)  # type: ignore[misc]
+    return apportion_slots([Sized(n) for n in sizes], slots)  # type: ignore[misc]
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 300))
@@ -273,9 +274,9 @@ def test_no_question_at_all_is_an_error_that_says_so() -> None:
 
 def test_slots_of_all_lanes_have_numbers_of_their_own() -> None:
     trainer = trainer_of(train={"batch_size": 11})
-    numbers = torch.cat([lane.slots for lane in trainer.lanes])
+    numbers = torch.cat([lane.slots for lane in trainer.lane_slots])
     assert numbers.tolist() == list(range(11))
-    assert all(torch.equal(lane.sampler.slots, lane.slots) for lane in trainer.lanes)
+    assert all(torch.equal(lane.sampler.slots, lane.slots) for lane in trainer.lane_slots)
 
 
 def test_batches_come_in_the_order_of_steps() -> None:
@@ -283,7 +284,7 @@ def test_batches_come_in_the_order_of_steps() -> None:
     trainer = trainer_of(halting={"max_steps": 1})
     for step in range(1, 6):
         trainer.step()
-        for lane in trainer.lanes:
+        for lane in trainer.lane_slots:
             expected = lane.sampler.batch(step).tensors()
             for name, tensor in lane.carry.batch.tensors().items():
                 assert torch.equal(tensor, expected[name])
@@ -294,7 +295,7 @@ def test_gradients_of_all_lanes_make_one_update(monkeypatch: pytest.MonkeyPatch)
     trainer, apart = trainer_of(), trainer_of()
     apart.step_number = 1
     parts = []
-    for lane in apart.lanes:
+    for lane in apart.lane_slots:
         apart.parameters.gradient.zero_()
         apart._forward_backward(lane)
         parts.append({n: p.grad.clone() for n, p in apart.model.named_parameters()})
@@ -332,15 +333,15 @@ def test_the_host_follows_what_slots_hold() -> None:
             again.load_state_dict(state)
             trainer = again
         trainer.step()
-        for lane in trainer.lanes:
+        for lane in trainer.lane_slots:
             batch, room = lane.carry.batch, lane.carry.batch.room
             assert room is not None
-            assert lane.followed is not None
+            assert lane.host_tracker is not None
             cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
             assert (cells.numpy() <= room.concat).all()
-            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.followed.held)]
+            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.held)]
             assert torch.equal(tasks, batch.task)
-        held += [int(lane.carry.steps.max()) for lane in trainer.lanes]
+        held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]
     assert max(held) > 1
 
 
@@ -351,9 +352,9 @@ def test_a_state_from_a_cpu_goes_on_where_bounds_are_needed() -> None:
     assert state is not None
     second.load_state_dict(state)
     rows_of(second, 1)
-    for lane in second.lanes:
-        assert lane.followed is not None
-        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.followed.held)]
+    for lane in second.lane_slots:
+        assert lane.host_tracker is not None
+        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.held)]
         assert torch.equal(tasks, lane.carry.batch.task)
 
 
@@ -503,11 +504,11 @@ def test_averaged_weights_are_used_inside_the_block_only() -> None:
     rows_of(trainer, 3)
     raw = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     ema = {n: t.clone() for n, t in trainer.ema.values.items()}
-    with Averaged(trainer.model, trainer.ema):
+    with averaged_weights(trainer.model, trainer.ema):
         inside = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     assert all(torch.equal(tensor, ema[name]) for name, tensor in inside.items())
     assert any(not torch.equal(tensor, raw[name]) for name, tensor in inside.items())
-    with pytest.raises(ZeroDivisionError), Averaged(trainer.model, trainer.ema):
+    with pytest.raises(ZeroDivisionError), averaged_weights(trainer.model, trainer.ema):
         _ = 1 / 0
     for name, p in trainer.model.named_parameters():
         assert torch.equal(p, raw[name])
