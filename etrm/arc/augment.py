@@ -22,7 +22,7 @@ DIHEDRAL_COUNT = 8
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 COLORS = 10
 DRAWS_PER_VARIANT = 5
-LANES = 2
+DIGEST_WORDS = 2
 WORDS_PER_DRAW = COLORS  # one for the dihedral transform, nine to order the colours by
 
 HASH_KEY = 0x7A5D_19C3_E84B_02F6  # of the random tables below; another key gives other digests
@@ -162,9 +162,11 @@ class _ColorSums:
             (pair.output, 1, i) for i, pair in enumerate(task.demos) if pair.output is not None
         ]
         pairs = len(task.demos) + len(task.queries)
-        # [pair, transform, colour, new colour, lane] and [pair, transform, lane]
-        self.by_color = np.zeros((pairs, DIHEDRAL_COUNT, COLORS, COLORS, LANES), dtype=np.uint64)
-        self.by_shape = np.zeros((pairs, DIHEDRAL_COUNT, LANES), dtype=np.uint64)
+        # [pair, transform, colour, new colour, word] and [pair, transform, word]
+        self.by_color = np.zeros(
+            (pairs, DIHEDRAL_COUNT, COLORS, COLORS, DIGEST_WORDS), dtype=np.uint64
+        )
+        self.by_shape = np.zeros((pairs, DIHEDRAL_COUNT, DIGEST_WORDS), dtype=np.uint64)
         self.by_shape[len(task.demos) :] += QUERY
         colors: set[int] = set()
         for grid, role, pair in grids:
@@ -179,7 +181,7 @@ class _ColorSums:
     def digests(self, dihedral: np.ndarray, permutation: np.ndarray) -> np.ndarray:
         """See `digests`; colours that the task does not have are left out."""
         new_colors = permutation[:, self.colors]
-        total = np.zeros((len(dihedral), LANES), dtype=np.uint64)
+        total = np.zeros((len(dihedral), DIGEST_WORDS), dtype=np.uint64)
         for by_color, by_shape in zip(self.by_color, self.by_shape, strict=True):
             words = by_color[dihedral[:, None], self.colors, new_colors]  # [N, colours, L]
             total += _mix(words.sum(axis=1) + by_shape[dihedral])
@@ -201,7 +203,7 @@ def _sums_of_grid(grid: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.n
         words[dihedral] = window.reshape(height * width, -1)[by_color]
     present, starts = np.unique(grid.reshape(-1)[by_color], return_index=True)
     sums = np.add.reduceat(words, starts, axis=1)
-    return present, sums.reshape(DIHEDRAL_COUNT, len(present), COLORS, LANES)
+    return present, sums.reshape(DIHEDRAL_COUNT, len(present), COLORS, DIGEST_WORDS)
 
 
 @cache
@@ -212,8 +214,10 @@ def _random_words() -> tuple[np.ndarray, np.ndarray]:
     """
     bits = np.random.Philox(key=HASH_KEY)
     square = (2, MAX_SIDE, MAX_SIDE)
-    cells = bits.random_raw(2 * MAX_SIDE**2 * COLORS * LANES).reshape(*square, COLORS * LANES)
-    shapes = bits.random_raw(2 * MAX_SIDE**2 * LANES).reshape(*square, LANES)
+    cells = bits.random_raw(2 * MAX_SIDE**2 * COLORS * DIGEST_WORDS).reshape(
+        *square, COLORS * DIGEST_WORDS
+    )
+    shapes = bits.random_raw(2 * MAX_SIDE**2 * DIGEST_WORDS).reshape(*square, DIGEST_WORDS)
     return cells, shapes
 
 

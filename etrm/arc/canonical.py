@@ -47,7 +47,7 @@ def _form(pair: Pair, dihedral: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Content:
+class TaskContent:
     """The pairs of a task, as keys."""
 
     demos: frozenset[str]
@@ -55,13 +55,13 @@ class Content:
     cells: Mapping[str, int]  # of every such pair, input and output together
 
 
-def content(task: Task) -> Content:
+def task_content(task: Task) -> TaskContent:
     """The keys of a task's pairs; a query whose output is not known counts for nothing."""
     labelled = [pair for pair in task.queries if pair.output is not None]
     demos, answers = (
         {pair_key(pair): _cells(pair) for pair in pairs} for pairs in (task.demos, labelled)
     )
-    return Content(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
+    return TaskContent(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
 
 
 def _cells(pair: Pair) -> int:
@@ -69,7 +69,7 @@ def _cells(pair: Pair) -> int:
 
 
 @dataclass(frozen=True)
-class Touch:
+class Overlap:
     """The seen tasks that touch a held-out one: their ids, sorted."""
 
     alone: tuple[str, ...]  # each of them overlaps with it
@@ -82,7 +82,7 @@ class Touch:
         return tuple(sorted({*self.alone, *self.together}))
 
 
-class Seen:
+class SeenContent:
     """What training has seen: for each task the keys of its pairs.
 
     `pairs`: id → all keys; `demos`: id → those of its demos, where that is known (a `run.json`
@@ -100,13 +100,13 @@ class Seen:
                 self._holders[key].append(name)
 
     @classmethod
-    def of(cls, tasks: Iterable[Task]) -> Seen:
+    def of(cls, tasks: Iterable[Task]) -> SeenContent:
         """All pairs of `tasks`; queries only where their output is known."""
-        contents = {task.id: content(task) for task in tasks}
+        contents = {task.id: task_content(task) for task in tasks}
         pairs = {name: frozenset(one.cells) for name, one in contents.items()}
         return cls(pairs, {name: one.demos for name, one in contents.items()})
 
-    def touching(self, held_out: Iterable[Task]) -> dict[str, Touch]:
+    def find_touched(self, held_out: Iterable[Task]) -> dict[str, Overlap]:
         """Those of the tasks `held_out` that have been touched: id → by which seen tasks.
 
         Touched is a task whose id was seen, that overlaps with one seen task (`_overlap`), or all
@@ -115,8 +115,8 @@ class Seen:
         touches = ((task.id, self._touch(task)) for task in held_out)
         return {name: touch for name, touch in touches if touch.tasks}
 
-    def _touch(self, task: Task) -> Touch:
-        theirs = content(task)
+    def _touch(self, task: Task) -> Overlap:
+        theirs = task_content(task)
         shared: dict[str, set[str]] = defaultdict(set)
         for key in theirs.cells:
             for name in self._holders.get(key, ()):
@@ -126,9 +126,9 @@ class Seen:
         whole = theirs.demos <= self._holders.keys()
         together = {name for name, keys in shared.items() if whole and keys & theirs.demos}
         answers = {name for name in alone if shared[name] & theirs.answers}
-        return Touch(*(tuple(sorted(names)) for names in (alone, together, answers)))
+        return Overlap(*(tuple(sorted(names)) for names in (alone, together, answers)))
 
-    def _overlap(self, name: str, shared: Set[str], theirs: Content) -> bool:
+    def _overlap(self, name: str, shared: Set[str], theirs: TaskContent) -> bool:
         """Does a seen task overlap with a held-out one, beyond what chance may do?
 
         `shared` are their common keys. They overlap where these have `TELLING_CELLS` together, or

@@ -25,7 +25,7 @@ UNLABELLED = "set `labelled: false` if the source has no answers"
 
 
 @dataclass(frozen=True)
-class Problem:
+class SourceProblem:
     """Something wrong with a source: where it is, what is there, what should be, what to do."""
 
     where: str
@@ -39,17 +39,17 @@ class Problem:
 
 
 def read_task(
-    where: str, task_id: str, entry: Any, problems: list[Problem], labelled: bool = True
+    where: str, task_id: str, entry: Any, problems: list[SourceProblem], labelled: bool = True
 ) -> Task | None:
     """The task in a JSON object `{"train": [...], "test": [...]}`; None after a problem.
 
     Its id goes into tables, figures and submissions, so it has to be printable text.
     """
     if not task_id or not task_id.isprintable():
-        problems.append(Problem(where, f"the task id {task_id!a}", "printable characters"))
+        problems.append(SourceProblem(where, f"the task id {task_id!a}", "printable characters"))
         return None
     if not isinstance(entry, dict):
-        problems.append(Problem(where, describe(entry), "an object with train and test"))
+        problems.append(SourceProblem(where, describe(entry), "an object with train and test"))
         return None
     report_duplicates(where, "key", entry, problems)
     demos = _read_pairs(where, "train", entry, True, problems)
@@ -58,15 +58,15 @@ def read_task(
 
 
 def _read_pairs(
-    where: str, key: str, entry: dict[str, Any], labelled: bool, problems: list[Problem]
+    where: str, key: str, entry: dict[str, Any], labelled: bool, problems: list[SourceProblem]
 ) -> tuple[Pair, ...] | None:
     if key not in entry:
-        problems.append(Problem(where, f'no "{key}"', f'a list of pairs under "{key}"'))
+        problems.append(SourceProblem(where, f'no "{key}"', f'a list of pairs under "{key}"'))
         return None
     pairs = entry[key]
     if not isinstance(pairs, list) or not pairs:
         found = "no pair" if pairs == [] else describe(pairs)
-        problems.append(Problem(f"{where}, {key}", found, "a list of at least one pair"))
+        problems.append(SourceProblem(f"{where}, {key}", found, "a list of at least one pair"))
         return None
     fix = UNLABELLED if key == "test" else ""
     read = [
@@ -78,10 +78,10 @@ def _read_pairs(
 
 
 def _read_pair(
-    where: str, pair: Any, labelled: bool, fix: str, problems: list[Problem]
+    where: str, pair: Any, labelled: bool, fix: str, problems: list[SourceProblem]
 ) -> Pair | None:
     if not isinstance(pair, dict):
-        problems.append(Problem(where, describe(pair), "an object with input and output"))
+        problems.append(SourceProblem(where, describe(pair), "an object with input and output"))
         return None
     report_duplicates(where, "key", pair, problems)
     grids: dict[str, np.ndarray | None] = {"input": None, "output": None}
@@ -92,14 +92,14 @@ def _read_pair(
             complete &= grids[key] is not None
         elif key == "input" or labelled:
             remedy = fix if key == "output" else ""
-            problems.append(Problem(where, f'no "{key}"', f'a grid under "{key}"', remedy))
+            problems.append(SourceProblem(where, f'no "{key}"', f'a grid under "{key}"', remedy))
             complete = False
     if not complete or grids["input"] is None:
         return None
     return Pair(grids["input"], grids["output"])
 
 
-def read_grid(where: str, grid: Any, problems: list[Problem]) -> np.ndarray | None:
+def read_grid(where: str, grid: Any, problems: list[SourceProblem]) -> np.ndarray | None:
     """A read-only uint8 `[h, w]` array, or None after a problem."""
     if _is_grid(grid):
         cells = bytes(cell for row in grid for cell in row)
@@ -118,23 +118,27 @@ def _is_grid(grid: Any) -> bool:
     return sides_fit and min(cells) >= 0 and max(cells) <= 9
 
 
-def _grid_problems(where: str, grid: Any) -> list[Problem]:
+def _grid_problems(where: str, grid: Any) -> list[SourceProblem]:
     """What is wrong with a grid that is not valid: its shape, and the first bad cell."""
     expected = f"a list of 1-{MAX_SIDE} rows of 1-{MAX_SIDE} colours"
     if not isinstance(grid, list) or not grid:
-        return [Problem(where, "an empty grid" if grid == [] else describe(grid), expected)]
+        return [SourceProblem(where, "an empty grid" if grid == [] else describe(grid), expected)]
     bad_row = next((i for i, row in enumerate(grid) if not isinstance(row, list)), None)
     if bad_row is not None:
-        return [Problem(f"{where}[{bad_row}]", describe(grid[bad_row]), "a row, a list of colours")]
+        return [
+            SourceProblem(
+                f"{where}[{bad_row}]", describe(grid[bad_row]), "a row, a list of colours"
+            )
+        ]
     problems = []
     ragged = next((row for row in grid if len(row) != len(grid[0])), None)
     if ragged is not None:
         found = f"a row of {count(ragged, 'cell')} after rows of {len(grid[0])}"
-        problems.append(Problem(where, found, "a rectangle"))
+        problems.append(SourceProblem(where, found, "a rectangle"))
     widest = max(grid, key=len)
     if len(grid) > MAX_SIDE or len(widest) > MAX_SIDE or not widest:
         found = f"{count(grid, 'row')} of {count(widest, 'cell')}"
-        problems.append(Problem(where, found, expected))
+        problems.append(SourceProblem(where, found, expected))
     bad = [
         (f"{where}[{r}][{c}]", cell)
         for r, row in enumerate(grid)
@@ -143,7 +147,7 @@ def _grid_problems(where: str, grid: Any) -> list[Problem]:
     ]
     if bad:
         more = f" (and {count(bad[1:], 'more bad cell')} in this grid)" if bad[1:] else ""
-        problems.append(Problem(bad[0][0], describe(bad[0][1]) + more, "an integer in 0-9"))
+        problems.append(SourceProblem(bad[0][0], describe(bad[0][1]) + more, "an integer in 0-9"))
     return problems
 
 
@@ -162,13 +166,13 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return marked
 
 
-def report_duplicates(where: str, noun: str, entry: Any, problems: list[Problem]) -> None:
+def report_duplicates(where: str, noun: str, entry: Any, problems: list[SourceProblem]) -> None:
     """Report each key that the JSON object `entry` (of `read_object`) gave more than once."""
     for key in getattr(entry, "duplicates", ()):
-        problems.append(Problem(where, f"{noun} {key} more than once", "each once"))
+        problems.append(SourceProblem(where, f"{noun} {key} more than once", "each once"))
 
 
-def read_object(path: Path, hint: str, problems: list[Problem]) -> dict[str, Any] | None:
+def read_object(path: Path, hint: str, problems: list[SourceProblem]) -> dict[str, Any] | None:
     """The JSON object in a file, for `report_duplicates` to check; None after a problem."""
     expected = "a JSON file"
     try:
@@ -179,16 +183,16 @@ def read_object(path: Path, hint: str, problems: list[Problem]) -> dict[str, Any
         return None
     except UnicodeDecodeError as error:
         found = f"bytes that are not UTF-8 (at byte {error.start})"
-        problems.append(Problem(str(path), found, expected))
+        problems.append(SourceProblem(str(path), found, expected))
         return None
     except json.JSONDecodeError as error:
-        problems.append(Problem(str(path), _json_error(error), expected))
+        problems.append(SourceProblem(str(path), _json_error(error), expected))
         return None
     except (ValueError, RecursionError) as error:
-        problems.append(Problem(str(path), f"JSON that cannot be read ({error})", expected))
+        problems.append(SourceProblem(str(path), f"JSON that cannot be read ({error})", expected))
         return None
     if not isinstance(content, dict):
-        problems.append(Problem(str(path), describe(content), "a JSON object"))
+        problems.append(SourceProblem(str(path), describe(content), "a JSON object"))
         return None
     return content
 
@@ -211,20 +215,20 @@ def _json_error(error: json.JSONDecodeError) -> str:
     return f"text that is not JSON ({place})"
 
 
-def file_problem(path: Path, error: OSError, expected: str, hint: str) -> Problem:
+def file_problem(path: Path, error: OSError, expected: str, hint: str) -> SourceProblem:
     """Why `path` could not be opened."""
     if error.errno == errno.ELOOP:
-        return Problem(str(path), "links that lead in a circle", expected)
+        return SourceProblem(str(path), "links that lead in a circle", expected)
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         found = f"a link to {os.readlink(path)}, where nothing is"
-        return Problem(str(path), found, expected, hint)
+        return SourceProblem(str(path), found, expected, hint)
     if isinstance(error, NotADirectoryError) and path.is_file():
-        return Problem(str(path), "a file", expected)
+        return SourceProblem(str(path), "a file", expected)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return Problem(str(path), "no such file or folder", expected, hint)
+        return SourceProblem(str(path), "no such file or folder", expected, hint)
     if isinstance(error, IsADirectoryError):
-        return Problem(str(path), "a directory", expected)
-    return Problem(str(path), f"an unreadable file ({error.strerror or error})", expected)
+        return SourceProblem(str(path), "a directory", expected)
+    return SourceProblem(str(path), f"an unreadable file ({error.strerror or error})", expected)
 
 
 def describe(value: Any) -> str:

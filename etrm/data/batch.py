@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
 
 # What a batch has besides the tensors of its samples.
-BESIDE = ("room", "most_cells", "noise")
+BESIDE = ("token_bounds", "most_cells", "noise")
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Batch:
     demo_inputs: Tensor  # [B, K, S] int64
     demo_outputs: Tensor  # [B, K, S] int64
     demo_mask: Tensor  # [B, K] bool: true for real demos
-    room: Room | None = None  # bounds of the demos' sizes, where they are known on the host
+    token_bounds: TokenBounds | None = None  # where they are known on the host
     most_cells: Mapping[str, int] | None = None  # a sample's demos in this lane, by pairing
     noise: Tensor | None = None  # [B, n] normal numbers of this ACT step, for sources that sample
 
@@ -34,7 +34,7 @@ class Batch:
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
         """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`.
 
-        The `room` is that of `new`, for what comes of the two; noise is the step's.
+        The `token_bounds` is that of `new`, for what comes of the two; noise is the step's.
         """
 
         def pick(a: Tensor, b: Tensor) -> Tensor:
@@ -42,7 +42,9 @@ class Batch:
 
         pairs = zip(new.tensors().items(), old.tensors().values(), strict=True)
         kept = {name: pick(a, b) for (name, a), b in pairs}
-        return Batch(**kept, room=new.room, most_cells=new.most_cells, noise=new.noise)
+        return Batch(
+            **kept, token_bounds=new.token_bounds, most_cells=new.most_cells, noise=new.noise
+        )
 
     @property
     def cells(self) -> Mapping[str, int]:

@@ -20,7 +20,7 @@ from etrm.arc.augment import Variants
 from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
 
 # Dihedral d of a grid: cell (r, c) of the result comes from (r, c), exchanged where SWAP, then
 # counted from the far end of the base grid's rows or columns where FLIP_ROW, FLIP_COLUMN.
@@ -38,15 +38,15 @@ class Episodes:
     query: Tensor  # [E] int64: pair index in the corpus
     demos: Tensor  # [E, K] int64: pair indices, -1 where there are fewer
     fits: Tensor  # [E] bool: the true output fits the canvas (true where it is unknown)
-    room: Room | None = None  # [E, K]: bounds of the demos' sizes
+    token_bounds: TokenBounds | None = None  # [E, K]: bounds of the demos' sizes
 
     def __len__(self) -> int:
         return int(self.task.shape[0])
 
-    def showing(self, most: int) -> Episodes:
+    def truncate_demos(self, most: int) -> Episodes:
         """The same questions with only the first `most` of their demos."""
-        room = None if self.room is None else self.room.showing(most)
-        return replace(self, demos=self.demos[:, :most], room=room)
+        bounds = None if self.token_bounds is None else self.token_bounds.truncate_demos(most)
+        return replace(self, demos=self.demos[:, :most], token_bounds=bounds)
 
 
 class CorpusError(ValueError):

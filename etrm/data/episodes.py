@@ -16,7 +16,7 @@ from etrm.config.study import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.packing import Room, pair_room
+from etrm.data.packing import TokenBounds, pair_token_bounds
 
 
 class CanvasError(ValueError):
@@ -66,7 +66,7 @@ def held_out_questions(corpus: Corpus) -> list[Question]:
     ]
 
 
-def on_lanes(
+def group_by_lane(
     corpus: Corpus,
     questions: Sequence[Question],
     lanes: Sequence[int],
@@ -112,13 +112,13 @@ def _episodes(
     most = max(1, max(len(q.demos) for q in questions))
     most = min(most, max_demos or most)
     demos = np.full((len(questions), most), -1, dtype=np.int64)
-    room = np.zeros((2, len(questions), most), dtype=np.int64)
+    bounds = np.zeros((2, len(questions), most), dtype=np.int64)
     for i, question in enumerate(questions):
         shown = question.demos[:most]
         demos[i, : len(shown)] = shown
         if shown:
-            room[:, i, : len(shown)] = np.transpose(
-                [pair_room(corpus.pairs[p], side) for p in shown]
+            bounds[:, i, : len(shown)] = np.transpose(
+                [pair_token_bounds(corpus.pairs[p], side) for p in shown]
             )
     device = corpus.device
     return Episodes(
@@ -127,7 +127,7 @@ def _episodes(
         query=torch.tensor([q.query for q in questions], device=device),
         demos=torch.from_numpy(demos).to(device),
         fits=torch.tensor(fits, device=device),
-        room=Room(room[0], room[1]),
+        token_bounds=TokenBounds(bounds[0], bounds[1]),
     )
 
 
@@ -146,11 +146,11 @@ class Sampler:
     ) -> None:
         """`slots` [B]: their numbers within the whole batch. `demos`: show any.
 
-        `noise`: normal numbers that each sample with room for so many demos needs.
+        `noise`: normal numbers that each sample with places for so many demos needs.
         """
         self.corpus, self.slots = corpus, slots
         self.seed, self.config = seed, config
-        self.episodes = episodes if demos else episodes.showing(0)
+        self.episodes = episodes if demos else episodes.truncate_demos(0)
         self.noise = noise(min(self.episodes.demos.shape[1], config.max_demos))
 
     def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
@@ -158,18 +158,18 @@ class Sampler:
         u = self._draw(step, random.EPISODE, slots=slots)[:, 0]
         return random.integers(u, len(self.episodes))
 
-    def room(self, questions: np.ndarray) -> Room | None:
+    def token_bounds(self, questions: np.ndarray) -> TokenBounds | None:
         """Bounds for the demos shown with questions [B], whichever are drawn of many."""
-        if self.episodes.room is None:
+        if self.episodes.token_bounds is None:
             return None
-        held, most = self.episodes.room.take(questions), self.config.max_demos
-        return Room(_shown(held.concat, most), _shown(held.aligned, most))
+        held, most = self.episodes.token_bounds.take(questions), self.config.max_demos
+        return TokenBounds(_shown(held.concat, most), _shown(held.aligned, most))
 
     @cached_property
     def most_cells(self) -> dict[str, int] | None:
         """The most cells of demos that any sample of this lane shows, by pairing."""
-        room = self.room(np.arange(len(self.episodes)))
-        return None if room is None else room.most_cells()
+        bounds = self.token_bounds(np.arange(len(self.episodes)))
+        return None if bounds is None else bounds.most_cells()
 
     def batch(self, step: int) -> Batch:
         """One new sample for every slot (only those of free slots are used)."""

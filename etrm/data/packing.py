@@ -1,7 +1,7 @@
 """Packing demos of unequal size: rows of like length are computed together, without the padding.
 
 How long a row can be must be known on the host, where shapes are decided. A CPU looks; for a GPU, a
-batch carries bounds (`Room`) from what the host knows of its questions.
+batch carries bounds (`TokenBounds`) from what the host knows of its questions.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class Room:
+class TokenBounds:
     """The most tokens that each demo of a batch can have, by pairing; 0 where there can be none."""
 
     concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
     aligned: np.ndarray  # [B, K] int64: of their union
 
-    def take(self, index: np.ndarray) -> Room:
+    def take(self, index: np.ndarray) -> TokenBounds:
         """The rows `index`."""
-        return Room(self.concat[index], self.aligned[index])
+        return TokenBounds(self.concat[index], self.aligned[index])
 
-    def showing(self, most: int) -> Room:
+    def truncate_demos(self, most: int) -> TokenBounds:
         """The first `most` demos of each row."""
-        return Room(self.concat[:, :most], self.aligned[:, :most])
+        return TokenBounds(self.concat[:, :most], self.aligned[:, :most])
 
     def most_cells(self) -> dict[str, int]:
         """The most tokens that all demos of any row have together, by pairing."""
@@ -62,7 +62,7 @@ class Group:
     length: int  # tokens of the longest
 
 
-def pair_room(pair: Pair, side: int) -> tuple[int, int]:
+def pair_token_bounds(pair: Pair, side: int) -> tuple[int, int]:
     """Tokens of a pair, one grid after the other and cell by cell, wherever it stands on a canvas.
 
     A grid of h × w cells has at most h + w EOS beside it; a canvas has `side`² cells.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from etrm.arc.augment import draw_variants
-from etrm.arc.canonical import Seen, Touch
+from etrm.arc.canonical import Overlap, SeenContent
 from etrm.arc.grid import MAX_SIDE, demo_grids, fits
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Task
@@ -29,13 +29,13 @@ def prepare_tasks(data: DataConfig, out: Path) -> str:
 
     Raises SourceError for bad sources and ValueError for an empty split; nothing is written then.
     """
-    records, summary = choose_tasks(data)
-    records, found = mark_leaks(records)
+    records, summary = select_tasks(data)
+    records, found = mark_overlaps(records)
     write_tasks(out, records)
     return "\n".join([*summary, *found])
 
 
-def choose_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
+def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
     """The tasks of a study, and a line on each split.
 
     Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
@@ -84,13 +84,13 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     return summary
 
 
-def mark_leaks(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
+def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
     """The records with training tasks marked that touch a held-out task, and what was found."""
     training, held_out = ([r.task for r in records if r.split == split] for split in SPLITS)
     duplicate_of: dict[str, str] = {}
     answer_of: dict[str, str] = {}
     lines = []
-    for hidden, touch in Seen.of(training).touching(held_out).items():
+    for hidden, touch in SeenContent.of(training).find_touched(held_out).items():
         for name in touch.tasks:
             duplicate_of.setdefault(name, hidden)
         for name in touch.answers:
@@ -105,7 +105,7 @@ def mark_leaks(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
     return marked, lines
 
 
-def _leak_lines(hidden: str, touch: Touch) -> list[str]:
+def _leak_lines(hidden: str, touch: Overlap) -> list[str]:
     """How training tasks touch one held-out task, in words."""
     lines = [
         f"training task {name} holds a test pair of held-out task {hidden}, {UP_TO}: left out of"

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etrm.arc.augment import COLORS, LANES, Variants
+from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
 from etrm.arc.task import Pair, Task
 from etrm.storage.files import write_table_atomic
 
 SPLITS = ("training", "evaluation")
-DIGEST_BYTES = 8 * LANES
+DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -198,7 +198,9 @@ def read_augmentations(path: Path) -> dict[str, Variants]:
     names = columns[0].dictionary.to_pylist()
     variant, dihedral = (column.to_numpy() for column in columns[1:3])
     permutation = _bytes_of(columns[3], COLORS).reshape(-1, COLORS)
-    digest = _bytes_of(columns[4], DIGEST_BYTES).view("<u8").reshape(-1, LANES).astype(np.uint64)
+    digest = (
+        _bytes_of(columns[4], DIGEST_BYTES).view("<u8").reshape(-1, DIGEST_WORDS).astype(np.uint64)
+    )
     starts = np.flatnonzero(np.diff(task, prepend=-1))
     read = {}
     for start, end in zip(starts, [*starts[1:], len(task)], strict=True):

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from etrm.arc.canonical import Touch
+from etrm.arc.canonical import Overlap
 from etrm.arc.task import Task
 from etrm.config.load import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
-from etrm.data.leaks import read_seen_run, touching
+from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.storage.checkpoint import CheckpointError, init_decoder
 from etrm.storage.official import check_sha256, decoder_weights
 
@@ -77,7 +77,7 @@ def refuse_leak(
 ) -> None:
     """Raise `LeakError` where a strict run would start from weights that saw a held-out task.
 
-    Seen is what `Seen.touching` says: by its id, or by its content up to dihedral and colours.
+    `SeenContent` defines it: by its id, or by its content up to dihedral and colours.
     Weights of unknown origin are refused unless `decoder.init_trust` accepts them. `strict_parents`
     are the strict TRMs of the study, which an error proposes.
     """
@@ -91,7 +91,7 @@ def refuse_leak(
         )
     if parent.record is None:
         return
-    leaked = touching(parent.record["seen_tasks"], held_out)
+    leaked = find_touched(parent.record["seen_tasks"], held_out)
     if leaked:
         raise LeakError(
             f"{run.experiment} is strict, but its decoder.init {parent.name!r} has seen"
@@ -101,7 +101,7 @@ def refuse_leak(
 
 
 def _advice(
-    run: RunConfig, parent: Parent, leaked: Mapping[str, Touch], strict_parents: Sequence[str]
+    run: RunConfig, parent: Parent, leaked: Mapping[str, Overlap], strict_parents: Sequence[str]
 ) -> str:
     """What to do about a parent that is refused.
 

@@ -40,9 +40,9 @@ def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4
     shown, most = 0.0, dict.fromkeys(("aligned", "concat"), 0)
-    if lane.room is not None:
-        room = lane.room.showing(run.episodes.max_demos)
-        shown, most = float(room.concat.sum(axis=1).mean()), room.most_cells()
+    if lane.token_bounds is not None:
+        bounds = lane.token_bounds.truncate_demos(run.episodes.max_demos)
+        shown, most = float(bounds.concat.sum(axis=1).mean()), bounds.most_cells()
     tokens = model.context.context_size(most) + lane.side**2
     blocks = sizes.layers * (sizes.L_cycles + 1)
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)

@@ -80,15 +80,15 @@ def make_probe(run: RunConfig, corpus: Corpus, episodes: Sequence[Episodes]) -> 
     """
     batches = []
     for number, lane in enumerate(episodes):
-        index = _views(run, number, lane.showing(run.episodes.max_demos))
+        index = _views(run, number, lane.truncate_demos(run.episodes.max_demos))
         share = -(-run.train.probe_tasks * len(lane) // sum(len(each) for each in episodes))
         index = index[: VIEWS * max(2, share)]
         if len(index) >= 2 * VIEWS:
-            shown = lane.showing(run.episodes.max_demos)
+            shown = lane.truncate_demos(run.episodes.max_demos)
             batch = corpus.assemble(shown, index, torch.zeros_like(index))
-            if shown.room is not None:
-                batch.room = shown.room.take(index.cpu().numpy())
-                batch.most_cells = batch.room.most_cells()
+            if shown.token_bounds is not None:
+                batch.token_bounds = shown.token_bounds.take(index.cpu().numpy())
+                batch.most_cells = batch.token_bounds.most_cells()
             batches.append(batch)
     steps = min(ACT_STEPS, run.halting.max_steps)
     return Probe(batches, steps) if batches else None

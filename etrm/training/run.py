@@ -26,8 +26,8 @@ from etrm.config.load import plain
 from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import on_lanes, training_questions
-from etrm.data.leaks import seen_tasks
+from etrm.data.episodes import group_by_lane, training_questions
+from etrm.data.seen_tasks import seen_tasks
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.models.build import build_model, num_parameters
 from etrm.models.compute import device_name
@@ -240,7 +240,7 @@ def training_data(
     corpus = Corpus(tasks, variants, device, limit=run.train.variants)
     needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
-    episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    episodes = group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
     return corpus, episodes
 
 

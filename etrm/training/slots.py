@@ -14,7 +14,7 @@ from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
 
@@ -39,7 +39,9 @@ class LaneSlots:
     def batch(self, step: int) -> Batch:
         """New samples for a step, with what is known of the samples that are held after it."""
         batch = self.sampler.batch(step)
-        batch.room = None if self.host_tracker is None else self.host_tracker.room(step)
+        batch.token_bounds = (
+            None if self.host_tracker is None else self.host_tracker.token_bounds(step)
+        )
         return batch
 
 
@@ -64,13 +66,13 @@ class HostSlotTracker:
         if self._copied is not None:
             self._copied.record()
 
-    def room(self, step: int) -> Room | None:
+    def token_bounds(self, step: int) -> TokenBounds | None:
         """Bounds for the demos of what the slots hold when those that halted have new questions."""
         if self._copied is not None:
             self._copied.synchronize()
         new = self.sampler.questions(step, self.slots).numpy()
         self.held = np.where(self._halted.numpy(), new, self.held)
-        return self.sampler.room(self.held)
+        return self.sampler.token_bounds(self.held)
 
 
 def make_lane_slots(

@@ -143,7 +143,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """`all.*` over the training questions in all their variants, with the averaged weights."""
         most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
-        shown = [lane.showing(most) for lane in self.episodes]
+        shown = [lane.truncate_demos(most) for lane in self.episodes]
         lanes = all_variants(self.corpus, shown)
         lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
         started, size = time.perf_counter(), max(self.train.batch_size, 64)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.canonical import Seen, Touch, content, pair_key
+from etrm.arc.canonical import Overlap, SeenContent, pair_key, task_content
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -62,8 +62,8 @@ def test_keys_agree_with_brute_force_on_all_small_pairs() -> None:
 def test_an_unlabelled_pair_shares_nothing() -> None:
     grid = np.ones((2, 2), np.uint8)
     hidden = Task("t", (Pair(grid, grid),), (Pair(grid, None),))
-    assert content(hidden).cells == {pair_key(Pair(grid, grid)): 8}
-    assert content(hidden).answers == frozenset()
+    assert task_content(hidden).cells == {pair_key(Pair(grid, grid)): 8}
+    assert task_content(hidden).answers == frozenset()
     assert pair_key(Pair(grid, None)) != pair_key(Pair(grid, grid))
 
 
@@ -86,7 +86,9 @@ def test_overlaps_of_the_public_sets(
         )
         return load_sources({name: source})[name]
 
-    touches = Seen.of(task for name in ours for task in load(name)).touching(load(theirs))
+    touches = SeenContent.of(task for name in ours for task in load(name)).find_touched(
+        load(theirs)
+    )
     assert {name: hidden for hidden, touch in touches.items() for name in touch.tasks} == found
     answers = {name: hidden for hidden, touch in touches.items() for name in touch.answers}
     assert answers == found  # each of them holds a test pair
@@ -106,8 +108,8 @@ def tiny(count: int) -> list[Pair]:
     return [Pair(grid, grid[:1, :1]) for grid in grids]
 
 
-def touch(seen: list[Task], held_out: Task) -> Touch | None:
-    return Seen.of(seen).touching([held_out]).get(held_out.id)
+def touch(seen: list[Task], held_out: Task) -> Overlap | None:
+    return SeenContent.of(seen).find_touched([held_out]).get(held_out.id)
 
 
 def task(name: str, demos: list[Pair], queries: list[Pair] | None = None) -> Task:
@@ -117,16 +119,16 @@ def task(name: str, demos: list[Pair], queries: list[Pair] | None = None) -> Tas
 def test_a_telling_pair_or_several_smaller_ones_are_an_overlap() -> None:
     large, (a, b) = pairs(1, side=4), pairs(2)
     held_out = task("held", [*large, a, *pairs(6)], [b])
-    assert touch([task("t", pairs(3) + large)], held_out) == Touch(("t",), (), ())
+    assert touch([task("t", pairs(3) + large)], held_out) == Overlap(("t",), (), ())
     assert touch([task("t", [*pairs(3), a])], held_out) is None  # 18 cells, by chance perhaps
-    assert touch([task("t", [*pairs(3), a], [b])], held_out) == Touch(("t",), (), ("t",))
+    assert touch([task("t", [*pairs(3), a], [b])], held_out) == Overlap(("t",), (), ("t",))
 
 
 def test_all_but_one_pair_of_a_small_task_are_an_overlap() -> None:
     """Both test pairs and all demos but one, less than 32 cells together."""
     demo, other, *tests = tiny(4)
     held_out = task("held", [demo, other], tests)
-    assert touch([task("t", [demo, *pairs(9)], tests)], held_out) == Touch(("t",), (), ("t",))
+    assert touch([task("t", [demo, *pairs(9)], tests)], held_out) == Overlap(("t",), (), ("t",))
     assert touch([task("t", [*tests, *pairs(9)])], held_out) is None
     assert touch([task("t", tests)], held_out) is not None  # all demos of the smaller one
     assert touch([task("t", tests, tiny(1))], held_out) is not None
@@ -148,18 +150,18 @@ def test_demos_spread_over_several_tasks_are_seen() -> None:
     third = task("third", [*pairs(3), b, c])
     assert touch([one], held_out) is None
     found = touch([one, two, third], held_out)
-    assert found == Touch((), ("one", "third", "two"), ())
+    assert found == Overlap((), ("one", "third", "two"), ())
     assert touch([two, third], held_out) is None
 
 
 def test_a_task_is_touched_by_its_id_whatever_it_holds() -> None:
-    assert touch([task("held", pairs(2))], task("held", pairs(2))) == Touch(("held",), (), ())
+    assert touch([task("held", pairs(2))], task("held", pairs(2))) == Overlap(("held",), (), ())
 
 
 def test_a_test_pair_that_is_a_demo_as_well_gives_no_answer_away() -> None:
     large, other = pairs(1, side=4), pairs(1)
-    assert touch([task("t", large)], task("held", large, large)) == Touch(("t",), ("t",), ())
-    assert touch([task("t", large)], task("held", other, large)) == Touch(("t",), (), ("t",))
+    assert touch([task("t", large)], task("held", large, large)) == Overlap(("t",), ("t",), ())
+    assert touch([task("t", large)], task("held", other, large)) == Overlap(("t",), (), ("t",))
 
 
 def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
@@ -168,6 +170,6 @@ def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
     held_out = task("held", [a, *rest])
     seen = [task("t", [a], [b])]
     assert touch(seen, held_out) is not None
-    keys = {one.id: frozenset(content(one).cells) for one in seen}
-    assert Seen(keys).touching([held_out]) == {}
-    assert Seen({"t": frozenset([pair_key(a)])}).touching([held_out]).keys() == {"held"}
+    keys = {one.id: frozenset(task_content(one).cells) for one in seen}
+    assert SeenContent(keys).find_touched([held_out]) == {}
+    assert SeenContent({"t": frozenset([pair_key(a)])}).find_touched([held_out]).keys() == {"held"}

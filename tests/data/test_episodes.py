@@ -18,8 +18,8 @@ from etrm.data.corpus import Corpus
 from etrm.data.episodes import (
     CanvasError,
     Sampler,
+    group_by_lane,
     held_out_questions,
-    on_lanes,
     training_questions,
 )
 
@@ -36,7 +36,7 @@ def sampler(
 ) -> Sampler:
     settings = EpisodesConfig(canvas=lanes, **config)  # type: ignore[arg-type]
     questions = training_questions(corpus, held_out, settings, needs_demos=True)
-    (episodes,) = on_lanes(corpus, questions, lanes, see_answers=True)
+    (episodes,) = group_by_lane(corpus, questions, lanes, see_answers=True)
     slots = torch.arange(16) if slots is None else slots
     return Sampler(corpus, episodes, slots, seed, settings)
 
@@ -121,7 +121,7 @@ def test_evaluation_asks_each_test_input_with_all_demos() -> None:
 def test_questions_stand_on_the_smallest_lane_that_holds_them() -> None:
     tasks = [big_task("a", 2, 3, (3, 3)), big_task("b", 4, 2, (2, 2)), big_task("c", 3, 3, (3, 3))]
     corpus = make_corpus(tasks)
-    lanes = on_lanes(corpus, held_out_questions(corpus), (3, 4, 30))
+    lanes = group_by_lane(corpus, held_out_questions(corpus), (3, 4, 30))
     assert [(lane.side, lane.task.tolist()) for lane in lanes] == [(3, [0, 2]), (4, [1])]
 
 
@@ -130,15 +130,15 @@ def test_the_lane_of_evaluation_does_not_look_at_the_answer() -> None:
     large = grid(np.random.default_rng(0), 5, 5)
     answered = Task("a", task.demos, (Pair(task.queries[0].input, large),))
     corpus = make_corpus([answered])
-    (blind,) = on_lanes(corpus, held_out_questions(corpus), (3, 6))
+    (blind,) = group_by_lane(corpus, held_out_questions(corpus), (3, 6))
     assert (blind.side, blind.fits.tolist()) == (3, [False])
-    (seeing,) = on_lanes(corpus, held_out_questions(corpus), (3, 6), see_answers=True)
+    (seeing,) = group_by_lane(corpus, held_out_questions(corpus), (3, 6), see_answers=True)
     assert (seeing.side, seeing.fits.tolist()) == (6, [True])
 
 
 def test_lanes_are_those_of_the_canvas_rule() -> None:
     corpus = make_corpus(make_tasks(6, side=6))
-    for lane in on_lanes(corpus, held_out_questions(corpus), (3, 4, 5, 6, 12, 30)):
+    for lane in group_by_lane(corpus, held_out_questions(corpus), (3, 4, 5, 6, 12, 30)):
         for task, query in zip(lane.task.tolist(), lane.query.tolist(), strict=True):
             demos = corpus.tasks[task].demos
             expected = canvas_side(demos, corpus.pairs[query].input, (3, 4, 5, 6, 12, 30))
@@ -153,19 +153,19 @@ def test_grids_larger_than_the_largest_lane_are_an_error_that_names_their_tasks(
     ]
     corpus = make_corpus(tasks)
     with pytest.raises(CanvasError, match=r"lanes \[3, 6\].*tall \(7 cells\), wide \(9 cells\)"):
-        on_lanes(corpus, held_out_questions(corpus), (3, 6))
+        group_by_lane(corpus, held_out_questions(corpus), (3, 6))
 
 
 def test_a_training_answer_larger_than_the_largest_lane_is_an_error() -> None:
     corpus = make_corpus([big_task("grows", 2, 2, (5, 5))])
     questions = training_questions(corpus, (), CONFIG, needs_demos=True)
     with pytest.raises(CanvasError, match="grows"):
-        on_lanes(corpus, questions, (3, 4), see_answers=True)
+        group_by_lane(corpus, questions, (3, 4), see_answers=True)
 
 
 def test_max_demos_keeps_the_first() -> None:
     corpus = make_corpus()
-    (lane,) = on_lanes(corpus, held_out_questions(corpus), (4,), max_demos=2)
+    (lane,) = group_by_lane(corpus, held_out_questions(corpus), (4,), max_demos=2)
     assert lane.demos.shape[1] == 2
     for task, demos in zip(lane.task.tolist(), lane.demos.tolist(), strict=True):
         assert demos == [*corpus.demo_pairs[task]][:2]

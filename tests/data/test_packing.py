@@ -14,7 +14,7 @@ from tiny import grid, make_run, make_tasks, make_variants, questions_of
 from etrm.arc.task import Pair
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler
-from etrm.data.packing import GROUP_COST, groups_of, pair_room
+from etrm.data.packing import GROUP_COST, groups_of, pair_token_bounds
 
 # --- groups ---
 
@@ -69,23 +69,23 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
     sampler, reached = Sampler(corpus, lane, torch.arange(7), 0, run.episodes), False
     for step in range(60):
         batch = sampler.batch(step)
-        room = sampler.room(sampler.questions(step).numpy())
-        assert room is not None
+        bounds = sampler.token_bounds(sampler.questions(step).numpy())
+        assert bounds is not None
         inputs, outputs = batch.demo_inputs > 0, batch.demo_outputs > 0
         concat = (inputs.sum(dim=-1) + outputs.sum(dim=-1)).numpy()
         aligned = (inputs | outputs).sum(dim=-1).numpy()
-        assert (concat <= room.concat).all()
-        assert (aligned <= room.aligned).all()
-        assert not batch.demo_mask.numpy()[room.concat == 0].any()
-        reached |= bool((concat == room.concat).any() and (aligned == room.aligned).any())
+        assert (concat <= bounds.concat).all()
+        assert (aligned <= bounds.aligned).all()
+        assert not batch.demo_mask.numpy()[bounds.concat == 0].any()
+        reached |= bool((concat == bounds.concat).any() and (aligned == bounds.aligned).any())
     assert reached or side == 5  # without room for EOS the bound of all places is not reached
 
 
 def test_the_bound_of_a_pair_is_its_cells_and_end_marks() -> None:
     rng = np.random.default_rng(0)
     pair = Pair(grid(rng, 2, 3), grid(rng, 4, 1))
-    assert pair_room(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
+    assert pair_token_bounds(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
     full = Pair(grid(rng, 3, 3), grid(rng, 3, 3))
-    assert pair_room(full, 3) == (9 + 9, 9)
-    assert pair_room(full, 4) == (15 + 15, 15)
-    assert pair_room(Pair(pair.input, None), 30) == (11, 11)
+    assert pair_token_bounds(full, 3) == (9 + 9, 9)
+    assert pair_token_bounds(full, 4) == (15 + 15, 15)
+    assert pair_token_bounds(Pair(pair.input, None), 30) == (11, 11)

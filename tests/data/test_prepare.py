@@ -15,8 +15,8 @@ from etrm.arc.sources import SourceError
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import FolderSource, SourceConfig
 from etrm.config.study import DataConfig
-from etrm.data.leaks import seen_tasks, touching
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
+from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
 
 
@@ -289,8 +289,8 @@ def test_demos_spread_over_training_tasks_are_marked_and_reported(tmp_path: Path
     assert "training tasks one, two hold all demos of held-out task held" in summary
     assert marks(tmp_path / "t.parquet") == {"one": ("held", None), "two": ("held", None)}
     kept = [r.task for r in read_tasks(tmp_path / "t.parquet") if r.duplicate_of is None]
-    assert touching(seen_tasks(kept[:1], []), [held_out]) == {}
-    assert touching(seen_tasks(spread, []), [held_out]).keys() == {"held"}
+    assert find_touched(seen_tasks(kept[:1], []), [held_out]) == {}
+    assert find_touched(seen_tasks(spread, []), [held_out]).keys() == {"held"}
 
 
 def test_most_of_a_small_task_is_marked_and_reported(tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_nothing_that_strict_training_keeps_touches_a_held_out_task(
     left_out = marks(tmp_path / "t.parquet")
     kept = [task for task in training if task.id not in left_out]
     assert 0 < len(left_out) < len(training)
-    assert touching(seen_tasks(kept, []), held_out) == {}
-    assert touching(seen_tasks(training, []), held_out) != {}
+    assert find_touched(seen_tasks(kept, []), held_out) == {}
+    assert find_touched(seen_tasks(training, []), held_out) != {}
 
 
 def test_a_task_of_300_demos_is_prepared(tmp_path: Path) -> None:

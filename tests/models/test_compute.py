@@ -33,7 +33,7 @@ def setting(pairing: str = "concat", **context: Any) -> tuple[Model, Batch]:
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
     batch = sampler.batch(1)
-    batch.room = sampler.room(sampler.questions(1).numpy())
+    batch.token_bounds = sampler.token_bounds(sampler.questions(1).numpy())
     return build_model(run, corpus.num_puzzles), batch
 
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import make_run, make_tasks
 
 from etrm.arc.task import Task
-from etrm.data.leaks import seen_tasks
+from etrm.data.seen_tasks import seen_tasks
 from etrm.training.initial_weights import LeakError, Parent, refuse_leak
 
 HELD_OUT = make_tasks(2, seed=7, prefix="held")

@@ -334,11 +334,11 @@ def test_the_host_follows_what_slots_hold() -> None:
             trainer = again
         trainer.step()
         for lane in trainer.lane_slots:
-            batch, room = lane.carry.batch, lane.carry.batch.room
-            assert room is not None
+            batch, bounds = lane.carry.batch, lane.carry.batch.token_bounds
+            assert bounds is not None
             assert lane.host_tracker is not None
             cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
-            assert (cells.numpy() <= room.concat).all()
+            assert (cells.numpy() <= bounds.concat).all()
             tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.held)]
             assert torch.equal(tasks, batch.task)
         held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]

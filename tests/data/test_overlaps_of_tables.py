@@ -14,7 +14,7 @@ from tiny import make_run, make_tasks, write_study
 from etrm.arc.task import Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
-from etrm.data.prepare import mark_leaks
+from etrm.data.prepare import mark_overlaps
 from etrm.data.tables import TaskRecord, write_tasks
 from etrm.evaluation.run import evaluate_run
 from etrm.report.experiment_record import record
@@ -40,7 +40,7 @@ def written(folder: Path, training: Sequence[Task], marked: bool) -> RunPaths:
     paths = write_study(folder, training, HELD_OUT)
     records = [TaskRecord(task, "ours", "training") for task in training]
     records += [TaskRecord(task, "theirs", "evaluation") for task in HELD_OUT]
-    write_tasks(paths.tasks, mark_leaks(records)[0] if marked else records)
+    write_tasks(paths.tasks, mark_overlaps(records)[0] if marked else records)
     return paths
 
 

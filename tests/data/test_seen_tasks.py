@@ -14,7 +14,7 @@ from etrm.arc.augment import Augmentation
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
-from etrm.data.leaks import seen_tasks, touching
+from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.evaluation.run import evaluate_run, held_out_status
 from etrm.storage.records import DamagedFileError
 from etrm.training.run import hide_answers, train_run
@@ -72,7 +72,7 @@ def test_answers_are_counted_where_a_test_pair_was_seen() -> None:
     assert status(task)["answers"] == 1
     assert (status(hidden)["status"], status(hidden)["answers"]) == ("seen", 1)
     assert (status(other)["status"], status(other)["answers"]) == ("proven", 0)
-    assert touching(seen_tasks([hidden, other], []), [task])[task.id].answers == ("hidden",)
+    assert find_touched(seen_tasks([hidden, other], []), [task])[task.id].answers == ("hidden",)
 
 
 def test_an_evaluation_refuses_a_record_with_tasks_struck_out(tmp_path: Path) -> None:
