@@ -130,7 +130,7 @@ def make_trainer(
         parts = [net.decoder.parameters(), net.context.parameters()]
         groups = [{"params": list(part), "scale": 1.0} for part in parts]
         betas = run.train.betas[0], run.train.betas[1]
-        trainer.optimizer = AdamATan2(groups, run.train.lr, betas, run.train.weight_decay)
+        trainer.updater.optimizer = AdamATan2(groups, run.train.lr, betas, run.train.weight_decay)
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""The metrics of training and evaluation, under the experiment guide's names.
+"""The metrics of training, under the experiment guide's names.
 
 `train/accuracy`, `train/exact_accuracy`, `train/q_halt_accuracy` and `train/steps` are means over
 the samples that halted (as official TRM counts them); `train/exact_accuracy_all` is over all
@@ -16,9 +16,6 @@ from torch import Tensor
 from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
-ONE = Ranks()
-HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
-
 
 class Window:
     """Sums over the steps between two logged rows, on the device where they arise."""
@@ -28,23 +25,28 @@ class Window:
         self.weights: dict[str, Tensor | float] = {}
 
     def add(self, name: str, total: Tensor, weight: Tensor | float = 1.0) -> None:
-        """`total` is a sum over `weight` things; the row has total / weight over all calls."""
+        """Add a sum over `weight` items; a row holds Σ total / Σ weight, in float64."""
         total = total.detach().double()
+        # A number stays on the host: its way to the device would hold up every step.
         weight = weight.detach().double() if isinstance(weight, Tensor) else float(weight)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.weights[name] = self.weights[name] + weight if name in self.weights else weight
 
     def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor, share: float) -> None:
-        """One lane's ACT step: per-sample losses, who halted and after how many steps.
+        """Add one ACT step of B slots: losses, `halted` [B] bool, ACT `steps` [B] int64.
 
-        `share`: this lane's part of all slots, so that `train/count` is per step, not per lane.
+        `share`: of these slots among all, so that `train/count` is per step, not per micro-batch.
         """
         counted = halted & losses.labelled
-        number = counted.sum()
-        right = (losses.accuracy, losses.exact.double(), losses.q_right.double(), steps.double())
-        for name, value in zip(HALTED, right, strict=True):
+        number, size = counted.sum(), len(halted)
+        of_halted = {
+            "accuracy": losses.accuracy,
+            "exact_accuracy": losses.exact,
+            "q_halt_accuracy": losses.q_right,
+            "steps": steps,
+        }
+        for name, value in of_halted.items():
             self.add(f"train/{name}", torch.where(counted, value.double(), 0.0).sum(), number)
-        size = len(halted)
         self.add("train/count", number, share)
         self.add("train/lm_loss", losses.lm.sum(), size)
         self.add("train/q_halt_loss", losses.q_halt.sum(), size)
@@ -52,32 +54,30 @@ class Window:
         for name, value in losses.context.items():
             self.add(f"train/{name}_loss", value.sum(), size)
 
-    def totals(self, ranks: Ranks = ONE) -> dict[str, tuple[float, float]]:
-        """Sums and weights over all ranks by name, fetched in one transfer."""
+    def totals(self, ranks: Ranks) -> dict[str, tuple[float, float]]:
+        """Return sums and weights over all ranks by name, fetched in one transfer."""
         names = sorted(self.sums)
         if not names:
             return {}
-        device = self.sums[names[0]].device
-        weights = [self.weights[n] for n in names]
-        known = torch.tensor(
+        sums, weights = [self.sums[n] for n in names], [self.weights[n] for n in names]
+        zero = sums[0].new_zeros(())
+        on_host = torch.tensor(
             [0.0 if isinstance(w, Tensor) else w for w in weights], dtype=torch.float64
         )
-        zero = self.sums[names[0]].new_zeros(())
-        counted = torch.stack([w if isinstance(w, Tensor) else zero for w in weights])
-        table = torch.stack([torch.stack([self.sums[n] for n in names]), counted])
-        table[1] += known.to(device, non_blocking=True)
+        on_device = torch.stack([w if isinstance(w, Tensor) else zero for w in weights])
+        table = torch.stack([torch.stack(sums), on_device])  # [2, names]
+        table[1] += on_host.to(zero.device, non_blocking=True)
         ranks.sum_(table)
-        totals, summed = table.tolist()
-        return dict(zip(names, zip(totals, summed, strict=True), strict=True))
+        return dict(zip(names, zip(*table.tolist(), strict=True), strict=True))
 
-    def row(self, ranks: Ranks = ONE) -> dict[str, float]:
-        """All means; names that nothing was counted for are absent. Begins the next row."""
+    def row(self, ranks: Ranks) -> dict[str, float]:
+        """Return all means, without names of weight zero, and start the next row."""
         means = {n: total / weight for n, (total, weight) in self.totals(ranks).items() if weight}
         self.sums, self.weights = {}, {}
         return means
 
     def load(self, totals: Mapping[str, tuple[float, float]], device: torch.device) -> None:
-        """Go on from `totals`."""
+        """Resume from `totals`."""
         self.sums = {
             n: torch.tensor(t, dtype=torch.float64, device=device) for n, (t, _) in totals.items()
         }
@@ -85,11 +85,10 @@ class Window:
 
 
 def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
-    """Statistics of context tokens [B, P, D]: the guide's, and scale-free ones.
+    """Return statistics of context tokens [B, P, D]: the guide's, and one free of scale.
 
     `encoder_cross_sample_var`: variance over samples, mean over tokens and channels.
-    `encoder_relative_var`: the same divided by the mean square, so that it does not change when
-    the encoder's output is scaled.
+    `encoder_relative_var`: the same over the mean square, unchanged when the output is scaled.
     """
     x = context.detach().float()
     variance = x.var(dim=0, unbiased=False).mean() if len(x) > 1 else x.new_zeros(())
@@ -97,7 +96,7 @@ def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
         "train/encoder_cross_sample_var": variance,
         "train/encoder_relative_var": variance / x.square().mean().clamp(min=1e-12),
         "train/encoder_output_mean": x.mean(),
-        "train/encoder_output_norm": x.norm(dim=-1).mean(),
+        "train/encoder_output_norm": x.norm(dim=-1).mean(),  # of a token's vector
         "train/encoder_output_std": x.std(unbiased=False),
-        "train/encoder_token_std": x.std(dim=1, unbiased=False).mean(),
+        "train/encoder_token_std": x.std(dim=1, unbiased=False).mean(),  # over the P tokens
     }

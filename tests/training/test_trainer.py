@@ -296,7 +296,7 @@ def test_gradients_of_all_lanes_make_one_update(monkeypatch: pytest.MonkeyPatch)
     apart.step_number = 1
     parts = []
     for lane in apart.lane_slots:
-        apart.parameters.gradient.zero_()
+        apart.updater.parameters.gradient.zero_()
         apart._forward_backward(lane)
         parts.append({n: p.grad.clone() for n, p in apart.model.named_parameters()})
     found: list[dict[str, Tensor]] = []
@@ -339,7 +339,7 @@ def test_the_host_follows_what_slots_hold() -> None:
             assert lane.host_tracker is not None
             cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
             assert (cells.numpy() <= bounds.concat).all()
-            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.held)]
+            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.questions)]
             assert torch.equal(tasks, batch.task)
         held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]
     assert max(held) > 1
@@ -354,7 +354,7 @@ def test_a_state_from_a_cpu_goes_on_where_bounds_are_needed() -> None:
     rows_of(second, 1)
     for lane in second.lane_slots:
         assert lane.host_tracker is not None
-        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.held)]
+        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.questions)]
         assert torch.equal(tasks, lane.carry.batch.task)
 
 
@@ -374,18 +374,19 @@ def test_bounds_and_looking_give_the_same_run() -> None:
 def test_norms_are_logged_before_and_after_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(train={"grad_clip": 0.01})
     norms: dict[str, float] = {}
-    log = trainer._clip_gradients
+    clip = trainer.updater._clip
 
     def norm() -> float:
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
-    def listen() -> None:
+    def listen(step: int) -> dict[str, Tensor]:
         norms["before"] = norm()
-        log()
+        found = clip(step)
         norms["after"] = norm()
+        return found
 
-    monkeypatch.setattr(trainer, "_clip_gradients", listen)
+    monkeypatch.setattr(trainer.updater, "_clip", listen)
     trainer.step()
     row = trainer.row()
     assert norms["after"] == pytest.approx(0.01, rel=1e-3)
@@ -449,7 +450,7 @@ def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:
     for frozen in (0, 9):
         trainer = trainer_of(decoder={"frozen_steps": frozen}, train={"grad_clip": clip})
         trainer.step()
-        m = trainer.optimizer.state[trainer.parameters.flat["context"]]["m"]
+        m = trainer.updater.optimizer.state[trainer.updater.parameters.flat["context"]]["m"]
         rows.append((trainer.row(), float(m.norm()) / 0.1))  # m is a tenth of the first gradient
     (free, of_free), (row, of_frozen) = rows
     share = free["grad/encoder_share"]
@@ -466,7 +467,7 @@ def test_the_context_source_has_its_own_learning_rate() -> None:
     rates = []
     for _ in range(5):
         trainer.step()
-        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        rates.append([group["lr"] for group in trainer.updater.optimizer.param_groups])
         assert trainer.row()["train/lr"] == pytest.approx(rates[-1][0])
     expected = [[0.1 * f, 0.025 * f] for f in (0.25, 0.5, 0.75, 1.0, 1.0)]
     assert rates == [pytest.approx(each) for each in expected]
@@ -475,7 +476,7 @@ def test_the_context_source_has_its_own_learning_rate() -> None:
 def test_every_parameter_is_optimized_once() -> None:
     for source in SOURCES:
         trainer = trainer_of(source)
-        groups = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        groups = [p for group in trainer.updater.optimizer.param_groups for p in group["params"]]
         places = [(p.data_ptr(), p.data_ptr() + 4 * p.numel()) for p in trainer.model.parameters()]
         assert sum(p.numel() for p in groups) == sum(p.numel() for p in trainer.model.parameters())
         for start, end in places:
@@ -486,10 +487,10 @@ def test_every_parameter_is_optimized_once() -> None:
 def test_the_embedding_warms_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("embedding", train={"warmup_steps": 4, "embedding_lr": 0.1})
     rates: list[float] = []
-    assert trainer.embedding is not None
-    step = trainer.embedding.step
+    assert trainer.updater.embedding is not None
+    step = trainer.updater.embedding.step
     monkeypatch.setattr(
-        trainer.embedding, "step", lambda lr, *other: (rates.append(lr), step(lr, *other))
+        trainer.updater.embedding, "step", lambda lr, *other: (rates.append(lr), step(lr, *other))
     )
     for _ in range(5):
         trainer.step()
