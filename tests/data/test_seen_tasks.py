@@ -17,7 +17,8 @@ from etrm.config.study import EvaluationConfig
 from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.evaluation.run import evaluate_run, held_out_status
 from etrm.storage.records import DamagedFileError
-from etrm.training.run import hide_answers, train_run
+from etrm.training.build import hide_answers
+from etrm.training.run import train_run
 
 
 def test_seen_tasks_include_those_of_parents() -> None:

@@ -22,17 +22,17 @@ SAVING = [
     ("os:replace", 1),
     ("os:replace", 2),
     ("etrm.storage.checkpoint:_drop_all_but", 2),
-    ("etrm.training.loop:load_state", 1),
+    ("etrm.training.recorder:load_state", 1),
     ("etrm.training.trainer:Trainer.evaluate", 1),
 ]
 FINISHING = [
-    ("etrm.training.run:save_weights", 1),
+    ("etrm.training.outputs:save_weights", 1),
     ("etrm.tracking.tracker:Tracker.write", 1),
-    ("etrm.training.run:write_json_atomic", 1),
-    ("etrm.training.run:keep", 1),
+    ("etrm.training.outputs:write_json_atomic", 1),
+    ("etrm.training.outputs:keep", 1),
     ("etrm.storage.finished:_link", 2),
     ("pathlib:Path.rename", 1),
-    ("etrm.training.run:clear_states", 1),
+    ("etrm.training.outputs:clear_states", 1),
 ]
 
 

@@ -139,7 +139,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(
     [
         STEP,
         ("etrm.storage.checkpoint:_HashingWriter.write", 150),
-        ("etrm.training.run:_write_outputs", 1),
+        ("etrm.training.run:write_outputs", 1),
     ],
 )
 def test_a_holder_that_was_asleep_writes_nothing(
@@ -190,7 +190,7 @@ def test_what_the_holder_has_finished_is_used(
     server: Server, study: Study, undisturbed: Study, tmp_path: Path
 ) -> None:
     marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker, ("etrm.training.run:_write_outputs", 1))
+    holder = stalled(server, study, marker, ("etrm.training.run:write_outputs", 1))
     second = newcomer(server, study)
     says(second, WAITING)
     marker.unlink()

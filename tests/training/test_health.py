@@ -16,10 +16,10 @@ from etrm.storage.files import write_table_atomic
 from etrm.study.gate import judge
 from etrm.tracking.tracker import metrics_table
 from etrm.training.health import (
-    EXPLANATIONS,
+    ROOT_CAUSES,
     check_rules,
     check_stuck,
-    stop_reason,
+    find_stop,
     verdict,
     write_verdict,
 )
@@ -64,7 +64,7 @@ def test_a_healthy_run_has_no_finding() -> None:
     assert check_rules(rows, CONFIG) == []
     assert check_stuck(rows, CONFIG) == []
     for end in range(1, len(rows) + 1):
-        assert stop_reason(rows[:end], CONFIG) is None
+        assert find_stop(rows[:end], CONFIG) is None
     result = verdict(rows, CONFIG, GATE)
     assert result["passed"] is True
     assert result["diagnosis"] == []
@@ -102,7 +102,7 @@ def test_each_finding_is_named_and_is_the_only_one(
     rows = healthy(**changes)
     (found,) = check_rules(rows, CONFIG)
     assert (found.finding, found.severity) == (finding, severity)
-    assert EXPLANATIONS[finding] in found.message
+    assert ROOT_CAUSES[finding] in found.message
     (metric,) = (name.replace("__", "/") for name in changes)
     assert found.metric == metric
     result = verdict(rows, CONFIG, GATE)
@@ -116,7 +116,7 @@ def test_each_finding_is_named_and_is_the_only_one(
 def test_every_rule_is_provoked_here() -> None:
     found = {finding for finding, _, _ in PROVOKED}
     assert found == {rule.finding or name for name, rule in CONFIG.rules.items()}
-    assert found <= set(EXPLANATIONS)
+    assert found <= set(ROOT_CAUSES)
 
 
 def one_rule(**changes: Any) -> HealthConfig:
@@ -236,7 +236,7 @@ def test_stuck_looks_from_its_step_on() -> None:
 def test_a_loss_that_is_not_finite_always_ends_a_run() -> None:
     for value in (math.nan, math.inf):
         rows = healthy(5000, None, train__lm_loss=lambda s, v=value: v if s == 5000 else 1.0)
-        reason = stop_reason(rows, dataclasses.replace(CONFIG, rules={}))
+        reason = find_stop(rows, dataclasses.replace(CONFIG, rules={}))
         assert reason is not None
         assert (reason.finding, reason.value) == ("divergence", None)
 
@@ -248,7 +248,7 @@ def test_a_row_without_a_loss_does_not_hide_one_that_is_not_finite() -> None:
         {"step": 100.0, "all.exact_accuracy": 0.0},
     ]
     config = dataclasses.replace(CONFIG, rules={})
-    assert stop_reason(rows, config) is not None
+    assert find_stop(rows, config) is not None
     result = verdict(rows, config, GATE)
     assert "divergence" in [d["finding"] for d in result["diagnosis"]]
 
@@ -256,19 +256,19 @@ def test_a_row_without_a_loss_does_not_hide_one_that_is_not_finite() -> None:
 def test_rules_end_a_run_only_early() -> None:
     early = healthy(500, None, train__encoder_cross_sample_var=0.01)
     late = healthy(510, None, train__encoder_cross_sample_var=0.01)
-    reason = stop_reason(early, CONFIG)
+    reason = find_stop(early, CONFIG)
     assert reason is not None
     assert reason.finding == "collapse"
-    assert stop_reason(late, CONFIG) is None
+    assert find_stop(late, CONFIG) is None
 
 
 def test_only_stops_end_a_run() -> None:
-    assert stop_reason(healthy(500, None, train__encoder_cross_sample_var=0.07), CONFIG) is None
-    assert stop_reason([], CONFIG) is None
+    assert find_stop(healthy(500, None, train__encoder_cross_sample_var=0.07), CONFIG) is None
+    assert find_stop([], CONFIG) is None
 
 
 def test_a_stuck_run_is_ended() -> None:
-    reason = stop_reason(healthy(400, None, train__exact_accuracy=0.2), CONFIG)
+    reason = find_stop(healthy(400, None, train__exact_accuracy=0.2), CONFIG)
     assert reason is not None
     assert reason.finding == "stuck"
 
@@ -300,7 +300,7 @@ def test_falling_short_is_explained(exact: float, changes: dict[str, Any], findi
     result = verdict(healthy(1000, exact, **changes), CONFIG, GATE)
     assert result["passed"] is False
     assert [d["finding"] for d in result["diagnosis"]] == [finding]
-    assert finding in EXPLANATIONS
+    assert finding in ROOT_CAUSES
 
 
 def test_a_run_that_passes_is_not_failed_for_standing_still() -> None:
@@ -385,7 +385,7 @@ def test_cached_encodings_starve_the_encoder(cached: bool) -> None:
     config = dataclasses.replace(CONFIG, rules=rule)
     found = check_rules(rows, config)
     assert [f.finding for f in found] == (["gradient_starvation"] if cached else [])
-    reason = stop_reason(rows, config)
+    reason = find_stop(rows, config)
     assert (reason is not None) == cached
     result = verdict([*rows, {"step": 40.0, "all.exact_accuracy": 1.0}], config, GATE)
     assert result["passed"] is not cached

@@ -16,7 +16,7 @@ from tiny import make_corpus, make_run, make_task, make_trainer, recolour
 from etrm.config.health import GateConfig
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
-from etrm.training.health import check_rules, check_stuck, stop_reason, verdict
+from etrm.training.health import check_rules, check_stuck, find_stop, verdict
 from etrm.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
@@ -74,7 +74,7 @@ def test_a_healthy_run_raises_none_at_any_step(healthy: tuple[Rows, Trainer]) ->
     assert rows[-1]["train/exact_accuracy"] > 0.9
     assert findings(rows, trainer) == {}
     for end in range(20, 300, 20):
-        assert stop_reason(rows[:end], trainer.run.health) is None
+        assert find_stop(rows[:end], trainer.run.health) is None
     judged = verdict(
         [*rows, {"step": 300.0, "all.exact_accuracy": 1.0}], trainer.run.health, GateConfig()
     )
@@ -88,7 +88,7 @@ def test_a_detached_encoder_starves() -> None:
 
     rows, trainer = trained(25, detach)
     assert findings(rows, trainer)["gradient_starvation"] == "stop"
-    reason = stop_reason(rows, trainer.run.health)
+    reason = find_stop(rows, trainer.run.health)
     assert reason is not None
     assert reason.finding == "gradient_starvation"
     assert reason.step == 25
@@ -115,7 +115,7 @@ def test_a_constant_encoder_has_collapsed() -> None:
     rows, trainer = trained(110, flatten)
     found = findings(rows, trainer)
     assert found["collapse"] == "stop"
-    reason = stop_reason(rows, trainer.run.health)
+    reason = find_stop(rows, trainer.run.health)
     assert reason is not None
     assert reason.finding in ("collapse", "gradient_starvation")
     assert rows[-1]["train/encoder_cross_sample_var"] < 1e-6
@@ -123,7 +123,7 @@ def test_a_constant_encoder_has_collapsed() -> None:
 
 def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
     rows, trainer = trained(60, train={"lr": 30.0, "grad_clip": None})
-    reason = stop_reason(rows, trainer.run.health)
+    reason = find_stop(rows, trainer.run.health)
     assert reason is not None
     assert reason.finding == "divergence"
     assert (

@@ -25,16 +25,18 @@ from etrm.config.load import plain
 from etrm.config.registry import CONTEXT_SOURCES
 from etrm.config.schema import parse
 from etrm.config.study import RunConfig
+from etrm.data.corpus import Corpus, Episodes
 from etrm.data.tables import read_tasks
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 from etrm.storage.checkpoint import CheckpointError, load_weights, save_state
 from etrm.storage.files import file_digest
+from etrm.training.build import hide_answers, training_data
 from etrm.training.initial_weights import LeakError
-from etrm.training.run import OutputError, RunPaths, hide_answers, train_run, training_data
+from etrm.training.outputs import OutputError
+from etrm.training.run import RunPaths, train_run
 from etrm.training.trainer import Trainer
 
 OFF = TrackingConfig(wandb="disabled")
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -55,6 +57,10 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 def train(run: RunConfig, paths: RunPaths, **places: Any) -> dict[str, Any]:
     return train_run(run, replace(paths, **places), OFF, device="cpu")
+
+
+def data_of(run: RunConfig, paths: RunPaths) -> tuple[Corpus, list[Episodes]]:
+    return training_data(run, paths.tasks, paths.augmentations, torch.device("cpu"))
 
 
 # --- the run folder ---
@@ -120,10 +126,10 @@ def test_tasks_and_variants_limit_what_is_trained_on(paths: RunPaths) -> None:
     record = train(make_run(train={"tasks": 2, "variants": 3}), paths)
     assert len(record["tasks"]) == 2
     assert record["puzzles"] == 6
-    more = training_data(make_run(train={"tasks": 3}), paths, CPU)[0].tasks
+    more = data_of(make_run(train={"tasks": 3}), paths)[0].tasks
     assert set(record["tasks"]) < {task.id for task in more}
     for seed in (0, 1):
-        again = training_data(make_run(seed=seed, train={"tasks": 2}), paths, CPU)[0].tasks
+        again = data_of(make_run(seed=seed, train={"tasks": 2}), paths)[0].tasks
         assert [task.id for task in again] == record["tasks"]
 
 
@@ -131,13 +137,13 @@ def test_tasks_and_variants_limit_what_is_trained_on(paths: RunPaths) -> None:
 
 
 def test_a_strict_run_sees_no_held_out_task(paths: RunPaths) -> None:
-    corpus, _ = training_data(make_run(), paths, CPU)
+    corpus, _ = data_of(make_run(), paths)
     assert [task.id for task in corpus.tasks] == [f"task{i}" for i in range(4)]
 
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])
 def test_a_transductive_run_sees_demos_but_no_answer(source: str, paths: RunPaths) -> None:
-    corpus, episodes = training_data(make_run(source, split="transductive"), paths, CPU)
+    corpus, episodes = data_of(make_run(source, split="transductive"), paths)
     ids = [task.id for task in corpus.tasks]
     assert [name for name in ids if name.startswith("held_out")] == ["held_out0", "held_out1"]
     for number, task in enumerate(corpus.tasks):
@@ -304,7 +310,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(
     train(run, paths, out=tmp_path / "whole", state=tmp_path / "other")
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("etrm.training.loop.QUICK_SECONDS", 0.0)
+        monkeypatch.setattr("etrm.training.recorder.QUICK_SECONDS", 0.0)
         slow_evaluation(monkeypatch, step, signal.SIGINT)
         with pytest.raises(SystemExit) as exit_code, caplog.at_level(logging.INFO):
             train(run, paths)
@@ -364,7 +370,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr("etrm.training.run.training_data", load)
+    monkeypatch.setattr("etrm.training.build.training_data", load)
     with pytest.raises(SystemExit) as exit_code, caplog.at_level(logging.INFO):
         train(make_run(), paths)
     assert exit_code.value.code == EXIT_INTERRUPTED
@@ -397,7 +403,7 @@ def fail_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             raise OSError(28, "No space left on device")
         return original(folder, step, *rest)
 
-    monkeypatch.setattr("etrm.training.loop.save_state", save)
+    monkeypatch.setattr("etrm.training.recorder.save_state", save)
 
 
 def test_a_state_that_cannot_be_written_does_not_end_training(
@@ -438,7 +444,7 @@ def test_results_that_cannot_be_written_are_written_by_the_next_run(
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("etrm.training.run.write_json_atomic", full)
+        monkeypatch.setattr("etrm.training.outputs.write_json_atomic", full)
         with pytest.raises(OutputError, match=r"No space left.*resumes from the state of step 5"):
             train(run, paths)
     with pytest.MonkeyPatch.context() as monkeypatch:
