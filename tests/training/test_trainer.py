@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Sequence
@@ -14,15 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import (
-    make_corpus,
-    make_run,
-    make_task,
-    make_tasks,
-    make_trainer,
-    questions_of,
-    recolour,
-)
+from tiny import make_corpus, make_run, make_task, make_tasks, make_trainer, questions_of, recolour
 from torch import Tensor
 
 from etrm.config.registry import CONTEXT_SOURCES
@@ -32,46 +23,24 @@ from etrm.models.build import build_model
 from etrm.models.compute import Compute
 from etrm.storage.checkpoint import load_state, save_state
 from etrm.training.optim import averaged_weights
-from etrm.training.slots import apportion_slots
+from etrm.training.slots import SlotError, apportion_slots
 from etrm.training.trainer import Trainer
 
 GOLDEN_LOSSES = Path(__file__).parent / "golden_losses.json"
 SOURCES = ("embedding", "standard")
 # The experiment guide's names, of runs with an encoder and of runs with embeddings.
 COMMON = {
-    "train/accuracy",
-    "train/exact_accuracy",
-    "train/lm_loss",
-    "train/q_halt_loss",
-    "train/q_halt_accuracy",
-    "train/steps",
-    "train/lr",
-    "train/count",
-    "train/decoder_frozen",
-    "grad/inner_norm",
-    "grad/total_norm",
-    "num_params",
+    *("train/accuracy", "train/exact_accuracy", "train/lm_loss", "train/q_halt_loss"),
+    *("train/q_halt_accuracy", "train/steps", "train/lr", "train/count", "train/decoder_frozen"),
+    *("grad/inner_norm", "grad/total_norm", "num_params"),
 }
 OF_ENCODERS = {
-    "train/encoder_cross_sample_var",
-    "train/encoder_output_mean",
-    "train/encoder_output_norm",
-    "train/encoder_output_std",
-    "train/encoder_token_std",
-    "grad/encoder_norm",
-    "grad/encoder_share",
+    *("train/encoder_cross_sample_var", "train/encoder_output_mean", "train/encoder_output_norm"),
+    *("train/encoder_output_std", "train/encoder_token_std"),
+    *("grad/encoder_norm", "grad/encoder_share"),
 }
-ALL = {
-    f"all.{name}"
-    for name in (
-        "accuracy",
-        "exact_accuracy",
-        "lm_loss",
-        "q_halt_accuracy",
-        "q_halt_loss",
-        "steps",
-    )
-}
+EVALUATED = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
+ALL = {f"all.{name}" for name in EVALUATED}
 
 
 def two_lanes() -> list[Any]:
@@ -84,7 +53,7 @@ def trainer_of(source: str = "standard", **blocks: Any) -> Trainer:
 
 
 def rows_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    """Train, and the logged rows but for what depends on the clock."""
+    """Train; the logged rows but for columns that depend on the clock."""
     rows = []
     for _ in range(steps):
         trainer.step()
@@ -116,20 +85,18 @@ def assert_equal(first: Any, second: Any) -> None:
 # --- exact resumption ---
 
 
-def check_halves_equal_the_whole(
+def check_resumption(
     source: str, blocks: dict[str, Any], steps: int, saved: int, folder: Path
 ) -> None:
-    """A run of some steps, and one that is saved on the way and taken up by another trainer."""
+    """A run that saves on the way, and another trainer that resumes there, end equal."""
     whole = trainer_of(source, **blocks)
-    rows = rows_of(whole, steps)
-    first = trainer_of(source, **blocks)
-    half = rows_of(first, saved)
-    save_state(folder, saved, {"trainer": first.state_dict()})
+    rows_of(whole, saved)
+    save_state(folder, saved, {"trainer": whole.state_dict()})
     loaded = load_state(folder)
     assert loaded is not None
     second = trainer_of(source, **blocks)
     second.load_state_dict(loaded["trainer"])
-    assert [*half, *rows_of(second, steps - saved)] == rows
+    assert rows_of(second, steps - saved) == rows_of(whole, steps - saved)
     assert_equal(second.state_dict(), whole.state_dict())
 
 
@@ -144,8 +111,7 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
         "halting": {"max_steps": 4},
         "decoder": {"frozen_steps": 8},
     }
-    assert len(trainer_of(source, **blocks).lane_slots) == 2
-    check_halves_equal_the_whole(source, blocks, 12, 6, tmp_path)
+    check_resumption(source, blocks, 12, 6, tmp_path)
 
 
 @pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
@@ -156,31 +122,18 @@ def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> No
         "halting": {"max_steps": 4},
         "context": {"contrastive_weight": 0.1},
     }
-    check_halves_equal_the_whole(source, blocks, 6, 4, tmp_path)
-
-
-def test_a_state_holds_everything_that_changes() -> None:
-    """Whatever a step changes in a trainer is in its state, or made anew at every step."""
-    trainer = trainer_of()
-    before = copy.deepcopy(trainer.state_dict())
-    trainer.step()
-    changed = {
-        name.split(".")[1]
-        for name, value in flat(trainer.state_dict()).items()
-        if not isinstance(value, Tensor)
-        or not torch.equal(value, flat(before).get(name, value * 0))
-    }
-    assert changed >= {"step", "model", "ema", "optimizer", "lanes", "window"}
+    check_resumption(source, blocks, 6, 4, tmp_path)
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_an_evaluation_changes_nothing(source: str) -> None:
+def test_evaluating_and_saving_change_nothing(source: str) -> None:
     first, second = trainer_of(source), trainer_of(source)
     for step in range(6):
         first.step()
         second.step()
         if step % 2:
             second.evaluate()
+            second.state_dict()
     assert_equal(first.state_dict(), second.state_dict())
     assert second.model.training
 
@@ -220,7 +173,7 @@ def twenty_losses(source: str) -> list[float]:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_twenty_losses_are_those_on_record(source: str) -> None:
-    """A change that moves them says why. To record: `python tests/training/test_engine.py`."""
+    """A change that moves them says why. To record: `python tests/training/test_trainer.py`."""
     recorded = json.loads(GOLDEN_LOSSES.read_text())
     assert twenty_losses(source) == pytest.approx(recorded[source], rel=1e-5)
     assert recorded[source][-1] < recorded[source][0]
@@ -229,25 +182,15 @@ def test_twenty_losses_are_those_on_record(source: str) -> None:
 # --- slots and lanes ---
 
 
-class Sized:
-    """As much of a lane's episodes as sharing out looks at."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.side = size, 3
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def shared(sizes: Sequence[int], slots: int) -> list[int]:
-    return apportion_slots([Sized(n) for n in sizes], slots)  # type: ignore[misc]
+def apportioned(sizes: Sequence[int], slots: int) -> list[int]:
+    return apportion_slots([range(n) for n in sizes], slots)  # type: ignore[misc]
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 300))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_slots_are_shared_in_proportion(sizes: list[int], extra: int) -> None:
+def test_slots_are_apportioned_in_proportion(sizes: list[int], extra: int) -> None:
     slots = len(sizes) + extra
-    found = shared(sizes, slots)
+    found = apportioned(sizes, slots)
     assert sum(found) == slots
     assert min(found) >= 1
     exact = [slots * n / sum(sizes) for n in sizes]
@@ -255,25 +198,23 @@ def test_slots_are_shared_in_proportion(sizes: list[int], extra: int) -> None:
         assert all(abs(a - b) < 1 for a, b in zip(found, exact, strict=True))
 
 
-def test_slots_are_shared_by_largest_remainders() -> None:
-    assert shared([1, 1], 4) == [2, 2]
-    assert shared([10, 70, 20], 10) == [1, 7, 2]
-    assert shared([1, 999], 4) == [1, 3]
-    assert shared([26, 26, 48], 10) == [3, 2, 5] or shared([26, 26, 48], 10) == [2, 3, 5]
+def test_slots_are_apportioned_by_largest_remainders() -> None:
+    assert apportioned([1, 1], 4) == [2, 2]
+    assert apportioned([10, 70, 20], 10) == [1, 7, 2]
+    assert apportioned([1, 999], 4) == [1, 3]
+    assert apportioned([26, 26, 48], 10) in ([3, 2, 5], [2, 3, 5])
 
 
-def test_fewer_slots_than_lanes_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"train\.batch_size: found 1, .* lanes \[3, 4\]"):
+def test_fewer_slots_than_lanes_and_no_question_at_all_are_errors() -> None:
+    with pytest.raises(SlotError, match=r"train\.batch_size: found 1, .* lanes \[3, 4\]"):
         trainer_of(train={"batch_size": 1})
-
-
-def test_no_question_at_all_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="no training question"):
-        shared([], 4)
+    with pytest.raises(SlotError, match="no training question"):
+        apportioned([], 4)
 
 
 def test_slots_of_all_lanes_have_numbers_of_their_own() -> None:
     trainer = trainer_of(train={"batch_size": 11})
+    assert len(trainer.lane_slots) == 2
     numbers = torch.cat([lane.slots for lane in trainer.lane_slots])
     assert numbers.tolist() == list(range(11))
     assert all(torch.equal(lane.sampler.slots, lane.slots) for lane in trainer.lane_slots)
@@ -309,59 +250,59 @@ def test_gradients_of_all_lanes_make_one_update(monkeypatch: pytest.MonkeyPatch)
         assert torch.allclose(gradient, parts[0][name] + parts[1][name], atol=1e-6), name
 
 
-# --- what the host knows of the slots ---
+# --- host slot tracker ---
 
 
-def following(**blocks: Any) -> Trainer:
+def tracking(**blocks: Any) -> Trainer:
     """A trainer that packs demos as it does for a GPU."""
     run, corpus = make_run(halting={"max_steps": 3}, **blocks), make_corpus(two_lanes())
     model, episodes = build_model(run, corpus.num_puzzles), questions_of(run, corpus)
     return Trainer(run, model, corpus, episodes, compute=Compute(packing="bounds"))
 
 
-def test_the_host_follows_what_slots_hold() -> None:
-    """By their questions, so that bounds hold; also after a resumption, on any micro-batches."""
-    trainer = following(episodes={"max_demos": 2})
+def check_tracked(trainer: Trainer) -> None:
+    """The host knows the questions that slots hold, and their demos are within its bounds."""
+    for lane in trainer.lane_slots:
+        batch, tracker, bounds = lane.carry.batch, lane.host_tracker, lane.carry.batch.token_bounds
+        assert tracker is not None
+        assert bounds is not None
+        cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
+        assert (cells.numpy() <= bounds.concat).all()
+        tasks = lane.sampler.episodes.task[torch.from_numpy(tracker.questions)]
+        assert torch.equal(tasks, batch.task)
+
+
+def test_the_host_tracks_the_questions_of_slots() -> None:
+    """Also after a resumption."""
+    trainer = tracking(episodes={"max_demos": 2})
     with torch.no_grad():
         trainer.model.decoder.q_head.bias.fill_(0.5)  # some halt by themselves
     held: list[int] = []
     for step in range(8):
         if step == 5:
-            again = following(episodes={"max_demos": 2})
             state = trainer.state_dict()
+            trainer = tracking(episodes={"max_demos": 2})
             assert state is not None
-            again.load_state_dict(state)
-            trainer = again
+            trainer.load_state_dict(state)
         trainer.step()
-        for lane in trainer.lane_slots:
-            batch, bounds = lane.carry.batch, lane.carry.batch.token_bounds
-            assert bounds is not None
-            assert lane.host_tracker is not None
-            cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
-            assert (cells.numpy() <= bounds.concat).all()
-            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.questions)]
-            assert torch.equal(tasks, batch.task)
+        check_tracked(trainer)
         held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]
     assert max(held) > 1
 
 
-def test_a_state_from_a_cpu_goes_on_where_bounds_are_needed() -> None:
-    first, second = trainer_of(halting={"max_steps": 3}), following()
+def test_a_state_from_a_cpu_resumes_where_bounds_are_needed() -> None:
+    first, second = trainer_of(halting={"max_steps": 3}), tracking()
     rows_of(first, 2)
     state = first.state_dict()
     assert state is not None
     second.load_state_dict(state)
     rows_of(second, 1)
-    for lane in second.lane_slots:
-        assert lane.host_tracker is not None
-        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.host_tracker.questions)]
-        assert torch.equal(tasks, lane.carry.batch.task)
+    check_tracked(second)
 
 
 def test_bounds_and_looking_give_the_same_run() -> None:
-    trainers = [trainer_of(halting={"max_steps": 3}), following()]
     states = []
-    for trainer in trainers:
+    for trainer in (trainer_of(halting={"max_steps": 3}), tracking()):
         rows_of(trainer, 3)
         states.append(trainer.state_dict())
     for name, value in states[0]["model"].items():
@@ -400,9 +341,7 @@ def test_norms_are_logged_before_and_after_clipping(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("clip", [None, 1e9])
 def test_small_gradients_are_not_scaled(clip: float | None) -> None:
-    trainer = trainer_of(train={"grad_clip": clip})
-    trainer.step()
-    row = trainer.row()
+    (row,) = rows_of(trainer_of(train={"grad_clip": clip}), 1)
     assert row["grad/total_norm_clipped"] == row["grad/total_norm"]
 
 
@@ -418,12 +357,23 @@ def changed(trainer: Trainer, steps: int) -> set[str]:
     }
 
 
-def test_a_frozen_decoder_stays_for_its_steps_and_then_moves() -> None:
-    trainer = trainer_of(decoder={"frozen_steps": 3}, train={"weight_decay": 0.5})
-    assert changed(trainer, 3) == {"context"}
-    assert trainer.row()["train/decoder_frozen"] == 1.0
+@pytest.mark.parametrize(
+    ("frozen", "blocks"),
+    [
+        ("decoder", {"decoder": {"frozen_steps": 3}, "train": {"weight_decay": 0.5}}),
+        ("encoder", {"train": {"context_frozen_steps": 3, "weight_decay": 0.5}}),
+    ],
+)
+def test_a_frozen_part_stays_for_its_steps_and_then_moves(
+    frozen: str, blocks: dict[str, Any]
+) -> None:
+    trainer, flags = trainer_of(**blocks), ("train/decoder_frozen", "train/encoder_frozen")
+    assert changed(trainer, 3) == ({"context"} if frozen == "decoder" else {"decoder"})
+    row = trainer.row()
+    assert {flag: row[flag] for flag in flags} == {f: float(frozen in f) for f in flags}
     assert changed(trainer, 1) == {"context", "decoder"}
-    assert trainer.row()["train/decoder_frozen"] == 0.0
+    row = trainer.row()
+    assert {row[flag] for flag in flags} == {0.0}
 
 
 def test_a_decoder_can_stay_frozen_throughout() -> None:
@@ -431,16 +381,7 @@ def test_a_decoder_can_stay_frozen_throughout() -> None:
     assert changed(trainer, 5) == {"context"}
     row = trainer.row()
     assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (1.0, 0.0)
-    assert row["grad/inner_norm"] > 0.0  # what it would do is still to be seen
-
-
-def test_a_frozen_encoder_stays_for_its_steps_and_then_moves() -> None:
-    trainer = trainer_of(train={"context_frozen_steps": 3, "weight_decay": 0.5})
-    assert changed(trainer, 3) == {"decoder"}
-    row = trainer.row()
-    assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (0.0, 1.0)
-    assert changed(trainer, 1) == {"context", "decoder"}
-    assert trainer.row()["train/encoder_frozen"] == 0.0
+    assert row["grad/inner_norm"] > 0.0  # its gradients are still measured
 
 
 def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:
@@ -482,6 +423,14 @@ def test_every_parameter_is_optimized_once() -> None:
         for start, end in places:
             inside = [p.data_ptr() <= start and end <= p.data_ptr() + 4 * p.numel() for p in groups]
             assert inside.count(True) == 1
+
+
+def test_a_parameter_outside_the_optimizer_groups_is_named() -> None:
+    run, corpus = make_run(), make_corpus()
+    model = build_model(run, corpus.num_puzzles)
+    model.register_parameter("stray", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(AssertionError, match="stray"):
+        Trainer(run, model, corpus, questions_of(run, corpus))
 
 
 def test_the_embedding_warms_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,10 +482,9 @@ def test_a_part_of_the_evaluation_is_the_same_for_the_same_seed() -> None:
     assert total > 60
 
     def drawn(most: int | None, seed: int) -> list[tuple[int, int, int]]:
-        kept = thin_out(lanes, most, seed)
         return [
             (lane.side, i, v)
-            for lane, index, variant in kept
+            for lane, index, variant in thin_out(lanes, most, seed)
             for i, v in zip(index.tolist(), variant.tolist(), strict=True)
         ]
 
