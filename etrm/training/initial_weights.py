@@ -102,17 +102,17 @@ def _advice(
 ) -> str:
     """Return advice on a refused parent; one that is strict itself leaked by its training tasks."""
     others = [name for name in strict_parents if name not in (parent.name, run.experiment)]
-    found = [f"start from {' or '.join(map(repr, others))}"] if others else []
+    advice = [f"start from {' or '.join(map(repr, others))}"] if others else []
     if leaked and parent.record is not None and parent.record["split"] == "strict":
         tasks = _named(sorted({name for touch in leaked.values() for name in touch.tasks}))
         if run.decoder.init in strict_parents:
             again = f"run the stage `tasks` and {parent.name!r} again, with today's code and data:"
-            found.append(f"{again} that leaves out its training tasks {tasks}")
+            advice.append(f"{again} that leaves out its training tasks {tasks}")
         else:
-            found.append(f"train {parent.name!r} again without its training tasks {tasks}")
-    if not found and run.context.source == "embedding":
-        found.append("set decoder.init: null, to train it from the beginning")
-    return ", or ".join(found or ["pretrain a strict TRM"])
+            advice.append(f"train {parent.name!r} again without its training tasks {tasks}")
+    if not advice and run.context.source == "embedding":
+        advice.append("set decoder.init: null, to train it from the beginning")
+    return ", or ".join(advice or ["pretrain a strict TRM"])
 
 
 def _named(names: Sequence[str]) -> str:

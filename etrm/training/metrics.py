@@ -16,6 +16,8 @@ from torch import Tensor
 from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
+OF_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+
 
 class Window:
     """Sums over the steps between two logged rows, on the device where they arise."""
@@ -39,13 +41,8 @@ class Window:
         """
         counted = halted & losses.labelled
         number, size = counted.sum(), len(halted)
-        of_halted = {
-            "accuracy": losses.accuracy,
-            "exact_accuracy": losses.exact,
-            "q_halt_accuracy": losses.q_right,
-            "steps": steps,
-        }
-        for name, value in of_halted.items():
+        right = (losses.accuracy, losses.exact, losses.q_right, steps)
+        for name, value in zip(OF_HALTED, right, strict=True):
             self.add(f"train/{name}", torch.where(counted, value.double(), 0.0).sum(), number)
         self.add("train/count", number, share)
         self.add("train/lm_loss", losses.lm.sum(), size)

@@ -36,10 +36,6 @@ AGAIN = "run the same command again to resume from there"
 SAVED, FAILED, LOST = 0, 1, 2  # outcomes of a save; the largest of all ranks' counts
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @dataclass
 class Recorder:
     """Records one run, saves its states in `folder`, and ends the process when asked to."""
@@ -53,7 +49,7 @@ class Recorder:
     progress: Progress
     began: float  # `time.time()` when this process began with the run
     stop_reason: str | None = None  # why the run ended early
-    started: str = field(default_factory=_now)  # by the first process that had a part in it
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     saved: int = 0  # step of the newest state
     events: list[dict[str, Any]] = field(default_factory=list)  # findings, when first made
     _resumed: int = 0  # step that this process resumed from
@@ -164,7 +160,7 @@ class Recorder:
             outcome = self._write(state)
         outcome = self.ranks.largest(outcome)
         if outcome == LOST:
-            self._exit_superseded()
+            self.exit_if_superseded()
         if outcome == SAVED:
             self.saved = self.trainer.step_number
             self.interruption.advanced |= self.saved > self._resumed
@@ -222,22 +218,17 @@ class Recorder:
             except LeaseLost as lost:
                 self._lost = lost
         if self.ranks.largest(int(self._lost is not None)):
-            self._exit_superseded()
-
-    def _exit_superseded(self) -> NoReturn:
-        if self.ranks.main:
-            self.tracker.close()
-            step = self.trainer.step_number
-            text = f"{self._lost}: ended at step {step}, of which nothing was written here"
-            say(text, logging.WARNING)
-        raise Interrupted(signal.SIGTERM, self.interruption.advanced)
+            if self.ranks.main:
+                self.tracker.close()
+                step = self.trainer.step_number
+                text = f"{self._lost}: ended at step {step}, of which nothing was written here"
+                say(text, logging.WARNING)
+            raise Interrupted(signal.SIGTERM, self.interruption.advanced)
 
     def unsaved(self) -> str:
         """Return a message of the steps that are lost when this process ends without a save."""
-        step, last = self.trainer.step_number, "there is no state"
-        if self.saved:
-            last = f"the last state is that of {self.saved}"
-        count = step - self.saved
+        step, count = self.trainer.step_number, self.trainer.step_number - self.saved
+        last = f"the last state is that of {self.saved}" if self.saved else "there is no state"
         lost = "1 step is lost" if count == 1 else f"{count} steps are lost"
         return (
             f"step {step} could not be saved ({self.folder}: {self._obstacle}), {last}:"

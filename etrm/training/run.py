@@ -72,7 +72,9 @@ def train_run(
     SIGTERM, SIGUSR1 or SIGINT arrives, or when another process asks for the run
     (`etrm.runtime.run_lock`). Waits where neither has room (`etrm.runtime.disk_wait`).
     """
-    ranks, name = ranks or _only_rank(device), f"{run.experiment}/{run.stage}/seed{run.seed}"
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = ranks or Ranks(device=torch.device(device or default))
+    name = f"{run.experiment}/{run.stage}/seed{run.seed}"
     with (
         Interruption(tell=ranks.main) as interruption,
         Lease(paths.state, name, interruption, ranks.main) as lease,
@@ -80,7 +82,9 @@ def train_run(
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _accepted_parent(run, paths)
             data = {p.stem: file_digest(p) for p in (paths.tasks, paths.augmentations)}
-            key = _key(run, data, parent)
+            weights = None if parent is None else parent.sha256
+            code = code_digest(*train_code(run.context.source))
+            key = run_key(plain(run), list(data.values()), weights, code)
             states, store = paths.state / key[:16], paths.state / "finished" / name
             while ranks.largest(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
@@ -110,11 +114,6 @@ def train_run(
     return record
 
 
-def _only_rank(device: str | None) -> Ranks:
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return Ranks(device=torch.device(device or default))
-
-
 def _accepted_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
     """Return the weights that a run starts from, refused where a strict run must not see them."""
     if paths.parent is None:
@@ -128,12 +127,6 @@ def _accepted_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
     held_out = [r.task for r in read_tasks(paths.tasks) if r.split == "evaluation"]
     refuse_leak(run, parent, held_out, paths.strict_parents)
     return parent
-
-
-def _key(run: RunConfig, data: dict[str, str], parent: Parent | None) -> str:
-    code = code_digest(*train_code(run.context.source))
-    weights = None if parent is None else parent.sha256
-    return run_key(plain(run), list(data.values()), weights, code)
 
 
 def _restore_finished(

@@ -6,7 +6,7 @@ run, and takes the same samples whatever the numbers of ranks and micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etrm.config.execution import ExecutionConfig
 from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
@@ -21,6 +22,7 @@ from etrm.data.episodes import Sampler
 from etrm.data.packing import TokenBounds
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
+from etrm.training.micro_batches import activation_budget, max_slots
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")  # tensors of a carry, in a state
 
@@ -85,13 +87,14 @@ def make_lane_slots(
     episodes: Sequence[Episodes],
     ranks: Ranks,
     dtype: torch.dtype,
-    max_slots: Callable[[Episodes], int],
+    execution: ExecutionConfig,
 ) -> list[LaneSlots]:
-    """Return this rank's slots, all free, at most `max_slots` of a lane in one micro-batch.
+    """Return this rank's slots, all free, in micro-batches that memory allows.
 
     Raises `SlotError` where there are fewer slots than lanes or ranks.
     """
     size, demos = run.train.batch_size, model.context.needs_demos
+    budget = activation_budget(execution, corpus.device, ranks.here)
     if size < ranks.size:
         raise SlotError(
             f"train.batch_size: found {size}, expected at least one slot for each of the"
@@ -100,7 +103,7 @@ def make_lane_slots(
     groups, first = [], 0
     for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
         own = ranks.own(torch.arange(first, first + count))
-        parts = -(-len(own) // max_slots(lane)) or 1  # rounded up
+        parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
         for numbers in own.tensor_split(parts) if len(own) else ():
             slots, noise = numbers.to(corpus.device), model.context.noise_size
             sampler = Sampler(corpus, lane, slots, run.seed, run.episodes, demos, noise)

@@ -21,7 +21,6 @@ from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, compu
 from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.runtime.distributed import Ranks
 from etrm.training.metrics import Window, encoder_statistics
-from etrm.training.micro_batches import activation_budget, max_slots
 from etrm.training.optim import averaged_weights, warmup_factor
 from etrm.training.probe import Probe, make_probe
 from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, restore_carries
@@ -52,16 +51,8 @@ class Trainer:
         self.train, self.halting, self.episodes = run.train, run.halting, list(episodes)
         self.compute = compute or Compute(DTYPES[run.train.dtype])
         self.step_number = 0  # of the step under way, or the last one done
-        budget = activation_budget(execution, corpus.device, ranks.here)
-        self.lane_slots = make_lane_slots(
-            run,
-            model,
-            corpus,
-            episodes,
-            ranks,
-            self.compute.dtype,
-            lambda lane: max_slots(run, model, lane, execution, budget),
-        )
+        dtype = self.compute.dtype
+        self.lane_slots = make_lane_slots(run, model, corpus, episodes, ranks, dtype, execution)
         self.updater = Updater(run, model, ranks)
         self.ema = self.updater.ema
         self.has_context = "context" in self.updater.parameters.flat

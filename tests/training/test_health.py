@@ -51,10 +51,6 @@ def healthy(steps: int = 1000, final: float | None = 0.95, **changes: Any) -> li
     return rows
 
 
-def names(findings: list[Any]) -> dict[str, str]:
-    return {f.finding: f.severity for f in findings}
-
-
 # --- rules ---
 
 
