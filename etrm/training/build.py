@@ -23,14 +23,16 @@ from etrm.training.trainer import Trainer
 
 def build_trainer(
     run: RunConfig,
-    tasks: Path,
-    augmentations: Path,
+    tables: tuple[Path, Path],
     parent: Parent | None,
     ranks: Ranks,
     execution: ExecutionConfig,
 ) -> tuple[Trainer, dict[str, Any] | None]:
-    """Return the trainer before its first step, and the report of the weights of its parent."""
-    corpus, episodes = training_data(run, tasks, augmentations, ranks.device)
+    """Return the trainer before its first step, and the report of its parent's weights.
+
+    `tables`: tasks.parquet and augmentations.parquet.
+    """
+    corpus, episodes = training_data(run, *tables, ranks.device)
     model = build_model(run, corpus.num_puzzles).to(ranks.device)
     report = None
     if parent is not None:
@@ -47,10 +49,11 @@ def training_data(
     as well that overlap one in another way. Test outputs of held-out tasks are removed before
     anything else sees them.
     """
-    records = [r for r in read_tasks(tasks) if r.answer_of is None]
+    records = [r for r in read_tasks(tasks) if r.answer_of is None]  # of no held-out test pair
     held_out = [r.task.id for r in records if r.split == "evaluation"]
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
+    # From here on, nothing has seen an answer of a held-out task.
     used = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
     if run.train.tasks is not None:  # the same subset for every seed, nested by size
         order = sorted(used, key=lambda task: digest(["subset", task.id]))
@@ -59,6 +62,7 @@ def training_data(
     corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
     needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
+    # A lane must hold the answer too, where the loss needs it.
     return corpus, group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
 
 

@@ -34,14 +34,13 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
     Raises `CheckpointError` for another suffix, and for weights that are missing or differ from
     the digest in `run.json`.
     """
+    path = run_folder / WEIGHTS
     if out.suffix not in SUFFIXES:
         raise CheckpointError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if not (run_folder / WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{run_folder / WEIGHTS}: no such file, expected the weights of a run"
-        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected the weights of a run")
     run = read_parent(run_folder, None)
-    assert run.record is not None  # it is a run folder
+    assert run.record is not None, f"{run_folder}: read as a checkpoint of unknown origin"
     source = run.record["config"]["context"]["source"]
     weights = load_weights(run.weights, which, buffers=which == "raw")
     official, encoder = {}, {}
@@ -49,7 +48,7 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
         if name.startswith("decoder."):
             official[WRITTEN_PREFIX + name.removeprefix("decoder.")] = tensor
         elif source == "embedding":
-            official[WRITTEN_PREFIX + TABLE] = tensor
+            official[WRITTEN_PREFIX + TABLE] = tensor  # TRM's own context source
         else:
             encoder[name] = tensor
     files = {out: sorted(official)}
@@ -57,7 +56,7 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
         beside = out.with_name(out.stem + ENCODER + out.suffix)
         _write(beside, encoder, {"source": source, "weights": which})
         files[beside] = sorted(encoder)
-    _write(out, official)
+    _write(out, official)  # last: where it is, the two are complete
     return files
 
 

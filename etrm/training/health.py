@@ -79,7 +79,7 @@ def _latest(rows: Sequence[Row], rule: HealthRule) -> Iterator[tuple[int, float]
     end = len(rows)
     if rule.until_step is not None:
         end = bisect_right(rows, rule.until_step, key=lambda row: int(row["step"]))
-    for row in map(rows.__getitem__, range(end - 1, -1, -1)):
+    for row in map(rows.__getitem__, range(end - 1, -1, -1)):  # without a copy of the rows
         if row["step"] < rule.from_step:
             return
         converged = rule.while_exact_below is not None and (
@@ -111,7 +111,7 @@ def check_stuck(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
     for row in rows:
         if metric in row and row["step"] >= rule.from_step:
             last = int(row["step"])
-            if row[metric] >= best + rule.min_gain:
+            if row[metric] >= best + rule.min_gain:  # smaller gains are noise
                 best, since = row[metric], last
     if last - since < rule.patience or best >= 1.0 - rule.min_gain:
         return []
@@ -126,7 +126,7 @@ def find_stop(rows: Sequence[Row], config: HealthConfig) -> Finding | None:
         text = f"train/lm_loss is not finite: {ROOT_CAUSES['divergence']}"
         step = int(rows[-1]["step"])
         return Finding("divergence", "stop", "train/lm_loss", None, None, step, text)
-    if not rows or rows[-1]["step"] > config.stop_until:
+    if not rows or rows[-1]["step"] > config.stop_until:  # later, rules only enter the verdict
         return None
     findings = [*check_rules(rows, config), *check_stuck(rows, config)]
     return next((f for f in findings if f.severity == "stop"), None)
@@ -137,10 +137,10 @@ def verdict(rows: Sequence[Row], health: HealthConfig, gate: GateConfig) -> dict
 
     It passes when exact match over all its training episodes reaches the gate and no rule fails.
     """
-    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]  # Parquet's nulls
     metric, last = "all.exact_accuracy", int(rows[-1]["step"]) if rows else 0
     evaluated = [(int(row["step"]), row[metric]) for row in rows if metric in row]
-    step, exact = evaluated[-1] if evaluated else (None, 0.0)
+    step, exact = evaluated[-1] if evaluated else (None, 0.0)  # no evaluation does not pass
     reached = exact >= gate.exact_accuracy
     findings, stop = check_rules(rows, health), find_stop(rows, health)
     known = {f.finding for f in findings}

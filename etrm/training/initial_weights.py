@@ -56,6 +56,7 @@ def read_parent(path: Path, sha256: str | None) -> Parent:
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file, expected weights to start from")
     found = check_sha256(weights, sha256)
+    # A `model.safetensors` beside a run.json is a run's own; all else is of unknown origin.
     if weights.name != WEIGHTS or not (folder / "run.json").is_file():
         if path.is_dir():
             raise CheckpointError(f"{path}: found no run.json, expected a run folder")
@@ -101,6 +102,7 @@ def _advice(
     run: RunConfig, parent: Parent, leaked: Mapping[str, Overlap], strict_parents: Sequence[str]
 ) -> str:
     """Return advice on a refused parent; one that is strict itself leaked by its training tasks."""
+    # A strict TRM must not be told to start from itself.
     others = [name for name in strict_parents if name not in (parent.name, run.experiment)]
     advice = [f"start from {' or '.join(map(repr, others))}"] if others else []
     if leaked and parent.record is not None and parent.record["split"] == "strict":
@@ -126,7 +128,7 @@ def load_initial_weights(
 
     Raises `CheckpointError` where sizes or cycles differ from those of `model`.
     """
-    if parent.record is not None:
+    if parent.record is not None:  # one of our runs
         theirs = parent.record["config"]["model"]
         pairs = [(name, theirs[name], getattr(model, name)) for name in DECODER_SIZES]
         differing = [f"{name} {its} there and {our} here" for name, its, our in pairs if its != our]
@@ -139,7 +141,7 @@ def load_initial_weights(
     else:
         ours = decoder.state_dict()
         given, skipped, unchecked = decoder_weights(parent.weights, ours, model)
-        decoder.load_state_dict(given, strict=False)
+        decoder.load_state_dict(given, strict=False)  # an EMA file has no buffers
         report = {
             "weights": "as in the file",
             "loaded": [f"decoder.{n}" for n in ours if n in given],

@@ -28,7 +28,7 @@ def train(trainer: Trainer, recorder: Recorder) -> None:
         if trainer.step_number % config.log_every == 0 or trainer.step_number == config.steps:
             recorder.log_row(trainer.row())
             recorder.stop_reason = health_stop(trainer.run, recorder.rows)
-        recorder.exit_if_asked()
+        recorder.exit_if_asked()  # before an evaluation, which would hold it up
         evaluate_if_due(trainer, recorder)
         recorder.save_if_due()
     recorder.end_training()
@@ -39,6 +39,7 @@ def train(trainer: Trainer, recorder: Recorder) -> None:
 def health_stop(run: RunConfig, rows: Sequence[Row]) -> str | None:
     """Return the finding that ends the run now; a loss that is not finite always does."""
     found = find_stop(rows, run.health)
+    # Without `stop_on_health`, findings only warn; nothing can be learned from NaN.
     may_stop = found is not None and (run.train.stop_on_health or found.value is None)
     return found.finding if found is not None and may_stop else None
 
@@ -47,6 +48,7 @@ def evaluate_if_due(trainer: Trainer, recorder: Recorder) -> None:
     """Evaluate every `train.eval_every` steps; reaching the target ends the run."""
     step, config = trainer.step_number, trainer.train
     due = config.eval_every is not None and step > 0 and step % config.eval_every == 0
+    # A resumed run has the evaluation of its step where the state was saved after it.
     if due and recorder.stop_reason is None and not is_evaluated(step, recorder.rows):
         exact = evaluate(trainer, recorder)
         if config.target_exact_accuracy is not None and exact >= config.target_exact_accuracy:

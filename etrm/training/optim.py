@@ -39,11 +39,11 @@ class AdamATan2(torch.optim.Optimizer):
                     state["step"] = 0
                     state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
-                state["m"].lerp_(p.grad, 1 - beta1)
+                state["m"].lerp_(p.grad, 1 - beta1)  # m ← β₁ m + (1 − β₁) g
                 state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 t = state["step"]
-                scale = (state["v"] / (1 - beta2**t)).sqrt_()
-                p.mul_(1 - lr * group["weight_decay"])
+                scale = (state["v"] / (1 - beta2**t)).sqrt_()  # √v, free of its bias
+                p.mul_(1 - lr * group["weight_decay"])  # decoupled
                 p.add_(torch.atan2(state["m"], scale), alpha=-lr / (1 - beta1**t))
 
 
@@ -94,7 +94,7 @@ class SignSGD:
         puzzles, gradients = ranks.all_of(puzzles, slots), ranks.all_of(gradients, slots)
         same = puzzles[:, None] == puzzles  # [B, B]
         first = same.to(torch.uint8).argmax(dim=1)  # of the slots with this puzzle
-        total = (same.to(gradients.dtype) @ gradients)[first]
+        total = (same.to(gradients.dtype) @ gradients)[first]  # one order of summation a puzzle
         rows = self.embedding.weights[puzzles] * (1 - lr * self.weight_decay)
         self.embedding.weights[puzzles] = rows - lr * total.sign()
 
@@ -120,7 +120,7 @@ def averaged_weights(module: nn.Module, ema: EMA) -> Iterator[None]:
     raw = {name: parameter.data for name, parameter in module.named_parameters()}
     try:
         for name, parameter in module.named_parameters():
-            parameter.data = ema.values[name]
+            parameter.data = ema.values[name]  # swapped, not copied
         yield
     finally:
         for name, parameter in module.named_parameters():

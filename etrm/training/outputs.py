@@ -25,6 +25,7 @@ from etrm.training.initial_weights import Parent
 from etrm.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
+Json = dict[str, Any]
 
 
 class OutputError(RuntimeError):
@@ -32,13 +33,12 @@ class OutputError(RuntimeError):
 
 
 def run_record(
-    recorder: Recorder,
-    parent: Parent | None,
-    loaded: dict[str, Any] | None,
-    data: dict[str, str],
-    key: str,
-) -> dict[str, Any]:
-    """Return the content of `run.json` but for the digest of the weights."""
+    recorder: Recorder, parent: Parent | None, loaded: Json | None, data: Json, key: str
+) -> Json:
+    """Return the content of `run.json` without the digest of the weights.
+
+    `loaded`: the report of the parent's weights; `data`: digests of the tables.
+    """
     trainer, run, ranks = recorder.trainer, recorder.trainer.run, recorder.ranks
     tasks, code = trainer.corpus.tasks, train_code(run.context.source)
     parents = [] if parent is None or parent.record is None else [parent.record]
@@ -55,9 +55,9 @@ def run_record(
         "puzzles": trainer.corpus.num_puzzles,
         "recipes_digest": trainer.corpus.recipes_digest(),
         "lanes": {str(lane.side): len(lane) for lane in trainer.episodes},
-        "seen_tasks": seen_tasks(tasks, parents),
+        "seen_tasks": seen_tasks(tasks, parents),  # transitively
         "parents": [{name: p[name] for name in (*identity, "key")} for p in parents],
-        "unproven": [] if parent is None else parent.unproven,
+        "unproven": [] if parent is None else parent.unproven,  # ancestors of unknown origin
         "init": loaded,
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
@@ -71,7 +71,7 @@ def run_record(
         "environment": environment(),
         "started": recorder.started,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(recorder.seconds, 1),
+        "seconds": round(recorder.seconds, 1),  # of all processes that had a part in it
         "stopped_early": recorder.stop_reason,
         "health": recorder.events,
         "data": data,
@@ -79,7 +79,7 @@ def run_record(
     }
 
 
-def write_outputs(out: Path, record: dict[str, Any], recorder: Recorder) -> None:
+def write_outputs(out: Path, record: Json, recorder: Recorder) -> None:
     """Write the run folder on rank 0; where that fails, save the state instead.
 
     Where that fails too, try both again until there is room, or a signal ends it. Raises
@@ -93,6 +93,7 @@ def write_outputs(out: Path, record: dict[str, Any], recorder: Recorder) -> None
         recorder.exit_if_superseded()
         error = _write_files(out, record, recorder) if recorder.ranks.main else None
         failed = bool(recorder.ranks.largest(int(error is not None)))
+        # A state of the last step holds all that the results are made from.
         return not failed or recorder.save() or recorder.saved == recorder.trainer.step_number
 
     def problem() -> str:
@@ -119,7 +120,7 @@ def write_outputs(out: Path, record: dict[str, Any], recorder: Recorder) -> None
     )
 
 
-def _write_files(out: Path, record: dict[str, Any], recorder: Recorder) -> OSError | None:
+def _write_files(out: Path, record: Json, recorder: Recorder) -> OSError | None:
     """Write the files of a run; on an error, remove those that are there and return it."""
     weights, metrics = out / "model.safetensors", out / "metrics.parquet"
     written: list[Path] = []
@@ -129,7 +130,7 @@ def _write_files(out: Path, record: dict[str, Any], recorder: Recorder) -> OSErr
         recorder.tracker.write(metrics)
         written.append(metrics)
         record["weights_sha256"] = file_digest(weights)
-        write_json_atomic(out / "run.json", record)
+        write_json_atomic(out / "run.json", record)  # last: with it, the run is finished
     except OSError as error:
         for path in written:
             path.unlink(missing_ok=True)

@@ -81,20 +81,20 @@ def train_run(
     ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _accepted_parent(run, paths)
-            data = {p.stem: file_digest(p) for p in (paths.tasks, paths.augmentations)}
+            tables = paths.tasks, paths.augmentations
+            data = {table.stem: file_digest(table) for table in tables}
             weights = None if parent is None else parent.sha256
             code = code_digest(*train_code(run.context.source))
             key = run_key(plain(run), list(data.values()), weights, code)
             states, store = paths.state / key[:16], paths.state / "finished" / name
             while ranks.largest(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
-            began = time.time()
+            began = time.time()  # the wait for the lease does not count
             record = _restore_finished(paths.out, store, key, states, ranks)
             if record is not None:
                 return record
-            trainer, loaded = build_trainer(
-                run, paths.tasks, paths.augmentations, parent, ranks, execution or ExecutionConfig()
-            )
+            execution = execution or ExecutionConfig()
+            trainer, loaded = build_trainer(run, tables, parent, ranks, execution)
             tracking = tracking if ranks.main else TrackingConfig(wandb="disabled")
             tracker = Tracker(tracking, name, key[:16], plain(run), paths.wandb)
             progress = Progress(name, run.train.steps, ranks.main, bar)

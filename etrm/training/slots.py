@@ -102,7 +102,7 @@ def make_lane_slots(
         )
     groups, first = [], 0
     for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
-        own = ranks.own(torch.arange(first, first + count))
+        own = ranks.own(torch.arange(first, first + count))  # numbers in the whole batch
         parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
         for numbers in own.tensor_split(parts) if len(own) else ():
             slots, noise = numbers.to(corpus.device), model.context.noise_size
@@ -134,6 +134,7 @@ def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
     total = sum(len(lane) for lane in episodes)
     exact = [len(lane) * slots / total for lane in episodes]
     sizes = [max(1, int(share)) for share in exact]
+    # The minimum of one can make the sum too large, rounding down too small.
     while sum(sizes) != slots:
         change = 1 if sum(sizes) < slots else -1
         able = [i for i, size in enumerate(sizes) if size + change >= 1]
@@ -165,7 +166,7 @@ def restore_carries(groups: Sequence[LaneSlots], saved: Sequence[Mapping[str, An
         group.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
         if group.host_tracker is not None:
             group.host_tracker.questions = own(state["held"], to=torch.device("cpu")).numpy()
-            group.host_tracker.record_halted(group.carry.halted)
+            group.host_tracker.record_halted(group.carry.halted)  # read at the next step
 
 
 def _state(group: LaneSlots) -> dict[str, Any]:

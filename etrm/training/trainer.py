@@ -76,7 +76,7 @@ class Trainer:
             share_of_steps = (halted * steps).sum() / self.halting.max_steps
             self.window.add("train/steps_share", share_of_steps, halted.sum())
             if self.has_context:
-                encoded = output.encoded.sum()
+                encoded = output.encoded.sum()  # samples whose encoding carries a gradient
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
         self._fill_contrastive_bank(contexts)
@@ -84,6 +84,7 @@ class Trainer:
             every = self.ranks.all_of(torch.cat(contexts), self.train.batch_size)
             self._add_shared(encoder_statistics(every))
         self._update()
+        # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:
             self._add_shared(self.probe.measure(self.model, self.compute))
 
@@ -111,6 +112,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Return `all.*` over the training questions in all variants, with averaged weights."""
+        # Without activations to keep, a pass takes more samples than in training.
         started, size = time.perf_counter(), max(self.train.batch_size, 64)
         most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
         lanes = all_variants(self.corpus, [lane.truncate_demos(most) for lane in self.episodes])
@@ -133,7 +135,7 @@ class Trainer:
             "ema": self.ema.values,
             "optimizer": self.updater.optimizer.state_dict(),
             "lanes": lanes,
-            "window": totals,
+            "window": totals,  # of the row under way
             "bank": self.contrastive_bank,
         }
 
@@ -167,7 +169,7 @@ class Trainer:
         if weights.get("contrastive"):
             losses.context["contrastive"] = self._contrastive(group, carry, output)
         total = losses.total(self.halting.loss_weight, weights)
-        (total.sum() / self.train.batch_size).backward()
+        (total.sum() / self.train.batch_size).backward()  # added up over micro-batches
         carry.halted = self._halting(carry, output.q_halt.detach(), group.slots, self.halting)
         group.carry = carry
         if group.host_tracker is not None:

@@ -31,9 +31,8 @@ class Updater:
         missing = [name for name, p in model.named_parameters() if id(p) not in grouped]
         assert not missing, f"found parameters in no optimizer group: {missing}"
         self.parameters = FlatParameters(parts)
-        groups = [
-            {"params": [flat], "scale": scales[name]} for name, flat in self.parameters.flat.items()
-        ]
+        flat = self.parameters.flat  # one tensor a group
+        groups = [{"params": [flat[name]], "scale": scales[name]} for name in flat]
         betas = train.betas[0], train.betas[1]
         self.optimizer = AdamATan2(groups, train.lr, betas, train.weight_decay)
         table = model.context if isinstance(model.context, PuzzleEmbedding) else None
@@ -41,7 +40,7 @@ class Updater:
 
     def apply(self, step: int) -> dict[str, Tensor]:
         """Make update `step` (from 1), set gradients to zero, and return norms for the metrics."""
-        self.ranks.sum_(self.parameters.gradient)
+        self.ranks.sum_(self.parameters.gradient)  # the loss is a mean over the slots of all ranks
         norms = self._clip(step)
         factor = warmup_factor(step, self.train.warmup_steps)
         for group in self.optimizer.param_groups:
@@ -80,15 +79,14 @@ class Updater:
         norms = {n: self.parameters.gradient_of(n).norm() for n in ("context", "decoder")}
         total = torch.stack(list(norms.values())).norm()
         frozen = self.frozen(step)
+        # Gradients of frozen parts are measured, but must not shrink those of the others.
         used = [norm * (name not in frozen) for name, norm in norms.items()]
         clipped = torch.stack(used).norm() if frozen else total
         if self.train.grad_clip is not None:
-            factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)
+            factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)  # no host sync
             self.parameters.gradient.mul_(factor)
             clipped = clipped * factor
-        encoder = {"grad/encoder_norm": norms["context"]}
-        return (encoder if "context" in self.parameters.flat else {}) | {
-            "grad/inner_norm": norms["decoder"],
-            "grad/total_norm": total,
-            "grad/total_norm_clipped": clipped,
-        }
+        found = {"grad/inner_norm": norms["decoder"], "grad/total_norm": total}
+        if "context" in self.parameters.flat:
+            found["grad/encoder_norm"] = norms["context"]
+        return found | {"grad/total_norm_clipped": clipped}

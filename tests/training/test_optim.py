@@ -155,7 +155,7 @@ def test_flat_parameters_share_their_numbers_with_the_module() -> None:
     assert torch.equal(second.weight, before[2])
     flat.gradient.zero_()
     second(first(torch.ones(1, 3))).sum().backward()
-    assert torch.equal(flat.gradient_of("b"), given[-1].grad.flatten())  # type: ignore[union-attr]
+    assert torch.equal(flat.gradient_of("b"), given[-1].grad.flatten())
 
 
 def test_one_flat_tensor_is_updated_as_its_parts_are() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from etrm.config.study import TrainConfig
 from etrm.models.encoders.base import Encoded
-from etrm.training.probe import VIEWS, Probe, make_probe, permute_contexts, separation
+from etrm.training.probe import VIEWS, make_probe, permute_contexts, separation
 from etrm.training.trainer import Trainer
 
 MEASURES = ("between_task_ratio", "effective_rank", "task_knn_accuracy", "context_swap_drop")
@@ -22,11 +22,6 @@ NAMES = {f"encoder/{name}" for name in MEASURES}
 def trainer_of(source: str = "standard", **train: Any) -> Trainer:
     tasks = [*make_tasks(4, side=3), *make_tasks(4, seed=1, side=4, prefix="larger")]
     return make_trainer(make_run(source, train={"probe_every": 3, **train}), make_corpus(tasks))
-
-
-def probe_of(trainer: Trainer) -> Probe:
-    assert trainer.probe is not None
-    return trainer.probe
 
 
 # --- separation, by cases whose answer is known ---
@@ -95,7 +90,7 @@ class Telling(torch.nn.Module):
 
 def test_a_swapped_context_is_that_of_another_task() -> None:
     trainer = trainer_of()
-    probe = probe_of(trainer)
+    probe = trainer.probe
     seen: list[tuple[Tensor, Tensor]] = []
     decoder = trainer.model.decoder
     forward = decoder.forward
@@ -104,8 +99,8 @@ def test_a_swapped_context_is_that_of_another_task() -> None:
         seen.append((inputs, context[:, 0, 0]))
         return forward(inputs, context, *rest)
 
-    decoder.forward = listen  # type: ignore[method-assign]
-    trainer.model.context = Telling(16, 2, True)  # type: ignore[assignment]
+    decoder.forward = listen
+    trainer.model.context = Telling(16, 2, True)
     probe.measure(trainer.model, trainer.compute)
     own: dict[tuple[int, ...], int] = {}
     for batch in probe.batches:
@@ -120,8 +115,8 @@ def test_a_swapped_context_is_that_of_another_task() -> None:
 
 def test_a_decoder_that_is_told_nothing_loses_nothing() -> None:
     trainer = trainer_of()
-    trainer.model.context = Telling(16, 2, False)  # type: ignore[assignment]
-    found = probe_of(trainer).measure(trainer.model, trainer.compute)
+    trainer.model.context = Telling(16, 2, False)
+    found = trainer.probe.measure(trainer.model, trainer.compute)
     assert float(found["encoder/context_swap_drop"]) == 0.0
 
 
@@ -131,7 +126,6 @@ def test_reordering_takes_everything_along() -> None:
     found = permute_contexts(Encoded(tokens, real=real, places=places), order)
     assert torch.equal(found.tokens, tokens[order])
     for moved, given in ((found.real, real), (found.places, places)):
-        assert moved is not None
         assert torch.equal(moved, given[order])
 
 
@@ -139,7 +133,7 @@ def test_reordering_takes_everything_along() -> None:
 
 
 def test_views_of_a_task_are_other_questions_with_other_demos() -> None:
-    probe = probe_of(trainer_of())
+    probe = trainer_of().probe
     assert probe.act_steps == 3  # no more than halting allows
     for batch in probe.batches:
         tasks = batch.task.reshape(-1, VIEWS)
@@ -151,7 +145,7 @@ def test_views_of_a_task_are_other_questions_with_other_demos() -> None:
 
 def test_the_set_is_fixed_by_the_seed_and_has_its_size() -> None:
     def tasks(**changes: Any) -> list[int]:
-        batches = probe_of(trainer_of(**changes)).batches
+        batches = trainer_of(**changes).probe.batches
         return [task for batch in batches for task in batch.task.tolist()]
 
     assert tasks() == tasks()

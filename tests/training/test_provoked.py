@@ -52,11 +52,8 @@ def findings(rows: Rows, trainer: Trainer) -> dict[str, str]:
     return {f.finding: f.severity for f in found}
 
 
-def stop_of(rows: Rows, trainer: Trainer) -> Finding:
-    """The finding that ends the run."""
-    found = find_stop(rows, trainer.run.health)
-    assert found is not None
-    return found
+def stop_of(rows: Rows, trainer: Trainer) -> Finding | None:
+    return find_stop(rows, trainer.run.health)
 
 
 def encoding(change: Callable[[Encoded], Encoded]) -> Callable[[Trainer], None]:
@@ -65,7 +62,7 @@ def encoding(change: Callable[[Encoded], Encoded]) -> Callable[[Trainer], None]:
     def apply(trainer: Trainer) -> None:
         source = trainer.model.context
         forward = source.forward
-        source.forward = lambda batch, state: change(forward(batch, state))  # type: ignore
+        source.forward = lambda batch, state: change(forward(batch, state))
 
     return apply
 

@@ -36,6 +36,8 @@ from etrm.training.outputs import OutputError
 from etrm.training.run import RunPaths, train_run
 from etrm.training.trainer import Trainer
 
+Patch, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
+Whole = Callable[[str], Path]
 HELD_OUT = make_tasks(2, seed=7, prefix="held_out")
 TRAINING = [f"task{i}" for i in range(4)]
 # Its last step is none of `eval_every`: the evaluation there is made when no step is left.
@@ -63,7 +65,7 @@ def parent(tables: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tables: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def whole(tables: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Folders of `RESUMABLE` runs that nothing interrupted, by context source."""
     found: dict[str, Path] = {}
 
@@ -137,13 +139,13 @@ def test_a_run_leaves_its_folder(source: str, paths: RunPaths) -> None:
     assert not states(paths)
 
 
-def test_equal_runs_are_equal_bit_for_bit(paths: RunPaths, whole: Callable[[str], Path]) -> None:
+def test_equal_runs_are_equal_bit_for_bit(paths: RunPaths, whole: Whole) -> None:
     train(make_run(train=RESUMABLE), paths)
     assert_same(paths.out, whole("standard"))
 
 
 def test_rows_and_evaluations_come_at_their_intervals_and_at_the_end(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    paths: RunPaths, monkeypatch: Patch
 ) -> None:
     calls = []
     monkeypatch.setattr(
@@ -234,7 +236,7 @@ def states(paths: RunPaths) -> list[int]:
 @contextmanager
 def interrupted(
     step: int, number: signal.Signals = signal.SIGTERM, function: str = "step"
-) -> Iterator[pytest.MonkeyPatch]:
+) -> Iterator[Patch]:
     """Within the block, a real signal arrives in a step, or in its evaluation; it ends the run.
 
     An evaluation would go on for a minute.
@@ -256,7 +258,7 @@ def interrupted(
 
 
 @pytest.fixture
-def steps_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def steps_done(monkeypatch: Patch) -> list[int]:
     """Steps that trainers do from here on."""
     steps: list[int] = []
 
@@ -279,11 +281,7 @@ def steps_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
 )
 def test_an_interrupted_run_resumes(
-    source: str,
-    number: signal.Signals,
-    paths: RunPaths,
-    whole: Callable[[str], Path],
-    steps_done: list[int],
+    source: str, number: signal.Signals, paths: RunPaths, whole: Whole, steps_done: list[int]
 ) -> None:
     run, handled = make_run(source, train=RESUMABLE), (signal.SIGTERM, signal.SIGUSR1)
     expected, before = whole(source), [signal.getsignal(s) for s in (*handled, signal.SIGINT)]
@@ -300,7 +298,7 @@ def test_an_interrupted_run_resumes(
 
 
 def test_a_killed_run_resumes_from_its_newest_intact_state(
-    paths: RunPaths, whole: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+    paths: RunPaths, whole: Whole, caplog: Log
 ) -> None:
     """Nothing is saved at the end; the newest state is damaged as well."""
     run = make_run(train=RESUMABLE)
@@ -335,11 +333,7 @@ def test_a_state_of_another_run_is_not_resumed(paths: RunPaths, steps_done: list
 
 @pytest.mark.parametrize("step", [4, 7])
 def test_a_signal_does_not_wait_for_a_long_evaluation(
-    step: int,
-    paths: RunPaths,
-    whole: Callable[[str], Path],
-    caplog: pytest.LogCaptureFixture,
-    steps_done: list[int],
+    step: int, paths: RunPaths, whole: Whole, caplog: Log, steps_done: list[int]
 ) -> None:
     run, expected = make_run(train=RESUMABLE), whole("standard")
     with caplog.at_level(logging.INFO), interrupted(step, signal.SIGINT, "evaluate") as monkeypatch:
@@ -366,7 +360,7 @@ def test_a_run_that_was_ended_and_then_interrupted_is_only_evaluated(
 
 
 def test_an_interruption_before_an_evaluation_leaves_it_to_the_resumed_run(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    paths: RunPaths, monkeypatch: Patch
 ) -> None:
     run = make_run(train={"steps": 6, "eval_every": 2, "target_exact_accuracy": 0.9})
     evaluated = []
@@ -386,7 +380,7 @@ def test_an_interruption_before_an_evaluation_leaves_it_to_the_resumed_run(
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    paths: RunPaths, monkeypatch: Patch, caplog: Log
 ) -> None:
     def load(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -399,9 +393,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
     assert "SIGTERM: stopped before the first step" in caplog.text
 
 
-def test_a_resumed_run_repeats_no_warning(
-    paths: RunPaths, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_resumed_run_repeats_no_warning(paths: RunPaths, caplog: Log) -> None:
     run = diverging()
     with caplog.at_level(logging.WARNING):
         with interrupted(4):
@@ -418,7 +410,7 @@ def full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def fail_saves(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+def fail_saves(monkeypatch: Patch, *steps: int) -> None:
     def save(folder: Path, step: int, *rest: Any) -> Path:
         if step in steps:
             full()
@@ -428,7 +420,7 @@ def fail_saves(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
 
 def test_a_state_that_cannot_be_written_does_not_end_training(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    paths: RunPaths, monkeypatch: Patch, caplog: Log
 ) -> None:
     fail_saves(monkeypatch, 4, 6)
     with caplog.at_level(logging.WARNING):
@@ -439,9 +431,7 @@ def test_a_state_that_cannot_be_written_does_not_end_training(
         assert part in warning
 
 
-def test_a_signal_whose_save_fails_says_what_is_lost(
-    paths: RunPaths, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_signal_whose_save_fails_says_what_is_lost(paths: RunPaths, caplog: Log) -> None:
     run = make_run(train={"steps": 8, "save_every": 2})
     with caplog.at_level(logging.WARNING), interrupted(5, signal.SIGUSR1) as monkeypatch:
         fail_saves(monkeypatch, 5)
@@ -452,7 +442,7 @@ def test_a_signal_whose_save_fails_says_what_is_lost(
 
 
 def test_results_that_cannot_be_written_are_written_by_the_next_run(
-    paths: RunPaths, whole: Callable[[str], Path]
+    paths: RunPaths, whole: Whole
 ) -> None:
     run, expected = make_run(train=RESUMABLE), whole("standard")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -471,7 +461,7 @@ def test_results_that_cannot_be_written_are_written_by_the_next_run(
 
 @pytest.mark.parametrize(("reached", "steps"), [(0.9, 2), (0.89, 6)])
 def test_a_target_ends_a_run(
-    reached: float, steps: int, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    reached: float, steps: int, paths: RunPaths, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"all.exact_accuracy": reached})
     run = make_run(train={"steps": 6, "eval_every": 2, "target_exact_accuracy": 0.9})
@@ -483,7 +473,7 @@ def test_a_target_ends_a_run(
 
 @pytest.mark.parametrize("stopping", [True, False])
 def test_a_health_rule_ends_a_run_where_it_may(
-    stopping: bool, paths: RunPaths, caplog: pytest.LogCaptureFixture
+    stopping: bool, paths: RunPaths, caplog: Log
 ) -> None:
     with caplog.at_level(logging.WARNING):
         record = train(diverging(stop_on_health=stopping), paths)
@@ -513,7 +503,7 @@ def test_a_loss_that_is_not_a_number_ends_every_run_with_its_record(paths: RunPa
 
 @pytest.mark.parametrize("which", ["ema", "raw"])
 def test_a_decoder_starts_from_its_parent(
-    which: str, parent: Path, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    which: str, parent: Path, paths: RunPaths, monkeypatch: Patch
 ) -> None:
     started: dict[str, torch.Tensor] = {}
     build = Trainer.__init__

@@ -93,7 +93,6 @@ def check_resumption(
     rows_of(whole, saved)
     save_state(folder, saved, {"trainer": whole.state_dict()})
     loaded = load_state(folder)
-    assert loaded is not None
     second = trainer_of(source, **blocks)
     second.load_state_dict(loaded["trainer"])
     assert rows_of(second, steps - saved) == rows_of(whole, steps - saved)
@@ -183,7 +182,7 @@ def test_twenty_losses_are_those_on_record(source: str) -> None:
 
 
 def apportioned(sizes: Sequence[int], slots: int) -> list[int]:
-    return apportion_slots([range(n) for n in sizes], slots)  # type: ignore[misc]
+    return apportion_slots([range(n) for n in sizes], slots)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 300))
@@ -264,8 +263,6 @@ def check_tracked(trainer: Trainer) -> None:
     """The host knows the questions that slots hold, and their demos are within its bounds."""
     for lane in trainer.lane_slots:
         batch, tracker, bounds = lane.carry.batch, lane.host_tracker, lane.carry.batch.token_bounds
-        assert tracker is not None
-        assert bounds is not None
         cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
         assert (cells.numpy() <= bounds.concat).all()
         tasks = lane.sampler.episodes.task[torch.from_numpy(tracker.questions)]
@@ -282,7 +279,6 @@ def test_the_host_tracks_the_questions_of_slots() -> None:
         if step == 5:
             state = trainer.state_dict()
             trainer = tracking(episodes={"max_demos": 2})
-            assert state is not None
             trainer.load_state_dict(state)
         trainer.step()
         check_tracked(trainer)
@@ -294,7 +290,6 @@ def test_a_state_from_a_cpu_resumes_where_bounds_are_needed() -> None:
     first, second = trainer_of(halting={"max_steps": 3}), tracking()
     rows_of(first, 2)
     state = first.state_dict()
-    assert state is not None
     second.load_state_dict(state)
     rows_of(second, 1)
     check_tracked(second)
@@ -436,7 +431,6 @@ def test_a_parameter_outside_the_optimizer_groups_is_named() -> None:
 def test_the_embedding_warms_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("embedding", train={"warmup_steps": 4, "embedding_lr": 0.1})
     rates: list[float] = []
-    assert trainer.updater.embedding is not None
     step = trainer.updater.embedding.step
     monkeypatch.setattr(
         trainer.updater.embedding, "step", lambda lr, *other: (rates.append(lr), step(lr, *other))
