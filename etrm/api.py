@@ -161,8 +161,8 @@ def evaluate(
     if run is None:
         known = ", ".join(f"{name} --seed {number}" for name, number in scored) or "no other"
         raise UserError(f"the study evaluates no run of {experiment} with seed {seed}, but {known}")
-    _require_tables(layout)
     _require_finished(layout, run)
+    _require_tables(layout)
     return evaluate_run(
         run_folder=layout.folder(run),
         tasks_path=layout.tasks,
