@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from etrm.arc.canonical import Overlap, SeenContent, task_content
+from etrm.arc.canonical import Overlap, SeenContent, TaskContent
 from etrm.arc.task import Task
 from etrm.config.load import DECODER_SIZES
 from etrm.storage.digests import digest
@@ -29,7 +29,7 @@ def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> d
     `content` is in the order of `ids`, and holds the sorted keys of each task's pairs.
     """
     keys: dict[str, set[str]] = {}
-    found = [(task.id, frozenset(task_content(task).cells)) for task in tasks]
+    found = [(task.id, frozenset(TaskContent.of(task).cells)) for task in tasks]
     for parent in parents:
         found += _keys_by_id(parent["seen_tasks"]).items()
     for name, own in found:

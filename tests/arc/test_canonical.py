@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.canonical import Overlap, SeenContent, pair_key, task_content
+from etrm.arc.canonical import Overlap, SeenContent, TaskContent, pair_key
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -62,8 +62,8 @@ def test_keys_agree_with_brute_force_on_all_small_pairs() -> None:
 def test_an_unlabelled_pair_shares_nothing() -> None:
     grid = np.ones((2, 2), np.uint8)
     hidden = Task("t", (Pair(grid, grid),), (Pair(grid, None),))
-    assert task_content(hidden).cells == {pair_key(Pair(grid, grid)): 8}
-    assert task_content(hidden).answers == frozenset()
+    assert TaskContent.of(hidden).cells == {pair_key(Pair(grid, grid)): 8}
+    assert TaskContent.of(hidden).answers == frozenset()
     assert pair_key(Pair(grid, None)) != pair_key(Pair(grid, grid))
 
 
@@ -170,6 +170,6 @@ def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
     held_out = task("held", [a, *rest])
     seen = [task("t", [a], [b])]
     assert touch(seen, held_out) is not None
-    keys = {one.id: frozenset(task_content(one).cells) for one in seen}
+    keys = {one.id: frozenset(TaskContent.of(one).cells) for one in seen}
     assert SeenContent(keys).find_touched([held_out]) == {}
     assert SeenContent({"t": frozenset([pair_key(a)])}).find_touched([held_out]).keys() == {"held"}
