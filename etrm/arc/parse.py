@@ -186,21 +186,11 @@ def add_file_problem(
     path: Path, error: OSError, expected: str, hint: str, problems: Problems
 ) -> Any:
     """Add the reason why `path` could not be opened, with the `hint` where nothing is there."""
-    fix = ""
-    if error.errno == errno.ELOOP:
-        found = "links that lead in a circle"
-    elif isinstance(error, NotADirectoryError) and path.is_file():
-        found = "a file"
-    elif isinstance(error, FileNotFoundError | NotADirectoryError):
-        link = path.is_symlink() and isinstance(error, FileNotFoundError)
-        found = (
-            f"a link to {os.readlink(path)}, where nothing is" if link else "no such file or folder"
-        )
-        fix = hint
-    elif isinstance(error, IsADirectoryError):
-        found = "a directory"
-    else:
-        found = f"an unreadable file ({error.strerror or error})"
+    found, fix = f"an unreadable file ({error.strerror or error})", ""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        found, fix = f"a link to {os.readlink(path)}, where nothing is", hint
+    elif isinstance(error, FileNotFoundError | NotADirectoryError) and not path.exists():
+        found, fix = "no such file or folder", hint
     return problems.add(str(path), found, expected, fix)
 
 

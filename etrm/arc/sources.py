@@ -160,9 +160,9 @@ def _load_folder(source: FolderSource, problems: Problems) -> list[Task]:
         problems.add(str(folder), "no .json file", expected, source.hint)
     tasks = []
     for path in paths:
-        if wrong := _wrong_name(path):
+        if not _is_usable(path):
             expected = "<task id>.json, in UTF-8, without { } < > and control characters"
-            problems.add(_shown(path), wrong, expected, "rename it")
+            problems.add(_shown(path), "an unusable file name", expected, "rename it")
         elif (entry := parse.read_object(path, "", problems)) is not None:
             task_id = _shown(path.name).removesuffix(".json")
             where = f"{path}: task {task_id}"
@@ -182,7 +182,7 @@ def task_files(folder: Path) -> list[Path]:
         paths = _visible(folder)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return []
-    return [path for path in paths if os.path.isfile(path) and not _wrong_name(path)]
+    return [path for path in paths if os.path.isfile(path) and _is_usable(path)]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -191,15 +191,10 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / n for n in sorted(names) if n.endswith(".json") and not n.startswith(".")]
 
 
-def _wrong_name(path: Path) -> str:
-    """Return why a file name cannot be that of a task, in words; empty for a good one."""
-    try:
-        name = os.fsencode(path.name).decode("utf-8")
-    except UnicodeDecodeError:
-        return "a file name that is not UTF-8"
-    if name.isprintable() and not set(name) & set(SIGNS):
-        return ""
-    return "a file name with { } < > or control characters"
+def _is_usable(path: Path) -> bool:
+    """Return whether a file name can be that of a task, and a path of the workflow."""
+    name = os.fsencode(path.name).decode("utf-8", "surrogateescape")  # surrogates do not print
+    return name.isprintable() and not set(name) & set(SIGNS)
 
 
 def _shown(path: Path | str) -> str:
