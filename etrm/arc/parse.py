@@ -26,7 +26,7 @@ UNLABELLED = "set `labelled: false` if the source has no answers"
 
 @dataclass(frozen=True)
 class SourceProblem:
-    """Something wrong with a source: where it is, what was found and expected, what to do."""
+    """Something wrong with a source: place, finding, expectation and remedy."""
 
     where: str
     found: str
@@ -153,7 +153,7 @@ def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | N
     """Return the JSON object in a file, for `add_duplicates` to check; None after a problem."""
     expected = "a JSON file"
     try:
-        # Whoever opens a pipe waits for its writer, perhaps for ever.
+        # A pipe is not opened: that waits for its writer, perhaps for ever.
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise OSError(errno.ENXIO, "a pipe, a socket or a device")
         content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Object)

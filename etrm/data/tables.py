@@ -80,7 +80,7 @@ AUGMENTATIONS_SCHEMA = pa.schema(
 
 
 class TableError(UserError):
-    """A file is not the table it should be. The message says what to do about it."""
+    """A file is not the table that it should be; the message says how to mend it."""
 
     def __init__(self, path: Path, found: str, expected: str, target: str) -> None:
         remedy = f"delete it and run the target `{target}` again"

@@ -31,7 +31,7 @@ def test_variants_of_a_pair_have_its_key(
 
 
 def brute_force(a: Pair, b: Pair) -> bool:
-    """Is there a dihedral and a renaming of colours that makes one the other?"""
+    """Return whether a dihedral and a renaming of colours make one the other."""
     for dihedral in range(8):
         turned = [apply_dihedral(grid, dihedral) for grid in (a.input, a.output)]
         if [g.shape for g in turned] != [b.input.shape, b.output.shape]:
