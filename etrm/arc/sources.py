@@ -173,8 +173,8 @@ def _load_folder(source: FolderSource, problems: Problems) -> list[Task]:
 def task_files(folder: Path) -> list[Path]:
     """Return the files that a folder source reads its tasks from, sorted by name.
 
-    They are the regular files `<task id>.json` directly in it, or links to such, with a name that is
-    usable as a path of the workflow. Hidden files (an editor's `.#a.json`) are none, nor are those
+    They are the regular files `<task id>.json` directly in it, or links to such, with a name that
+    can be a path of the workflow. Hidden files (an editor's `.#a.json`) are none, nor are those
     that the source reports as a problem: links that lead nowhere, folders, pipes. A folder that is
     not there, or cannot be listed, has none; this raises nothing.
     """
