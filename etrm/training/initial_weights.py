@@ -14,6 +14,7 @@ from etrm.arc.task import Task
 from etrm.config.load import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
 from etrm.data.seen_tasks import find_touched, read_seen_run
+from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
 from etrm.storage.official import check_sha256, decoder_weights
 
@@ -21,7 +22,7 @@ WEIGHTS = "model.safetensors"
 MAX_NAMED = 5  # tasks named in an error
 
 
-class LeakError(ValueError):
+class LeakError(UserError):
     """A strict run would start from weights that have seen held-out tasks."""
 
 

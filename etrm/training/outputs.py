@@ -13,6 +13,7 @@ import torch
 
 from etrm.config.load import plain
 from etrm.data.seen_tasks import seen_tasks
+from etrm.errors import UserError
 from etrm.models.build import num_parameters
 from etrm.models.compute import device_name
 from etrm.runtime.disk_wait import obstacle, until_written
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError):
     """The files of a finished run could not be written."""
 
 

@@ -20,6 +20,7 @@ from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
 from etrm.data.packing import TokenBounds
+from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
 from etrm.training.micro_batches import activation_budget, max_slots
@@ -27,7 +28,7 @@ from etrm.training.micro_batches import activation_budget, max_slots
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")  # tensors of a carry, in a state
 
 
-class SlotError(ValueError):
+class SlotError(UserError):
     """Questions that the slots of a batch cannot be apportioned to."""
 
 

@@ -16,20 +16,14 @@ from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler
 from etrm.data.packing import GROUP_COST, groups_of, pair_token_bounds
 
-# --- groups ---
-
-
-def cost(lengths: list[int], cuts: list[int]) -> int:
-    """Padded tokens and groups of sorted lengths, cut at the given places."""
-    places = [0, *cuts, len(lengths)]
-    return sum(lengths[b - 1] * (b - a) + GROUP_COST for a, b in pairwise(places))
-
 
 def cheapest(lengths: list[int]) -> int:
-    """By trying all ways to cut."""
-    inner = range(1, len(lengths))
-    ways = [[i for i in inner if mask >> i & 1] for mask in range(0, 1 << len(lengths), 2)]
-    return min(cost(lengths, cuts) for cuts in ways)
+    """The least padded tokens and groups of sorted lengths, by trying all ways to cut them."""
+    inner, costs = range(1, len(lengths)), []
+    for mask in range(0, 1 << len(lengths), 2):
+        places = [0, *(i for i in inner if mask >> i & 1), len(lengths)]
+        costs.append(sum(lengths[b - 1] * (b - a) + GROUP_COST for a, b in pairwise(places)))
+    return min(costs)
 
 
 @given(st.lists(st.integers(0, 1800), max_size=8))
@@ -40,10 +34,9 @@ def test_groups_hold_every_row_once_at_the_least_cost(lengths: list[int]) -> Non
     assert sorted(rows) == [i for i, n in enumerate(lengths) if n > 0]
     for group in groups:
         assert group.length == max(lengths[i] for i in group.rows)
-    real = sorted(n for n in lengths if n > 0)
-    if real:
+    if any(lengths):
         found = sum(g.length * len(g.rows) + GROUP_COST for g in groups)
-        assert found == cheapest(real)
+        assert found == cheapest(sorted(n for n in lengths if n > 0))
 
 
 def test_equal_lengths_are_one_group_and_far_ones_are_apart() -> None:
@@ -51,9 +44,6 @@ def test_equal_lengths_are_one_group_and_far_ones_are_apart() -> None:
     far = groups_of([1800, 20, 20, 20, 1790, 0])
     assert [(g.rows.tolist(), g.length) for g in far] == [([1, 2, 3], 20), ([0, 4], 1800)]
     assert groups_of([0, 0]) == []
-
-
-# --- bounds ---
 
 
 @pytest.mark.parametrize("translate", [False, True])
@@ -70,7 +60,6 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
     for step in range(60):
         batch = sampler.batch(step)
         bounds = sampler.token_bounds(sampler.questions(step).numpy())
-        assert bounds is not None
         inputs, outputs = batch.demo_inputs > 0, batch.demo_outputs > 0
         concat = (inputs.sum(dim=-1) + outputs.sum(dim=-1)).numpy()
         aligned = (inputs | outputs).sum(dim=-1).numpy()
