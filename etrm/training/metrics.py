@@ -16,6 +16,7 @@ from torch import Tensor
 from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
+ONE = Ranks()
 OF_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -23,16 +24,15 @@ class Window:
     """Sums over the steps between two logged rows, on the device where they arise."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor | float] = {}
+        self.sums: dict[str, Tensor] = {}  # [2] float64 each: Σ total, Σ weight
 
     def add(self, name: str, total: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add a sum over `weight` items; a row holds Σ total / Σ weight, in float64."""
         total = total.detach().double()
-        # A number stays on the host: its way to the device would hold up every step.
-        weight = weight.detach().double() if isinstance(weight, Tensor) else float(weight)
-        self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.weights[name] = self.weights[name] + weight if name in self.weights else weight
+        if not isinstance(weight, Tensor):  # filled on the device: a copy would hold up the step
+            weight = total.new_full((), weight)
+        pair = torch.stack([total, weight.detach().double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor, share: float) -> None:
         """Add one ACT step of B slots: losses, `halted` [B] bool, ACT `steps` [B] int64.
@@ -51,34 +51,27 @@ class Window:
         for name, value in losses.context.items():
             self.add(f"train/{name}_loss", value.sum(), size)
 
-    def totals(self, ranks: Ranks) -> dict[str, tuple[float, float]]:
+    def totals(self, ranks: Ranks = ONE) -> dict[str, tuple[float, float]]:
         """Return sums and weights over all ranks by name, fetched in one transfer."""
         names = sorted(self.sums)
         if not names:
             return {}
-        sums, weights = [self.sums[n] for n in names], [self.weights[n] for n in names]
-        zero = sums[0].new_zeros(())
-        on_host = torch.tensor(
-            [0.0 if isinstance(w, Tensor) else w for w in weights], dtype=torch.float64
-        )
-        on_device = torch.stack([w if isinstance(w, Tensor) else zero for w in weights])
-        table = torch.stack([torch.stack(sums), on_device])  # [2, names]
-        table[1] += on_host.to(zero.device, non_blocking=True)
+        table = torch.stack([self.sums[name] for name in names])  # [names, 2]
         ranks.sum_(table)
-        return dict(zip(names, zip(*table.tolist(), strict=True), strict=True))
+        return {name: (t, w) for name, (t, w) in zip(names, table.tolist(), strict=True)}
 
-    def row(self, ranks: Ranks) -> dict[str, float]:
+    def row(self, ranks: Ranks = ONE) -> dict[str, float]:
         """Return all means, without names of weight zero, and start the next row."""
         means = {n: total / weight for n, (total, weight) in self.totals(ranks).items() if weight}
-        self.sums, self.weights = {}, {}
+        self.sums = {}
         return means
 
     def load(self, totals: Mapping[str, tuple[float, float]], device: torch.device) -> None:
         """Resume from `totals`."""
         self.sums = {
-            n: torch.tensor(t, dtype=torch.float64, device=device) for n, (t, _) in totals.items()
+            name: torch.tensor(pair, dtype=torch.float64, device=device)
+            for name, pair in totals.items()
         }
-        self.weights = {n: w for n, (_, w) in totals.items()}
 
 
 def encoder_statistics(context: Tensor) -> dict[str, Tensor]:

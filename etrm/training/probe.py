@@ -40,19 +40,16 @@ class Probe:
         model.eval()
         try:
             with computing(model, compute):
-                contexts = [self._context(model, batch) for batch in self.batches]
+                starts = [model.context.initial_state(len(batch)) for batch in self.batches]
+                encoded = list(map(model.context, self.batches, starts))  # at the first ACT step
                 own = [self._accuracy(model, batch, compute, False) for batch in self.batches]
                 swapped = [self._accuracy(model, batch, compute, True) for batch in self.batches]
         finally:
             model.train(training)
         tasks = torch.cat([batch.task for batch in self.batches])
         drop = torch.cat(own).mean() - torch.cat(swapped).mean()
-        return {**separation(torch.cat(contexts), tasks), "encoder/context_swap_drop": drop}
-
-    def _context(self, model: Model, batch: Batch) -> Tensor:
-        """Return the context vectors [B, P·D] at the first ACT step."""
-        encoded = model.context(batch, model.context.initial_state(len(batch)))
-        return encoded.summary().flatten(1).float()
+        contexts = torch.cat([each.summary().flatten(1).float() for each in encoded])  # [N, P·D]
+        return {**separation(contexts, tasks), "encoder/context_swap_drop": drop}
 
     def _accuracy(self, model: Model, batch: Batch, compute: Compute, swapped: bool) -> Tensor:
         """Return token accuracy [B] with a sample's own context, or one of another task."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import StepOutput
 from etrm.models.losses import SampleLoss, log_stablemax, sample_losses
-from etrm.runtime.distributed import Ranks
 from etrm.training.metrics import Window, encoder_statistics
 
 B, S, V = 6, 9, 12
@@ -180,7 +179,7 @@ def test_a_window_averages_over_halted_samples_and_all_slots() -> None:
             steps = torch.randint(1, 9, (size,), generator=generator)
             window.add_samples(losses, halted, steps, share=size / 6)
             lanes.append((losses, halted & losses.labelled, steps))
-    row = window.row(Ranks())
+    row = window.row()
     counted = torch.cat([c for _, c, _ in lanes])
 
     def joined(pick: object) -> np.ndarray:
@@ -206,7 +205,7 @@ def test_nothing_halted_gives_no_number() -> None:
     losses = fake_losses(torch.Generator().manual_seed(0), 4)
     window = Window()
     window.add_samples(losses, torch.zeros(4, dtype=torch.bool), torch.ones(4), share=1.0)
-    row = window.row(Ranks())
+    row = window.row()
     assert "train/exact_accuracy" not in row
     assert row["train/count"] == 0
     assert row["train/lm_loss"] == pytest.approx(float(losses.lm.mean()))
