@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from etrm.runtime.disk_wait import obstacle, until_written
 from etrm.runtime.distributed import Ranks
-from etrm.runtime.interruption import Interrupted, Interruption, name_of
+from etrm.runtime.interruption import Interrupted, Interruption, signal_name
 from etrm.runtime.logs import say
 from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease, LeaseLost
@@ -77,11 +77,11 @@ class Loop:
         return self._spent + time.time() - self._began
 
     def resume(self) -> None:
-        """Go on from the newest intact state, if there is one; the main rank chooses it."""
-        if self.ranks.main:
+        """Go on from the newest intact state, if there is one; rank 0 chooses it."""
+        if self.ranks.is_rank_zero:
             remove_temporaries(self.folder)
-        state = load_state(self.folder) if self.ranks.main else None
-        step = self.ranks.largest(-1 if state is None else state["step"])
+        state = load_state(self.folder) if self.ranks.is_rank_zero else None
+        step = self.ranks.max_(-1 if state is None else state["step"])
         if step < 0:
             return
         state = load_state(self.folder, step) if state is None else state
@@ -92,7 +92,7 @@ class Loop:
         self.events, self._spent = list(state["events"]), state["seconds"]
         self.saved = self._resumed = step
         self.progress.begin(step)
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             log.info("going on from step %d (%s)", step, state_path(self.folder, step))
 
     def train(self) -> None:
@@ -112,7 +112,7 @@ class Loop:
             if due and self.saved != self.step and self.reason is None:
                 self.save()
         self._ending = True
-        if self.reason not in (None, "target") and self.ranks.main:
+        if self.reason not in (None, "target") and self.ranks.is_rank_zero:
             log.warning("stopped at step %d: %s", self.step, self.reason)
         if not self._evaluated():
             self._evaluate()
@@ -124,7 +124,7 @@ class Loop:
         """
         trainer = self.trainer.state_dict()
         outcome = SAVED
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             state = {
                 "step": self.step,
                 "trainer": trainer,
@@ -135,7 +135,7 @@ class Loop:
                 "seconds": self.seconds,
             }
             outcome = self._write(state)
-        outcome = self.ranks.largest(outcome)
+        outcome = self.ranks.max_(outcome)
         if outcome == LOST:
             self._end_without_lease()
         if outcome == SAVED:
@@ -146,16 +146,16 @@ class Loop:
     def end_if_lost(self) -> None:
         """Exit with `EXIT_INTERRUPTED` where another process has the run now."""
         lost = False
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             try:
                 self.lease.check()
             except LeaseLost as found:
                 self._lost, lost = found, True
-        if self.ranks.largest(int(lost)):
+        if self.ranks.max_(int(lost)):
             self._end_without_lease()
 
     def _end_without_lease(self) -> None:
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             self.tracker.close()
             text = f"{self._lost}: ended at step {self.step}, of which nothing was written here"
             say(text, logging.WARNING)
@@ -184,7 +184,7 @@ class Loop:
         return SAVED
 
     def _stop_if_asked(self) -> None:
-        number = self.ranks.largest(self.interruption.number)
+        number = self.ranks.max_(self.interruption.number)
         if not number or self.reason is not None:
             return
         self._ending = True
@@ -195,12 +195,12 @@ class Loop:
 
     def end_interrupted(self, number: int, saved: bool) -> NoReturn:
         """Say whether this step is `saved`, or what is lost; exit with `EXIT_INTERRUPTED`."""
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             self.tracker.close()
             why = self.interruption.why
             done = f"saved step {self.step}" if saved else self.unsaved()
             then = f"; {AGAIN}" if self.saved and not why else ""
-            say(f"{why or name_of(number)}: {done}{then}", logging.WARNING)
+            say(f"{why or signal_name(number)}: {done}{then}", logging.WARNING)
         number = signal.SIGTERM if self.interruption.why else number
         raise Interrupted(number, self.interruption.advanced)
 
@@ -235,7 +235,7 @@ class Loop:
         self.tracker.log(
             {"step": float(self.step), f"health/{finding.finding}": LEVELS[finding.severity]}
         )
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             text = "health, step %d: %s: %s"
             log.warning(text, finding.step, finding.finding, finding.message)
 
@@ -266,6 +266,6 @@ class Loop:
         started = time.monotonic()
         with stopping:
             result = self.trainer.evaluate()
-        self._slow = bool(self.ranks.largest(int(time.monotonic() - started > QUICK_SECONDS)))
+        self._slow = bool(self.ranks.max_(int(time.monotonic() - started > QUICK_SECONDS)))
         self.tracker.log({"step": float(self.step), **result})
         return result

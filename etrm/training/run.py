@@ -79,7 +79,7 @@ def train_run(
     """Train (or go on training) one run and write its run folder; returns its `run.json`.
 
     `device`: of the only rank; by default a GPU if there is one. `ranks`: this process among those
-    that train the run together (`ranks_of_this_run`); only the main one writes anything, the
+    that train the run together (`ranks_of_this_run`); only rank 0 writes anything, the
     others return an empty record. `bar`: show a progress bar on a terminal (not where several jobs
     share it).
 
@@ -92,28 +92,28 @@ def train_run(
         default = "cuda" if torch.cuda.is_available() else "cpu"
         ranks = Ranks(device=torch.device(device or default))
     with (
-        Interruption(tell=ranks.main) as interruption,
-        Lease(paths.state, _name(run), interruption, ranks.main) as lease,
+        Interruption(tell=ranks.is_rank_zero) as interruption,
+        Lease(paths.state, _name(run), interruption, ranks.is_rank_zero) as lease,
     ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _read_parent(run, paths)
             data = {p.stem: file_digest(p) for p in (paths.tasks, paths.augmentations)}
             key, store = _key(run, data, parent), paths.state / "finished" / _name(run)
             states = paths.state / key[:16]
-            while ranks.largest(int(not lease.take(key))):
+            while ranks.max_(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
             began = time.time()
-            if ranks.main:
+            if ranks.is_rank_zero:
                 remove_temporaries(paths.out)
-            if ranks.largest(int(ranks.main and take_back(paths.out, RUN_FILES, store, key))):
-                return _taken_back(paths.out, store, states) if ranks.main else {}
+            if ranks.max_(int(ranks.is_rank_zero and take_back(paths.out, RUN_FILES, store, key))):
+                return _taken_back(paths.out, store, states) if ranks.is_rank_zero else {}
             trainer, loaded = _trainer(run, paths, parent, ranks, execution or ExecutionConfig())
             off = TrackingConfig(wandb="disabled")
             shown = plain(run)
             tracker = Tracker(
-                tracking if ranks.main else off, _name(run), key[:16], shown, paths.wandb
+                tracking if ranks.is_rank_zero else off, _name(run), key[:16], shown, paths.wandb
             )
-            progress = Progress(_name(run), run.train.steps, ranks.main, bar)
+            progress = Progress(_name(run), run.train.steps, ranks.is_rank_zero, bar)
             loop = Loop(trainer, tracker, states, ranks, interruption, lease, progress, began)
             loop.resume()
         with progress:
@@ -128,7 +128,7 @@ def train_run(
             "key": key,
         }
         _write_outputs(paths.out, record, loop)
-        if not ranks.main:
+        if not ranks.is_rank_zero:
             return {}
         _keep(paths.out, store, key, states)
         tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
@@ -155,7 +155,7 @@ def _trainer(
 
 
 def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
-    """Write the run folder, on the main rank; where that fails, the state is saved for it.
+    """Write the run folder, on rank 0; where that fails, the state is saved for it.
 
     Where that fails too, both are tried again until there is room, or a signal ends it.
     """
@@ -165,8 +165,8 @@ def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
     def write() -> bool:
         nonlocal error, failed
         loop.end_if_lost()
-        error = _write_results(out, record, loop) if loop.ranks.main else None
-        failed = bool(loop.ranks.largest(int(error is not None)))
+        error = _write_results(out, record, loop) if loop.ranks.is_rank_zero else None
+        failed = bool(loop.ranks.max_(int(error is not None)))
         return not failed or loop.save() or loop.saved == loop.step
 
     def problem() -> str:
@@ -181,9 +181,9 @@ def _write_outputs(out: Path, record: dict[str, Any], loop: Loop) -> None:
     if not failed:
         return
     if not saved:
-        loop.end_interrupted(loop.ranks.largest(loop.interruption.number), saved)
+        loop.end_interrupted(loop.ranks.max_(loop.interruption.number), saved)
     if error is None:
-        sys.exit(1)  # the main rank says why
+        sys.exit(1)  # rank 0 says why
     raise OutputError(
         f"{out}: training is done, but its results could not be written ({obstacle(out, error)}):"
         " make room, or make the folder writable, and run the same command again: it goes on from"
@@ -306,8 +306,8 @@ def _record(
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
         "device": device_name(device),
-        "ranks": ranks.size,
-        "peak_memory_bytes": ranks.largest(memory),  # of the rank that took most
+        "ranks": ranks.world_size,
+        "peak_memory_bytes": ranks.max_(memory),  # of the rank that took most
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*train_code(run.context.source)),

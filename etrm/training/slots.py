@@ -87,10 +87,10 @@ def make_lanes(
     Neither ranks nor micro-batches change which samples a slot takes.
     """
     size, demos = run.train.batch_size, model.context.needs_demos
-    if size < ranks.size:
+    if size < ranks.world_size:
         raise SlotError(
             f"train.batch_size: found {size}, expected at least one slot for each of the"
-            f" {ranks.size} ranks; raise it or use fewer GPUs"
+            f" {ranks.world_size} ranks; raise it or use fewer GPUs"
         )
     lanes, first = [], 0
     for lane, count in zip(episodes, share_out(episodes, size), strict=True):
@@ -133,7 +133,7 @@ def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
 
 
 def gather(lanes: Sequence[Lane], ranks: Ranks) -> list[dict[str, Any]] | None:
-    """What all slots of all ranks hold, by lane in order of slots; None but on the main rank."""
+    """What all slots of all ranks hold, by lane in order of slots; None but on rank 0."""
     parts = ranks.gather([_state(lane) for lane in lanes])
     if parts is None:
         return None

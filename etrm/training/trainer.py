@@ -54,7 +54,7 @@ class Trainer:
         self.compute = compute or Compute(DTYPES[run.train.dtype])
         self.step_number = 0
         self.episodes = list(episodes)
-        room = budget(execution, corpus.device, ranks.here)
+        room = budget(execution, corpus.device, ranks.local_world_size)
         self.lanes = make_lanes(
             run,
             model,
@@ -98,7 +98,7 @@ class Trainer:
         self._remember(contexts)
         last = self.step_number == self.train.steps  # its row is logged as well
         if contexts and (last or self.step_number % self.train.log_every == 0):
-            every = self.ranks.all_of(torch.cat(contexts), self.train.batch_size)
+            every = self.ranks.all_gather(torch.cat(contexts), self.train.batch_size)
             for name, value in encoder_statistics(every).items():
                 self._note(name, value)
         self._update()
@@ -149,7 +149,7 @@ class Trainer:
         return means
 
     def state_dict(self) -> dict[str, Any] | None:
-        """All that the next step depends on, whatever the ranks; None but on the main one."""
+        """All that the next step depends on, whatever the ranks; None but on rank 0."""
         lanes, totals = gather(self.lanes, self.ranks), self.window.totals(self.ranks)
         if lanes is None:
             return None
@@ -175,9 +175,9 @@ class Trainer:
         if state["bank"] is not None:
             vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
             self.bank = (vectors, tasks)
-        # The sums so far are counted once, by the main rank.
+        # The sums so far are counted once, by rank 0.
         self.window = Window()
-        self.window.load(state["window"] if self.ranks.main else {}, self.corpus.device)
+        self.window.load(state["window"] if self.ranks.is_rank_zero else {}, self.corpus.device)
 
     def micro_batches(self) -> dict[str, int]:
         """Passes of this rank by canvas side."""
@@ -227,7 +227,7 @@ class Trainer:
             tasks = torch.cat([lane.carry.batch.task for lane in self.lanes])
             vectors = torch.cat([each.mean(dim=1) for each in contexts])
             slots = self.train.batch_size
-            self.bank = self.ranks.all_of(vectors, slots), self.ranks.all_of(tasks, slots)
+            self.bank = self.ranks.all_gather(vectors, slots), self.ranks.all_gather(tasks, slots)
 
     def _frozen(self) -> set[str]:
         """Parts that this step does not train."""
@@ -237,7 +237,7 @@ class Trainer:
 
     def _note(self, name: str, value: Tensor) -> None:
         """A value that all ranks have: counted once."""
-        weight = float(self.ranks.main)
+        weight = float(self.ranks.is_rank_zero)
         self.window.add(name, value * weight, weight)
 
     def _update(self) -> None:
