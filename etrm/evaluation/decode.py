@@ -167,7 +167,10 @@ def training_metrics(
 ) -> dict[str, float]:
     """The `all.*` metrics over the given questions, of which each rank decodes its part."""
     sums = EvaluationSums()
-    lanes = [(e, i[ranks.rank :: ranks.size], v[ranks.rank :: ranks.size]) for e, i, v in lanes]
+    lanes = [
+        (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
+        for e, i, v in lanes
+    ]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
     return sums.means(ranks)
