@@ -13,7 +13,7 @@ from etrm.storage.records import DamagedFileError
 from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, script_digest, train_code
+from etrm.storage.digests import code_digest, score_code, script_digest, train_code
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
@@ -114,6 +114,11 @@ def config_of(stage):
 
 def code_of(wildcards):
     return run_code(run_of(wildcards, "full"))
+
+
+def code_of_evaluation(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*score_code(source))
 
 
 def parent_of(stage):

@@ -27,7 +27,7 @@ rule evaluate_part:
         **SITE.resources("evaluate"),
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
+        code=code_of_evaluation,
         script=code_of_script("evaluate_part"),
         state=PIPELINE.state,
     script:
@@ -52,7 +52,7 @@ rule evaluate_run:
         **SITE.resources("evaluate"),
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
+        code=code_of_evaluation,
         script=code_of_script("evaluate"),
         state=PIPELINE.state,
     script:
@@ -76,7 +76,7 @@ rule evaluate_gather:
         ENVIRONMENT
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
+        code=code_of_evaluation,
         script=code_of_script("evaluate"),
         state=PIPELINE.state,
     script:
