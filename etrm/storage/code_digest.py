@@ -224,9 +224,9 @@ class _WithoutProse(ast.NodeTransformer):
         called: ast.AST = node.value
         while isinstance(called, ast.Call | ast.Attribute):
             called = called.func if isinstance(called, ast.Call) else called.value
-        if isinstance(node.value, ast.Call) and isinstance(called, ast.Name):
-            if called.id in self.for_effect:
-                return None
+        is_name = isinstance(node.value, ast.Call) and isinstance(called, ast.Name)
+        if is_name and getattr(called, "id", "") in self.for_effect:
+            return None
         return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
