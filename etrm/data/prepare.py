@@ -56,6 +56,7 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
     records: list[TaskRecord] = []
     summary = []
     for split in (split for split in SPLITS if names[split]):
+        # From all that the sources hold to those small enough, to as many as asked for.
         loaded = [TaskRecord(task, name, split) for name in names[split] for task in tasks[name]]
         small = [record for record in loaded if _visible_side(record) <= max_side]
         kept = _draw(small, limits[split], data.seed)
@@ -91,6 +92,7 @@ def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskR
     def rank(record: TaskRecord) -> bytes:
         return hashlib.sha256(f"tasks/{seed}/{record.task.id}".encode()).digest()
 
+    # By a hash of each id, so that the draw of a task does not depend on the other tasks.
     chosen = {record.task.id for record in sorted(records, key=rank)[:count]}
     return [record for record in records if record.task.id in chosen]
 
@@ -105,6 +107,7 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     write_augmentations(out, drawn)
     total = sum(len(each) for each in drawn.values())
     summary = f"{total:,} augmented puzzles of {len(drawn)} tasks"
+    # Tasks with few colours have fewer variants than asked for: those are named.
     short = sorted((len(each), task_id) for task_id, each in drawn.items() if len(each) < variants)
     if short:
         named = ", ".join(f"{task_id} ({count})" for count, task_id in short[:MAX_NAMED])
@@ -132,7 +135,7 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
             lines.append(
                 f"training task {name} {shares} held-out task {hidden}, {UP_TO}: {left_out}"
             )
-        if not set(overlap.together) <= set(overlap.alone):
+        if not set(overlap.together) <= set(overlap.alone):  # else the lines above say more
             lines.append(
                 f"training tasks {', '.join(overlap.together)} hold all demos of held-out task"
                 f" {hidden} between them, {UP_TO}: left out of strict training"
