@@ -55,8 +55,11 @@ def test_crop_reads_back_the_grid_that_was_written(
 
 
 def largest_rectangle(canvas: np.ndarray) -> np.ndarray:
-    """The official evaluator's search, cell by cell: for each number of rows, in ascending
-    order, the columns that are free so far; a larger area wins, an equal one does not."""
+    """The official evaluator's search, cell by cell.
+
+    For each number of rows, in ascending order, the columns that are free so far; a larger area
+    wins, an equal one does not.
+    """
     best = (0, 0)
     columns = canvas.shape[1]
     for rows in range(1, canvas.shape[0] + 1):
