@@ -7,16 +7,14 @@ all pairs alternate. Their means by pair [B, K, E] are read by P learned queries
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
-from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import Sequences
-from etrm.models.encoders.shared import Encoder, EncoderOptions, SetAggregator
+from etrm.models.encoders.shared import EncoderOptions, SetEncoder
 
 
 @dataclass(frozen=True)
@@ -28,33 +26,29 @@ class CrossAttentionOptions(EncoderOptions):
     set_layers: int = option("blocks in which the context queries read the pairs", 2, ge=1)
 
 
-class CrossAttentionEncoder(Encoder):
+class CrossAttentionEncoder(SetEncoder):
     """All cells of a sample's demos in one sequence, pooled by pair, read by P queries."""
 
     Options = CrossAttentionOptions
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def build(self) -> None:
+        """Create the blocks over the cells of a sample."""
         self.cells = self.pair_tokens(rows="sample")
         self.within, self.across = (self.stack(self.options.layers) for _ in range(2))
-        self.set = SetAggregator(self, self.options.set_layers)
-        self.project = self.projection()
 
-    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        """Encode the cells, average by demo, aggregate, project."""
-        demos = batch.demo_mask.shape[1]
-        pooled = self.cells.vectors(batch, lambda cells, rows: self._encode(cells, demos))
-        return self.finish(self.project(self.set(pooled, batch.demo_mask)))
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the mean of each demo's cells [B, K, E]."""
 
-    def _encode(self, cells: Sequences, demos: int) -> Tensor:
-        """Map cells [n, T, E] to the mean of each demo [n, K, E]."""
-        x, same = cells.tokens, cells.same_demo()
-        for within, across in zip(self.within, self.across, strict=True):
-            x = across(within(x, cells.rotary, same), cells.rotary, cells.mask)
-        number = torch.arange(demos, device=x.device)
-        member = (cells.demos[:, None] == number[:, None]) & cells.real[:, None]  # [n, K, T]
-        weights = member.to(x.dtype)
-        return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+        def encode(cells: Sequences, rows: Tensor) -> Tensor:
+            x, same = cells.tokens, cells.same_demo()  # [n, T, E], [n, T, T]
+            for within, across in zip(self.within, self.across, strict=True):
+                x = across(within(x, cells.rotary, same), cells.rotary, cells.mask)
+            number = torch.arange(batch.demo_mask.shape[1], device=x.device)[:, None]
+            member = (cells.demos[:, None] == number) & cells.real[:, None]  # [n, K, T]
+            weights = member.to(x.dtype)
+            return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+
+        return self.cells.vectors(batch, encode)
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count two blocks for each of `layers`."""

@@ -7,15 +7,13 @@ Blocks over the cells of a grid, pooled [B, K, 2, E]; blocks over the two grids 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
-from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
-from etrm.models.encoders.shared import Encoder, EncoderOptions, SetAggregator
+from etrm.models.encoders.shared import EncoderOptions, SetEncoder
 from etrm.models.layers import learned
 
 
@@ -33,29 +31,27 @@ class HierarchicalOptions(EncoderOptions):
     pooling: str = option("cells of a grid to one vector", "mean", choices=POOLINGS)
 
 
-class HierarchicalEncoder(Encoder):
+class HierarchicalEncoder(SetEncoder):
     """Cells → grids [B, K, 2, E] → pairs [B, K, E] → context [B, P, D]."""
 
     Options = HierarchicalOptions
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def build(self) -> None:
+        """Create the modules of all levels below the set of pairs."""
         o = self.options
         self.grids = self.pair_tokens(rows="grid")
         self.blocks = self.stack(o.layers)
         self.pooling = Pooling(o.pooling, o.width, o.heads)
         self.roles = learned(2, o.width)  # tells the input's vector from the output's
         self.pair_blocks = self.stack(o.pair_layers)
-        self.set = SetAggregator(self, o.set_layers)
-        self.project = self.projection()
 
-    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        """Encode the grids, combine them to pairs, aggregate, project."""
-        grids = self.grids.vectors(batch, self._encode)  # [B, K, 2, E]
+    def demos(self, batch: Batch) -> Tensor:
+        """Return a vector for each pair of grids [B, K, E]."""
+
+        def encode(grids: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(grids.tokens, grids.rotary, grids.mask)  # [n, T, E]
+            return self.pooling(tokens, grids.real)  # [n, E]
+
+        grids = self.grids.vectors(batch, encode)  # [B, K, 2, E]
         pairs = (grids + self.roles.to(grids.dtype)).flatten(0, 1)  # [B·K, 2, E]
-        pairs = self.pair_blocks(pairs).mean(dim=1).unflatten(0, batch.demo_mask.shape)
-        return self.finish(self.project(self.set(pairs, batch.demo_mask)))
-
-    def _encode(self, grids: Sequences, rows: Tensor) -> Tensor:
-        """Map grids [n, T, E] to vectors [n, E]."""
-        return self.pooling(self.blocks(grids.tokens, grids.rotary, grids.mask), grids.real)
+        return self.pair_blocks(pairs).mean(dim=1).unflatten(0, batch.demo_mask.shape)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from etrm.config.schema import option
+from etrm.data.batch import Batch
 from etrm.models.encoders.lpn import ClsEncoder
-from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
 from etrm.models.layers import rms_norm
 
@@ -32,12 +32,13 @@ class HybridEncoder(SetEncoder):
     Options = HybridOptions
 
     def build(self) -> None:
-        """Create the CLS encoder."""
+        """Create the CLS encoder of a pair."""
+        self.pairs = self.pair_tokens()
         self.encode = ClsEncoder(self, learned_positions=False)
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        """Return the CLS vectors [n, E]."""
-        return self.encode(pairs, rows)
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the CLS vectors [B, K, E]."""
+        return self.pairs.vectors(batch, self.encode)
 
 
 @dataclass(frozen=True)

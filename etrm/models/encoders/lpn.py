@@ -42,11 +42,12 @@ class ClsEncoder(nn.Module):
         width, self.learned_positions = encoder.options.width, learned_positions
         self.cls = learned(width)
         self.blocks = encoder.stack(encoder.options.layers)
+        # Pre-norm blocks leave their sum unnormed.
         self.norm = LayerNorm(width) if encoder.options.norm == "pre" else nn.Identity()
         if learned_positions:
             self.rows = learned(MAX_SIDE, width, std=STD_POSITION)
             self.columns = learned(MAX_SIDE, width, std=STD_POSITION)
-            self.channels = learned(2, width, std=STD_POSITION)
+            self.channels = learned(2, width, std=STD_POSITION)  # input, output
 
     def forward(self, pairs: Sequences, rows: Tensor) -> Tensor:
         """Encode pairs [n, T, E], the demos numbered `rows` [n]."""
@@ -110,14 +111,18 @@ class LpnVariationalEncoder(Variational, LpnEncoder):
         """Return whether each demo has a latent, or their mean has one."""
         return getattr(self.options, "bottleneck", "per_demo") == "per_demo"
 
+    def noise_size(self, demos: int) -> int:
+        """Return K·Z or Z."""
+        return int(self.options.latent) * (demos if self.per_demo else 1)
+
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Sample each demo and average, or average and sample."""
         demos, mask = self.pairs.vectors(batch, self.encode), batch.demo_mask
         if self.per_demo:
-            sample, kl = (mean_over(x, mask) for x in self.sample(demos, batch))
+            z, kl = (mean_over(x, mask) for x in self.sample(demos, batch))  # [B, Z], [B]
         else:
-            sample, kl = self.sample(rms_norm(mean_over(demos, mask)), batch)
-        return self.finish(self.expand(sample), losses={"kl": kl})
+            z, kl = self.sample(rms_norm(mean_over(demos, mask)), batch)
+        return self.finish(self.expand(z), losses={"kl": kl})
 
 
 @dataclass(frozen=True)

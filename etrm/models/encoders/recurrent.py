@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
@@ -43,17 +43,12 @@ class RecurrentEncoder(Encoder):
         self.cells = self.pair_tokens(rows="sample")
         self.blocks = self.stack(self.options.layers)
         self.read, self.think = self.block(CrossBlock), self.block()
-        self.set_start(learned(self.states, self.model.context_tokens, self.options.width))
+        start = learned(self.states, self.model.context_tokens, self.options.width)
+        if self.states == 1:
+            self.start = start
+        else:  # a buffer, as in TRM: no gradient reaches back to the first states
+            self.register_buffer("start", start.data)
         self.project = self.projection()
-
-    def set_start(self, start: nn.Parameter) -> None:
-        """Register the first state, here to be learned."""
-        self.start = start
-
-    @property
-    def readings(self) -> int:
-        """Return the number of readings of an ACT step that have gradients."""
-        return int(self.options.refinement_steps)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return [B, states, P, E]."""
@@ -62,26 +57,27 @@ class RecurrentEncoder(Encoder):
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Refine the state by the demos, and project its first level."""
         z = self.initial_state(len(batch)) if state is None else state
-        z = self.cells.vectors(batch, lambda cells, rows: self._refine(cells, z[rows]))
-        return self.finish(self.project(z[:, 0]), state=z.float())
 
-    def _refine(self, cells: Sequences, state: Tensor) -> Tensor:
-        """Return the state [n, states, P, E] after one ACT step with cells [n, T, E]."""
-        tokens = self.blocks(cells.tokens, cells.rotary, cells.same_demo())
-        return self.refine(state.to(tokens.dtype), tokens, cells.mask)
+        def refine(cells: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(cells.tokens, cells.rotary, cells.same_demo())  # [n, T, E]
+            return self.refine(z[rows].to(tokens.dtype), tokens, cells.mask)
+
+        after = self.cells.vectors(batch, refine)  # [B, states, P, E]
+        return self.finish(self.project(after[:, 0]), state=after.float())
 
     def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Read the demos, then attend among the P vectors, `refinement_steps` times."""
+        """Refine states [n, states, P, E] by tokens [n, T, E]: read them, then think."""
         z = state[:, 0]
         for _ in range(self.options.refinement_steps):
-            z = self.think(self.read(z, tokens, mask))
+            z = self.think(self.read(z, tokens, mask))  # attention among the P vectors
         return z[:, None]
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count the blocks over cells, and each reading of all their keys and values."""
-        o = self.options
-        queries = 2 * self.model.context_tokens * self.readings
-        read = 2 * item * o.width * tokens * self.readings
+        o = self.options  # readings with gradients; TRM's high level counts as one
+        readings = getattr(o, "refinement_steps", 0) or 1 + o.L_cycles
+        queries = 2 * self.model.context_tokens * readings  # a cross-attention and a block each
+        read = 2 * item * o.width * tokens * readings
         return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item) + read
 
 
@@ -103,15 +99,6 @@ class RecurrentTrmEncoder(RecurrentEncoder):
     Options = RecurrentTrmOptions
     states = 2
 
-    def set_start(self, start: nn.Parameter) -> None:
-        """Register the first states as a buffer, as in TRM: no gradient reaches back to them."""
-        self.register_buffer("start", start.data)
-
-    @property
-    def readings(self) -> int:
-        """Return one more than the readings of the last cycle, for its high level."""
-        return 1 + int(self.options.L_cycles)
-
     def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Run TRM's recursion, with gradients in the last H-cycle, as `Decoder.refine`."""
         z_H, z_L = state.unbind(dim=1)
@@ -119,6 +106,6 @@ class RecurrentTrmEncoder(RecurrentEncoder):
             last = cycle == self.options.H_cycles - 1
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
                 for _ in range(self.options.L_cycles):
-                    z_L = self.think(self.read(z_L + z_H, tokens, mask))
-                z_H = self.think(z_H + z_L)
+                    z_L = self.think(self.read(z_L + z_H, tokens, mask))  # sees the demos
+                z_H = self.think(z_H + z_L)  # sees them through z_L alone
         return torch.stack([z_H, z_L], dim=1)

@@ -33,7 +33,7 @@ class InducedSetAttention(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.points = learned(encoder.options.inducing_points, encoder.options.width)
+        self.points = learned(encoder.options.inducing_points, encoder.options.width)  # [M, E]
         self.gather, self.spread = encoder.block(CrossBlock), encoder.block(CrossBlock)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -51,7 +51,6 @@ class SetTransformerEncoder(StandardEncoder):
         super().__init__(*args)
         self.induced = Stack(InducedSetAttention(self) for _ in range(self.options.induced_layers))
 
-    def aggregate(self, batch: Batch) -> Tensor:
-        """Return the seeds after they pooled the pairs [B, P, E]."""
-        pairs = self.induced(self.pairs.vectors(batch, self.encode_pair), batch.demo_mask)
-        return self.set(pairs, batch.demo_mask)
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the pairs after they saw each other [B, K, E]."""
+        return self.induced(super().demos(batch), batch.demo_mask)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from etrm.config.schema import Problem, option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import ContextSource, Encoded
-from etrm.models.encoders.pairs import PAIRINGS, PairTokens, Sequences
+from etrm.models.encoders.pairs import PAIRINGS, PairTokens
 from etrm.models.layers import Block, CrossBlock, Linear, Stack, block_bytes, learned, rms_norm
 
 LOG_VAR_BOUND = 10.0  # of log σ²: e¹⁰ neither overflows nor vanishes in float32
@@ -120,11 +120,11 @@ class Encoder(ContextSource):
 
     def finish(self, x: Tensor, **rest: Any) -> Encoded:
         """Bring context tokens [B, P, D] to the scale of the decoder's stream."""
-        return Encoded(self.scale * rms_norm(x), **rest)
+        return Encoded(self.scale * rms_norm(x), **rest)  # an RMS of `scale`
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count all demo tokens in `layers` blocks, and P queries in `set_layers`."""
-        o = self.options
+        o = self.options  # one pass over the cells, then the queries over K vectors
         queries = self.model.context_tokens * getattr(o, "set_layers", 1)
         return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item)
 
@@ -134,7 +134,7 @@ class SetAggregator(nn.Module):
 
     def __init__(self, encoder: Encoder, layers: int) -> None:
         super().__init__()
-        self.queries = learned(encoder.model.context_tokens, encoder.options.width)
+        self.queries = learned(encoder.model.context_tokens, encoder.options.width)  # [P, E]
         self.blocks = encoder.stack(layers, CrossBlock)
 
     def forward(self, demos: Tensor, mask: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class Bottleneck(nn.Module):
 
         `noise` [..., Z]: normal numbers, in training; None gives the mean.
         """
-        mean, log_var = self.mean(x).float(), self.log_var(x).float()
+        mean, log_var = self.mean(x).float(), self.log_var(x).float()  # [..., Z]: μ, log σ²
         log_var = log_var.clamp(-LOG_VAR_BOUND, LOG_VAR_BOUND)
         kl = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(dim=-1)
         sample = mean if noise is None else mean + (0.5 * log_var).exp() * noise  # μ + σ ε
@@ -178,11 +178,6 @@ class Expand(nn.Module):
 class Variational(Encoder):
     """Mixin in front of a family: a vector x [B, (K,) E] becomes a sample z [B, (K,) Z]."""
 
-    @property
-    def per_demo(self) -> bool:
-        """Return whether each demo has a latent, or all have one."""
-        return False
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.bottleneck = Bottleneck(self.options.width, self.options.latent)
@@ -193,42 +188,40 @@ class Variational(Encoder):
         return super().loss_weights | {"kl": self.options.kl_weight}
 
     def noise_size(self, demos: int) -> int:
-        """Return Z, or K·Z where each demo has a latent."""
-        return int(self.options.latent) * (demos if self.per_demo else 1)
+        """Return Z: one latent of all demos."""
+        return int(self.options.latent)
 
     def sample(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return z and its KL [B, (K)], with the batch's noise; the mean in evaluation."""
+        """Return z and its KL [B, (K)]; z is the mean in evaluation, which draws nothing."""
         noise = batch.noise if self.training else None
-        if noise is not None:
-            noise = noise.reshape(*x.shape[:-1], -1)
-        sample, kl = self.bottleneck(x, noise)
-        return sample, kl
+        shaped = None if noise is None else noise.reshape(*x.shape[:-1], -1)
+        z, kl = self.bottleneck(x, shaped)
+        return z, kl
 
 
 class SetEncoder(Encoder):
-    """Encode each pair to a vector, and let P learned queries read them: [B, K, E] → [B, P, D]."""
+    """Encode each demo to a vector, and let P learned queries read them: [B, K, E] → [B, P, D]."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.pairs = self.pair_tokens()
         self.build()
         self.set = SetAggregator(self, self.options.set_layers)
         self.project = self.projection()
 
     def build(self) -> None:
-        """Create the modules that encode a pair."""
+        """Create the modules that encode demos."""
         raise NotImplementedError(f"{type(self).__name__} does not define build")
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        """Map pairs [n, T, E], the demos numbered `rows` [n], to vectors [n, E]."""
-        raise NotImplementedError(f"{type(self).__name__} does not define encode_pair")
+    def demos(self, batch: Batch) -> Tensor:
+        """Return a vector for each demo [B, K, E]; those of padded demos are ignored."""
+        raise NotImplementedError(f"{type(self).__name__} does not define demos")
 
     def aggregate(self, batch: Batch) -> Tensor:
-        """Return the context queries after they read the pairs [B, P, E]."""
-        return self.set(self.pairs.vectors(batch, self.encode_pair), batch.demo_mask)
+        """Return the context queries after they read the demos [B, P, E]."""
+        return self.set(self.demos(batch), batch.demo_mask)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        """Encode the pairs, aggregate them, project."""
+        """Encode the demos, aggregate them, project."""
         return self.finish(self.project(self.aggregate(batch)))
 
 
@@ -245,11 +238,11 @@ class VariationalSet(Variational, SetEncoder):
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Sample one latent of all demos."""
-        sample, kl = self.sample(self.pool(self.aggregate(batch)), batch)
-        return self.finish(self.project(sample), losses={"kl": kl})
+        z, kl = self.sample(self.pool(self.aggregate(batch)), batch)
+        return self.finish(self.project(z), losses={"kl": kl})
 
 
 def mean_over(demos: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of [B, K, ...] over real demos [B, K]."""
-    weights = mask.reshape(*mask.shape, *[1] * (demos.dim() - 2)).to(demos.dtype)
-    return (demos * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    weights = mask.reshape(*mask.shape, *[1] * (demos.dim() - 2)).to(demos.dtype)  # [B, K, 1...]
+    return (demos * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # 0 without demos

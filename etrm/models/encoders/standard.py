@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from etrm.config.schema import option
+from etrm.data.batch import Batch
 from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
 from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
 
@@ -31,14 +32,20 @@ class StandardEncoder(SetEncoder):
     Options = StandardOptions
 
     def build(self) -> None:
-        """Create blocks and pooling."""
+        """Create the blocks over a pair, and their pooling."""
         o = self.options
+        self.pairs = self.pair_tokens()
         self.blocks = self.stack(o.layers)
         self.pooling = Pooling(o.pooling, o.width, o.heads)
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        """Pool the tokens [n, T, E] after the blocks to [n, E]."""
-        return self.pooling(self.blocks(pairs.tokens, pairs.rotary, pairs.mask), pairs.real)
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the pooled tokens of each pair [B, K, E]."""
+
+        def encode(pairs: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(pairs.tokens, pairs.rotary, pairs.mask)  # [n, T, E]
+            return self.pooling(tokens, pairs.real)  # [n, E]
+
+        return self.pairs.vectors(batch, encode)
 
 
 @dataclass(frozen=True)
