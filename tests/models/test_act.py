@@ -188,12 +188,10 @@ def test_exploration_delays_its_share_by_a_uniform_number_of_steps() -> None:
 def test_a_trainer_explores_with_fresh_numbers_at_every_step() -> None:
     trainer = make_trainer(make_run())
     lane = trainer.lanes[0]
-    size = len(lane.slots)
-    certain = torch.ones(size)
+    lane.carry.steps = torch.full((len(lane.slots),), 2)
     halted = []
-    for step in range(200):
-        trainer.step_number = step
-        lane.carry.steps = torch.full((size,), 2)
+    for trainer.step_number in range(200):
+        certain = torch.ones(len(lane.slots))
         halted.append(trainer._halting(lane.carry, certain, lane.slots, CONFIG))
     share = torch.stack(halted).float().mean(dim=0)
     # Goes on where it explores (0.4) and asks for 3, 4 or 5 of 2..5 steps.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import MODEL, make_batch, make_corpus, make_options, make_run, make_trainer
 from torch import Tensor
 
@@ -407,35 +408,16 @@ def test_every_setting_is_read(config: type) -> None:
 
 
 # Settings that change a run of a few steps, each with another value.
-DIFFERENT = {
-    "model": {
-        "width": 32,
-        "heads": 4,
-        "layers": 2,
-        "expansion": 40.0,
-        "context_tokens": 3,
-        "H_cycles": 3,
-        "L_cycles": 2,
-        "positions": "rope_2d",
-        "rope_theta": 10.0,
-    },
-    "halting": {"max_steps": 1, "exploration_prob": 0.0, "loss_weight": 0.1},
-    "train": {
-        "batch_size": 7,
-        "lr": 2e-3,
-        "warmup_steps": 3,
-        "betas": [0.8, 0.95],
-        "weight_decay": 0.5,
-        "context_lr_scale": 0.5,
-        "context_frozen_steps": 2,
-        "grad_clip": 1e-3,
-        "ema_decay": 0.5,
-        "cache_context": True,
-        "dtype": "bf16",
-    },
-    "episodes": {"queries": "test_pairs", "max_demos": 1, "translate": False, "canvas": [5]},
-    "decoder": {"frozen_steps": 2, "frozen": True},
-}
+DIFFERENT: dict[str, dict[str, Any]] = yaml.safe_load("""
+model: {width: 32, heads: 4, layers: 2, expansion: 40.0, context_tokens: 3, H_cycles: 3,
+    L_cycles: 2, positions: rope_2d, rope_theta: 10.0}
+halting: {max_steps: 1, exploration_prob: 0.0, loss_weight: 0.1}
+train: {batch_size: 7, lr: 2.0e-3, warmup_steps: 3, betas: [0.8, 0.95], weight_decay: 0.5,
+    context_lr_scale: 0.5, context_frozen_steps: 2, grad_clip: 1.0e-3, ema_decay: 0.5,
+    cache_context: true, dtype: bf16}
+episodes: {queries: test_pairs, max_demos: 1, translate: false, canvas: [5]}
+decoder: {frozen_steps: 2, frozen: true}
+""")
 # Settings that other tests vary: those of training, of the workflow, and the one below.
 ELSEWHERE = {
     "train": "steps tasks variants embedding_lr embedding_weight_decay log_every save_every"
