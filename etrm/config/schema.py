@@ -19,12 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from etrm.errors import UserError
+
 REQUIRED = dataclasses.MISSING
 # A tagged union is resolved through a function, so that registries load only what is named.
 Variants = Callable[[], Mapping[str, Callable[[], type]]]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """All problems of a configuration, one line each."""
 
     def __init__(self, problems: list[Problem], name: str = "configuration") -> None:

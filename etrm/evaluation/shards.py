@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from etrm.data.corpus import Corpus, Episodes
+from etrm.errors import UserError
 from etrm.evaluation.decode import ORDER, PREDICTIONS
 from etrm.storage.files import write_table_atomic
 
@@ -28,7 +29,7 @@ AGAIN = "delete it and run the same command again: its job then decodes this par
 SHOWN = 3  # rows that an error names
 
 
-class PartError(RuntimeError):
+class PartError(UserError):
     """Parts that are no complete evaluation."""
 
 

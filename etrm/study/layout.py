@@ -14,6 +14,7 @@ from etrm.arc.sources import task_files
 from etrm.config.load import names_file, plain, run_config
 from etrm.config.sources import SourceConfig
 from etrm.config.study import ExperimentConfig, RunConfig, StudyConfig
+from etrm.errors import UserError
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
@@ -26,7 +27,7 @@ PART_FILE = "predictions-{part}-of-{parts}.parquet"
 TABLE_FORMATS = ("csv", "md", "tex")
 
 
-class ParentError(ValueError):
+class ParentError(UserError):
     """First weights from outside the study are not there."""
 
 

@@ -15,6 +15,7 @@ from etrm.arc.task import Task
 from etrm.config.load import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
 from etrm.data.leaks import read_seen_run, touching
+from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
 from etrm.storage.official import check_sha256, decoder_weights
 
@@ -22,7 +23,7 @@ WEIGHTS = "model.safetensors"
 MAX_NAMED = 5  # tasks named in an error
 
 
-class LeakError(ValueError):
+class LeakError(UserError):
     """A strict run would start from weights that have seen held-out tasks."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from etrm.errors import UserError
 from etrm.runtime.lock_holder import Holder, all_holders, who
 from etrm.runtime.process import runs_here
 from etrm.runtime.run_lock import SILENCE_SECONDS
@@ -28,7 +29,7 @@ OTHER = ", in another configuration or from other data or code than today's"
 UNWATCHED = "; no Snakemake on this machine watches it: started again, the study takes it over"
 
 
-class SqueueError(RuntimeError):
+class SqueueError(UserError):
     """`squeue` is there and gives no answer."""
 
 

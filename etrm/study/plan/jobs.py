@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, in_words
+from etrm.errors import UserError
 from etrm.launch.slurm import gpus_of
 
 # Rules whose jobs are of one run, and the stage that a person calls them by.
@@ -39,7 +40,7 @@ NO_CONFIG = {
 }
 
 
-class PlanError(RuntimeError):
+class PlanError(UserError):
     """The study cannot be planned; says why."""
 
 
