@@ -27,7 +27,7 @@ CUT_STD = 0.8796256610342398
 
 
 def init_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill `tensor` with a normal of standard deviation `std`, cut at two of the uncut normal's.
+    """Fill `tensor` with a normal of deviation `std`, cut at two deviations of the uncut normal.
 
     | weights | standard deviation |
     |---|---|
@@ -36,6 +36,7 @@ def init_normal_(tensor: Tensor, std: float) -> Tensor:
     | H_init, L_init, learned vectors of encoders | `STD_VECTOR` |
     | learned positions of encoders | `STD_POSITION` |
     | q-head, table of puzzle embeddings | 0; the q-head's bias is `Q_BIAS` |
+    | query of attention pooling | 1, uncut |
     | layer scale | 0, at the value of the option |
 
     The initialisers of TRM (2510.04871), which follow JAX's.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.arc.grid import MAX_SIDE
@@ -57,12 +58,11 @@ class ClsEncoder(nn.Module):
             places = self.rows[pairs.places // pairs.side] + self.columns[pairs.places % pairs.side]
             x = x + (places + self.channels[pairs.outputs.long()]).to(x.dtype)
         else:
-            cos, sin = pairs.rotary
-            still = torch.ones_like(cos[:, :1]), torch.zeros_like(sin[:, :1])  # CLS is not turned
-            rotary = torch.cat([still[0], cos], dim=1), torch.cat([still[1], sin], dim=1)
+            cos, sin = pairs.rotary  # padded to [n, 1+T, head width]: CLS is not turned
+            rotary = F.pad(cos, (0, 0, 1, 0), value=1.0), F.pad(sin, (0, 0, 1, 0))
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [n, 1+T, E]
         if mask is not None:
-            mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+            mask = F.pad(mask, (1, 0), value=True)
         return self.norm(self.blocks(x, rotary, mask)[:, 0])
 
 
