@@ -23,7 +23,7 @@ from etrm.data.leaks import read_seen_run, touching
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluation.decode import PREDICTIONS, NotFiniteError, all_variants, predict
 from etrm.evaluation.scoring import score, submission
-from etrm.evaluation.shards import Lane, Part, gather, share, write_part
+from etrm.evaluation.shards import Lane, Shard, merge_shards, questions_of_shard, write_shard
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.runtime.environment import environment
@@ -55,16 +55,16 @@ def evaluate_run(
     device: str | None = None,
     state: Path | None = None,
     compile: str = "auto",
-    parts: Sequence[Path] = (),
+    shards: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write `predictions.parquet`, `score.json` and `submission.json`; returns the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
     were hidden then); an encoder about any task. Finished evaluations are kept in `state`: the same
-    one, asked for again, is taken back from there. `compile`: as in `execution`. `parts`: the files
-    of all `evaluate_part`, in order; nothing is decoded then.
+    one, asked for again, is taken back from there. `compile`: as in `execution`. `shards`: the
+    files of all `evaluate_shard`, in order; nothing is decoded then.
 
-    Raises `PartError` where they are not the whole evaluation, `DamagedFileError` where the record
+    Raises `ShardError` where they are not the whole evaluation, `DamagedFileError` where the record
     of the run is damaged or its weights are others, and `NotFiniteError` where they give no numbers
     although their run did not diverge.
     """
@@ -75,14 +75,16 @@ def evaluate_run(
     if store is not None and take_back(out, SCORE_FILES, store, key):
         log.info("the same evaluation was finished before: taken back from %s", store)
         return read_score(out / "score.json")
-    target = torch.device("cpu") if parts else _device(device)
+    target = torch.device("cpu") if shards else _device(device)
     asked = _ask(run_folder, record, tables, config, target)
-    if parts:
-        table = gather(parts, asked.corpus, asked.lanes, config.batch_size, key, _diverged(record))
+    if shards:
+        table = merge_shards(
+            shards, asked.corpus, asked.lanes, config.batch_size, key, _diverged(record)
+        )
     else:
         table = _decode(run_folder, record, asked, asked.lanes, config, compile)
     # Of those that share an evaluation, none knows what all of them took.
-    seconds = None if parts else round(time.perf_counter() - began, 3)
+    seconds = None if shards else round(time.perf_counter() - began, 3)
     made_with |= {"device": device_name(target), "seconds": seconds}
     result = _write(out, record, asked, table, config, made_with)
     try:
@@ -93,18 +95,18 @@ def evaluate_run(
     return result
 
 
-def evaluate_part(
+def evaluate_shard(
     run_folder: Path,
     tasks_path: Path,
     augmentations_path: Path,
     config: EvaluationConfig,
     out: Path,
-    part: Part,
+    shard: Shard,
     device: str | None = None,
     state: Path | None = None,
     compile: str = "auto",
 ) -> None:
-    """Decode one part of what `evaluate_run` asks, and write its predictions to the file `out`.
+    """Decode one shard of what `evaluate_run` asks, and write its predictions to the file `out`.
 
     Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and will
     not be read.
@@ -116,10 +118,10 @@ def evaluate_part(
         log.info("the evaluation was finished before: nothing to decode")
     else:
         asked = _ask(run_folder, record, tables, config, _device(device))
-        lanes = share(asked.lanes, config.batch_size, part)
+        lanes = questions_of_shard(asked.lanes, config.batch_size, shard)
         table = _decode(run_folder, record, asked, lanes, config, compile) if lanes else table
-        log.info("%s: %d predictions", part, table.num_rows)
-    write_part(out, table, part, key)
+        log.info("%s: %d predictions", shard, table.num_rows)
+    write_shard(out, table, shard, key)
 
 
 def _store(state: Path, record: Mapping[str, Any]) -> Path:

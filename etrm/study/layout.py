@@ -23,7 +23,7 @@ from etrm.storage.records import read_run, read_score, read_verdict
 from etrm.study.gate import judge
 
 FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
-PART_FILE = "predictions-{part}-of-{parts}.parquet"
+SHARD_FILE = "predictions-shard-{shard}-of-{shards}.parquet"
 TABLE_FORMATS = ("csv", "md", "tex")
 
 
@@ -104,11 +104,11 @@ class Pipeline:
         folder = self.root / "evaluation" / run.experiment / f"seed{run.seed}"
         return [str(folder / name) for name in SCORE_FILES]
 
-    def part_files(self, run: Run) -> list[str]:
+    def shard_files(self, run: Run) -> list[str]:
         """What the jobs that share a run's evaluation decode; none where one job does it all."""
         jobs = self.study.experiments[run.experiment].evaluation.jobs
         folder = Path(self.score_files(run)[0]).parent
-        names = [PART_FILE.format(part=part, parts=jobs) for part in range(jobs)]
+        names = [SHARD_FILE.format(shard=shard, shards=jobs) for shard in range(jobs)]
         return [str(folder / name) for name in names] if jobs > 1 else []
 
     def verdict(self, experiment: str, seed: int) -> Path:

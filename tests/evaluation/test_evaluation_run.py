@@ -21,8 +21,8 @@ from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.data.batch import Batch
 from etrm.evaluation.decode import NotFiniteError
-from etrm.evaluation.run import evaluate_part, evaluate_run, held_out_tasks
-from etrm.evaluation.shards import Part
+from etrm.evaluation.run import evaluate_run, evaluate_shard, held_out_tasks
+from etrm.evaluation.shards import Shard
 from etrm.models.act import StepOutput
 from etrm.storage.files import file_digest
 from etrm.storage.records import DamagedFileError
@@ -301,8 +301,8 @@ def test_weights_that_the_run_has_not_written_are_refused(
     expected = json.loads((paths.out / "run.json").read_text())["weights_sha256"]
     files = (paths.out, paths.tasks, paths.augmentations)
     whole = functools.partial(evaluate, paths, tmp_path / "out")
-    part = functools.partial(evaluate_part, *files, CONFIG, tmp_path / "part", Part(0, 2))
-    for call in (whole, part):
+    shard = functools.partial(evaluate_shard, *files, CONFIG, tmp_path / "shard", Shard(0, 2))
+    for call in (whole, shard):
         with pytest.raises(DamagedFileError) as error:
             call()
         assert str(error.value).startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
@@ -338,8 +338,8 @@ def test_answers_that_are_no_numbers_are_an_error(
     assert set(sent) == {task.id for task in HELD_OUT}
     # The same from jobs that share it.
     tables = (paths.tasks, paths.augmentations)
-    parts = [tmp_path / f"part{number}" for number in range(2)]
-    for number, path in enumerate(parts):
-        evaluate_part(paths.out, *tables, CONFIG, path, Part(number, 2))
-    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", parts=parts)
+    shards = [tmp_path / f"shard{number}" for number in range(2)]
+    for number, path in enumerate(shards):
+        evaluate_shard(paths.out, *tables, CONFIG, path, Shard(number, 2))
+    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", shards=shards)
     assert shared["pass"] == score["pass"]

@@ -10,7 +10,7 @@ from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.storage.finished import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
+from etrm.study.layout import FIGURES, SHARD_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, script_digest, train_code
@@ -64,8 +64,8 @@ wildcard_constraints:
     experiment=names(STUDY.experiments),
     stage="pretrain|overfit|full",
     seed=r"\d+",
-    part=r"\d+",
-    parts=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 def run_of(wildcards, stage=None):
