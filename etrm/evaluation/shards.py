@@ -15,21 +15,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
-from etrm.data.corpus import Corpus, Episodes
+from etrm.data.corpus import Corpus
 from etrm.errors import UserError
-from etrm.evaluation.decode import ORDER, PREDICTIONS
+from etrm.evaluation.decode import ORDER, PREDICTIONS, LaneQuestions
 from etrm.storage.files import write_table_atomic
 
-Lane = tuple[Episodes, Tensor, Tensor]  # questions; index [N] and variant [N] of what is asked
 Row = tuple[str, int, int]  # task id, test input, variant
 AGAIN = "delete it and run the same command again: its job then decodes this shard anew"
 SHOWN = 3  # rows that an error names
 
 
 class ShardError(UserError):
-    """Parts that are no complete evaluation."""
+    """Shards that are not a complete evaluation."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,10 @@ class Shard:
         return f"shard {self.number} of {self.of}"
 
 
-def questions_of_shard(lanes: Sequence[Lane], batch_size: int, shard: Shard) -> list[Lane]:
-    """What a shard decodes of all lanes: their batches are dealt in turn, from lane to lane.
+def questions_of_shard(
+    lanes: Sequence[LaneQuestions], batch_size: int, shard: Shard
+) -> list[LaneQuestions]:
+    """Return the questions that a shard decodes: batches are dealt in turn, from lane to lane.
 
     No shard has two batches more than another, of a lane or of all; lanes without any are left out.
     """
@@ -64,8 +64,8 @@ def questions_of_shard(lanes: Sequence[Lane], batch_size: int, shard: Shard) -> 
     return shared
 
 
-def rows_of(corpus: Corpus, lanes: Sequence[Lane]) -> list[Row]:
-    """What is asked, by the names that predictions have."""
+def rows_of(corpus: Corpus, lanes: Sequence[LaneQuestions]) -> list[Row]:
+    """Return the rows of predictions that the questions give, in their order."""
     rows: list[Row] = []
     for episodes, index, variant in lanes:
         tasks, pairs = episodes.task[index].tolist(), episodes.query[index].tolist()
@@ -76,23 +76,23 @@ def rows_of(corpus: Corpus, lanes: Sequence[Lane]) -> list[Row]:
 
 def write_shard(path: Path, table: pa.Table, shard: Shard, key: str) -> None:
     """Write the predictions of one shard of the evaluation with this key."""
-    says = {"etrm_evaluation": key, "etrm_shard": str(shard)}
-    write_table_atomic(path, table.replace_schema_metadata(says))
+    tags = {"etrm_evaluation": key, "etrm_shard": str(shard)}
+    write_table_atomic(path, table.replace_schema_metadata(tags))
 
 
 def merge_shards(
     paths: Sequence[Path],
     corpus: Corpus,
-    lanes: Sequence[Lane],
+    lanes: Sequence[LaneQuestions],
     batch_size: int,
     key: str,
     diverged: bool = False,
 ) -> pa.Table:
-    """The predictions of all shards, as one job would have made them.
+    """Return the predictions of all shards, as one job would have made them.
 
     The shards of a run that has `diverged` may be empty. Raises `ShardError` with the file that is
     missing, damaged, of another evaluation or in the place of another shard, or whose predictions
-    are not exactly those that its shard was asked for.
+    are not exactly those that were asked for.
     """
     tables = []
     for number, path in enumerate(paths):
@@ -116,11 +116,11 @@ def _read(path: Path, shard: Shard, key: str) -> pa.Table:
         raise ShardError(
             f"{path}: found a damaged file ({error}), expected {shard}; {AGAIN}"
         ) from None
-    says = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    found = says.get("etrm_shard", "predictions of no shard")
+    tags = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    found = tags.get("etrm_shard", "predictions of no shard")
     if found != str(shard):
         raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}")
-    if says.get("etrm_evaluation") != key:
+    if tags.get("etrm_evaluation") != key:
         raise ShardError(
             f"{path}: found {shard} of another evaluation (other weights, tasks, settings or code),"
             f" expected that of this one; {AGAIN}"
@@ -129,7 +129,7 @@ def _read(path: Path, shard: Shard, key: str) -> pa.Table:
 
 
 def _check(path: Path, shard: Shard, table: pa.Table, asked: Sequence[Row]) -> None:
-    """Is every row that was asked for there, once, and no other?"""
+    """Raise `ShardError` unless every row that was asked for is there, once, and no other."""
     names = zip(*(table[name].to_pylist() for name in ("task", "query", "variant")), strict=True)
     found = Counter[Row](names)
     wanted = set(asked)
@@ -138,11 +138,11 @@ def _check(path: Path, shard: Shard, table: pa.Table, asked: Sequence[Row]) -> N
         "twice": sorted(row for row, times in found.items() if times > 1),
         "not asked for": sorted(found.keys() - wanted),
     }
-    said = [f"{len(rows)} {fault} ({_some(rows)})" for fault, rows in faults.items() if rows]
-    if said:
+    summary = [f"{len(rows)} {fault} ({_some(rows)})" for fault, rows in faults.items() if rows]
+    if summary:
         raise ShardError(
             f"{path}: found {table.num_rows} predictions, expected the {len(wanted)} of {shard},"
-            f" each once: {', '.join(said)}; {AGAIN}"
+            f" each once: {', '.join(summary)}; {AGAIN}"
         )
 
 
