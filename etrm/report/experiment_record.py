@@ -8,7 +8,7 @@ from typing import Any
 
 from etrm.config.compare import changes, flat
 from etrm.report.run_view import RunView, distinct
-from etrm.report.tables import NONE, status
+from etrm.report.tables import NONE, outcome
 from etrm.storage.files import atomic_write
 
 PASSING_TEST = 0.05  # the guide's criterion 2: exact match on unseen tasks
@@ -119,7 +119,7 @@ def _results(view: RunView) -> list[str]:
         lines += ["- Issues encountered: " + ("none" if not issues else ""), *issues]
     if view.score is not None:
         lines += _test_results(view.score)
-    return [line.rstrip() for line in [*lines, f"- Status: {_outcome(view)}"]]
+    return [line.rstrip() for line in [*lines, f"- Status: {_verdict_in_words(view)}"]]
 
 
 def held_out_text(held_out: Mapping[str, Any]) -> str:
@@ -166,17 +166,17 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _outcome(view: RunView) -> str:
+def _verdict_in_words(view: RunView) -> str:
     """The template's words: pass, partial generalisation or fail."""
     if view.stage == "overfit" and view.verdict is not None:
-        return "✅ pass" if view.verdict["passed"] else f"❌ fail ({status(view)})"
+        return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
     if view.score is None or view.score["metrics"].get("ARC/pass@1") is None:
-        return status(view)
+        return outcome(view)
     exact = view.score["metrics"]["ARC/pass@1"]
     if view.is_trm:
-        return f"{status(view)} (its embeddings have seen the evaluation demos)"
+        return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
     if view.score["held_out"]["status"] == "seen":
-        return f"{status(view)} (no measure of generalisation: held-out tasks were seen)"
+        return f"{outcome(view)} (no measure of generalisation: held-out tasks were seen)"
     if exact >= PASSING_TEST:
         return f"✅ pass (pass@1 ≥ {_percent(PASSING_TEST)})"
     return "⚠️ some generalisation" if exact > 0 else "❌ fail (no task solved at pass@1)"
@@ -186,7 +186,7 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
     lines = []
     for view in views:
         where = f"seed {view.seed}, {view.stage}"
-        lines.append(f"- {where}: {status(view)}.")
+        lines.append(f"- {where}: {outcome(view)}.")
         train = view.final("train/exact_accuracy")
         test = view.score["metrics"].get("ARC/pass@1") if view.score else None
         if train is not None and test is not None:
