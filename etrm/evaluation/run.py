@@ -59,6 +59,7 @@ class Evaluation:
 
     @property
     def run(self) -> RunConfig:
+        """The configuration of the run."""
         return parse(RunConfig, self.record["config"])
 
     @property
@@ -208,11 +209,8 @@ def choose_questions(evaluation: Evaluation, device: torch.device) -> Questions:
 
 def _corpus(evaluation: Evaluation, chosen: Sequence[Task], device: torch.device) -> Corpus:
     """Return the chosen tasks, or all that a table of embeddings was trained on."""
-    record, run, (tasks_path, augmentations_path) = (
-        evaluation.record,
-        evaluation.run,
-        evaluation.tables,
-    )
+    record, run = evaluation.record, evaluation.run
+    tasks_path, augmentations_path = evaluation.tables
     variants = read_augmentations(augmentations_path)
     if context_source(run.context.source).needs_demos:
         return Corpus(chosen, variants, device, limit=evaluation.config.variants)

@@ -172,7 +172,7 @@ def _with_intervals(credit: np.ndarray, samples: int, seed: int) -> list[list[di
 
 
 def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> dict[str, Any]:
-    """Count what was asked for and what was there; a task is evaluated once all its queries are."""
+    """Count the asked and the predicted; a task is evaluated once all its queries are."""
     per_query = predictions.groupby(["task", "query"], observed=True).size()
     predicted = set(per_query.index)
     outputs = {task.id: [(task.id, q) for q in range(len(task.queries))] for task in tasks}

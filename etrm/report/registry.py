@@ -29,5 +29,5 @@ def load(registry: Mapping[str, str]) -> dict[str, Any]:
 
 
 def modules(registry: Mapping[str, str]) -> list[str]:
-    """Return the modules that determine what is in a registry."""
+    """Return the names of the modules that a registry loads."""
     return sorted({place.partition(":")[0] for place in registry.values()})
