@@ -29,7 +29,7 @@ def collect(files: Iterable[str | Path]) -> list[RunView]:
         run = read_run(path.parent, DESCRIBED)
         score = scores.get((run["experiment"], run["stage"], run["seed"]))
         predictions = score.with_name("predictions.parquet") if score else None
-        files: dict[str, Path | None] = {"verdict": verdicts.get(path.parent), "score": score}
-        files["predictions"] = predictions if predictions in paths else None
-        views.append(load_run(path.parent, **files))
+        given = predictions if predictions in paths else None
+        verdict = verdicts.get(path.parent)
+        views.append(load_run(path.parent, verdict=verdict, score=score, predictions=given))
     return views

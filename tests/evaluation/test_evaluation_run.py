@@ -31,23 +31,7 @@ from etrm.training.run import RunPaths, train_run
 CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
 TRAINING = make_tasks(3)
 HELD_OUT = make_tasks(3, seed=9, prefix="held_out")
-RUNS = {
-    "trm": ("embedding", {"split": "transductive", "experiment": "trm"}),
-    "etrm": ("standard", {"experiment": "etrm"}),
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunPaths]:
-    """A transductive run with embeddings, and a strict one with an encoder."""
-    folder = tmp_path_factory.mktemp("study")
-    paths = write_study(folder, TRAINING, HELD_OUT)
-    found = {}
-    for name, (source, blocks) in RUNS.items():
-        found[name] = replace(paths, out=folder / name)
-        run = make_run(source, train={"steps": 3}, **blocks)
-        train_run(run, found[name], TrackingConfig(wandb="disabled"), device="cpu")
-    return found
+RUNS = ("trm", "etrm")
 
 
 def evaluate(paths: RunPaths, out: Path, **changes: Any) -> dict[str, Any]:

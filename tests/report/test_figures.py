@@ -36,16 +36,6 @@ def study(views: list[RunView], style: FigureStyle = STYLE) -> StudyView:
     return StudyView(views, style, HealthConfig())
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=1000)
-
-
 def texts(fig: Figure) -> list[tuple[str, Bbox]]:
     """All visible text of a figure with its box in pixels, without ticks outside of the view."""
     fig.draw_without_rendering()

@@ -28,16 +28,6 @@ from etrm.report.tables import (
 STOPPED = "stopped: gradient_starvation, exact match 12.5 % < 90 %"
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("study"), steps=400)
-
-
-@pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=400)
-
-
 def row_of(table: pd.DataFrame, experiment: str) -> pd.Series:
     rows = table[table.iloc[:, 0] == experiment]
     assert len(rows) == 1
