@@ -10,16 +10,16 @@ rule evaluate:
     localrule: True
 
 
-# A part's file stays until all parts are gathered: when one fails, the others are not lost.
-rule evaluate_part:
+# A shard's file stays until all shards are gathered: when one fails, the others are not lost.
+rule evaluate_shard:
     input:
         tasks=PIPELINE.tasks,
         augmentations=PIPELINE.augmentations,
         run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
     output:
-        temp(EVALUATION / PART_FILE),
+        temp(EVALUATION / SHARD_FILE),
     log:
-        ROOT / "logs/{experiment}/evaluate_seed{seed}_{part}_of_{parts}.log",
+        ROOT / "logs/{experiment}/evaluate_seed{seed}_{shard}_of_{shards}.log",
     conda:
         ENVIRONMENT
     threads: STUDY.threads
@@ -28,10 +28,10 @@ rule evaluate_part:
     params:
         evaluation=evaluation_of,
         code=code_of_evaluation,
-        script=code_of_script("evaluate_part"),
+        script=code_of_script("evaluate_shard"),
         state=PIPELINE.state,
     script:
-        "../scripts/evaluate_part.py"
+        "../scripts/evaluate_shard.py"
 
 
 rule evaluate_run:
@@ -59,12 +59,12 @@ rule evaluate_run:
         "../scripts/evaluate.py"
 
 
-rule evaluate_gather:
+rule merge_shards:
     input:
         tasks=PIPELINE.tasks,
         augmentations=PIPELINE.augmentations,
         run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
-        parts=lambda wildcards: PIPELINE.part_files(scored_run(wildcards)),
+        shards=lambda wildcards: PIPELINE.shard_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:

@@ -54,7 +54,7 @@ class PairTokens(nn.Module):
     and the output's cells apart, where `aligned` adds the other grid's cell.
 
     Only real demos are encoded, and of these only real cells. `packing`: `exact` reads lengths from
-    the batch (on a CPU), `bounds` takes those of its `token_bounds` (on a GPU, which would have to wait for
+    the batch (on a CPU), `bounds` takes its `token_bounds` (on a GPU, which would have to wait for
     the lengths), `none` encodes all rows at full length, `auto` chooses the best of them.
     """
 
