@@ -40,7 +40,7 @@ class Run:
     seed: int
 
 
-class Pipeline:
+class Layout:
     """Paths, parents and parameters of a study."""
 
     def __init__(self, study: StudyConfig) -> None:

@@ -29,7 +29,7 @@ from etrm.storage.files import file_digest
 from etrm.storage.finished import LIST, RUN_FILES, SCORE_FILES
 from etrm.storage.records import RUN, SCORE, DamagedFileError, Keys, read_record
 from etrm.study.gate import GateError, require_passed
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 STATES = "step*.state"  # as `etrm.storage.checkpoint` names them
 TABLES = ("tasks", "augmentations")
@@ -79,8 +79,8 @@ class Status:
 class StudyStatus:
     """Statuses of the runs and evaluations of a study; each record is read once."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._runs: dict[Run, Status] = {}
 
     def run(self, run: Run) -> Status:
@@ -91,8 +91,8 @@ class StudyStatus:
 
     def score(self, run: Run) -> Status:
         """The evaluation of a run."""
-        pipeline, config = self.pipeline, self.pipeline.study.experiments[run.experiment]
-        paths, code = pipeline.score_files(run), score_code(config.context.source)
+        layout, config = self.layout, self.layout.study.experiments[run.experiment]
+        paths, code = layout.score_files(run), score_code(config.context.source)
         files, missing, record = _read(paths, "score.json", SCORE)
         today = evaluation_settings(config.evaluation)
         trained = self.run(run).record
@@ -116,9 +116,9 @@ class StudyStatus:
         return str(kept["model.safetensors"]) if kept else None
 
     def _run(self, run: Run) -> Status:
-        today = plain(self.pipeline.config_of(run))
+        today = plain(self.layout.config_of(run))
         code = train_code(today["context"]["source"])
-        files, missing, record = _read(self.pipeline.run_files(run), "run.json", RUN)
+        files, missing, record = _read(self.layout.run_files(run), "run.json", RUN)
         then, now = _origin(record), self._first_weights(run)
         key = self.key(run)
         return Status(
@@ -127,33 +127,33 @@ class StudyStatus:
             missing,
             **_compared(record, "config", today, code, self._tables()),
             origin="other first weights" if then and now and then != now else None,
-            step=_newest_step(self.pipeline.state / key[:16]) if key else None,
+            step=_newest_step(self.layout.state / key[:16]) if key else None,
             kept=bool(key and _kept(self._store(run, run.stage), key, RUN_FILES)),
         )
 
     def _store(self, run: Run, name: str) -> Path:
-        return self.pipeline.state / "finished" / run.experiment / name / f"seed{run.seed}"
+        return self.layout.state / "finished" / run.experiment / name / f"seed{run.seed}"
 
     def _tables(self) -> dict[str, str]:
         """Digests of the tables that are there."""
-        paths = (self.pipeline.tasks, self.pipeline.augmentations)
+        paths = (self.layout.tasks, self.layout.augmentations)
         return {path.stem: found for path in paths if (found := _digest(path))}
 
     def key(self, run: Run) -> str | None:
         """Key of the run as it would be made now; None where what it depends on is missing."""
-        tables, has_parent = self._tables(), self.pipeline.parent_path(run) is not None
+        tables, has_parent = self._tables(), self.layout.parent_path(run) is not None
         if len(tables) < len(TABLES):
             return None
         weights = self._first_weights(run, read=True)
         if has_parent and weights is None:
             return None
-        today = plain(self.pipeline.config_of(run))
+        today = plain(self.layout.config_of(run))
         code = code_digest(*train_code(today["context"]["source"]))
         return run_key(today, list(tables.values()), weights, code)
 
     def _first_weights(self, run: Run, read: bool = False) -> str | None:
         """SHA-256 of what a run starts from; an official checkpoint is large: only if to `read`."""
-        parent, path = self.pipeline.parent(run), self.pipeline.parent_path(run)
+        parent, path = self.layout.parent(run), self.layout.parent_path(run)
         if parent is not None:
             return self.weights(parent)
         if path is None:
@@ -171,16 +171,16 @@ class StudyStatus:
         return _kept(self._store(run, "evaluation"), wanted, SCORE_FILES) is not None
 
 
-def require_gate(pipeline: Pipeline, run: Run) -> None:
+def require_gate(layout: Layout, run: Run) -> None:
     """Raise `GateError` unless a full run may start, by a verdict on today's overfit run.
 
     Raises `DamagedFileError` where a record cannot be read.
     """
     overfit = Run(run.experiment, "overfit", run.seed)
-    path, name = pipeline.verdict(run.experiment, run.seed), f"{run.experiment}, seed {run.seed}"
+    path, name = layout.verdict(run.experiment, run.seed), f"{run.experiment}, seed {run.seed}"
     seed = f" --seed {run.seed}" if run.seed else ""
     for needed, command in (
-        (pipeline.folder(overfit) / "run.json", f"run {run.experiment} overfit{seed}"),
+        (layout.folder(overfit) / "run.json", f"run {run.experiment} overfit{seed}"),
         (path, f"gate {run.experiment}{seed}"),
     ):
         if not needed.is_file():
@@ -188,16 +188,16 @@ def require_gate(pipeline: Pipeline, run: Run) -> None:
                 f"{name}: the full run does not start, because there is no {needed}:"
                 f" `etrm {command}` makes it, or `snakemake` does, as part of the study"
             )
-    require_up_to_date(pipeline, overfit)
-    require_passed(path, pipeline.study.experiments[run.experiment].gate)
+    require_up_to_date(layout, overfit)
+    require_passed(path, layout.study.experiments[run.experiment].gate)
 
 
-def require_up_to_date(pipeline: Pipeline, run: Run) -> None:
+def require_up_to_date(layout: Layout, run: Run) -> None:
     """Raise `GateError` where an overfit run is stale: no verdict on it opens the gate."""
-    differences = StudyStatus(pipeline).run(run).differences()
+    differences = StudyStatus(layout).run(run).differences()
     if differences:
         raise GateError(
-            f"{run.experiment}, seed {run.seed}: the overfit run in {pipeline.folder(run)} is stale"
+            f"{run.experiment}, seed {run.seed}: the overfit run in {layout.folder(run)} is stale"
             f" ({'; '.join(differences)}): run the overfit stage and the gate again"
         )
 

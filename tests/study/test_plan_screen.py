@@ -10,7 +10,7 @@ import pytest
 from planning import ETRM, FULL, STRICT, judged, scored, study, trained
 
 from etrm.config.load import load_study
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 from etrm.study.plan.cost import Cost
 from etrm.study.plan.disk import Disk
 from etrm.study.plan.entries import Entry, entries_of
@@ -29,8 +29,8 @@ JOBS = {
 }
 
 
-def states(pipeline: Pipeline, *jobs: Job) -> dict[tuple[str, str], Entry]:
-    found = entries_of(pipeline, Jobs(jobs), StudyStatus(pipeline))
+def states(layout: Layout, *jobs: Job) -> dict[tuple[str, str], Entry]:
+    found = entries_of(layout, Jobs(jobs), StudyStatus(layout))
     assert len({(e.experiment, e.stage, e.seed) for e in found}) == len(found)
     return {(entry.experiment, entry.stage): entry for entry in found}
 
@@ -55,27 +55,27 @@ def test_before_anything_ran_all_run_and_what_follows_a_gate_waits(tmp_path: Pat
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Pipeline:
-    pipeline = study(tmp_path)
+def made(tmp_path: Path) -> Layout:
+    layout = study(tmp_path)
     for run in (STRICT, ETRM, FULL):
-        trained(pipeline, run)
-    scored(pipeline, FULL)
-    judged(pipeline, 0.95)
-    return pipeline
+        trained(layout, run)
+    scored(layout, FULL)
+    judged(layout, 0.95)
+    return layout
 
 
-def test_a_finished_study_is_done(made: Pipeline) -> None:
+def test_a_finished_study_is_done(made: Layout) -> None:
     found = states(made)
     assert {entry.state for entry in found.values()} == {"done"}
     assert not any(entry.why or entry.job for entry in found.values())
 
 
-def test_behind_a_passed_gate_nothing_waits(made: Pipeline) -> None:
+def test_behind_a_passed_gate_nothing_waits(made: Layout) -> None:
     found = states(made, *of_etrm("full", "evaluate"))
     assert [found["etrm", stage].state for stage in ALL] == ["done", "done", "run", "run"]
 
 
-def test_a_gate_that_stops_says_why_by_todays_threshold(tmp_path: Path, made: Pipeline) -> None:
+def test_a_gate_that_stops_says_why_by_todays_threshold(tmp_path: Path, made: Layout) -> None:
     judged(made, 0.5)
     found = states(made)
     assert found["etrm", "full"].state == found["etrm", "evaluate"].state == "stopped"
@@ -89,7 +89,7 @@ def test_a_gate_that_stops_says_why_by_todays_threshold(tmp_path: Path, made: Pi
     assert found["etrm", "full"].why == ("exact match 95.0% < 99%",)
 
 
-def test_what_follows_from_another_run_says_from_which(made: Pipeline) -> None:
+def test_what_follows_from_another_run_says_from_which(made: Layout) -> None:
     jobs = [Job("train_pretrain", "strict", 0, ("forced",)), *of_etrm(*ALL)]
     (made.folder(STRICT) / "metrics.parquet").unlink()
     found = states(made, *jobs)
@@ -107,7 +107,7 @@ def test_what_follows_from_another_run_says_from_which(made: Pipeline) -> None:
     assert found["etrm", "full"].why == ("newer input: x",), "nothing else is known"
 
 
-def test_tables_that_are_made_again_are_new_data(made: Pipeline) -> None:
+def test_tables_that_are_made_again_are_new_data(made: Layout) -> None:
     jobs = [Job("augment", why=("data.variants 2 → 3",)), *of_etrm("overfit", "gate")]
     found = states(made, *jobs)
     assert found["etrm", "overfit"].why == ("new data",)
@@ -115,7 +115,7 @@ def test_tables_that_are_made_again_are_new_data(made: Pipeline) -> None:
 
 
 def test_what_snakemake_keeps_though_it_is_not_todays_is_stale(
-    tmp_path: Path, made: Pipeline
+    tmp_path: Path, made: Layout
 ) -> None:
     found = states(study(tmp_path, train={"lr": 1.0e-3}))
     assert found["etrm", "overfit"].state == "stale"
@@ -157,7 +157,7 @@ def plan(count: int = 5, gpu: bool = True, **changes: Any) -> Plan:
     jobs += [Job("tasks"), Job("figures", why=("figures.dpi 200 → 100", AFTER_OTHERS)), Job("all")]
     values: dict[str, Any] = {
         "configfile": "c.yaml",
-        "pipeline": Pipeline(load_study(document)),
+        "layout": Layout(load_study(document)),
         "jobs": Jobs(tuple(jobs)),
         "stages": tuple(stages),
         "device": Device("NVIDIA L4" if gpu else "cpu-2-cores (x86_64)"),
@@ -233,8 +233,8 @@ def test_names_are_cut_so_that_they_can_be_told_apart_and_empty_columns_left_out
         "experiments": experiments,
     }
     stages = [(Entry(n, "full", 0, "run", ("never run",), True, 1), Cost(1.0)) for n in names]
-    pipeline = Pipeline(load_study(document))
-    text = render(plan(pipeline=pipeline, stages=tuple(stages)), 76, every=True)
+    layout = Layout(load_study(document))
+    text = render(plan(layout=layout, stages=tuple(stages)), 76, every=True)
     lines = [line for line in text.splitlines() if "steps" in line]
     assert len({line.split()[0] for line in lines}) == 3
     assert all(line.endswith("never run") for line in lines)

@@ -269,7 +269,7 @@ def test_what_cannot_be_planned_is_said_without_a_traceback(tmp_path: Path) -> N
         assert text in run.stderr
         assert "Traceback" not in run.stderr
     rules = folder / "workflow/rules/data.smk"
-    rules.write_text(rules.read_text().replace("PIPELINE.tasks,", "PIPELINE.no_such_path,", 1))
+    rules.write_text(rules.read_text().replace("LAYOUT.tasks,", "LAYOUT.no_such_path,", 1))
     run = etrm(folder, "--configfile", STUDY)
     assert run.returncode == 1
     assert "Snakemake cannot plan the study" in run.stderr

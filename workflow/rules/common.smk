@@ -1,4 +1,4 @@
-# The validated study, and the few functions that rules share. All paths come from PIPELINE.
+# The validated study, and the few functions that rules share. All paths come from LAYOUT.
 import signal
 from pathlib import Path
 
@@ -10,7 +10,14 @@ from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.storage.finished import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
+from etrm.study.layout import (
+    FIGURES,
+    PART_FILE,
+    TABLE_FORMATS,
+    ParentError,
+    Layout,
+    Run,
+)
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, script_digest, train_code
@@ -22,14 +29,14 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-PIPELINE = Pipeline(STUDY)
-ROOT = PIPELINE.root
+LAYOUT = Layout(STUDY)
+ROOT = LAYOUT.root
 # Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
 # no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
 # What a refused run is told to start from: an advice, no parameter either.
-config["strict_parents"] = PIPELINE.strict_parents()
+config["strict_parents"] = LAYOUT.strict_parents()
 config["resolved"] = resolved = to_yaml(STUDY)
 
 # SLURM warns all processes of a job before its time is over. It is for training to save then;
@@ -46,11 +53,11 @@ def run_code(run):
 # function raises, Snakemake passes over where the output is there.
 try:
     if workflow.is_main_process:
-        PIPELINE.check_files()
-    GATED = [(r.experiment, r.seed) for r in PIPELINE.runs("overfit")]
-    PROJECTED = {run: PIPELINE.projected(*run) for run in GATED}
-    JUDGED = {run for run in GATED if PIPELINE.verdict(*run).is_file()}
-    CURRENT = {r for r in PIPELINE.runs("full") if PIPELINE.current(r, run_code(r))}
+        LAYOUT.check_files()
+    GATED = [(r.experiment, r.seed) for r in LAYOUT.runs("overfit")]
+    PROJECTED = {run: LAYOUT.projected(*run) for run in GATED}
+    JUDGED = {run for run in GATED if LAYOUT.verdict(*run).is_file()}
+    CURRENT = {r for r in LAYOUT.runs("full") if LAYOUT.current(r, run_code(r))}
 except (DamagedFileError, ParentError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -78,7 +85,7 @@ def passed(experiment, seed):
     Whoever asks depends on the verdict as well, which is a checkpoint, and asks again when it is
     made. So a run begins with the jobs of its plan, and goes on by what it finds.
     """
-    verdict = PIPELINE.known_verdict(experiment, seed)
+    verdict = LAYOUT.known_verdict(experiment, seed)
     if verdict is None:
         return PROJECTED[experiment, seed]
     return judge(verdict, STUDY.experiments[experiment].gate)
@@ -90,17 +97,15 @@ def going(runs):
 
 
 def verdicts(wildcards=None):
-    return [
-        str(PIPELINE.verdict(r.experiment, r.seed)) for r in PIPELINE.runs("overfit")
-    ]
+    return [str(LAYOUT.verdict(r.experiment, r.seed)) for r in LAYOUT.runs("overfit")]
 
 
 def files_of(runs):
-    return [path for run in runs for path in PIPELINE.run_files(run)]
+    return [path for run in runs for path in LAYOUT.run_files(run)]
 
 
 def scores_of(runs):
-    return [path for run in runs for path in PIPELINE.score_files(run)]
+    return [path for run in runs for path in LAYOUT.score_files(run)]
 
 
 def code_of_script(name):
@@ -109,7 +114,7 @@ def code_of_script(name):
 
 
 def config_of(stage):
-    return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
+    return lambda wildcards: plain(LAYOUT.config_of(run_of(wildcards, stage)))
 
 
 def code_of(wildcards):
@@ -121,14 +126,14 @@ def parent_of(stage):
 
     def files(wildcards):
         run = run_of(wildcards, stage)
-        found = PIPELINE.parent_files(run)
-        return found if PIPELINE.parent(run) else ancient(found)
+        found = LAYOUT.parent_files(run)
+        return found if LAYOUT.parent(run) else ancient(found)
 
     return files
 
 
 def parent_path_of(stage):
-    return lambda wildcards: str(PIPELINE.parent_path(run_of(wildcards, stage)) or "")
+    return lambda wildcards: str(LAYOUT.parent_path(run_of(wildcards, stage)) or "")
 
 
 def gate_of(wildcards):
@@ -141,7 +146,7 @@ def gate_of(wildcards):
     for a verdict that is missing, which a plan cannot tell from one that may be another.
     """
     experiment, seed = wildcards.experiment, int(wildcards.seed)
-    path = PIPELINE.verdict(experiment, seed)
+    path = LAYOUT.verdict(experiment, seed)
     if not PROJECTED[experiment, seed] and not passed(experiment, seed):
         try:
             require_passed(path, STUDY.experiments[experiment].gate)
@@ -152,13 +157,13 @@ def gate_of(wildcards):
 
 
 def origin_of(stage):
-    return lambda wildcards: PIPELINE.origin(run_of(wildcards, stage)) or ""
+    return lambda wildcards: LAYOUT.origin(run_of(wildcards, stage)) or ""
 
 
 def written_config(wildcards):
     """No input; but a resolved configuration that is another study's, say that of a folder that
     was copied and renamed, is written anew whatever Snakemake has recorded of it."""
-    path = Path(PIPELINE.config)
+    path = Path(LAYOUT.config)
     if path.is_file() and path.read_bytes() != resolved.encode():
         workflow.dag.forcefiles.add(str(path))
     return []
@@ -175,9 +180,9 @@ def evaluation_of(wildcards):
 def finished(wildcards):
     """Files of every run that no gate has stopped, with verdicts and evaluations."""
     return [
-        *files_of(going(PIPELINE.runs())),
+        *files_of(going(LAYOUT.runs())),
         *verdicts(),
-        *scores_of(going(PIPELINE.scored())),
+        *scores_of(going(LAYOUT.scored())),
     ]
 
 
@@ -195,9 +200,9 @@ def absent(files, shown):
 
 
 def everything_absent(wildcards):
-    files = [PIPELINE.config, PIPELINE.tasks, PIPELINE.augmentations, *records()]
-    files += [*PIPELINE.figure_files(), *PIPELINE.table_files(), *finished(wildcards)]
-    return absent(map(str, files), PIPELINE.table_files()[0])
+    files = [LAYOUT.config, LAYOUT.tasks, LAYOUT.augmentations, *records()]
+    files += [*LAYOUT.figure_files(), *LAYOUT.table_files(), *finished(wildcards)]
+    return absent(map(str, files), LAYOUT.table_files()[0])
 
 
 def records(members=STUDY.experiments):
@@ -219,22 +224,22 @@ def of_experiment(wildcards):
 
 
 def files_of_experiment(mine):
-    baseline = [str(PIPELINE.folder(r) / "run.json") for r in PIPELINE.baseline(mine)]
+    baseline = [str(LAYOUT.folder(r) / "run.json") for r in LAYOUT.baseline(mine)]
     metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
     own = [
-        *files_of(going(PIPELINE.runs(experiment=mine))),
+        *files_of(going(LAYOUT.runs(experiment=mine))),
         *(
-            str(PIPELINE.verdict(r.experiment, r.seed))
-            for r in PIPELINE.runs("overfit", mine)
+            str(LAYOUT.verdict(r.experiment, r.seed))
+            for r in LAYOUT.runs("overfit", mine)
         ),
-        *scores_of(going(PIPELINE.scored(mine))),
+        *scores_of(going(LAYOUT.scored(mine))),
     ]
     return list(dict.fromkeys([*own, *baseline, *metrics]))
 
 
 def figure(name):
     """One figure in all formats; the first goes into the report."""
-    first, *rest = [path for path in PIPELINE.figure_files() if Path(path).stem == name]
+    first, *rest = [path for path in LAYOUT.figure_files() if Path(path).stem == name]
     shown = report(
         first,
         caption=f"../report/{name}.rst",

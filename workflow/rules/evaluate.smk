@@ -6,16 +6,16 @@ ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1
 rule evaluate:
     input:
         verdicts(),
-        lambda wildcards: scores_of(going(PIPELINE.scored())),
+        lambda wildcards: scores_of(going(LAYOUT.scored())),
     localrule: True
 
 
 # A part's file stays until all parts are gathered: when one fails, the others are not lost.
 rule evaluate_part:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
         temp(EVALUATION / PART_FILE),
     log:
@@ -29,16 +29,16 @@ rule evaluate_part:
         evaluation=evaluation_of,
         code=code_digest("etrm.evaluation.run"),
         script=code_of_script("evaluate_part"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate_part.py"
 
 
 rule evaluate_run:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -54,17 +54,17 @@ rule evaluate_run:
         evaluation=evaluation_of,
         code=code_digest("etrm.evaluation.run"),
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"
 
 
 rule evaluate_gather:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
-        parts=lambda wildcards: PIPELINE.part_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
+        parts=lambda wildcards: LAYOUT.part_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -78,6 +78,6 @@ rule evaluate_gather:
         evaluation=evaluation_of,
         code=code_digest("etrm.evaluation.run"),
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"

@@ -20,12 +20,12 @@ from etrm.storage.records import (
     read_score,
     read_verdict,
 )
-from etrm.study.doctor.finding import Finding, Study, remove
+from etrm.study.doctor.symptom import Study, Symptom, remove
 
 Reader = Callable[[Path], object]
 
 
-def damaged(study: Study, verify: bool) -> Iterator[Finding]:
+def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
     """Files that are there and cannot be used; `verify`: read weights and tables whole.
 
     Whatever is removed is restored from what is kept, or made anew, when the study is run again.
@@ -38,21 +38,21 @@ def damaged(study: Study, verify: bool) -> Iterator[Finding]:
         except (DamagedFileError, TableError) as error:
             text = str(error).rpartition("; ")[0]
             mend = f"{remove([path])} && {study.again()}"
-            yield Finding("damaged", text, mend, (str(path),))
+            yield Symptom("damaged", text, mend, (str(path),))
 
 
 def _files(study: Study, verify: bool) -> Iterator[tuple[Path, Reader]]:
-    pipeline = study.pipeline
-    yield pipeline.tasks, read_tasks if verify else _schema
-    yield pipeline.augmentations, read_augmentations if verify else _schema
-    for run in pipeline.runs():
-        folder = pipeline.folder(run)
+    layout = study.layout
+    yield layout.tasks, read_tasks if verify else _schema
+    yield layout.augmentations, read_augmentations if verify else _schema
+    for run in layout.runs():
+        folder = layout.folder(run)
         yield folder / "run.json", lambda path: read_run(path.parent)
         yield folder / "metrics.parquet", _metrics if verify else _schema
         yield folder / "model.safetensors", _weights if verify else _names_of_weights
         yield folder / "verdict.json", read_verdict
-    for run in pipeline.scored():
-        for path in map(Path, pipeline.score_files(run)):
+    for run in layout.scored():
+        for path in map(Path, layout.score_files(run)):
             if path.suffix == ".parquet":
                 yield path, read_predictions if verify else _schema
             elif path.name == "score.json":

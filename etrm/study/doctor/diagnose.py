@@ -12,8 +12,8 @@ from typing import Any
 
 from etrm.config.load import read_study
 from etrm.study.doctor import damage, jobs, orphans, results, workflow
-from etrm.study.doctor.finding import KINDS, NOTE, Finding, Study
-from etrm.study.layout import Pipeline
+from etrm.study.doctor.symptom import KINDS, NOTE, Study, Symptom
+from etrm.study.layout import Layout
 from etrm.study.status import StudyStatus
 
 ADVICE = "On a cluster, give Snakemake the options that the study was started with as well."
@@ -24,8 +24,8 @@ class Diagnosis:
     """All that was found in a study."""
 
     study: str
-    findings: tuple[Finding, ...]  # the most urgent first
-    notes: tuple[Finding, ...]  # what needs no mending
+    findings: tuple[Symptom, ...]  # the most urgent first
+    notes: tuple[Symptom, ...]  # what needs no mending
 
     @property
     def code(self) -> int:
@@ -50,7 +50,7 @@ class Diagnosis:
         return "\n".join([*lines, end])
 
 
-def _lines(findings: Iterable[Finding]) -> Iterator[str]:
+def _lines(findings: Iterable[Symptom]) -> Iterator[str]:
     for finding in findings:
         yield f"  {finding.what}"
         if finding.mend is not None:
@@ -62,21 +62,21 @@ def diagnose(configfile: str, verify: bool = False) -> Diagnosis:
 
     Raises `ConfigError` where there is no such study.
     """
-    study = Study(Pipeline(read_study(configfile)), configfile, Path.cwd().resolve())
+    study = Study(Layout(read_study(configfile)), configfile, Path.cwd().resolve())
     found = sorted(_findings(study, verify), key=lambda f: (NOTE, *KINDS).index(f.kind))
     notes = tuple(f for f in found if f.kind == NOTE)
-    return Diagnosis(study.pipeline.study.study, tuple(f for f in found if f.kind != NOTE), notes)
+    return Diagnosis(study.layout.study.study, tuple(f for f in found if f.kind != NOTE), notes)
 
 
-def _findings(study: Study, verify: bool) -> Iterator[Finding]:
-    status, watching, submitted = StudyStatus(study.pipeline), workflow.drivers(study), []
+def _findings(study: Study, verify: bool) -> Iterator[Symptom]:
+    status, watching, submitted = StudyStatus(study.layout), workflow.drivers(study), []
     try:
         submitted = jobs.slurm_jobs(study)
     except jobs.SqueueError as error:
-        yield Finding(NOTE, f"SLURM jobs were not looked at: squeue gave no answer ({error})")
+        yield Symptom(NOTE, f"SLURM jobs were not looked at: squeue gave no answer ({error})")
     live = jobs.live_runs(study, submitted)
     for driver in watching:
-        yield Finding(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
+        yield Symptom(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
     yield from jobs.stuck(submitted)
     yield from jobs.unwatched(study, submitted, watching)
     yield from jobs.leases(study, status, submitted, watching)

@@ -13,7 +13,7 @@ from etrm.errors import UserError
 from etrm.runtime.lock_holder import Holder, all_holders, who
 from etrm.runtime.process import runs_here
 from etrm.runtime.run_lock import SILENCE_SECONDS
-from etrm.study.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
+from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, listed, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
 from etrm.study.status import StudyStatus
@@ -71,13 +71,13 @@ def slurm_jobs(study: Study) -> list[SlurmJob]:
     ]
 
 
-def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
+def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Symptom]:
     """Jobs that wait for what they will never get; Snakemake waits with them."""
     for reason in NEVER:
         waiting = [job for job in jobs if job.state == "PENDING" and job.reason == reason]
         if waiting:
             cancel = shlex.join(["scancel", *(job.id for job in waiting)])
-            yield Finding(
+            yield Symptom(
                 "stuck jobs",
                 f"{listed(map(str, waiting))} will never start ({reason}): change what it asks for"
                 " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again",
@@ -88,7 +88,7 @@ def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
 
 def unwatched(
     study: Study, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
-) -> Iterator[Finding]:
+) -> Iterator[Symptom]:
     """SLURM jobs whose Snakemake is gone; they go on, and their results are used."""
     ids = {driver.run_id for driver in watching}
     left = [job for job in jobs if not watching or (None not in ids and job.name not in ids)]
@@ -96,7 +96,7 @@ def unwatched(
         return
     cancel = shlex.join(["scancel", *(job.id for job in left)])
     count = "1 SLURM job runs" if len(left) == 1 else f"{len(left)} SLURM jobs run"
-    yield Finding(
+    yield Symptom(
         "orphaned jobs",
         f"{count} that no Snakemake on this machine watches:"
         f" {listed(map(str, left))}. Started again, the study takes over what they train where"
@@ -108,22 +108,22 @@ def unwatched(
 
 def leases(
     study: Study, status: StudyStatus, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
-) -> Iterator[Finding]:
+) -> Iterator[Symptom]:
     """Who has the lease on which run: those that live are noted."""
     ids = {job.id for job in jobs}
-    runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.pipeline.runs()}
-    for name, holder in all_holders(study.pipeline.state):
+    runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.layout.runs()}
+    for name, holder in all_holders(study.layout.state):
         process, run = who(holder.record), runs.get(name)
         silent = _dead(holder, ids)
         if silent is None:
             text = f"{name} is trained by {process} since {holder.record['began']}"
             text += "" if run is None or _is_of_today(holder, run, status) else OTHER
             text += "" if watching else UNWATCHED
-            yield Finding(NOTE, text, names=(name,))
+            yield Symptom(NOTE, text, names=(name,))
             continue
         done = run is None or not status.run(run).missing
         mend = remove([holder.path.parent]) if done else study.again()
-        yield Finding("leases", f"{process} still has {name}, and {silent}", mend, (name,))
+        yield Symptom("leases", f"{process} still has {name}, and {silent}", mend, (name,))
 
 
 def _dead(holder: Holder, ids: set[str]) -> str | None:
@@ -146,5 +146,5 @@ def _is_of_today(holder: Holder, run: Run, status: StudyStatus) -> bool:
 def live_runs(study: Study, jobs: Sequence[SlurmJob]) -> dict[str, str]:
     """Key of the run that each live process trains, by the name of the run."""
     ids = {job.id for job in jobs}
-    holders = all_holders(study.pipeline.state)
+    holders = all_holders(study.layout.state)
     return {name: h.record["key"] for name, h in holders if _dead(h, ids) is None}

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from etrm.runtime.lock_holder import LEASES
-from etrm.study.doctor.finding import Finding, Study, lasting, listed, remove, weighed
 from etrm.study.doctor.results import name_of
+from etrm.study.doctor.symptom import Study, Symptom, lasting, listed, remove, weighed
 from etrm.study.layout import Run
 from etrm.study.status import STATES, StudyStatus
 
@@ -19,13 +19,13 @@ TEMPORARY_SECONDS = 600.0
 CAUTION = "another study file with the same name of study may have it"
 
 
-def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
+def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Symptom]:
     """States that no run goes on from; `live`: keys of runs that processes train now."""
-    keys = {run: status.key(run) for run in study.pipeline.runs()}
+    keys = {run: status.key(run) for run in study.layout.runs()}
     unknown = [name_of(run) for run, key in keys.items() if key is None]
     runs = {key[:16]: run for run, key in keys.items() if key is not None}
     used = {key[:16] for key in live}
-    for folder in sorted(study.pipeline.state.glob("*")):
+    for folder in sorted(study.layout.state.glob("*")):
         if folder.name in (LEASES, FINISHED) or folder.name in used or not folder.is_dir():
             continue
         run = runs.get(folder.name)
@@ -33,10 +33,10 @@ def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator
             yield _orphan(study, folder, unknown)
         elif not status.run(run).missing and not status.run(run).differences():
             text = f"{_described(folder)} is of {name_of(run)}, which is finished"
-            yield Finding("orphaned files", text, remove([folder]), (str(folder),))
+            yield Symptom("orphaned files", text, remove([folder]), (str(folder),))
 
 
-def _orphan(study: Study, folder: Path, unknown: list[str]) -> Finding:
+def _orphan(study: Study, folder: Path, unknown: list[str]) -> Symptom:
     """A state of no run that is known; it is not to be removed while it may be of one."""
     text = f"{_described(folder)} is of no run that the study has today"
     if unknown:
@@ -44,9 +44,9 @@ def _orphan(study: Study, folder: Path, unknown: list[str]) -> Finding:
             f", or of {listed(unknown)}, which cannot be told before their tables and first"
             " weights are there: make these first"
         )
-        return Finding("orphaned files", text, study.again(), (str(folder),))
+        return Symptom("orphaned files", text, study.again(), (str(folder),))
     text += ": its configuration, code, data or first weights are no more"
-    return Finding("orphaned files", text, remove([folder]), (str(folder),))
+    return Symptom("orphaned files", text, remove([folder]), (str(folder),))
 
 
 def _described(folder: Path) -> str:
@@ -56,14 +56,14 @@ def _described(folder: Path) -> str:
     return f"{folder} ({step}{size}, written {lasting(time.time() - written)} ago)"
 
 
-def strangers(study: Study) -> Iterator[Finding]:
+def strangers(study: Study) -> Iterator[Symptom]:
     """Results of experiments, stages and seeds that the study does not have."""
     gone: dict[str, list[Path]] = {}
-    experiments, known = study.pipeline.study.experiments, set(_known(study))
-    for experiment, path in _results(study.pipeline.root):
+    experiments, known = study.layout.study.experiments, set(_known(study))
+    for experiment, path in _results(study.layout.root):
         if experiment not in experiments:
             gone.setdefault(f"experiment {experiment}", []).append(path)
-    for experiment, place, path in _parts(study.pipeline.root):
+    for experiment, place, path in _parts(study.layout.root):
         if experiment in experiments and (experiment, place) not in known:
             gone.setdefault(f"{experiment}/{place}", []).append(path)
     for name, paths in gone.items():
@@ -72,14 +72,14 @@ def strangers(study: Study) -> Iterator[Finding]:
             f"{name} is not in {study.configfile}, but has results ({size}, written"
             f" {lasting(time.time() - written)} ago); {CAUTION}"
         )
-        yield Finding("orphaned files", text, remove(paths), tuple(map(str, paths)))
+        yield Symptom("orphaned files", text, remove(paths), tuple(map(str, paths)))
 
 
 def _known(study: Study) -> Iterator[tuple[str, str]]:
     """Experiment, and stage with seed, of all runs and evaluations."""
-    for run in study.pipeline.runs():
+    for run in study.layout.runs():
         yield run.experiment, _place(run, run.stage)
-    for run in study.pipeline.scored():
+    for run in study.layout.scored():
         yield run.experiment, _place(run, "evaluation")
 
 
@@ -105,13 +105,13 @@ def _parts(root: Path) -> Iterator[tuple[str, str, Path]]:
         yield folder.parts[-2], f"evaluation/{folder.name}", folder
 
 
-def temporaries(study: Study) -> Iterator[Finding]:
+def temporaries(study: Study) -> Iterator[Symptom]:
     """What processes that were killed while they wrote have left."""
     before = time.time() - TEMPORARY_SECONDS
-    left = [path for path in _temporaries(study.pipeline.root) if weighed([path])[1] < before]
+    left = [path for path in _temporaries(study.layout.root) if weighed([path])[1] < before]
     if left:
         text = f"{len(left)} files that were being written when their process was killed"
-        yield Finding(
+        yield Symptom(
             "orphaned files",
             f"{text} ({weighed(left)[0]})",
             remove(left),

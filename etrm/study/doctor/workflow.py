@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etrm.runtime.process import PROC
-from etrm.study.doctor.finding import DEFAULT, Finding, Study, lasting
+from etrm.study.doctor.symptom import DEFAULT, Study, Symptom, lasting
 
 FOLDER = ".snakemake"
 # Options of a process that is one of Snakemake's jobs, or runs none.
@@ -78,9 +78,9 @@ def _run_id(study: Study) -> str | None:
     return rest.split()[0] if found else None
 
 
-def locks(study: Study) -> Iterator[Finding]:
+def locks(study: Study) -> Iterator[Symptom]:
     """Locks of a Snakemake that is gone; `study` has no driver."""
-    root = f"{study.pipeline.root}/"
+    root = f"{study.layout.root}/"
     files = [
         file
         for file in (study.folder / FOLDER / "locks").glob("*.lock")
@@ -92,7 +92,7 @@ def locks(study: Study) -> Iterator[Finding]:
     if not files:
         return
     age = lasting(time.time() - max(file.stat().st_mtime for file in files))
-    yield Finding(
+    yield Symptom(
         "locked",
         f"locked for {age} by a Snakemake that does not run on {socket.gethostname()}; one on"
         " another machine cannot be seen from here, so look there first",
@@ -101,14 +101,14 @@ def locks(study: Study) -> Iterator[Finding]:
     )
 
 
-def marks(study: Study) -> Iterator[Finding]:
+def marks(study: Study) -> Iterator[Symptom]:
     """Outputs that were being made when a Snakemake was killed; `study` has no driver."""
     marked: dict[Path, list[str]] = {}
     for output in sorted(_marked(study.folder / FOLDER / "incomplete")):
-        if output.is_relative_to(study.pipeline.root) and (study.folder / output).exists():
+        if output.is_relative_to(study.layout.root) and (study.folder / output).exists():
             marked.setdefault(output.parent, []).append(output.name)
     for folder, names in marked.items():
-        yield Finding(
+        yield Symptom(
             "incomplete",
             f"{folder} was being made when Snakemake ended: {', '.join(names)} may be incomplete",
             study.again(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from etrm.config.load import plain
 from etrm.config.registry import context_options
 from etrm.config.study import EpisodesConfig, HaltingConfig, ModelConfig, RunConfig
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.measured import Device, Measured, Row, evaluation_kind, training_kind
 from etrm.study.plan.sizes import Sizes
@@ -36,7 +36,7 @@ class Cost:
 class Costs:
     """Expected hours of a study's stages on a device."""
 
-    pipeline: Pipeline
+    layout: Layout
     sizes: Sizes
     device: Device | None
     measured: Sequence[Measured] = ()
@@ -48,7 +48,7 @@ class Costs:
         return self._evaluation(entry) if entry.stage == "evaluate" else self._training(entry)
 
     def _training(self, entry: Entry) -> Cost:
-        config = self.pipeline.config_of(entry.run)
+        config = self.layout.config_of(entry.run)
         train, steps = config.train, max(0, config.train.steps - entry.step)
         early = train.target_exact_accuracy is not None or train.stop_on_health
         found = self._of_runs(entry.experiment, entry.stage, training_kind(plain(config)))
@@ -70,11 +70,11 @@ class Costs:
         return times * train.eval_episodes * _seconds(row, config.halting)
 
     def _evaluation(self, entry: Entry) -> Cost:
-        experiment = self.pipeline.study.experiments[entry.experiment]
+        experiment = self.layout.study.experiments[entry.experiment]
         stage = experiment.scored_stage
         assert stage is not None  # only what is scored has such an entry
-        config = self.pipeline.config_of(Run(entry.experiment, stage, entry.seed))
-        samples = self.sizes.predictions(experiment, self.pipeline.study.data.variants)
+        config = self.layout.config_of(Run(entry.experiment, stage, entry.seed))
+        samples = self.sizes.predictions(experiment, self.layout.study.data.variants)
         if samples is None:
             return Cost()
         kind = evaluation_kind(plain(config), plain(experiment.evaluation))

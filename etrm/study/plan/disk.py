@@ -12,7 +12,7 @@ from typing import Any
 
 from etrm.config.registry import context_source
 from etrm.config.study import ModelConfig, RunConfig
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.sizes import Sizes
 
@@ -35,26 +35,26 @@ class Disk:
     free: int  # where it is
 
 
-def disk_of(pipeline: Pipeline, entries: Iterable[Entry], sizes: Sizes) -> Disk:
+def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
     """Estimates from the numbers of parameters; a file with several names counts once."""
     write = state = 0
     for entry in entries:
         if not entry.job or entry.kept or entry.stage == "gate":
             continue
         if entry.stage == "evaluate":
-            experiment = pipeline.study.experiments[entry.experiment]
-            rows = sizes.predictions(experiment, pipeline.study.data.variants) or 0
+            experiment = layout.study.experiments[entry.experiment]
+            rows = sizes.predictions(experiment, layout.study.data.variants) or 0
             write += round(rows * (sizes.cells + ROW))
             continue
-        trained, table = parameters(pipeline.config_of(entry.run), pipeline, sizes)
+        trained, table = parameters(layout.config_of(entry.run), layout, sizes)
         write += FLOAT * (2 * trained + table)
         state = max(state, STATES * FLOAT * (COPIES * trained + table))
-    return Disk(write, state, used(pipeline.root), free(pipeline.root))
+    return Disk(write, state, used(layout.root), free(layout.root))
 
 
-def parameters(run: RunConfig, pipeline: Pipeline, sizes: Sizes) -> tuple[int, int]:
+def parameters(run: RunConfig, layout: Layout, sizes: Sizes) -> tuple[int, int]:
     """Trained parameters, and numbers in a table of embeddings (of which there is no average)."""
-    puzzles = sizes.puzzles(run, pipeline.study.data.variants)
+    puzzles = sizes.puzzles(run, layout.study.data.variants)
     return _count(run.model, run.context, puzzles if run.context.source == "embedding" else 1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
 from etrm.study.status import Status, StudyStatus
 
@@ -37,11 +37,11 @@ class Entry:
         return Run(self.experiment, self.stage, self.seed)
 
 
-def entries_of(pipeline: Pipeline, jobs: Jobs, status: StudyStatus) -> list[Entry]:
+def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
     """All stages in the order of the configuration."""
-    of = _Entries(pipeline, jobs, status)
+    of = _Entries(layout, jobs, status)
     found = []
-    for name, config in pipeline.study.experiments.items():
+    for name, config in layout.study.experiments.items():
         stages = ["pretrain"] if config.is_trm else ["overfit", "gate", "full"]
         stages += ["evaluate"] * (config.scored_stage is not None)
         for seed in config.seeds:
@@ -50,8 +50,8 @@ def entries_of(pipeline: Pipeline, jobs: Jobs, status: StudyStatus) -> list[Entr
 
 
 class _Entries:
-    def __init__(self, pipeline: Pipeline, jobs: Jobs, status: StudyStatus) -> None:
-        self.pipeline, self.status = pipeline, status
+    def __init__(self, layout: Layout, jobs: Jobs, status: StudyStatus) -> None:
+        self.layout, self.status = layout, status
         self.jobs = jobs.runs()
         self.data = any(job.rule in ("tasks", "augment") for job in jobs.jobs)
 
@@ -86,29 +86,29 @@ class _Entries:
         return self.status.score(self._scored(experiment, seed))
 
     def _scored(self, experiment: str, seed: int) -> Run:
-        stage = self.pipeline.study.experiments[experiment].scored_stage
+        stage = self.layout.study.experiments[experiment].scored_stage
         assert stage is not None  # only stages that there are have an entry
         return Run(experiment, stage, seed)
 
     def _stopped(self, experiment: str, seed: int) -> bool:
         """Has its gate stopped it, as far as is known? Snakemake plans by the same answer."""
-        is_trm = self.pipeline.study.experiments[experiment].is_trm
-        return not is_trm and not self.pipeline.projected(experiment, seed)
+        is_trm = self.layout.study.experiments[experiment].is_trm
+        return not is_trm and not self.layout.projected(experiment, seed)
 
     def _undecided(self, experiment: str, seed: int) -> bool:
-        if self.pipeline.study.experiments[experiment].is_trm:
+        if self.layout.study.experiments[experiment].is_trm:
             return False
         return any((experiment, stage, seed) in self.jobs for stage in ("overfit", "gate"))
 
     def _verdict(self, experiment: str, seed: int) -> str:
-        path = self.pipeline.verdict(experiment, seed)
+        path = self.layout.verdict(experiment, seed)
         verdict = read_verdict(path)
-        gate = self.pipeline.study.experiments[experiment].gate
+        gate = self.layout.study.experiments[experiment].gate
         return describe({**verdict, "threshold": gate.exact_accuracy, "passed": False})
 
     def _gate(self, experiment: str, seed: int, job: Job | None) -> Entry:
         if job is None:
-            if self.pipeline.verdict(experiment, seed).is_file():
+            if self.layout.verdict(experiment, seed).is_file():
                 return Entry(experiment, "gate", seed, "done")
             return Entry(experiment, "gate", seed, "stale", ("verdict.json is missing",))
         why = [NEVER_RUN] if NEVER_MADE in job.why else _own(job.why)
@@ -131,7 +131,7 @@ class _Entries:
         if status.kept and not self.data:
             return [*status.differences(), TAKEN_BACK]
         if status.step is not None and not self.data:
-            steps = self.pipeline.config_of(Run(experiment, stage, seed)).train.steps
+            steps = self.layout.config_of(Run(experiment, stage, seed)).train.steps
             return [f"interrupted at step {status.step:,} of {steps:,}, goes on"]
         if not status.exists:
             return [NEVER_RUN]
@@ -147,7 +147,7 @@ class _Entries:
             run = self._scored(experiment, seed)
             again = (experiment, run.stage, seed) in self.jobs
             return ["its run runs again"] if again else []
-        parent = self.pipeline.parent(Run(experiment, stage, seed))
+        parent = self.layout.parent(Run(experiment, stage, seed))
         if parent is not None and (parent.experiment, parent.stage, parent.seed) in self.jobs:
             return [f"its parent {parent.experiment} runs again"]
         if stage == "full" and (experiment, "overfit", seed) in self.jobs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import PlanError
 from etrm.study.status import StudyStatus
 
@@ -50,10 +50,10 @@ class Device:
         return "GPU-hours" if self.gpu else f"hours on {slug(self.name)}"
 
 
-def measured(pipeline: Pipeline, status: StudyStatus) -> Iterator[Measured]:
+def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
     """Every finished run and evaluation that says how long it took."""
-    scored = set(pipeline.scored())
-    for run in pipeline.runs():
+    scored = set(layout.scored())
+    for run in layout.runs():
         record = status.run(run).record
         if record is None:
             continue

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from etrm.config.load import read_study
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 from etrm.study.plan.cost import Cost, Costs
 from etrm.study.plan.disk import Disk, disk_of
 from etrm.study.plan.entries import STAGES, STATES, Entry, entries_of
@@ -29,7 +29,7 @@ class Plan:
     """All that is known; `stages` may be a selection, everything else is of the whole study."""
 
     configfile: str
-    pipeline: Pipeline
+    layout: Layout
     jobs: Jobs
     stages: tuple[tuple[Entry, Cost], ...]
     device: Device | None
@@ -48,9 +48,9 @@ class Plan:
 
         Raises `PlanError` for one that fits none of the study's.
         """
-        known = self.pipeline.study.experiments
+        known = self.layout.study.experiments
         _refuse("experiment", experiments, list(known))
-        _refuse("--group", groups, list(self.pipeline.groups()))
+        _refuse("--group", groups, list(self.layout.groups()))
         _refuse("--stage", stages, STAGES)
         _refuse("--state", states, STATES)
         kept = tuple(
@@ -82,11 +82,11 @@ class Plan:
         - `disk`: bytes to `write`, of the largest `state`, `used` and `free`.
         - `notes`: what else is to be known.
         """
-        groups = {name: c.group for name, c in self.pipeline.study.experiments.items()}
+        groups = {name: c.group for name, c in self.layout.study.experiments.items()}
         return {
-            "study": self.pipeline.study.study,
+            "study": self.layout.study.study,
             "configfile": self.configfile,
-            "results": str(self.pipeline.root),
+            "results": str(self.layout.root),
             "stages": [
                 {
                     **asdict(entry),
@@ -121,18 +121,18 @@ def make_plan(configfile: str, gpu: str | None = None) -> Plan:
 
     Raises `ConfigError`, or `PlanError` where it cannot be planned.
     """
-    pipeline = Pipeline(read_study(configfile))
-    status = StudyStatus(pipeline)
-    found = list(measured(pipeline, status))
+    layout = Layout(read_study(configfile))
+    status = StudyStatus(layout)
+    found = list(measured(layout, status))
     device = chosen(devices(found), gpu)
     jobs = snakemake_jobs(configfile)
-    entries = entries_of(pipeline, jobs, status)
-    sizes = sizes_of(pipeline, again=any(job.rule == "tasks" for job in jobs.jobs))
-    costs = Costs(pipeline, sizes, device, found)
+    entries = entries_of(layout, jobs, status)
+    sizes = sizes_of(layout, again=any(job.rule == "tasks" for job in jobs.jobs))
+    costs = Costs(layout, sizes, device, found)
     stages = tuple((entry, costs.of(entry)) for entry in entries)
-    notes = [*sizes.missing, *_notes(pipeline, jobs, stages)]
-    disk = disk_of(pipeline, entries, sizes)
-    return Plan(configfile, pipeline, jobs, stages, device, disk, tuple(notes))
+    notes = [*sizes.missing, *_notes(layout, jobs, stages)]
+    disk = disk_of(layout, entries, sizes)
+    return Plan(configfile, layout, jobs, stages, device, disk, tuple(notes))
 
 
 def hours(stages: Sequence[tuple[Entry, Cost]]) -> float:
@@ -149,7 +149,7 @@ def by_measurement(stages: Sequence[tuple[Entry, Cost]]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _notes(pipeline: Pipeline, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]]) -> list[str]:
+def _notes(layout: Layout, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]]) -> list[str]:
     notes = []
     if jobs.locked:
         notes.append(
@@ -158,7 +158,7 @@ def _notes(pipeline: Pipeline, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]])
         )
     stale = [entry for entry, _ in stages if entry.state == "stale"]
     if stale:
-        file = _files(pipeline, stale[0])[0]
+        file = _files(layout, stale[0])[0]
         notes.append(
             f"{len(stale)} stale: not what today's configuration and code give, but Snakemake keeps"
             f" them in this plan. Should they still be stale when it has run, force them:"
@@ -173,12 +173,12 @@ def _notes(pipeline: Pipeline, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]])
     return notes
 
 
-def _files(pipeline: Pipeline, entry: Entry) -> list[str]:
+def _files(layout: Layout, entry: Entry) -> list[str]:
     if entry.stage == "gate":
-        return [str(pipeline.verdict(entry.experiment, entry.seed))]
+        return [str(layout.verdict(entry.experiment, entry.seed))]
     if entry.stage == "evaluate":
-        return pipeline.score_files(entry.run)
-    return pipeline.run_files(entry.run)
+        return layout.score_files(entry.run)
+    return layout.run_files(entry.run)
 
 
 def _fits(name: str, globs: Sequence[str]) -> bool:

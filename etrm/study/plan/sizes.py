@@ -9,7 +9,7 @@ from pathlib import Path
 from etrm.config.study import DataConfig, ExperimentConfig, RunConfig
 from etrm.data.prepare import choose_tasks
 from etrm.data.tables import TaskRecord, read_tasks
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Sizes:
         return min(tasks, limits[0]) * min(variants, limits[1])
 
 
-def sizes_of(pipeline: Pipeline, again: bool) -> Sizes:
+def sizes_of(layout: Layout, again: bool) -> Sizes:
     """Sizes of a study; `again`: its tables are made again, so that they say nothing.
 
     Sources that are missing are left out: what is counted is then a lower bound of training.
     """
-    data = pipeline.study.data
+    data = layout.study.data
     missing = _missing(data)
     try:
-        if not again and pipeline.tasks.is_file():
-            return _counted(read_tasks(pipeline.tasks), missing=())
+        if not again and layout.tasks.is_file():
+            return _counted(read_tasks(layout.tasks), missing=())
         there = [tuple(n for n in names if n not in missing) for names in _named(data)]
         records, _ = choose_tasks(replace(data, training=there[0], evaluation=there[1]))
     except (ValueError, OSError):  # the stage `tasks` says what is wrong with them

@@ -58,16 +58,14 @@ def render(plan: Plan, width: int, every: bool = False) -> str:
         lines = _lines(stages)
         folded = [[line] for line in lines] if every or plan.selected else _folded(lines)
         rows += [_row(same, indented=len(groups) > 1) for same in folded]
-    text = [
-        f"Study {plan.pipeline.study.study} ({plan.configfile}), results in {plan.pipeline.root}"
-    ]
+    text = [f"Study {plan.layout.study.study} ({plan.configfile}), results in {plan.layout.root}"]
     text += ["", *aligned(head, rows, width)] if rows else ["", "nothing is selected"]
     text += ["", *wrapped(_others(plan), width), *_totals(plan, width)]
     return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in text)
 
 
 def _groups(plan: Plan) -> dict[str, list[tuple[Entry, Cost]]]:
-    experiments = plan.pipeline.study.experiments
+    experiments = plan.layout.study.experiments
     found: dict[str, list[tuple[Entry, Cost]]] = {}
     for entry, cost in plan.stages:
         found.setdefault(experiments[entry.experiment].group or "", []).append((entry, cost))

@@ -12,12 +12,12 @@ from etrm.cli import main
 from etrm.config.load import load_study, plain
 from etrm.config.schema import ConfigError
 from etrm.study.gate import GateError, describe, judge, require_passed
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 SMALL = {"width": 16, "heads": 2}
 
 
-def study(tmp_path: Path, **etrm: Any) -> Pipeline:
+def study(tmp_path: Path, **etrm: Any) -> Layout:
     document = {
         "study": "s",
         "results": str(tmp_path),
@@ -28,7 +28,7 @@ def study(tmp_path: Path, **etrm: Any) -> Pipeline:
             "etrm": {"decoder": {"init": "strict"}, "seeds": [0, 4], **etrm},
         },
     }
-    return Pipeline(load_study(document))
+    return Layout(load_study(document))
 
 
 def verdict(exact: float = 0.95, findings: list[tuple[str, str]] | None = None) -> dict[str, Any]:
@@ -45,26 +45,26 @@ def verdict(exact: float = 0.95, findings: list[tuple[str, str]] | None = None) 
 
 
 def test_runs_and_what_is_scored(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    assert pipeline.runs("pretrain") == [
+    layout = study(tmp_path)
+    assert layout.runs("pretrain") == [
         Run("trm", "pretrain", 0),
         Run("strict", "pretrain", 3),
         Run("strict", "pretrain", 4),
     ]
-    assert pipeline.runs("full") == [Run("etrm", "full", 0), Run("etrm", "full", 4)]
+    assert layout.runs("full") == [Run("etrm", "full", 0), Run("etrm", "full", 4)]
     # A strict table of embeddings has no row for a held-out task, so it cannot be scored.
-    assert {run.experiment for run in pipeline.scored()} == {"trm", "etrm"}
+    assert {run.experiment for run in layout.scored()} == {"trm", "etrm"}
 
 
 def test_a_parent_depends_on_no_other_seed_of_it(tmp_path: Path) -> None:
     """More seeds of a pretraining retrain no child that is there."""
-    pipeline = study(tmp_path)
-    assert pipeline.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 3)
-    assert pipeline.parent(Run("etrm", "full", 0)) == Run("strict", "pretrain", 3)
-    assert pipeline.parent(Run("trm", "pretrain", 0)) is None
+    layout = study(tmp_path)
+    assert layout.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 3)
+    assert layout.parent(Run("etrm", "full", 0)) == Run("strict", "pretrain", 3)
+    assert layout.parent(Run("trm", "pretrain", 0)) is None
     same = {"init": "strict", "init_seed": "same"}
-    pipeline = study(tmp_path, decoder=same, seeds=[4])
-    assert pipeline.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 4)
+    layout = study(tmp_path, decoder=same, seeds=[4])
+    assert layout.parent(Run("etrm", "overfit", 4)) == Run("strict", "pretrain", 4)
     with pytest.raises(ConfigError, match="'strict' has no seed 0, 5, expected first, or these"):
         study(tmp_path, decoder=same, seeds=[0, 4, 5])
 
@@ -125,25 +125,25 @@ def test_describe_names_warnings_only_where_nothing_failed() -> None:
 
 
 def test_projection_goes_by_the_verdict_on_todays_configuration(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
+    layout = study(tmp_path)
     run = Run("etrm", "overfit", 0)
-    assert pipeline.projected("etrm", 0), "nothing is known yet"
-    config = plain(pipeline.config_of(run))
-    write_run(pipeline.folder(run), config)
-    pipeline.verdict("etrm", 0).write_text(json.dumps({**verdict(0.7), "run_key": "k"}))
-    assert not pipeline.projected("etrm", 0)
+    assert layout.projected("etrm", 0), "nothing is known yet"
+    config = plain(layout.config_of(run))
+    write_run(layout.folder(run), config)
+    layout.verdict("etrm", 0).write_text(json.dumps({**verdict(0.7), "run_key": "k"}))
+    assert not layout.projected("etrm", 0)
     assert study(tmp_path, gate={"exact_accuracy": 0.6}).projected("etrm", 0)
     changed = study(tmp_path, halting={"max_steps": 3})
     assert changed.projected("etrm", 0), "the verdict is on another configuration"
-    write_run(pipeline.folder(run), config, key="another")
-    assert pipeline.projected("etrm", 0), "the verdict is on another run"
+    write_run(layout.folder(run), config, key="another")
+    assert layout.projected("etrm", 0), "the verdict is on another run"
 
 
 def test_only_sources_in_use_are_parameters(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    assert set(pipeline.data_params()["sources"]) == {"arc1_training", "arc1_evaluation"}
-    assert "variants" not in pipeline.data_params()
-    assert pipeline.source_files() == []
+    layout = study(tmp_path)
+    assert set(layout.data_params()["sources"]) == {"arc1_training", "arc1_evaluation"}
+    assert "variants" not in layout.data_params()
+    assert layout.source_files() == []
 
 
 def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

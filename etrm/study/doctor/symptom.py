@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 
 # Kinds of findings, the most urgent first: while something is locked, nothing else can be mended.
 KINDS = (
@@ -19,7 +19,7 @@ DEFAULT = "config/config.yaml"  # the study of a Snakemake that is not told whic
 
 
 @dataclass(frozen=True)
-class Finding:
+class Symptom:
     """One thing: what it is, and the command that mends it, none for what needs no mending."""
 
     kind: str
@@ -32,7 +32,7 @@ class Finding:
 class Study:
     """The study that is looked at, its configuration's file, and the folder of the workflow."""
 
-    pipeline: Pipeline
+    layout: Layout
     configfile: str
     folder: Path
 
