@@ -10,14 +10,8 @@ from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.storage.finished import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.layout import (
-    FIGURES,
-    PART_FILE,
-    TABLE_FORMATS,
-    ParentError,
-    Layout,
-    Run,
-)
+from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, Layout, Run
+from etrm.study.status import ParentError, StudyStatus, check_records
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, script_digest, train_code
@@ -30,6 +24,7 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 LAYOUT = Layout(STUDY)
+STATUS = StudyStatus(LAYOUT)
 ROOT = LAYOUT.root
 # Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
 # no parameters of any rule.
@@ -48,16 +43,20 @@ def run_code(run):
     return code_digest(*train_code(STUDY.experiments[run.experiment].context.source))
 
 
-# What the verdicts said of each full run as this process began (missing ones are counted on), whose
-# verdicts there were, and which full runs were what they would be today. Here, for what an input
-# function raises, Snakemake passes over where the output is there.
+# As this process began: whether each gate was open (without a verdict, a pass is expected), and
+# which full runs that had a verdict were up to date. Computed here, since Snakemake passes over
+# errors of input functions where the output exists.
 try:
     if workflow.is_main_process:
-        LAYOUT.check_files()
+        check_records(LAYOUT)
     GATED = [(r.experiment, r.seed) for r in LAYOUT.runs("overfit")]
-    PROJECTED = {run: LAYOUT.projected(*run) for run in GATED}
-    JUDGED = {run for run in GATED if LAYOUT.verdict(*run).is_file()}
-    CURRENT = {r for r in LAYOUT.runs("full") if LAYOUT.current(r, run_code(r))}
+    EXPECTED = {run: STATUS.gate_open(*run) for run in GATED}
+    UP_TO_DATE = {
+        run
+        for run in LAYOUT.runs("full")
+        if LAYOUT.verdict(run.experiment, run.seed).is_file()
+        and STATUS.run(run).up_to_date
+    }
 except (DamagedFileError, ParentError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -80,14 +79,14 @@ def run_of(wildcards, stage=None):
 
 
 def passed(experiment, seed):
-    """Does its full run start? By its verdict, or, while it is made, as was known before.
+    """Return whether its full run starts: by its verdict, or as expected while there is none.
 
-    Whoever asks depends on the verdict as well, which is a checkpoint, and asks again when it is
-    made. So a run begins with the jobs of its plan, and goes on by what it finds.
+    Input functions that ask depend on the verdict, which is a checkpoint, and are called again when
+    it is made. So a study starts with the jobs of its plan, and continues by the verdicts.
     """
-    verdict = LAYOUT.known_verdict(experiment, seed)
+    verdict = STATUS.verdict(experiment, seed)
     if verdict is None:
-        return PROJECTED[experiment, seed]
+        return EXPECTED[experiment, seed]
     return judge(verdict, STUDY.experiments[experiment].gate)
 
 
@@ -137,27 +136,26 @@ def parent_path_of(stage):
 
 
 def gate_of(wildcards):
-    """The verdict that a full run needs. One that was known to have failed before anything ran
-    stops it here: then somebody asks for its files by name.
+    """Return the verdict that a full run needs; raise where it was known to have failed before
+    anything ran, which happens only where its files are asked for by name.
 
-    `ancient` where the full run is what it would be today: a verdict that is made again, say for
-    a moved threshold, does not retrain. Not always: Snakemake does not look at the parameters of
-    a job below one that runs, so a changed run would be passed over behind an ancient verdict. Nor
-    for a verdict that is missing, which a plan cannot tell from one that may be another.
+    `ancient` where the full run is up to date: a verdict that is made again, say for a moved
+    threshold, does not retrain. Not for a stale one: Snakemake does not look at the parameters of
+    a job below one that runs, so it would be passed over behind an ancient verdict. Nor where the
+    verdict is missing, since the new one may differ.
     """
     experiment, seed = wildcards.experiment, int(wildcards.seed)
     path = LAYOUT.verdict(experiment, seed)
-    if not PROJECTED[experiment, seed] and not passed(experiment, seed):
+    if not EXPECTED[experiment, seed] and not passed(experiment, seed):
         try:
             require_passed(path, STUDY.experiments[experiment].gate)
         except GateError as error:
             raise WorkflowError(str(error)) from None
-    same = run_of(wildcards, "full") in CURRENT
-    return ancient(path) if same and (experiment, seed) in JUDGED else path
+    return ancient(path) if run_of(wildcards, "full") in UP_TO_DATE else path
 
 
 def origin_of(stage):
-    return lambda wildcards: LAYOUT.origin(run_of(wildcards, stage)) or ""
+    return lambda wildcards: STATUS.outside_weights(run_of(wildcards, stage)) or ""
 
 
 def written_config(wildcards):

@@ -1,4 +1,4 @@
-"""Files of a study that are damaged: everything that a stage or a report would read."""
+"""Damaged files of a study: every file that a stage or a report would read."""
 
 from __future__ import annotations
 
@@ -26,27 +26,24 @@ Reader = Callable[[Path], object]
 
 
 def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
-    """Files that are there and cannot be used; `verify`: read weights and tables whole.
+    """Yield files that cannot be used; `verify`: read weights and tables to their end.
 
-    Whatever is removed is restored from what is kept, or made anew, when the study is run again.
+    A removed file is restored from the cache, or made again, when the study is run.
     """
     for path, read in _files(study, verify):
-        if not path.is_file():
-            continue
         try:
-            read(path)
+            if path.is_file():
+                read(path)
         except (DamagedFileError, TableError) as error:
-            text = str(error).rpartition("; ")[0]
-            mend = f"{remove([path])} && {study.again()}"
-            yield Symptom("damaged", text, mend, (str(path),))
+            text = str(error).rpartition("; ")[0]  # without its own advice
+            yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
 
 
 def _files(study: Study, verify: bool) -> Iterator[tuple[Path, Reader]]:
     layout = study.layout
     yield layout.tasks, read_tasks if verify else _schema
     yield layout.augmentations, read_augmentations if verify else _schema
-    for run in layout.runs():
-        folder = layout.folder(run)
+    for folder in map(layout.folder, layout.runs()):
         yield folder / "run.json", lambda path: read_run(path.parent)
         yield folder / "metrics.parquet", _metrics if verify else _schema
         yield folder / "model.safetensors", _weights if verify else _names_of_weights
@@ -55,20 +52,24 @@ def _files(study: Study, verify: bool) -> Iterator[tuple[Path, Reader]]:
         for path in map(Path, layout.score_files(run)):
             if path.suffix == ".parquet":
                 yield path, read_predictions if verify else _schema
-            elif path.name == "score.json":
+            elif path == layout.score(run):
                 yield path, read_score
             else:
                 yield path, lambda path: read_record(path, {}, "the submission of a run")
 
 
+def _metrics(path: Path) -> None:
+    read_metrics(path.parent)
+
+
 def _weights(path: Path) -> None:
-    """Read all of a run's weights; a damaged record is found where it is read."""
+    """Read weights to their end and compare their digest with the record, if that is readable."""
     try:
         record = read_run(path.parent)
-    except (DamagedFileError, FileNotFoundError):
-        return _names_of_weights(path)
-    check_weights(path.parent, record)
-    return None
+    except (DamagedFileError, FileNotFoundError):  # a symptom of its own
+        _names_of_weights(path)
+    else:
+        check_weights(path.parent, record)
 
 
 def _names_of_weights(path: Path) -> None:
@@ -81,13 +82,9 @@ def _names_of_weights(path: Path) -> None:
 
 
 def _schema(path: Path) -> None:
-    """Look at the end of a table alone, which is written last."""
+    """Read the end of a table alone, which is written last."""
     try:
         pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         found = f"no readable parquet file ({(str(error).splitlines() or ['empty'])[0]})"
         raise DamagedFileError(path, found, "a table of the study") from None
-
-
-def _metrics(path: Path) -> None:
-    read_metrics(path.parent)
