@@ -14,7 +14,7 @@ from typing import Any
 from etrm.arc.sources import task_files
 from etrm.config.load import names_file, plain, run_config
 from etrm.config.sources import SourceConfig
-from etrm.config.study import ExperimentConfig, RunConfig, StudyConfig
+from etrm.config.study import RunConfig, StudyConfig
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
@@ -56,32 +56,22 @@ class Layout:
         """Return all runs, or those of a stage or an experiment, in the order of the config."""
         return [
             Run(name, each, seed)
-            for name, config in self._experiments(experiment)
+            for name, config in self.study.experiments.items()
             for each in config.stage_names
             for seed in config.seeds
-            if stage in (None, each)
+            if stage in (None, each) and experiment in (None, name)
         ]
 
     def scored(self, experiment: str | None = None) -> list[Run]:
         """Return the runs whose weights are evaluated on held-out tasks."""
-        return [
-            Run(name, config.scored_stage, seed)
-            for name, config in self._experiments(experiment)
-            if config.scored_stage is not None
-            for seed in config.seeds
-        ]
-
-    def _experiments(self, name: str | None) -> list[tuple[str, ExperimentConfig]]:
-        experiments = self.study.experiments
-        return list(experiments.items()) if name is None else [(name, experiments[name])]
+        known, runs = self.study.experiments, self.runs(experiment=experiment)
+        return [run for run in runs if run.stage == known[run.experiment].scored_stage]
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of experiments by their group, in the order of the config."""
-        found: dict[str, list[str]] = {}
-        for name, config in self.study.experiments.items():
-            if config.group is not None:
-                found.setdefault(config.group, []).append(name)
-        return found
+        experiments = self.study.experiments.items()
+        groups = dict.fromkeys(c.group for _, c in experiments if c.group is not None)
+        return {group: [n for n, c in experiments if c.group == group] for group in groups}
 
     def config_of(self, run: Run) -> RunConfig:
         """Return the configuration that determines a run."""
@@ -134,10 +124,9 @@ class Layout:
 
     def parent_path(self, run: Run) -> Path | None:
         """Return the run folder, or the official checkpoint, of a run's first weights."""
-        parent = self.parent(run)
+        parent, init = self.parent(run), self.study.experiments[run.experiment].decoder.init
         if parent is not None:
             return self.folder(parent)
-        init = self.study.experiments[run.experiment].decoder.init
         return None if init is None else Path(init)
 
     def parent_files(self, run: Run) -> list[str]:

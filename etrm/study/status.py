@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from etrm.config.compare import changes, in_words
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
 from etrm.errors import UserError
+from etrm.storage import records
 from etrm.storage.digests import (
     code_digest,
     code_digests,
@@ -29,16 +30,6 @@ from etrm.storage.digests import (
 )
 from etrm.storage.files import file_digest
 from etrm.storage.finished import LIST, RUN_FILES, SCORE_FILES
-from etrm.storage.records import (
-    RUN,
-    SCORE,
-    DamagedFileError,
-    Keys,
-    read_record,
-    read_run,
-    read_score,
-    read_verdict,
-)
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
 
@@ -114,13 +105,11 @@ class StudyStatus:
     def _run(self, run: Run) -> Status:
         today, key = plain(self.layout.config_of(run)), self.key(run)
         code = train_code(today["context"]["source"])
-        files, missing, record = _read(self.layout.run_files(run), "run.json", RUN)
-        then, now = ((record or {}).get("init") or {}).get("sha256"), self.first_weights(run)
-        return Status(
-            record,
-            files,
-            missing,
-            **_compared(record, "config", today, code, self._tables()),
+        found = self._compared(self.layout.run_files(run), "run.json", today, code)
+        then = ((found.record or {}).get("init") or {}).get("sha256")
+        now = self.first_weights(run)
+        return replace(
+            found,
             origin="other first weights" if then and now and then != now else None,
             step=_newest_step(self.layout.state / key[:16]) if key else None,
             cached=bool(key and _cached(self.layout.cache(run, run.stage), key, RUN_FILES)),
@@ -130,21 +119,41 @@ class StudyStatus:
         """Return the status of a run's evaluation."""
         config, layout = self.layout.study.experiments[run.experiment], self.layout
         today, code = evaluation_settings(config.evaluation), score_code(config.context.source)
-        files, missing, record = _read(layout.score_files(run), "score.json", SCORE)
-        trained, tables = self.run(run).record, self._tables()
-        origin, cached = None, False
+        found = self._compared(layout.score_files(run), "score.json", today, code)
+        trained, record, origin = self.run(run).record, found.record, None
         if record is not None and trained is not None:
             weights = trained["weights_sha256"]
             if record["run_key"] != trained["key"]:
                 origin = "of another run"
             elif record.get("weights_sha256", weights) != weights:
                 origin = "of other weights"
-        key, own = self.key(run), self.weights(run)
+        key, own, cached = self.key(run), self.weights(run), False
         if key is not None and own is not None:
-            wanted = evaluation_key(today, key, own, list(tables.values()), code_digest(*code))
+            tables = list(self._tables().values())
+            wanted = evaluation_key(today, key, own, tables, code_digest(*code))
             cached = _cached(layout.cache(run, "evaluation"), wanted, SCORE_FILES) is not None
-        compared = _compared(record, "evaluation", today, code, tables)
-        return Status(record, files, missing, **compared, origin=origin, cached=cached)
+        return replace(found, origin=origin, cached=cached)
+
+    def _compared(
+        self, paths: Sequence[str], name: str, today: Mapping[str, Any], code: tuple[str, ...]
+    ) -> Status:
+        """Return files and record of a result, and how its settings, code and tables differ."""
+        there = tuple(Path(path).name for path in paths if Path(path).is_file())
+        missing = tuple(n for path in paths if (n := Path(path).name) not in there)
+        # The block of an evaluation is named as the study has it; that of a run is the whole.
+        keys, block, prefix = records.RUN, "config", ""
+        if name == "score.json":
+            keys, block, prefix = records.SCORE, "evaluation", "evaluation."
+        try:
+            record = records.read_record(Path(paths[0]).with_name(name), keys, "a record")
+        except (records.DamagedFileError, FileNotFoundError):
+            return Status(None, there, missing)
+        found = [(prefix + key, then, now) for key, then, now in changes(today, record[block])]
+        # Tags first: a tag, such as context.source, explains the other changes of its block.
+        found.sort(key=lambda change: change[0].rpartition(".")[2] not in TAGS)
+        data = record.get("data", {})
+        tables = tuple(n for n, now in self._tables().items() if data.get(n, now) != now)
+        return Status(record, there, missing, tuple(found), _changed_code(record, code), tables)
 
     def key(self, run: Run) -> str | None:
         """Return the key of the current run; None where its tables or its parent are missing."""
@@ -178,7 +187,7 @@ class StudyStatus:
         path = self.layout.parent_path(run)
         if path is None or self.layout.parent(run) is not None:
             return None
-        return (_json(path / "run.json") or {}).get("weights_sha256") or _digest(path)
+        return _json(path / "run.json").get("weights_sha256") or _digest(path)
 
     def verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
         """Return the verdict on the overfit run that is there.
@@ -189,7 +198,7 @@ class StudyStatus:
         run, path = Run(experiment, "overfit", seed), self.layout.verdict(experiment, seed)
         if not (path.is_file() and path.with_name("run.json").is_file()):
             return None
-        verdict, record = read_verdict(path), read_run(path.parent)
+        verdict, record = records.read_verdict(path), records.read_run(path.parent)
         same = verdict.get("run_key") == record["key"]
         today = plain(self.layout.config_of(run))
         return verdict if same and not changes(today, record["config"]) else None
@@ -227,10 +236,10 @@ def check_records(layout: Layout) -> None:
             folders += filter(None, [layout.parent_path(run)])
         for folder in folders:
             if (folder / "run.json").is_file():
-                read_run(folder)
+                records.read_run(folder)
     for path in map(layout.score, layout.scored()):
         if path.is_file():
-            read_score(path)
+            records.read_score(path)
 
 
 def require_gate(layout: Layout, run: Run) -> None:
@@ -264,30 +273,8 @@ def require_up_to_date(layout: Layout, run: Run) -> None:
         )
 
 
-def _compared(
-    record: Mapping[str, Any] | None,
-    name: str,
-    today: Mapping[str, Any],
-    code: Sequence[str],
-    tables: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return `config`, `code` and `data` of a status; `name`: of the settings in the record."""
-    if record is None:
-        return {}
-    # The block of an evaluation is named as the study has it; that of a run is the whole.
-    prefix = "" if name == "config" else f"{name}."
-    found = [(prefix + key, then, now) for key, then, now in changes(today, record[name])]
-    data = record.get("data", {})
-    return {
-        # Tags first: a tag, such as context.source, explains the other changes of its block.
-        "config": tuple(sorted(found, key=lambda each: each[0].rpartition(".")[2] not in TAGS)),
-        "code": _changed_code(record, code),
-        "data": tuple(n for n, found in tables.items() if data.get(n, found) != found),
-    }
-
-
-def _changed_code(record: Mapping[str, Any], code: Sequence[str]) -> tuple[str, ...]:
-    now, then = _digests(tuple(code)), record.get("code")
+def _changed_code(record: Mapping[str, Any], code: tuple[str, ...]) -> tuple[str, ...]:
+    now, then = _digests(code), record.get("code")
     if then is None:
         old = record.get("code_digest")
         return ("",) if old not in (None, code_digest(*code)) else ()
@@ -300,35 +287,20 @@ def _digests(code: tuple[str, ...]) -> dict[str, str]:
     return code_digests(*code)
 
 
-def _read(
-    paths: Sequence[str], name: str, keys: Keys
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any] | None]:
-    """Return the names of files that are there and missing, and the record, None if damaged."""
-    there = [Path(path).name for path in paths if Path(path).is_file()]
-    missing = tuple(n for path in paths if (n := Path(path).name) not in there)
-    try:
-        record = read_record(Path(paths[0]).with_name(name), keys, "a record")
-    except (DamagedFileError, FileNotFoundError):
-        record = None
-    return tuple(there), missing, record
-
-
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | None:
     """Return the digests of the files that are cached under a key (`etrm.storage.finished`)."""
     folder = store / key[:16]
     found = _json(folder / LIST)
-    if found is None or found.get("key") != key or not all((folder / n).is_file() for n in names):
-        return None
-    digests: dict[str, str] = found["sha256"]
-    return digests
+    there = found.get("key") == key and all((folder / name).is_file() for name in names)
+    return found["sha256"] if there else None
 
 
 def _newest_step(folder: Path) -> int | None:

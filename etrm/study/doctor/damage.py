@@ -10,19 +10,9 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from etrm.data.tables import TableError, read_augmentations, read_tasks
-from etrm.storage.records import (
-    DamagedFileError,
-    check_weights,
-    read_metrics,
-    read_predictions,
-    read_record,
-    read_run,
-    read_score,
-    read_verdict,
-)
+from etrm.storage import records
+from etrm.storage.records import DamagedFileError
 from etrm.study.doctor.symptom import Study, Symptom, remove
-
-Reader = Callable[[Path], object]
 
 
 def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
@@ -30,46 +20,27 @@ def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
 
     A removed file is restored from the cache, or made again, when the study is run.
     """
-    for path, read in _files(study, verify):
+    layout = study.layout
+    paths = [layout.tasks, layout.augmentations]
+    for run in layout.runs():
+        paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
+    paths += [Path(path) for run in layout.scored() for path in layout.score_files(run)]
+    for path in filter(Path.is_file, paths):
         try:
-            if path.is_file():
-                read(path)
+            READERS[path.name][verify](path)
         except (DamagedFileError, TableError) as error:
             text = str(error).rpartition("; ")[0]  # without its own advice
             yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
 
 
-def _files(study: Study, verify: bool) -> Iterator[tuple[Path, Reader]]:
-    layout = study.layout
-    yield layout.tasks, read_tasks if verify else _schema
-    yield layout.augmentations, read_augmentations if verify else _schema
-    for folder in map(layout.folder, layout.runs()):
-        yield folder / "run.json", lambda path: read_run(path.parent)
-        yield folder / "metrics.parquet", _metrics if verify else _schema
-        yield folder / "model.safetensors", _weights if verify else _names_of_weights
-        yield folder / "verdict.json", read_verdict
-    for run in layout.scored():
-        for path in map(Path, layout.score_files(run)):
-            if path.suffix == ".parquet":
-                yield path, read_predictions if verify else _schema
-            elif path == layout.score(run):
-                yield path, read_score
-            else:
-                yield path, lambda path: read_record(path, {}, "the submission of a run")
-
-
-def _metrics(path: Path) -> None:
-    read_metrics(path.parent)
-
-
 def _weights(path: Path) -> None:
     """Read weights to their end and compare their digest with the record, if that is readable."""
     try:
-        record = read_run(path.parent)
+        record = records.read_run(path.parent)
     except (DamagedFileError, FileNotFoundError):  # a symptom of its own
         _names_of_weights(path)
     else:
-        check_weights(path.parent, record)
+        records.check_weights(path.parent, record)
 
 
 def _names_of_weights(path: Path) -> None:
@@ -88,3 +59,18 @@ def _schema(path: Path) -> None:
     except (pa.ArrowException, OSError) as error:
         found = f"no readable parquet file ({(str(error).splitlines() or ['empty'])[0]})"
         raise DamagedFileError(path, found, "a table of the study") from None
+
+
+Reader = Callable[[Path], object]
+# By the name of a file: to read enough to trust it, and to read all of it.
+READERS: dict[str, tuple[Reader, Reader]] = {
+    "tasks.parquet": (_schema, read_tasks),
+    "augmentations.parquet": (_schema, read_augmentations),
+    "run.json": (lambda path: records.read_run(path.parent),) * 2,
+    "metrics.parquet": (_schema, lambda path: records.read_metrics(path.parent)),
+    "model.safetensors": (_names_of_weights, _weights),
+    "verdict.json": (records.read_verdict, records.read_verdict),
+    "predictions.parquet": (_schema, records.read_predictions),
+    "score.json": (records.read_score, records.read_score),
+    "submission.json": (lambda path: records.read_record(path, {}, "a submission"),) * 2,
+}

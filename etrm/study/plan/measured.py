@@ -45,6 +45,11 @@ class Device:
         return family(self.name) != "cpu"
 
     @property
+    def measured(self) -> str:
+        """Return the date of its latest benchmark."""
+        return max(str(row.get("measured")) for row in self.rows)
+
+    @property
     def unit(self) -> str:
         """Return `GPU-hours`, or hours on that CPU."""
         return "GPU-hours" if self.gpu else f"hours on {slug(self.name)}"
@@ -88,7 +93,7 @@ def _kind(config: Row, *more: Any) -> str:
 
 def devices(found: Sequence[Measured], folder: Path = BENCHMARKS) -> list[Device]:
     """Return the devices of finished runs, most used first, then benchmarked ones, GPUs first."""
-    benchmarks = sorted(_read(folder), key=_gpu_and_date, reverse=True)
+    benchmarks = sorted(_read(folder), key=lambda d: (d.gpu, d.measured), reverse=True)
     rows = {family(device.name): device.rows for device in reversed(benchmarks)}
     used = [name for name, _ in Counter(m.device for m in found).most_common()]
     of_runs = [Device(name, rows.get(family(name), ())) for name in used]
@@ -103,9 +108,8 @@ def chosen(known: Sequence[Device], name: str | None) -> Device | None:
     """
     if name is None:
         return known[0] if known else None
-    wanted = slug(name)
-    exact = [device for device in known if slug(device.name) == wanted]
-    fitting = exact or [device for device in known if wanted in slug(device.name)]
+    exact = [device for device in known if slug(device.name) == slug(name)]
+    fitting = exact or [device for device in known if slug(name) in slug(device.name)]
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(device.name for device in known) or f"none: {HOW} measures one"
@@ -134,7 +138,3 @@ def _read(folder: Path) -> Iterator[Device]:
                 f"{path}: found no rows of benchmarks, expected a file of {HOW}: measure again, or"
                 " remove the file"
             ) from None
-
-
-def _gpu_and_date(device: Device) -> tuple[bool, str]:
-    return device.gpu, max(str(row.get("measured")) for row in device.rows)
