@@ -46,10 +46,10 @@ class Layout:
         self.root = Path(study.results) / study.study
         self.tasks = self.root / "data" / "tasks.parquet"
         self.augmentations = self.root / "data" / "augmentations.parquet"
-        self.report = self.root / "report.html"
-        self.config = self.root / "config.yaml"
+        self.report = self.root / "report.html"  # all in one page
+        self.config = self.root / "config.yaml"  # resolved: with every default
         self.state = self.root / "state"  # of interrupted runs, with leases and the cache
-        self.wandb = self.root / "wandb"
+        self.wandb = self.root / "wandb"  # logs of W&B, also offline
         self._configs: dict[Run, RunConfig] = {}
 
     def runs(self, stage: str | None = None, experiment: str | None = None) -> list[Run]:

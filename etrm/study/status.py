@@ -151,7 +151,7 @@ class StudyStatus:
         found = [(prefix + key, then, now) for key, then, now in changes(today, record[block])]
         # Tags first: a tag, such as context.source, explains the other changes of its block.
         found.sort(key=lambda change: change[0].rpartition(".")[2] not in TAGS)
-        data = record.get("data", {})
+        data = record.get("data", {})  # SHA-256 of tables
         tables = tuple(n for n, now in self._tables().items() if data.get(n, now) != now)
         return Status(record, there, missing, tuple(found), _changed_code(record, code), tables)
 
@@ -274,9 +274,9 @@ def require_up_to_date(layout: Layout, run: Run) -> None:
 
 
 def _changed_code(record: Mapping[str, Any], code: tuple[str, ...]) -> tuple[str, ...]:
-    now, then = _digests(code), record.get("code")
+    now, then = _digests(code), record.get("code")  # digests by module
     if then is None:
-        old = record.get("code_digest")
+        old = record.get("code_digest")  # of all modules together
         return ("",) if old not in (None, code_digest(*code)) else ()
     changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     return tuple(sorted(map(source_file, changed)))

@@ -175,7 +175,7 @@ def test_all_and_filters_show_every_experiment() -> None:
     assert render(plan(), 120, every=True).count("  etrm_") == 5
     text = render(plan().select(["etrm_[12]"]), 120)
     assert text.count("  etrm_") + text.count("\netrm_") == 2
-    assert "≤ 20 + ? GPU-hours of what is selected" in text
+    assert "≤ 20 + ? GPU-hours of the selected stages" in text
     assert {entry.stage for entry in plan().select(stages=["full"]).stages} == {"full"}
     assert [e.experiment for e in plan().select(states=["stopped"]).stages] == ["other"]
     assert len(plan().select(groups=["o*"]).stages) == 3

@@ -1,4 +1,4 @@
-"""`etrm doctor`: what is locked, orphaned, damaged, incomplete or stale, and what mends it.
+"""`etrm doctor`: locked, orphaned, damaged, incomplete or stale parts, and how to mend them.
 
 It only reads. Neither Snakemake nor SLURM nor a GPU has to be there.
 """

@@ -75,7 +75,7 @@ def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Symptom]:
         if waiting:
             ids = tuple(job.id for job in waiting)
             text = (
-                f"{listed(map(str, waiting))} will never start ({reason}): lower what it asks for"
+                f"{listed(map(str, waiting))} will never start ({reason}): lower the request"
                 " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again"
             )
             yield Symptom("stuck jobs", text, shlex.join(["scancel", *ids]), ids)

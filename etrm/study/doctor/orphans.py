@@ -27,7 +27,7 @@ def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator
         run, mend, text = runs.get(folder.name), remove([folder]), _described(folder)
         if run is not None:
             if not status.run(run).up_to_date:
-                continue  # it resumes from here
+                continue  # the run resumes from here
             text += f" is of {run}, which is finished"
         else:
             text += " is of no run that the study has now"
@@ -58,7 +58,7 @@ def strangers(study: Study) -> Iterator[Symptom]:
     layout = study.layout
     known = {f"{run.experiment}/{run.stage}/seed{run.seed}" for run in layout.runs()}
     known |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scored()}
-    gone: dict[str, list[Path]] = {}
+    gone: dict[str, list[Path]] = {}  # by name of an experiment, or of a part of one
     for place, path in _results(layout.root):
         experiment = place.partition("/")[0]
         if experiment not in layout.study.experiments and place == experiment:

@@ -25,7 +25,7 @@ def incomplete(study: Study, status: StudyStatus, live: Collection[str]) -> Iter
     for kind, run, record, found in _all(study, status):
         name, folder = str(run), record.parent
         if kind == "run" and name in live:
-            continue
+            continue  # it is about to be completed
         if found.step is not None and not found.up_to_date:
             steps = study.layout.config_of(run).train.steps
             text = f"{name} was interrupted at step {found.step} of {steps}, and resumes there"
@@ -43,6 +43,7 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     groups: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
     for kind, run, record, found in _all(study, status):
         if found.stale and str(run) not in live and _gate_open(run, status):
+            # Snakemake reruns what it has a record of by itself; other results must be forced.
             group = (kind, "; ".join(found.differences()), knows(study, record))
             groups.setdefault(group, []).append((str(run), record))
     for (kind, differences, known), results in groups.items():

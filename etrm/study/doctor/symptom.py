@@ -1,4 +1,4 @@
-"""Symptoms of a study: what is wrong with it or worth knowing, and the command that mends it."""
+"""Symptoms of a study: one observation each, and the command that mends it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _drives(arguments: Sequence[str], study: Study) -> bool:
         return False
     if any(map(NO_DRIVER.fullmatch, arguments)):
         return False
-    files = _configfiles(arguments) or [DEFAULT]
+    files = _configfiles(arguments) or [DEFAULT]  # relative to its working directory
     wanted = (study.folder / study.configfile).resolve()
     return any((study.folder / file).resolve() == wanted for file in files)
 
@@ -60,7 +60,7 @@ def _drives(arguments: Sequence[str], study: Study) -> bool:
 def _configfiles(arguments: Sequence[str]) -> list[str]:
     for number, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
-        if name in ("--configfile", "--configfiles"):
+        if name in ("--configfile", "--configfiles"):  # takes all values up to the next option
             after = arguments[number + 1 :]
             values = takewhile(lambda each: each and not each.startswith("-"), after)
             return [*([value] if value else []), *values]

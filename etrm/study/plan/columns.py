@@ -27,9 +27,9 @@ def aligned(head: Row, rows: Sequence[Row | str], width: int) -> list[str]:
     left = width - sum(sizes) - len(GAP) * len(sizes)  # for the reasons; below 0: too narrow
     spare = max(0, sizes[0] - NAME)
     wanted = min(NARROWEST, max(len(row[last]) for row in (head, *cells)))
-    beside = left + spare >= wanted
+    beside = left + spare >= wanted  # whether reasons fit into the last column
     given = max(0, wanted - left) if beside else min(spare, max(0, -left))
-    sizes[0] -= given
+    sizes[0] -= given  # names give way to reasons
     lines = []
     for row in (head, *rows):
         if isinstance(row, str):

@@ -25,9 +25,9 @@ HOUR = 3600  # seconds
 class Cost:
     """Cost of an entry, in its fields of the same names."""
 
-    hours: float | None = None
-    measured: str | None = None
-    at_most: bool = False
+    hours: float | None = None  # of one device; None: nothing of its size has been measured
+    measured: str | None = None  # the measurement
+    at_most: bool = False  # it may end early
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Costs:
     """Expected hours of a study's stages on a device."""
 
     layout: Layout
-    sizes: Sizes
-    device: Device | None
-    measured: Sequence[Measured] = ()
+    sizes: Sizes  # of evaluations
+    device: Device | None  # None: nothing has been measured on any
+    measured: Sequence[Measured] = ()  # finished runs and evaluations, on all devices
 
     def of(self, entry: Entry) -> Cost:
         """Return the remaining cost of a stage: none for a verdict, or a restored result."""
@@ -72,6 +72,7 @@ class Costs:
         if samples is None:
             return Cost()
         kind = evaluation_kind(plain(config), plain(experiment.evaluation))
+        # Rates of evaluations are in ACT steps, which another number of them scales with.
         found = self._of_runs(entry.experiment, "evaluate", kind)
         if found is not None:
             return Cost(samples * config.halting.max_steps / found[0] / HOUR, found[1])
@@ -84,6 +85,7 @@ class Costs:
         """Return samples per second of the nearest finished runs of this kind, and their name."""
         device = self.device.name if self.device else None
         same = [m for m in self.measured if m.kind == kind and m.device == device]
+        # Training and decoding are never compared; stages of training are, as the last resort.
         same = [m for m in same if (m.stage == "evaluate") == (stage == "evaluate")]
         of_stage = [m for m in same if m.stage == stage]
         own = [m for m in of_stage if m.run.experiment == experiment]

@@ -44,7 +44,7 @@ def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
             write += round(rows * (sizes.cells + ROW))
             continue
         trained, table = parameters(layout.config_of(entry.run), layout, sizes)
-        write += FLOAT * (2 * trained + table)  # raw and EMA
+        write += FLOAT * (2 * trained + table)  # raw and EMA; the table has no EMA
         state = max(state, STATES * FLOAT * (COPIES * trained + table))
     return Disk(write, state, used(layout.root), free(layout.root))
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
@@ -25,12 +27,12 @@ class Entry:
     """One stage of one experiment and seed."""
 
     experiment: str
-    stage: str
+    stage: str  # one of STAGES
     seed: int
-    state: str
-    why: tuple[str, ...] = ()
+    state: str  # one of STATES
+    why: tuple[str, ...] = ()  # the nearest reason first
     job: bool = False  # among Snakemake's jobs
-    gpus: int = 0
+    gpus: int = 0  # that its job asks for, on all nodes
     cached: bool = False  # restored from the cache, not computed
     step: int = 0  # where an interrupted run resumes
     hours: float | None = 0.0  # of one device; None: nothing of its size has been measured
@@ -66,42 +68,41 @@ class _Entries:
 
     def entry(self, experiment: str, stage: str, seed: int) -> Entry:
         config = self.layout.study.experiments[experiment]
-        job, gated = self.jobs.get((experiment, stage, seed)), not config.is_trm
+        job = self.jobs.get((experiment, stage, seed))
+        entry = partial(Entry, experiment, stage, seed)
         if stage == "gate":
-            return self._gate(experiment, seed, job)
-        behind = gated and stage in ("full", "evaluate")
+            return entry(*self._gate(experiment, seed, job))
+        behind = not config.is_trm and stage in ("full", "evaluate")
         if behind and not self.status.gate_open(experiment, seed):
             verdict = read_verdict(self.layout.verdict(experiment, seed))
             now = {"threshold": config.gate.exact_accuracy, "passed": False}
-            text = describe({**verdict, **now})
-            return Entry(experiment, stage, seed, "stopped", (text,), job is not None)
-        run = Run(experiment, config.scored_stage or stage if stage == "evaluate" else stage, seed)
-        status = self.status.score(run) if stage == "evaluate" else self.status.run(run)
+            return entry("stopped", (describe({**verdict, **now}),), job is not None)
+        if stage == "evaluate":
+            run = Run(experiment, str(config.scored_stage), seed)  # whose weights are evaluated
+            status = self.status.score(run)
+        else:
+            run = Run(experiment, stage, seed)
+            status = self.status.run(run)
         if job is None:
             why = tuple(status.reasons())
-            return Entry(experiment, stage, seed, "stale" if why else "done", why)
+            return entry("stale" if why else "done", why)  # Snakemake keeps a stale one
+        # Its verdict is still to be made, or to be made again.
         undecided = any((experiment, before, seed) in self.jobs for before in ("overfit", "gate"))
-        return Entry(
-            experiment,
-            stage,
-            seed,
-            "waits" if behind and undecided else "run",
-            tuple(self._why(run, stage, status, job)),
-            job=True,
-            gpus=job.gpus,
-            cached=status.cached and not self.new_data,
-            step=0 if self.new_data else status.step or 0,
-        )
+        state = "waits" if behind and undecided else "run"
+        cached = status.cached and not self.new_data
+        step = 0 if self.new_data else status.step or 0
+        why = tuple(self._why(run, stage, status, job))
+        return entry(state, why, True, job.gpus, cached, step)
 
-    def _gate(self, experiment: str, seed: int, job: Job | None) -> Entry:
+    def _gate(self, experiment: str, seed: int, job: Job | None) -> tuple[Any, ...]:
+        """Return the fields of the entry of a gate, from its state on."""
         if job is None:
             missing = not self.layout.verdict(experiment, seed).is_file()
-            state, why = ("stale", ("verdict.json is missing",)) if missing else ("done", ())
-            return Entry(experiment, "gate", seed, state, why)
+            return ("stale", ("verdict.json is missing",)) if missing else ("done",)
         reasons = [NEVER_RUN] if NEVER_MADE in job.why else _own(job.why)
-        if not reasons and (experiment, "overfit", seed) in self.jobs:
+        if not reasons and (experiment, "overfit", seed) in self.jobs:  # Snakemake: after others
             reasons = ["its overfit run is rerun"]
-        return Entry(experiment, "gate", seed, "run", tuple(reasons or job.why), True, job.gpus)
+        return "run", tuple(reasons or job.why), True, job.gpus
 
     def _why(self, run: Run, stage: str, status: Status, job: Job) -> Sequence[str]:
         """Return the nearest reasons first; Snakemake's own only where nothing else is known."""

@@ -93,17 +93,18 @@ def snakemake_jobs(configfile: str) -> Jobs:
         raise PlanError(
             f"{Path.cwd()}: found no Snakefile, expected the folder of the project: go there first"
         )
-    said = io.StringIO()
+    said = io.StringIO()  # argparse explains its exit on stderr
     try:
         with redirect_stderr(said):
             _, args = cli.parse_args(["--dryrun", "--configfile", configfile])
-    except SystemExit:  # argparse has printed why
+    except SystemExit:
         words = said.getvalue().strip().splitlines() or ["it does not say why"]
         raise PlanError(f"Snakemake refuses a setting of a profile: {words[-1]}") from None
     # Rules and progress left out, Snakemake ends when its graph of jobs is complete.
     quiet = frozenset({Quietness.RULES, Quietness.PROGRESS})
     try:
         with SnakemakeApi(OutputSettings(dryrun=True, quiet=quiet)) as api:
+            # Its log would end up between the lines of the plan.
             logger = api.logger_manager.logger
             for handler in list(logger.handlers):
                 logger.removeHandler(handler)
@@ -122,7 +123,7 @@ def _dry_run(api: Any, args: Any) -> Any:
 
     workflow = api.workflow(
         resource_settings=types.ResourceSettings(
-            cores=1,
+            cores=1,  # any number: nothing runs
             resources=args.resources,
             overwrite_threads=args.set_threads,
             overwrite_resources=args.set_resources,
@@ -175,11 +176,11 @@ def _reasons(job: Any, reason: Any) -> Iterator[str]:
         yield "the study has changed" if job.rule.name == "resolved_config" else "forced"
     if reason.missing_output:
         missing = sorted(Path(file).name for file in reason.missing_output)
-        none = len(missing) == len(job.output)
+        none = len(missing) == len(job.output)  # not one of its outputs is there
         yield NEVER_MADE if none else f"missing: {', '.join(missing)}"
     if reason.incomplete_output:
         yield "was interrupted"
-    newer = sorted(reason.updated_input - reason.updated_input_run)
+    newer = sorted(reason.updated_input - reason.updated_input_run)  # without those being made
     if newer:
         more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
         yield f"newer input: {newer[0]}{more}"
@@ -213,10 +214,10 @@ def changed_params(params: Mapping[str, Any], old: Sequence[Any], new: Sequence[
     Snakemake records values without names. `params` are those of now by name, of which `new` are
     not in the record; `old` are values in the record that are gone.
     """
-    left, found = list(old), []
+    left, found = list(old), []  # old values that no parameter has taken yet
     for name, value in params.items():
         if value not in new:
-            continue
+            continue  # unchanged
         before = _nearest(value, left)
         if before is not None:
             left.remove(before)

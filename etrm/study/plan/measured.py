@@ -63,13 +63,13 @@ def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
         if record is None:
             continue
         config, seconds = record["config"], record.get("seconds") or 0.0
-        done = record["steps_done"] * config["train"]["batch_size"]
+        done = record["steps_done"] * config["train"]["batch_size"]  # samples
         if done and seconds > 0:
             rate = done / seconds / record.get("ranks", 1)
             yield Measured(run, run.stage, training_kind(config), rate, record["device"])
         score = status.score(run).record if run in scored else None
         if score is not None and (score.get("seconds") or 0.0) > 0:
-            done = score["predictions"] * config["halting"]["max_steps"]
+            done = score["predictions"] * config["halting"]["max_steps"]  # all take every step
             kind = evaluation_kind(config, score["evaluation"])
             yield Measured(run, "evaluate", kind, done / score["seconds"], score["device"])
 
@@ -97,7 +97,7 @@ def devices(found: Sequence[Measured], folder: Path = BENCHMARKS) -> list[Device
     rows = {family(device.name): device.rows for device in reversed(benchmarks)}
     used = [name for name, _ in Counter(m.device for m in found).most_common()]
     of_runs = [Device(name, rows.get(family(name), ())) for name in used]
-    known = {family(name) for name in used}
+    known = {family(name) for name in used}  # those have their benchmarks already
     return of_runs + [device for device in benchmarks if family(device.name) not in known]
 
 

@@ -28,14 +28,14 @@ __all__ = ["STAGES", "STATES", "Plan", "PlanError", "make_plan"]
 class Plan:
     """The plan of a study; `stages` may be a selection, all else is of the whole study."""
 
-    configfile: str
+    configfile: str  # as it was given
     layout: Layout
-    jobs: Jobs
-    stages: tuple[Entry, ...]
-    device: Device | None
+    jobs: Jobs  # of Snakemake's dry run
+    stages: tuple[Entry, ...]  # in the order of the configuration
+    device: Device | None  # whose hours are counted; None: nothing has been measured
     disk: Disk
-    notes: tuple[str, ...]
-    selected: bool = False
+    notes: tuple[str, ...]  # warnings and advice
+    selected: bool = False  # whether `stages` is a selection
 
     def select(
         self,
@@ -63,7 +63,7 @@ class Plan:
                     raise PlanError(
                         f"{kind} {glob!r}: nothing has this name, expected a glob of {listed}"
                     )
-            if globs:
+            if globs:  # globs of one kind are alternatives
                 kept = tuple(
                     e for e in kept if any(fnmatchcase(name_of(e) or "", glob) for glob in globs)
                 )
@@ -79,11 +79,11 @@ class Plan:
           (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to date, but
           Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`, `kept`
           (restored from the cache), `step` (it resumes there), `hours` (of one device; null: not
-          measured), `at_most`, `measured` (by what).
+          measured), `at_most`, `measured` (the measurement).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
           (null where the rule has none), `why`. `counts`: the jobs of each rule.
         - `totals` of the stages above: `jobs`, `hours`, `unmeasured` (jobs without a number),
-          `by_measurement` (hours by what was measured).
+          `by_measurement` (hours).
         - `device`: whose hours are counted; `unit`: `GPU-hours`, or hours on a CPU.
         - `disk`: bytes to `write`, of the largest `state`, `used` and `free`.
         - `notes`: warnings and advice.
@@ -121,7 +121,7 @@ def make_plan(configfile: str, gpu: str | None = None) -> Plan:
     """
     layout = Layout(read_study(configfile))
     status = StudyStatus(layout)
-    found = list(measured(layout, status))
+    found = list(measured(layout, status))  # before the dry run: an unknown GPU fails at once
     device = chosen(devices(found), gpu)
     jobs = snakemake_jobs(configfile)
     sizes = sizes_of(layout, again=any(job.rule == "tasks" for job in jobs.jobs))

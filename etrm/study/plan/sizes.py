@@ -55,7 +55,7 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
             )
             training, evaluation = map(tuple, there)
             records, _ = choose_tasks(replace(data, training=training, evaluation=evaluation))
-    except (ValueError, OSError):  # the stage `tasks` says what is wrong with them
+    except (ValueError, OSError):  # the stage `tasks` reports it
         return Sizes(missing=tuple(missing.values()))
     held_out = [record.task for record in records if record.split == "evaluation"]
     cells = [query.input.size for task in held_out for query in task.queries]

@@ -30,7 +30,7 @@ def render(plan: Plan, width: int, every: bool = False) -> str:
     """Return the screen of a plan, no wider than `width`; `every`: a line for each experiment."""
     unit = "GPU-hours" if plan.device and plan.device.gpu else "hours"
     head = ("experiment", "seeds", *COLUMNS, "GPUs", unit, "why")
-    rows: list[Row | str] = []
+    rows: list[Row | str] = []  # a text is the heading of a group
     experiments = plan.layout.study.experiments
     groups = _by(plan.stages, lambda entry: experiments[entry.experiment].group or "")
     for group, stages in groups.items():
@@ -80,7 +80,7 @@ def _rows(stages: Sequence[Entry], every: bool, indent: str) -> list[Row]:
         name = same[0][0].experiment if len(same) == 1 else f"{len(same)} experiments"
         all_of = [entry for own in same for entry in own]
         work = _hours(all_of) if any(entry.job for entry in all_of) else ""
-        *cells, why = alike[: len(COLUMNS) + 3]
+        *cells, why = alike[: len(COLUMNS) + 3]  # seeds, columns, GPUs, why; not the name
         rows.append((f"{indent}{name}", *cells, work, why))
     return rows
 
@@ -93,7 +93,7 @@ def _cell(entries: Sequence[Entry], stages: Sequence[str]) -> str:
 def _why(entries: Sequence[Entry]) -> str:
     """Return each reason once, in the order of stages; of those that follow from others, one."""
     reasons = list(dict.fromkeys(reason for entry in entries for reason in entry.why))
-    own = [reason for reason in reasons if not reason.startswith(DERIVED)]
+    own = [reason for reason in reasons if not reason.startswith(DERIVED)]  # root causes
     return "; ".join(own or reasons[:1])
 
 
@@ -112,7 +112,7 @@ def _others(plan: Plan) -> str:
 
 def _totals(plan: Plan, width: int) -> list[str]:
     shown, disk, counts = plan.stages, plan.disk, Counter[str]()
-    for rule, count in plan.jobs.of_rules().items():
+    for rule, count in plan.jobs.of_rules().items():  # of the whole study, selected or not
         counts[STAGE_OF_RULE.get(rule, "others")] += count
     order = [*dict.fromkeys(STAGE_OF_RULE.values()), "others"]
     split = ", ".join(f"{counts[n]} {n}" for n in order if counts[n] or n == "others")
@@ -122,7 +122,7 @@ def _totals(plan: Plan, width: int) -> list[str]:
     texts = [f"Jobs:   {counts.total()}{total}"]
     if any(entry.job for entry in shown):
         text = f"Hours:  {_hours(shown)} {plan.device.unit if plan.device else 'hours'}"
-        text += " of what is selected" if plan.selected else ""
+        text += " of the selected stages" if plan.selected else ""
         waiting = [entry for entry in shown if entry.state == "waits" and entry.hours]
         text += f", of them {_hours(waiting)} behind gates" if waiting else ""
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
@@ -136,7 +136,7 @@ def _totals(plan: Plan, width: int) -> list[str]:
 
 def _hours(stages: Sequence[Entry]) -> str:
     """Return a sum and how far it is known: `≤ 12`, `12 + ?`, `?`."""
-    jobs = [entry for entry in stages if entry.job and entry.stage != "gate"]
+    jobs = [entry for entry in stages if entry.job and entry.stage != "gate"]  # a gate is free
     unknown = [entry for entry in jobs if entry.hours is None]
     if jobs and len(unknown) == len(jobs):
         return "?"
