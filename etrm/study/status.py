@@ -203,8 +203,8 @@ class StudyStatus:
         today = plain(self.layout.config_of(run))
         return verdict if same and not changes(today, record["config"]) else None
 
-    def gate_open(self, experiment: str, seed: int) -> bool:
-        """Return whether the full run may start, as far as is known; raises as `verdict` does.
+    def expects_full(self, experiment: str, seed: int) -> bool:
+        """Return whether the full run is expected to start; raises as `verdict` does.
 
         A known verdict is judged by the current threshold; without one, a pass is expected.
         """

@@ -74,7 +74,7 @@ def write_run(folder: Path, config: Any, key: str = "k") -> None:
         (0.95, [("unsure_halting", "warn")], True),
     ],
 )
-def test_the_gate_opens_for_a_pass(
+def test_the_expecteds_for_a_pass(
     tmp_path: Path, exact: float, diagnosis: list[tuple[str, str]], passes: bool
 ) -> None:
     content = verdict(exact, *diagnosis)
@@ -102,7 +102,7 @@ def test_a_verdict_names_warnings_only_where_nothing_failed() -> None:
 
 def test_a_gate_is_open_unless_the_current_run_has_not_passed(tmp_path: Path) -> None:
     def is_open(**etrm: Any) -> bool:
-        return StudyStatus(study(tmp_path, **etrm)).gate_open("etrm", 0)
+        return StudyStatus(study(tmp_path, **etrm)).expects_full("etrm", 0)
 
     layout, run = study(tmp_path), Run("etrm", "overfit", 0)
     assert is_open(), "nothing is known yet"

@@ -50,7 +50,7 @@ try:
     if workflow.is_main_process:
         check_records(LAYOUT)
     GATED = [(r.experiment, r.seed) for r in LAYOUT.runs("overfit")]
-    EXPECTED = {run: STATUS.gate_open(*run) for run in GATED}
+    EXPECTED = {run: STATUS.expects_full(*run) for run in GATED}
     UP_TO_DATE = {
         run
         for run in LAYOUT.runs("full")

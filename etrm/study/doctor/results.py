@@ -42,7 +42,7 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     """
     groups: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
     for kind, run, record, found in _all(study, status):
-        if found.stale and str(run) not in live and _gate_open(run, status):
+        if found.stale and str(run) not in live and _expected(run, status):
             # Snakemake reruns what it has a record of by itself; other results must be forced.
             group = (kind, "; ".join(found.differences()), knows(study, record))
             groups.setdefault(group, []).append((str(run), record))
@@ -56,8 +56,8 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
         yield Symptom("stale", text, mend, names)
 
 
-def _gate_open(run: Run, status: StudyStatus) -> bool:
+def _expected(run: Run, status: StudyStatus) -> bool:
     try:
-        return run.stage != "full" or status.gate_open(run.experiment, run.seed)
+        return run.stage != "full" or status.expects_full(run.experiment, run.seed)
     except DamagedFileError:  # reported as damaged
         return False

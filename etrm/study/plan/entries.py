@@ -73,7 +73,7 @@ class _Entries:
         if stage == "gate":
             return entry(*self._gate(experiment, seed, job))
         behind = not config.is_trm and stage in ("full", "evaluate")
-        if behind and not self.status.gate_open(experiment, seed):
+        if behind and not self.status.expects_full(experiment, seed):
             verdict = read_verdict(self.layout.verdict(experiment, seed))
             now = {"threshold": config.gate.exact_accuracy, "passed": False}
             return entry("stopped", (describe({**verdict, **now}),), job is not None)
