@@ -106,12 +106,13 @@ class StudyStatus:
         today, key = plain(self.layout.config_of(run)), self.key(run)
         code = train_code(today["context"]["source"])
         found = self._compared(self.layout.run_files(run), "run.json", today, code)
-        then = ((found.record or {}).get("init") or {}).get("sha256")
-        now = self.first_weights(run)
+        then, now = ((found.record or {}).get("init") or {}).get("sha256"), self.first_weights(run)
+        states = (self.layout.state / key[:16]).glob(STATES) if key else ()
+        steps = [path.stem.removeprefix("step") for path in states]
         return replace(
             found,
             origin="other first weights" if then and now and then != now else None,
-            step=_newest_step(self.layout.state / key[:16]) if key else None,
+            step=max((int(step) for step in steps if step.isdecimal()), default=None),
             cached=bool(key and _cached(self.layout.cache(run, run.stage), key, RUN_FILES)),
         )
 
@@ -301,11 +302,6 @@ def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | Non
     found = _json(folder / LIST)
     there = found.get("key") == key and all((folder / name).is_file() for name in names)
     return found["sha256"] if there else None
-
-
-def _newest_step(folder: Path) -> int | None:
-    names = [path.name.removeprefix("step").removesuffix(".state") for path in folder.glob(STATES)]
-    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _digest(path: Path) -> str | None:

@@ -82,6 +82,7 @@ def snakemake_jobs(configfile: str) -> Jobs:
     try:
         from snakemake import cli
         from snakemake.api import SnakemakeApi
+        from snakemake.exceptions import ApiError, WorkflowError
         from snakemake.settings.enums import Quietness
         from snakemake.settings.types import OutputSettings
     except ImportError as error:
@@ -111,9 +112,10 @@ def snakemake_jobs(configfile: str) -> Jobs:
             logger.addHandler(logging.NullHandler())
             workflow = _dry_run(api, args)
     except Exception as error:
-        raise PlanError(f"Snakemake cannot plan the study: {_words(error)}") from error
-    jobs = [_job(job, workflow.dag.reason(job)) for job in workflow.dag.needrun_jobs()]
-    return Jobs(tuple(jobs), locked=bool(workflow.persistence.locked))
+        known = isinstance(error, WorkflowError | ApiError) and str(error)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        raise PlanError(f"Snakemake cannot plan the study: {text}") from error
+    return Jobs(tuple(map(_job, workflow.dag.needrun_jobs())), bool(workflow.persistence.locked))
 
 
 def _dry_run(api: Any, args: Any) -> Any:
@@ -151,23 +153,13 @@ def _dry_run(api: Any, args: Any) -> Any:
     return workflow._workflow  # the public API does not give access to its jobs
 
 
-def _words(error: Exception) -> str:
-    from snakemake.exceptions import ApiError, WorkflowError
-
-    known = isinstance(error, WorkflowError | ApiError)
-    return str(error) if known and str(error) else f"{type(error).__name__}: {error}"
-
-
-def _job(job: Any, reason: Any) -> Job:
+def _job(job: Any) -> Job:
     wildcards = job.wildcards_dict or {}
     seed = wildcards.get("seed")
-    return Job(
-        rule=job.rule.name,
-        experiment=wildcards.get("experiment"),
-        seed=None if seed is None else int(seed),
-        why=tuple(_reasons(job, reason)),
-        gpus=gpus_of(job.resources) if {"gpu", "gres"} & set(job.resources.keys()) else 0,
-    )
+    gpus = gpus_of(job.resources) if {"gpu", "gres"} & set(job.resources.keys()) else 0
+    why = tuple(_reasons(job, job.dag.reason(job)))
+    name, experiment = job.rule.name, wildcards.get("experiment")
+    return Job(name, experiment, None if seed is None else int(seed), why, gpus)
 
 
 def _reasons(job: Any, reason: Any) -> Iterator[str]:
