@@ -30,7 +30,7 @@ ROOT = LAYOUT.root
 # no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
-# What a refused run is told to start from: an advice, no parameter either.
+# Named in the message of a refused run as what to start from: advice, no parameter either.
 config["strict_parents"] = LAYOUT.strict_parents()
 config["resolved"] = resolved = to_yaml(STUDY)
 

@@ -69,7 +69,7 @@ def _symptoms(study: Study, verify: bool) -> Iterator[Symptom]:
     try:
         submitted = jobs.slurm_jobs(study)
     except jobs.SqueueError as error:
-        yield Symptom(NOTE, f"SLURM jobs were not looked at: squeue gave no answer ({error})")
+        yield Symptom(NOTE, f"SLURM jobs are unknown: squeue gave no answer ({error})")
     live = jobs.live_runs(study, submitted)
     for driver in watching:
         yield Symptom(NOTE, f"Snakemake runs the study (process {driver.pid})")

@@ -61,7 +61,7 @@ def slurm_jobs(study: Study) -> list[SlurmJob]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SqueueError(str(error)) from None
     if done.returncode:
-        raise SqueueError(done.stderr.strip())
+        raise SqueueError((done.stderr.strip().splitlines() or ["no reason"])[-1])
     fields = [line.split("|", 6) for line in done.stdout.splitlines()]
     jobs = [SlurmJob(*each) for each in fields if len(each) == 7]
     ours = [job for job in jobs if job.comment.startswith("rule_")]

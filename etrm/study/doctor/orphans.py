@@ -67,8 +67,8 @@ def strangers(study: Study) -> Iterator[Symptom]:
             gone.setdefault(place, []).append(path)
     for name, paths in gone.items():
         text = (
-            f"{name} is not in {study.configfile}, but has results ({_written(paths)}); another"
-            " study file with the same name of study may have it"
+            f"{name} is not in {study.configfile}, but has results ({_written(paths)}); they may"
+            " belong to another file of a study with the same name"
         )
         yield Symptom("orphaned files", text, remove(paths), tuple(map(str, paths)))
 
