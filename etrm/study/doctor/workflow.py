@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from etrm.runtime.process import PROC
 from etrm.study.doctor.symptom import DEFAULT, Study, Symptom, lasting
 
 FOLDER = ".snakemake"
+PROC = Path("/proc")  # a folder for each process of this machine
 # Options of a process that is itself a job of Snakemake, or runs none.
 NO_DRIVER = re.compile(r"-[a-z]*n[a-z]*|--(mode|dry-?run|unlock|lint|report)(=.*)?")
 

@@ -104,9 +104,10 @@ def _others(plan: Plan) -> str:
         jobs = [job for job in plan.jobs.jobs if job.rule in rules]
         every = dict.fromkeys(reason for job in jobs for reason in job.why)
         why = [reason for reason in every if reason not in (AFTER_OTHERS, NEVER_MADE)]
-        shown = "; ".join(why[:2] + [f"+{len(why) - 2} more"] * (len(why) > 2))
+        some = "; ".join(why[:2] + [f"+{len(why) - 2} more"] * (len(why) > 2))
         count = f" {len(jobs)}" if name == "records" else ""
-        parts.append(f"{name} run{count}" + f" ({shown})" * bool(shown) if jobs else f"{name} done")
+        shown = f" ({some})" if some else ""
+        parts.append(f"{name} run{count}{shown}" if jobs else f"{name} done")
     return "Others: " + ", ".join(parts)
 
 
@@ -116,10 +117,8 @@ def _totals(plan: Plan, width: int) -> list[str]:
         counts[STAGE_OF_RULE.get(rule, "others")] += count
     order = [*dict.fromkeys(STAGE_OF_RULE.values()), "others"]
     split = ", ".join(f"{counts[n]} {n}" for n in order if counts[n] or n == "others")
-    total = (
-        f", as `snakemake -n` counts them: {split}" if counts else ": there is nothing to be done"
-    )
-    texts = [f"Jobs:   {counts.total()}{total}"]
+    text = f", as `snakemake -n` counts them: {split}" if counts else ": there is nothing to do"
+    texts = [f"Jobs:   {counts.total()}{text}"]
     if any(entry.job for entry in shown):
         text = f"Hours:  {_hours(shown)} {plan.device.unit if plan.device else 'hours'}"
         text += " of the selected stages" if plan.selected else ""
