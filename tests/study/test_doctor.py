@@ -29,6 +29,8 @@ from etrm.study.doctor.diagnose import Diagnosis, diagnose
 from etrm.study.doctor.jobs import OTHER, UNWATCHED
 from etrm.study.doctor.symptom import KINDS, Symptom
 from etrm.study.layout import Layout, Run
+from etrm.study.plan.entries import entries_of
+from etrm.study.plan.jobs import Jobs
 from etrm.study.status import StudyStatus
 
 CONFIG = "mine.yaml"
@@ -460,6 +462,9 @@ def test_results_of_another_configuration_are_stale(known: bool, study: Made) ->
     assert "2 stale runs (halting.max_steps 16 → 2)" in symptom.what
     assert ("Snakemake has no record" in symptom.what) != known
     assert symptom.names == ("etrm/overfit/seed0", "etrm/full/seed0")
+    plan = entries_of(study.layout, Jobs(()), StudyStatus(study.layout))
+    stale = [str(e.run) for e in plan if e.state == "stale" and e.stage != "gate"]
+    assert tuple(stale) == symptom.names, "the plan says the same"
     forced = f"{AGAIN} --forcerun {targets[0]} {targets[1]}"
     assert symptom.mend == (AGAIN if known else forced)
     study.lease("etrm/overfit/seed0")

@@ -8,7 +8,7 @@ from typing import Any
 
 import planning
 import pytest
-from planning import ETRM, STRICT, judged, study
+from planning import STRICT, judged, study
 
 from etrm.config.load import load_study
 from etrm.study.layout import Layout
@@ -110,12 +110,6 @@ def test_stale_results_without_a_job_are_said_to_be(tmp_path: Path, made: Layout
     (why,) = found["strict", "pretrain"].why
     assert "run.json" in why
     assert "etrm doctor" in why
-
-
-def test_the_plan_and_the_doctor_agree_on_what_is_stale(tmp_path: Path, made: Layout) -> None:
-    layout = study(tmp_path, train={"lr": 1.0e-3})
-    status = StudyStatus(layout)
-    assert states(layout)["etrm", "overfit"].why == tuple(status.run(ETRM).reasons())
 
 
 # --- the screen ---
