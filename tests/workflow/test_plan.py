@@ -248,8 +248,8 @@ def test_the_paper_study_fits_on_a_screen(tmp_path: Path) -> None:
     assert "waits 3" in run.stdout
     assert "data/arc-agi_concept_challenges.json" in run.stdout
     assert not (folder / "results").exists()
-    document = plan(folder, "config/paper.yaml", "etrm_lpn*", "--stage", "full")
-    assert {s["group"] for s in document["stages"]} == {"immediate", "encoders"}
+    document = plan(folder, STUDY, "etrm_act*", "--stage", "full")
+    assert {s["experiment"] for s in document["stages"]} == {PASSING, OTHER}
     assert all(s["stage"] == "full" and s["state"] == "waits" for s in document["stages"])
 
 
