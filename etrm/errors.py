@@ -12,7 +12,7 @@ ENVIRONMENT = {
 
 
 class UserError(ValueError):
-    """Input that a user can mend; the message names the place, the value found and the expectation."""
+    """Input that a user can mend; the message names the place, the value and the expectation."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
