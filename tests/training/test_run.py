@@ -529,8 +529,8 @@ def test_a_decoder_starts_from_its_parent(
     names = ("experiment", "stage", "seed", "split", "key")
     assert record["parents"] == [{name: theirs[name] for name in names}]
     assert record["seen_tasks"] == theirs["seen_tasks"]
-    assert {"etrm.training.run", "etrm.models.encoders.standard"} <= set(record["code"])
-    assert "etrm.models.encoders.lpn" not in record["code"]
+    assert {"etrm.training.loop", "etrm.models.encoders.standard"} <= set(record["code"])
+    assert not {"etrm.training.recorder", "etrm.models.encoders.lpn"} & set(record["code"])
 
 
 def test_tasks_of_parents_are_seen_tasks(parent: Path, paths: RunPaths, tmp_path: Path) -> None:
