@@ -57,10 +57,10 @@ def questions_of_shard(
     shared, first = [], 0
     for episodes, index, variant in lanes:
         batch = first + torch.arange(len(index), device=index.device) // batch_size
-        own = batch % shard.of == shard.number
+        own = batch % shard.of == shard.number  # [N] bool
         if bool(own.any()):
             shared.append((episodes, index[own], variant[own]))
-        first += -(-len(index) // batch_size)
+        first += -(-len(index) // batch_size)  # batches of this lane, rounded up
     return shared
 
 
@@ -103,8 +103,9 @@ def merge_shards(
                 path, shard, table, rows_of(corpus, questions_of_shard(lanes, batch_size, shard))
             )
         tables.append(table)
+    # One chunk, as one job has.
     columns = pa.concat_tables(tables).sort_by(ORDER).combine_chunks().columns
-    return pa.table(columns, schema=PREDICTIONS)
+    return pa.table(columns, schema=PREDICTIONS)  # without the metadata of shards
 
 
 def _read(path: Path, shard: Shard, key: str) -> pa.Table:
