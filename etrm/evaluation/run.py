@@ -200,9 +200,10 @@ def choose_questions(evaluation: Evaluation, device: torch.device) -> Questions:
     """
     config, run = evaluation.config, evaluation.run
     tasks = held_out_tasks(evaluation.tables[0])  # all of them: the denominator of every score
-    chosen = tasks if config.tasks is None else _subset(tasks, config.tasks)
-    corpus = _corpus(evaluation, chosen, device)
-    wanted = {task.id for task in chosen}  # a corpus of embeddings has training tasks as well
+    order = sorted((task.id for task in tasks), key=lambda name: digest(["subset", name]))
+    wanted = set(order[: config.tasks])  # the first of a fixed order that is unrelated to names
+    corpus = _corpus(evaluation, [task for task in tasks if task.id in wanted], device)
+    # A corpus of embeddings has training tasks as well.
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
     return Questions(tasks, corpus, all_variants(corpus, episodes, config.variants))
@@ -273,13 +274,6 @@ def score_run(
 def held_out_tasks(tasks_path: Path) -> list[Task]:
     """Return the evaluation tasks of a study, in order."""
     return [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
-
-
-def _subset(tasks: Sequence[Task], count: int) -> list[Task]:
-    # Fixed, but unrelated to names.
-    order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
-    chosen = {task.id for task in order[:count]}
-    return [task for task in tasks if task.id in chosen]
 
 
 def held_out_claim(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:

@@ -109,23 +109,21 @@ def merge_shards(
 
 
 def _read(path: Path, shard: Shard, key: str) -> pa.Table:
+    """Return the table of a shard's file, whose metadata name the evaluation and the shard."""
     if not path.is_file():
         raise ShardError(f"{path}: not there, expected {shard}: run the same command again")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"{path}: found a damaged file ({error}), expected {shard}; {AGAIN}"
-        ) from None
+        found = f"a damaged file ({error})"
+        raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}") from None
     tags = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    found = tags.get("etrm_shard", "predictions of no shard")
-    if found != str(shard):
-        raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}")
-    if tags.get("etrm_evaluation") != key:
-        raise ShardError(
-            f"{path}: found {shard} of another evaluation (other weights, tasks, settings or code),"
-            f" expected that of this one; {AGAIN}"
-        )
+    found, expected = tags.get("etrm_shard", "predictions of no shard"), str(shard)
+    if found == expected and tags.get("etrm_evaluation") != key:
+        found += " of another evaluation (other weights, tasks, settings or code)"
+        expected = "that of this one"
+    if found != expected:
+        raise ShardError(f"{path}: found {found}, expected {expected}; {AGAIN}")
     return table
 
 
