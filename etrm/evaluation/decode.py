@@ -118,9 +118,9 @@ def decode_all(
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                if episodes.room is not None:
-                    batch.room = episodes.room.take(i.cpu().numpy())
-                    batch.most_cells = batch.room.most_cells()
+                if episodes.token_bounds is not None:
+                    batch.token_bounds = episodes.token_bounds.take(i.cpu().numpy())
+                    batch.most_cells = batch.token_bounds.most_cells()
                 with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)
                 losses = sample_losses(output, batch.labels)
