@@ -171,7 +171,10 @@ def training_metrics(
 ) -> dict[str, float]:
     """Return the `all.*` metrics over the questions, every `ranks.size`-th decoded by a rank."""
     sums = EvaluationSums()
-    lanes = [(e, i[ranks.rank :: ranks.size], v[ranks.rank :: ranks.size]) for e, i, v in lanes]
+    lanes = [
+        (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
+        for e, i, v in lanes
+    ]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
         # Cut off outputs are wrong.
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
