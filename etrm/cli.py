@@ -152,7 +152,7 @@ def _outcome(verdict: dict[str, object]) -> str:
 
 
 def _doctor(given: Namespace) -> int:
-    """Print what is to be mended in a study; return 1 where there is something."""
+    """Print the leftovers in a study with their remedies; return 1 where there are any."""
     from etrm.study.doctor.diagnose import diagnose
 
     diagnosis = diagnose(given.configfile, given.verify)
