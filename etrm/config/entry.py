@@ -10,19 +10,19 @@ from functools import reduce
 from typing import Any
 
 from etrm.config.merging import merge
-from etrm.config.schema import Problem, join, unknown_key
+from etrm.config.schema import ConfigProblem, join, unknown_key
 from etrm.config.study import ExperimentConfig
 
 # The problems of an experiment, given with the defaults merged in.
-Check = Callable[[Mapping[str, Any]], list[Problem]]
+Check = Callable[[Mapping[str, Any]], list[ConfigProblem]]
 
 
-def under(path: str, problem: Problem) -> Problem:
+def under(path: str, problem: ConfigProblem) -> ConfigProblem:
     """The problem with its path below `path`."""
     return dataclasses.replace(problem, path=join(path, problem.path))
 
 
-def _with_sweep(problem: Problem) -> Problem:
+def _with_sweep(problem: ConfigProblem) -> ConfigProblem:
     """A key that no experiment has: what is allowed where it was written, a sweep included."""
     key = problem.path
     if problem.found != unknown_key("", key, ()).found:
@@ -45,7 +45,7 @@ class Choice:
         """Where the value was written."""
         return join(f"{self.path}.values", self.label)
 
-    def placed(self, problem: Problem) -> Problem:
+    def placed(self, problem: ConfigProblem) -> ConfigProblem:
         """A problem that this value makes, at the value or, where that is wrong, at the key."""
         if self.key is None:
             return under(self.value_path, problem)
@@ -57,7 +57,9 @@ class Choice:
             return dataclasses.replace(problem, path=f"{self.path}.key")
         if above:
             found = f"{self.key!r}, which goes below {problem.path}"
-            return Problem(f"{self.path}.key", found, f"{problem.path} to be {problem.expected}")
+            return ConfigProblem(
+                f"{self.path}.key", found, f"{problem.path} to be {problem.expected}"
+            )
         if re.match(rf"{re.escape(self.key)}(?![^.\[])", problem.path):
             path = self.value_path + problem.path.removeprefix(self.key)
             return dataclasses.replace(problem, path=path)
@@ -99,7 +101,9 @@ class Entry:
         differences = [self.shared, *(choice.difference for choice in self.choices)]
         return reduce(merge, differences, dict(defaults))
 
-    def placed(self, problem: Problem, defaults: Mapping[str, Any], check: Check) -> Problem:
+    def placed(
+        self, problem: ConfigProblem, defaults: Mapping[str, Any], check: Check
+    ) -> ConfigProblem:
         """A problem of the whole experiment, where it was written.
 
         What the sweep alone has is said of the sweep, what a value makes alone is said of the
@@ -113,7 +117,7 @@ class Entry:
                 return choice.placed(problem)
         return under(f"experiments.{self.name}", problem)
 
-    def problems(self, defaults: Mapping[str, Any]) -> Iterator[Problem]:
+    def problems(self, defaults: Mapping[str, Any]) -> Iterator[ConfigProblem]:
         """What is wrong with a point, though it makes a valid experiment."""
         yield from self._unknown_axes(defaults)
         at = merge(defaults, self.shared)
@@ -123,10 +127,10 @@ class Entry:
                 if merge(at, earlier.difference) != at:
                     found = f"values that the axis {choice.axis!r} replaces"
                     expected = "every axis to vary something that no later axis sets"
-                    yield Problem(earlier.path, found, expected)
+                    yield ConfigProblem(earlier.path, found, expected)
                     return
 
-    def _unknown_axes(self, defaults: Mapping[str, Any]) -> Iterator[Problem]:
+    def _unknown_axes(self, defaults: Mapping[str, Any]) -> Iterator[ConfigProblem]:
         axes = [choice.axis for choice in self.choices]
         text = self._chosen(defaults).get("description")
         writers = [c.value_path for c in self.choices if "description" in c.difference]

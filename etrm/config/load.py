@@ -22,7 +22,7 @@ from etrm.config.health import HealthConfig
 from etrm.config.merging import merge
 from etrm.config.schema import (
     ConfigError,
-    Problem,
+    ConfigProblem,
     expand_home,
     join,
     not_text,
@@ -81,7 +81,7 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 def load_study(document: Mapping[str, Any], name: str = "configuration") -> StudyConfig:
     """The study of a merged document; raises `ConfigError` with all of its problems."""
     if not isinstance(document, Mapping):
-        raise ConfigError([Problem("(top level)", show(document), "a block of keys")], name)
+        raise ConfigError([ConfigProblem("(top level)", show(document), "a block of keys")], name)
     document = _extended(document)
     problems = list(not_text(document))
     fields = {field.name for field in dataclasses.fields(StudyConfig)} - {"experiments"}
@@ -132,7 +132,7 @@ def plain(value: Any) -> Any:
 def _read_document(path: Path) -> dict[str, Any]:
     document = read_file(path)
     if not isinstance(document, dict):
-        raise ConfigError([Problem(str(path), show(document), "a block of keys")])
+        raise ConfigError([ConfigProblem(str(path), show(document), "a block of keys")])
     return document
 
 
@@ -142,32 +142,32 @@ def _extended(document: Mapping[str, Any], seen: tuple[str, ...] = ()) -> dict[s
     if base is None:
         return document
     if not isinstance(base, str):
-        raise ConfigError([Problem("extends", show(base), "the path of a YAML file")])
-    problems: list[Problem] = []
+        raise ConfigError([ConfigProblem("extends", show(base), "the path of a YAML file")])
+    problems: list[ConfigProblem] = []
     base = expand_home(base, "extends", problems)
     if base is None:
         raise ConfigError(problems)
     if base in seen:
         chain = " → ".join((*seen, base))
-        raise ConfigError([Problem("extends", f"a circle: {chain}", "a chain that ends")])
+        raise ConfigError([ConfigProblem("extends", f"a circle: {chain}", "a chain that ends")])
     return merge(_extended(_read_document(Path(base)), (*seen, base)), document)
 
 
 def _experiments(
-    document: Mapping[str, Any], problems: list[Problem]
+    document: Mapping[str, Any], problems: list[ConfigProblem]
 ) -> dict[str, ExperimentConfig]:
     given = document.get("experiments")
     if not isinstance(given, Mapping) or not given:
-        problems.append(Problem("experiments", show(given), "a block of named experiments"))
+        problems.append(ConfigProblem("experiments", show(given), "a block of named experiments"))
         return {}
     defaults = document.get("defaults")
     if defaults is not None and not isinstance(defaults, Mapping):
-        problems.append(Problem("defaults", show(defaults), "a block of keys"))
+        problems.append(ConfigProblem("defaults", show(defaults), "a block of keys"))
         return {}
     inherited = merge({"health": plain(HealthConfig())}, defaults or {})
     if "sweep" in inherited:
         expected = "no sweep: it stands in the experiment that it expands"
-        problems.append(Problem("defaults.sweep", show(inherited.pop("sweep")), expected))
+        problems.append(ConfigProblem("defaults.sweep", show(inherited.pop("sweep")), expected))
     _, shared = _experiment(inherited)
     expansion = expand(given, problems)
     problems += _one_folder(expansion.entries)
@@ -191,7 +191,7 @@ def _experiments(
     return experiments
 
 
-def _one_folder(entries: Mapping[str, Entry]) -> Iterator[Problem]:
+def _one_folder(entries: Mapping[str, Entry]) -> Iterator[ConfigProblem]:
     """Names that differ by case only, those of two sweeps once."""
     first: dict[str, Entry] = {}
     said = set()
@@ -202,16 +202,16 @@ def _one_folder(entries: Mapping[str, Entry]) -> Iterator[Problem]:
             path = f"experiments.{entry.origin}{'.sweep' if entry.choices else ''}"
             found = f"the name {name!r} beside {other.name!r}"
             expected = "names that differ by more than case: some file systems have one folder for"
-            yield Problem(path, found, f"{expected} both")
+            yield ConfigProblem(path, found, f"{expected} both")
 
 
-def _problems(merged: Mapping[str, Any]) -> list[Problem]:
+def _problems(merged: Mapping[str, Any]) -> list[ConfigProblem]:
     return _experiment(merged)[1]
 
 
 def _unknown_parent(
     merged: Mapping[str, Any], known: Iterable[Any], expansion: Expansion
-) -> list[Problem]:
+) -> list[ConfigProblem]:
     """`decoder.init` of an experiment with other problems, where it names none at all."""
     decoder = merged.get("decoder")
     init = decoder.get("init") if isinstance(decoder, Mapping) else None
@@ -222,32 +222,32 @@ def _unknown_parent(
     return [_no_parent(init, map(str, known), expansion, what="experiment")]
 
 
-def _no_parent(init: str, known: Iterable[str], expansion: Expansion, what: str) -> Problem:
+def _no_parent(init: str, known: Iterable[str], expansion: Expansion, what: str) -> ConfigProblem:
     names = list(known)
     points = [point for point in expansion.sweeps.get(init, ()) if point in names]
     if points:
         expected = f"one of its points: {', '.join(points)}"
-        return Problem("decoder.init", f"the sweep {init!r}", expected)
+        return ConfigProblem("decoder.init", f"the sweep {init!r}", expected)
     return unknown_key("decoder.init", init, names, what=what)
 
 
-def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
+def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[ConfigProblem]]:
     """One experiment and its problems, stage by stage too."""
-    found: list[Problem] = []
+    found: list[ConfigProblem] = []
     config = parse_dataclass(ExperimentConfig, merged, "", found)
     stages, train = merged.get("stages", {}), merged.get("train", {})
     if not isinstance(stages, Mapping):
         return config, found
-    base: list[Problem] = []
+    base: list[ConfigProblem] = []
     parse_dataclass(TrainConfig, train, "", base)
     for stage, difference in stages.items():
         path = join("stages", stage)
         if stage not in STAGES:
             found.append(unknown_key(path, stage, STAGES, what="stage"))
         elif not isinstance(difference, Mapping):
-            found.append(Problem(path, show(difference), "a block of differences to train"))
+            found.append(ConfigProblem(path, show(difference), "a block of differences to train"))
         elif isinstance(train, Mapping):
-            mine: list[Problem] = []
+            mine: list[ConfigProblem] = []
             parse_dataclass(TrainConfig, merge(train, difference), "", mine)
             found += [under(path, p) for p in mine if p not in base]
     return config, found
@@ -258,12 +258,12 @@ def _parents(
     inherited: Mapping[str, Any],
     expansion: Expansion,
     broken: set[Any],
-) -> list[Problem]:
+) -> list[ConfigProblem]:
     """The problems of `decoder.init` in all experiments, each where it was written."""
     found = []
     for name in experiments:
 
-        def check(merged: Mapping[str, Any], name: str = name) -> list[Problem]:
+        def check(merged: Mapping[str, Any], name: str = name) -> list[ConfigProblem]:
             config, problems = _experiment(merged)
             if config is None or problems:
                 return []
@@ -277,7 +277,7 @@ def _parents(
 
 def _parent(
     name: str, experiments: Mapping[str, ExperimentConfig], expansion: Expansion, broken: set[Any]
-) -> list[Problem]:
+) -> list[ConfigProblem]:
     """`decoder.init` must name a pretraining with a decoder of the same sizes and cycles.
 
     Whether its weights have seen held-out tasks is checked where the tasks are known: before
@@ -297,14 +297,14 @@ def _parent(
         ours, other = plain(config.model), plain(theirs.model)
         text = ", ".join(f"{k} {ours[k]} here and {other[k]} there" for k in differ)
         expected = f"the decoder sizes of {parent!r}, whose weights it starts from"
-        found.append(Problem("decoder.init", text, expected))
+        found.append(ConfigProblem("decoder.init", text, expected))
     absent = [str(seed) for seed in config.seeds if seed not in theirs.seeds]
     if config.decoder.init_seed == "same" and absent:
         text = f"same, but {parent!r} has no seed {', '.join(absent)}"
-        found.append(Problem("decoder.init_seed", text, "first, or these among its seeds"))
+        found.append(ConfigProblem("decoder.init_seed", text, "first, or these among its seeds"))
     if _circle(name, experiments):
         expected = "null, or a pretraining that does not start from this one"
-        found.append(Problem("decoder.init", f"a circle back to {name!r}", expected))
+        found.append(ConfigProblem("decoder.init", f"a circle back to {name!r}", expected))
     return found
 
 

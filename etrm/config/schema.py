@@ -27,7 +27,7 @@ Variants = Callable[[], Mapping[str, Callable[[], type]]]
 class ConfigError(ValueError):
     """All problems of a configuration, one line each."""
 
-    def __init__(self, problems: list[Problem], name: str = "configuration") -> None:
+    def __init__(self, problems: list[ConfigProblem], name: str = "configuration") -> None:
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConfigProblem:
     """One problem: the dotted path, what was found there, what is allowed, and a way out."""
 
     path: str
@@ -150,17 +150,17 @@ def printable(text: str) -> str:
 
 def parse(cls: type, value: Any, path: str = "") -> Any:
     """`value` as an instance of the dataclass `cls`; raises `ConfigError` with all problems."""
-    problems: list[Problem] = []
+    problems: list[ConfigProblem] = []
     result = parse_dataclass(cls, value, path, problems)
     if problems:
         raise ConfigError(problems)
     return result
 
 
-def parse_dataclass(cls: type, value: Any, path: str, problems: list[Problem]) -> Any:
+def parse_dataclass(cls: type, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
     """As `parse`, but adds to `problems`; returns None where there were any."""
     if not isinstance(value, Mapping):
-        problems.append(Problem(path or "(top level)", show(value), "a block of keys"))
+        problems.append(ConfigProblem(path or "(top level)", show(value), "a block of keys"))
         return None
     before = len(problems)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -176,7 +176,7 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[Problem]) -
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
             union = field.metadata.get("tagged")
             expected = union.expected if union else f"a value: {field.metadata.get('help', '')}"
-            problems.append(Problem(here, "nothing", expected))
+            problems.append(ConfigProblem(here, "nothing", expected))
     if len(problems) > before:
         return None
     result = cls(**arguments)
@@ -185,11 +185,13 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[Problem]) -
     return result if len(problems) == before else None
 
 
-def unknown_key(path: str, key: Any, known: typing.Iterable[str], what: str = "key") -> Problem:
+def unknown_key(
+    path: str, key: Any, known: typing.Iterable[str], what: str = "key"
+) -> ConfigProblem:
     """The problem of a name that is not among `known`, with the nearest known one."""
     names = sorted(known)
     expected = f"one of {', '.join(names)}" if names else f"no {what}: there is none to name"
-    return Problem(path, f"the unknown {what} {key!r}", expected, _nearest(key, names))
+    return ConfigProblem(path, f"the unknown {what} {key!r}", expected, _nearest(key, names))
 
 
 def _nearest(value: Any, known: typing.Iterable[Any]) -> str:
@@ -219,18 +221,18 @@ def brief(value: Any) -> str:
     return f"{text[:57]}...{f' of {len(value)} letters' if isinstance(value, str) else ''}"
 
 
-def expand_home(value: str, path: str, problems: list[Problem]) -> str | None:
+def expand_home(value: str, path: str, problems: list[ConfigProblem]) -> str | None:
     """A path with the home directory for its `~` or `~user`; None after a problem."""
     with suppress(ValueError):  # a name that no user can have
         expanded = os.path.expanduser(value)
         if not expanded.startswith("~"):
             return expanded
     expected = f"~ or ~ and a user of this machine; ./{printable(value)} is the file of this name"
-    problems.append(Problem(path, f"{brief(value)}, but no home directory for it", expected))
+    problems.append(ConfigProblem(path, f"{brief(value)}, but no home directory for it", expected))
     return None
 
 
-def not_text(value: Any, path: str = "") -> Iterator[Problem]:
+def not_text(value: Any, path: str = "") -> Iterator[ConfigProblem]:
     """Keys and values below `value` that hold halves of characters, which no file can."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -240,11 +242,11 @@ def not_text(value: Any, path: str = "") -> Iterator[Problem]:
         for i, inner in enumerate(value):
             yield from not_text(inner, f"{path}[{i}]")
     elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-        yield Problem(path, brief(value), "whole characters: none of U+D800 to U+DFFF")
+        yield ConfigProblem(path, brief(value), "whole characters: none of U+D800 to U+DFFF")
 
 
 def _field(
-    field: dataclasses.Field[Any], hint: Any, value: Any, path: str, problems: list[Problem]
+    field: dataclasses.Field[Any], hint: Any, value: Any, path: str, problems: list[ConfigProblem]
 ) -> Any:
     union = field.metadata.get("tagged")
     if union is None:
@@ -253,24 +255,24 @@ def _field(
         rule = field.metadata.get("rule")
         if rule and len(problems) == before and not rule.holds(result):
             problems.append(
-                Problem(
+                ConfigProblem(
                     path, brief(list(result) if isinstance(result, tuple) else result), rule.text
                 )
             )
         return result
     if typing.get_origin(hint) is dict:
         if not isinstance(value, Mapping):
-            problems.append(Problem(path, show(value), "a block of named entries"))
+            problems.append(ConfigProblem(path, show(value), "a block of named entries"))
             return None
         return {str(k): parse_tagged(union, v, join(path, k), problems) for k, v in value.items()}
     return parse_tagged(union, value, path, problems)
 
 
-def parse_tagged(union: Tagged, value: Any, path: str, problems: list[Problem]) -> Any:
+def parse_tagged(union: Tagged, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
     """One member of a tagged union; the tag itself stays a field of the result."""
     known = union.variants()
     if not isinstance(value, Mapping) or union.tag not in value:
-        problems.append(Problem(path, show(value), union.expected))
+        problems.append(ConfigProblem(path, show(value), union.expected))
         return None
     tag = value[union.tag]
     if not isinstance(tag, str) or tag not in known:
@@ -280,7 +282,7 @@ def parse_tagged(union: Tagged, value: Any, path: str, problems: list[Problem]) 
 
 
 def _value(
-    hint: Any, value: Any, path: str, metadata: Mapping[str, Any], problems: list[Problem]
+    hint: Any, value: Any, path: str, metadata: Mapping[str, Any], problems: list[ConfigProblem]
 ) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -289,7 +291,7 @@ def _value(
         return None if value is None else _value(inner[0], value, path, nullable, problems)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            problems.append(Problem(path, show(value), "a list"))
+            problems.append(ConfigProblem(path, show(value), "a list"))
             return None
         return tuple(
             _value(arguments[0], item, f"{path}[{i}]", metadata, problems)
@@ -297,7 +299,7 @@ def _value(
         )
     if origin is dict:
         if not isinstance(value, Mapping):
-            problems.append(Problem(path, show(value), "a block of named entries"))
+            problems.append(ConfigProblem(path, show(value), "a block of named entries"))
             return None
         return {
             str(k): _value(arguments[1], v, join(path, k), metadata, problems)
@@ -311,7 +313,7 @@ def _value(
 
 
 def _scalar(
-    hint: type, value: Any, path: str, metadata: Mapping[str, Any], problems: list[Problem]
+    hint: type, value: Any, path: str, metadata: Mapping[str, Any], problems: list[ConfigProblem]
 ) -> Any:
     right = isinstance(value, hint) and not (hint is not bool and isinstance(value, bool))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -320,21 +322,21 @@ def _scalar(
     if not right:
         if hint is float and _numeric(value):
             fix = "write it with a dot, as in 1.0e-4"
-        problems.append(Problem(path, show(value), allowed(hint, metadata), fix))
+        problems.append(ConfigProblem(path, show(value), allowed(hint, metadata), fix))
         return None
     choices = metadata.get("choices")
     if choices and value not in choices:
         fix = _nearest(value, choices)
     elif not _out_of_bounds(value, metadata):
         return _path(value, path, problems) if metadata.get("path") else value
-    problems.append(Problem(path, brief(value), allowed(hint, metadata), fix))
+    problems.append(ConfigProblem(path, brief(value), allowed(hint, metadata), fix))
     return None
 
 
-def _path(value: str, path: str, problems: list[Problem]) -> str | None:
+def _path(value: str, path: str, problems: list[ConfigProblem]) -> str | None:
     if PATH.holds(value):
         return expand_home(value, path, problems)
-    problems.append(Problem(path, brief(value), PATH.text))
+    problems.append(ConfigProblem(path, brief(value), PATH.text))
     return None
 
 

@@ -21,7 +21,7 @@ from etrm.config.schema import (
     MAX_SEED,
     NAME,
     TWO,
-    Problem,
+    ConfigProblem,
     brief,
     join,
     option,
@@ -78,12 +78,12 @@ class DataConfig:
         "seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0, le=MAX_SEED
     )
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ConfigProblem]:
         """Names that a source may not have; in `training` and `evaluation`, those of no source, and
         those in both."""
         expected = f"a name of up to {MAX_NAME} printable characters"
         found = [
-            Problem(join("sources", name), f"the name {brief(name)}", expected)
+            ConfigProblem(join("sources", name), f"the name {brief(name)}", expected)
             for name in self.sources
             if not (0 < len(name) <= MAX_NAME and name.isprintable())
         ]
@@ -91,10 +91,10 @@ class DataConfig:
             for name in getattr(self, key):
                 if name not in self.sources:
                     known = ", ".join(sorted(self.sources))
-                    found.append(Problem(key, repr(name), f"one of data.sources: {known}"))
+                    found.append(ConfigProblem(key, repr(name), f"one of data.sources: {known}"))
         for name in set(self.training) & set(self.evaluation):
             expected = "a source that is not in data.training: held-out tasks are never trained on"
-            found.append(Problem("evaluation", repr(name), expected))
+            found.append(ConfigProblem("evaluation", repr(name), expected))
         return found
 
 
@@ -149,13 +149,13 @@ class ModelConfig:
     )
     rope_theta: float = option("base of the rotary frequencies", 10000.0, gt=0)
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ConfigProblem]:
         """Head sizes that the rotary positions cannot divide."""
         part = 4 if self.positions == "rope_2d" else 2
         if self.width % self.heads == 0 and (self.width // self.heads) % part == 0:
             return []
         found = f"width {self.width} with {self.heads} heads"
-        return [Problem("width", found, f"a multiple of {part} × heads")]
+        return [ConfigProblem("width", found, f"a multiple of {part} × heads")]
 
 
 @dataclass(frozen=True)
@@ -269,12 +269,12 @@ class TrainConfig:
     )
     stop_on_health: bool = option("let a failed health rule end the run with its diagnosis", False)
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ConfigProblem]:
         """A target needs an evaluation to reach it."""
         if self.target_exact_accuracy is None or self.eval_every is not None:
             return []
         expected = "a number of steps, because target_exact_accuracy is set"
-        return [Problem("eval_every", "null", expected)]
+        return [ConfigProblem("eval_every", "null", expected)]
 
 
 @dataclass(frozen=True)

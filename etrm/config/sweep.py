@@ -25,7 +25,7 @@ from etrm.config.merging import nested
 from etrm.config.schema import (
     MAX_NAME,
     NAME,
-    Problem,
+    ConfigProblem,
     Rule,
     brief,
     join,
@@ -69,7 +69,7 @@ class Expansion:
         )
 
 
-def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion:
+def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Expansion:
     """Experiments as they were written, with the points of a sweep in its place.
 
     An entry that has the name of a point is merged over that point. What cannot be read is added
@@ -88,7 +88,7 @@ def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion
 
 
 def _all_points(
-    readable: Mapping[str, Any], result: Expansion, problems: list[Problem]
+    readable: Mapping[str, Any], result: Expansion, problems: list[ConfigProblem]
 ) -> dict[str, Entry]:
     """The points of all sweeps by name; the sweeps themselves are noted in `result`."""
     points: dict[str, Entry] = {}
@@ -107,29 +107,31 @@ def _all_points(
     for name in list(result.sweeps):
         if name in points:
             expected = f"no sweep: {name!r} is a point of the sweep {points[name].origin!r}"
-            problems.append(Problem(f"experiments.{name}.sweep", "a sweep", expected))
+            problems.append(ConfigProblem(f"experiments.{name}.sweep", "a sweep", expected))
             result.incomplete.add(name)
             for point in result.sweeps.pop(name):
                 del points[point]
     return points
 
 
-def _readable(name: Any, content: Any, problems: list[Problem]) -> bool:
+def _readable(name: Any, content: Any, problems: list[ConfigProblem]) -> bool:
     path = join("experiments", name)
     if not isinstance(name, str) or not NAME.holds(name):
-        problems.append(Problem(path, f"the name {brief(name)}", NAME.text))
+        problems.append(ConfigProblem(path, f"the name {brief(name)}", NAME.text))
     elif content is not None and not isinstance(content, Mapping):
-        problems.append(Problem(path, show(content), "a block of differences to defaults"))
+        problems.append(ConfigProblem(path, show(content), "a block of differences to defaults"))
     else:
         return True
     return False
 
 
-def _points(name: str, content: Mapping[str, Any], problems: list[Problem]) -> Iterator[Entry]:
+def _points(
+    name: str, content: Mapping[str, Any], problems: list[ConfigProblem]
+) -> Iterator[Entry]:
     """The points of one sweep: the last axis varies fastest."""
     path, sweep = f"experiments.{name}.sweep", content["sweep"]
     if not isinstance(sweep, Mapping) or not sweep:
-        problems.append(Problem(path, show(sweep), "a block of axes, at least one"))
+        problems.append(ConfigProblem(path, show(sweep), "a block of axes, at least one"))
         return
     axes = [_choices(path, axis, given, problems) for axis, given in sweep.items()]
     shared = {key: value for key, value in content.items() if key != "sweep"}
@@ -138,7 +140,7 @@ def _points(name: str, content: Mapping[str, Any], problems: list[Problem]) -> I
         yield Entry(name + labels, name, shared, choices)
 
 
-def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[Choice]:
+def _choices(path: str, axis: Any, given: Any, problems: list[ConfigProblem]) -> list[Choice]:
     """The values of one axis that can be read.
 
     Where there is none, one that changes nothing stands for them, so that other axes are checked.
@@ -146,7 +148,7 @@ def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[
     path = join(path, axis)
     before, found = len(problems), {}
     if not isinstance(axis, str) or not NAME.holds(axis):
-        problems.append(Problem(path, f"the name {brief(axis)}", NAME.text))
+        problems.append(ConfigProblem(path, f"the name {brief(axis)}", NAME.text))
     config = parse_dataclass(AxisConfig, given, path, problems)
     if config is not None and len(problems) == before:
         for label, value in _labelled(config, f"{path}.values", problems):
@@ -155,17 +157,19 @@ def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[
     return list(found.values()) or [Choice(str(axis), "?", None, {}, path)]
 
 
-def _labelled(config: AxisConfig, path: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+def _labelled(
+    config: AxisConfig, path: str, problems: list[ConfigProblem]
+) -> Iterator[tuple[str, Any]]:
     """The values of an axis that can be read, each with its label."""
     values, blocks, seen = config.values, config.key is None, set()
     if not isinstance(values, (list, tuple, Mapping)) or not values:
         expected = "a list of values or a block `label: value`, at least one"
-        problems.append(Problem(path, show(values), expected))
+        problems.append(ConfigProblem(path, show(values), expected))
         return
     named = isinstance(values, Mapping)
     if blocks and not named:
         expected = "a block `label: differences`, because the axis has no `key`"
-        problems.append(Problem(path, show(values), expected))
+        problems.append(ConfigProblem(path, show(values), expected))
         return
     for i, written in enumerate(values):
         value = values[written] if named else written
@@ -173,12 +177,12 @@ def _labelled(config: AxisConfig, path: str, problems: list[Problem]) -> Iterato
         here = f"{path}[{i}]" if label is None else join(path, label)
         if label is None or not LABEL.holds(label):
             hint = "" if named else "write the values as a block, `label: value`"
-            problems.append(Problem(here, show(written), LABEL.text, hint))
+            problems.append(ConfigProblem(here, show(written), LABEL.text, hint))
         elif label in seen:
-            problems.append(Problem(here, f"the label {label!r} twice", "labels that differ"))
+            problems.append(ConfigProblem(here, f"the label {label!r} twice", "labels that differ"))
         elif blocks and not isinstance(value, (Mapping, type(None))):
             expected = "a block of differences, because the axis has no `key`"
-            problems.append(Problem(here, show(value), expected))
+            problems.append(ConfigProblem(here, show(value), expected))
         else:
             yield label, value
         seen.add(label)
@@ -210,28 +214,30 @@ def _shortest(value: float) -> str:
     return f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
 
 
-def _same_names(name: str, mine: list[Entry], others: Mapping[str, Entry]) -> Iterator[Problem]:
+def _same_names(
+    name: str, mine: list[Entry], others: Mapping[str, Entry]
+) -> Iterator[ConfigProblem]:
     """Points that share a name: labels with `_` can, and those of two sweeps."""
     expected = "names that differ: rename an axis, a label or the experiment"
     path = f"experiments.{name}.sweep"
     for point, count in Counter(entry.name for entry in mine).items():
         if count > 1:
-            yield Problem(path, f"{count} points named {point!r}", expected)
+            yield ConfigProblem(path, f"{count} points named {point!r}", expected)
         if point in others:
             found = f"the point {point!r}, which the sweep {others[point].origin!r} has too"
-            yield Problem(path, found, expected)
+            yield ConfigProblem(path, found, expected)
 
 
-def _long_names(name: str, mine: list[Entry]) -> Iterator[Problem]:
+def _long_names(name: str, mine: list[Entry]) -> Iterator[ConfigProblem]:
     """Points with names that are too long for files: once, with the longest."""
     longest = max((entry.name for entry in mine), key=len, default="")
     if len(longest) > MAX_NAME:
         found = f"the point {longest!r} of {len(longest)} letters"
         expected = f"names of up to {MAX_NAME}: shorten a label, an axis or {name!r}"
-        yield Problem(f"experiments.{name}.sweep", found, expected)
+        yield ConfigProblem(f"experiments.{name}.sweep", found, expected)
 
 
-def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[Problem]:
+def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[ConfigProblem]:
     """An entry that is named as the points of a sweep are, and would be none of them.
 
     It would run with the defaults under a name that says otherwise: a label that was mistyped, or

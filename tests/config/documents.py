@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.load import load_study
-from etrm.config.schema import ConfigError, Problem
+from etrm.config.schema import ConfigError, ConfigProblem
 from etrm.config.study import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def study(**changes: Any) -> StudyConfig:
 
 def problems(content: Any) -> dict[str, str]:
     """Each problem of a bad document, by its path; the whole line."""
-    found: list[Problem] = []
+    found: list[ConfigProblem] = []
     try:
         load_study(content)
     except ConfigError as error:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.config.load import load_study, plain, read_study, run_config
-from etrm.config.schema import NAME, Problem
+from etrm.config.schema import NAME, ConfigProblem
 from etrm.config.sweep import LABEL, expand, label_of
 
 STEPS = {"key": "halting.max_steps", "values": [8, 16]}
@@ -647,13 +647,13 @@ def test_numbers_have_one_label_if_and_only_if_they_are_equal(a: Any, b: Any) ->
     assert LABEL.holds(label_of(a))
 
 
-def expanded(sweep: dict[str, set[str]]) -> tuple[set[str], list[Problem]]:
+def expanded(sweep: dict[str, set[str]]) -> tuple[set[str], list[ConfigProblem]]:
     """Names of the points of a sweep with these labels, and the problems of their names."""
     axes = {
         axis: {"key": f"k.{axis}", "values": dict.fromkeys(labels)}
         for axis, labels in sweep.items()
     }
-    found: list[Problem] = []
+    found: list[ConfigProblem] = []
     return set(expand({"x": {"sweep": axes}}, found).entries), found
 
 
