@@ -26,6 +26,7 @@ from etrm.arc.parse import (
 )
 from etrm.arc.task import Pair, Task
 from etrm.config.schema import SIGNS
+from etrm.config.text import first_few
 
 if TYPE_CHECKING:
     from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
@@ -49,9 +50,7 @@ class SourceError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         lines = [f"{count(self.problems, 'problem')} in the sources of tasks:"]
-        lines += [f"  {problem}" for problem in self.problems[:MAX_LISTED]]
-        if len(self.problems) > MAX_LISTED:
-            lines.append(f"  and {len(self.problems) - MAX_LISTED} more")
+        lines += [f"  {line}" for line in first_few(self.problems, MAX_LISTED)]
         super().__init__("\n".join(lines))
 
 
@@ -78,9 +77,7 @@ def _duplicates_between(tasks: Mapping[str, list[Task]]) -> list[Problem]:
             known = set(ids[first])
             shared = [task_id for task_id in ids[second] if task_id in known]
             if shared:
-                named = ", ".join(shared[:MAX_NAMED])
-                more = f" and {len(shared) - MAX_NAMED} more" if len(shared) > MAX_NAMED else ""
-                found = f"task {named}{more} in both"
+                found = f"task {', '.join(first_few(shared, MAX_NAMED))} in both"
                 where = f"sources {first} and {second}"
                 problems.append(Problem(where, found, "each task id in one source"))
     return problems

@@ -10,8 +10,9 @@ from functools import reduce
 from typing import Any
 
 from etrm.config.merging import merge
-from etrm.config.schema import ConfigProblem, join, unknown_key
+from etrm.config.schema import ConfigProblem, unknown_key
 from etrm.config.study import ExperimentConfig
+from etrm.config.text import join
 
 # The problems of an experiment, given with the defaults merged in.
 Check = Callable[[Mapping[str, Any]], list[ConfigProblem]]

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from etrm.config.schema import ConfigError, ConfigProblem, join
+from etrm.config.schema import ConfigError, ConfigProblem
+from etrm.config.text import join
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 A_PATH = "the path of a YAML file, from the folder of the Snakefile"

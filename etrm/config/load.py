@@ -24,11 +24,9 @@ from etrm.config.schema import (
     ConfigError,
     ConfigProblem,
     expand_home,
-    join,
     not_text,
     parse,
     parse_dataclass,
-    show,
     unknown_key,
 )
 from etrm.config.study import (
@@ -40,6 +38,7 @@ from etrm.config.study import (
     TrainConfig,
 )
 from etrm.config.sweep import Expansion, expand
+from etrm.config.text import join, show
 
 __all__ = [
     "DECODER_SIZES",

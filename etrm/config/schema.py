@@ -7,7 +7,6 @@ allowed; nothing is coerced silently (`1e-4` without a dot is a string to YAML, 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from etrm.config.text import brief, join, nearest, printable, show
 
 REQUIRED = dataclasses.MISSING
 # A tagged union is resolved through a function, so that registries load only what is named.
@@ -143,11 +144,6 @@ class Tagged:
         return f"a block with `{self.tag}:` one of {', '.join(sorted(self.variants()))}"
 
 
-def printable(text: str) -> str:
-    """Return `text` with escapes for what no terminal or log shows, as `\\x00` and `\\ud800`."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def parse(cls: type, value: Any, path: str = "") -> Any:
     """`value` as an instance of the dataclass `cls`; raises `ConfigError` with all problems."""
     problems: list[ConfigProblem] = []
@@ -191,34 +187,7 @@ def unknown_key(
     """The problem of a name that is not among `known`, with the nearest known one."""
     names = sorted(known)
     expected = f"one of {', '.join(names)}" if names else f"no {what}: there is none to name"
-    return ConfigProblem(path, f"the unknown {what} {key!r}", expected, _nearest(key, names))
-
-
-def _nearest(value: Any, known: typing.Iterable[Any]) -> str:
-    near = difflib.get_close_matches(str(value), [str(name) for name in known], n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
-
-
-def join(path: str, key: Any) -> str:
-    """The dotted path of `key` under `path`."""
-    name = str(key) or "''"
-    return f"{path}.{name}" if path else name
-
-
-def show(value: Any) -> str:
-    """A value as an error message shows it: with its YAML kind where that is the problem."""
-    kind = {bool: "true/false", str: "text", int: "integer", float: "number", type(None): "null"}
-    kind[list] = "list"
-    kind[dict] = "block"
-    return f"{brief(value)} ({kind.get(type(value), type(value).__name__)})"
-
-
-def brief(value: Any) -> str:
-    """The beginning of a long value; of a text, its length too."""
-    text = repr(value)
-    if len(text) <= 60:
-        return text
-    return f"{text[:57]}...{f' of {len(value)} letters' if isinstance(value, str) else ''}"
+    return ConfigProblem(path, f"the unknown {what} {key!r}", expected, nearest(key, names))
 
 
 def expand_home(value: str, path: str, problems: list[ConfigProblem]) -> str | None:
@@ -326,7 +295,7 @@ def _scalar(
         return None
     choices = metadata.get("choices")
     if choices and value not in choices:
-        fix = _nearest(value, choices)
+        fix = nearest(value, choices)
     elif not _out_of_bounds(value, metadata):
         return _path(value, path, problems) if metadata.get("path") else value
     problems.append(ConfigProblem(path, brief(value), allowed(hint, metadata), fix))

@@ -22,12 +22,11 @@ from etrm.config.schema import (
     NAME,
     TWO,
     ConfigProblem,
-    brief,
-    join,
     option,
     tagged,
 )
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
+from etrm.config.text import brief, join
 
 STAGES = ("pretrain", "overfit", "full")
 

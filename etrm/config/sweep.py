@@ -27,13 +27,11 @@ from etrm.config.schema import (
     NAME,
     ConfigProblem,
     Rule,
-    brief,
-    join,
     option,
     parse_dataclass,
-    show,
     unknown_key,
 )
+from etrm.config.text import brief, join, show
 
 LABEL = Rule(
     "a label of letters, digits, - and _: it is a part of the names of folders",

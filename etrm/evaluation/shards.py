@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from etrm.config.text import first_few
 from etrm.data.corpus import Corpus, Episodes
 from etrm.evaluation.decode import ORDER, PREDICTIONS
 from etrm.storage.files import write_table_atomic
@@ -136,7 +137,7 @@ def _check(path: Path, part: Part, table: pa.Table, asked: Sequence[Row]) -> Non
         "twice": sorted(row for row, times in found.items() if times > 1),
         "not asked for": sorted(found.keys() - wanted),
     }
-    said = [f"{len(rows)} {fault} ({_some(rows)})" for fault, rows in faults.items() if rows]
+    said = [f"{len(rows)} {fault} ({_rows(rows)})" for fault, rows in faults.items() if rows]
     if said:
         raise PartError(
             f"{path}: found {table.num_rows} predictions, expected the {len(wanted)} of {part},"
@@ -144,6 +145,6 @@ def _check(path: Path, part: Part, table: pa.Table, asked: Sequence[Row]) -> Non
         )
 
 
-def _some(rows: Sequence[Row]) -> str:
-    named = [f"{task} test {query} variant {variant}" for task, query, variant in rows[:SHOWN]]
-    return ", ".join(named) + (", …" if len(rows) > SHOWN else "")
+def _rows(rows: Sequence[Row]) -> str:
+    named = (f"{task} test {query} variant {variant}" for task, query, variant in rows)
+    return ", ".join(first_few(named, SHOWN))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.files import read_file
-from etrm.config.schema import ConfigError, ConfigProblem, option, parse, show
+from etrm.config.schema import ConfigError, ConfigProblem, option, parse
+from etrm.config.text import show
 
 SITE = Path("slurm/site.yaml")
 VARIABLE = "ETRM_SITE"

@@ -16,6 +16,7 @@ from typing import Any
 from etrm.config.compare import changes, in_words
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
+from etrm.config.text import first_few
 from etrm.storage.digests import (
     code_digest,
     code_digests,
@@ -70,8 +71,8 @@ class Status:
 
     def differences(self) -> list[str]:
         """How it differs from today's, in words; the configuration first."""
-        found = _some(list(map(in_words, self.config)))
-        found += _some([f"code {name}".rstrip() for name in self.code])
+        found = first_few(map(in_words, self.config), SHOWN)
+        found += first_few((f"code {name}".rstrip() for name in self.code), SHOWN)
         found += [f"new data ({name})" for name in self.data]
         return found + ([self.origin] if self.origin else [])
 
@@ -300,9 +301,3 @@ def _digest(path: Path) -> str | None:
 @cache
 def _taken(path: Path, time: int, size: int) -> str:
     return file_digest(path)
-
-
-def _some(found: Sequence[str]) -> list[str]:
-    """The first few, and how many more there are."""
-    more = len(found) - SHOWN
-    return [*found[:SHOWN], *([f"+{more} more"] if more > 0 else [])]

@@ -59,13 +59,6 @@ def lasting(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def listed(names: Iterable[str], most: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join(names[:most] + more)
-
-
 def weighed(paths: Iterable[Path]) -> tuple[str, float]:
     """What files and folders take on the disk, in words, and when one was last written."""
     size, newest = 0, 0.0

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.runtime.lock_holder import Holder, all_holders, who
 from etrm.runtime.process import runs_here
 from etrm.runtime.run_lock import SILENCE_SECONDS
-from etrm.study.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
+from etrm.study.doctor.finding import NOTE, Finding, Study, lasting, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
 from etrm.study.status import StudyStatus
@@ -78,8 +79,8 @@ def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
             cancel = shlex.join(["scancel", *(job.id for job in waiting)])
             yield Finding(
                 "stuck jobs",
-                f"{listed(map(str, waiting))} will never start ({reason}): change what it asks for"
-                " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again",
+                f"{', '.join(first_few(waiting))} will never start ({reason}): change what it asks"
+                " for in slurm/site.yaml (time: runtime), stop Snakemake, and start it again",
                 cancel,
                 tuple(job.id for job in waiting),
             )
@@ -98,7 +99,7 @@ def unwatched(
     yield Finding(
         "orphaned jobs",
         f"{count} that no Snakemake on this machine watches:"
-        f" {listed(map(str, left))}. Started again, the study takes over what they train where"
+        f" {', '.join(first_few(left))}. Started again, the study takes over what they train where"
         " they are; or end them",
         f"{study.again()}    # or: {cancel}",
         tuple(job.id for job in left),

@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.runtime.lock_holder import LEASES
-from etrm.study.doctor.finding import Finding, Study, lasting, listed, remove, weighed
+from etrm.study.doctor.finding import Finding, Study, lasting, remove, weighed
 from etrm.study.doctor.results import name_of
 from etrm.study.layout import Run
 from etrm.study.status import STATES, StudyStatus
@@ -41,8 +42,8 @@ def _orphan(study: Study, folder: Path, unknown: list[str]) -> Finding:
     text = f"{_described(folder)} is of no run that the study has today"
     if unknown:
         text += (
-            f", or of {listed(unknown)}, which cannot be told before their tables and first"
-            " weights are there: make these first"
+            f", or of {', '.join(first_few(unknown))}, which cannot be told before their tables and"
+            " first weights are there: make these first"
         )
         return Finding("orphaned files", text, study.again(), (str(folder),))
     text += ": its configuration, code, data or first weights are no more"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.storage.finished import RUN_FILES, SCORE_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.doctor.finding import Finding, Study, listed
+from etrm.study.doctor.finding import Finding, Study
 from etrm.study.doctor.workflow import knows
 from etrm.study.layout import Run
 from etrm.study.status import StudyStatus
@@ -54,7 +55,7 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     for (what, how, known), results in found.items():
         names, targets = zip(*results, strict=True)
         count = f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
-        text = f"{count} made otherwise than today ({how}): {listed(names)}"
+        text = f"{count} made otherwise than today ({how}): {', '.join(first_few(names))}"
         if not known:
             text += "; Snakemake has no record of how they were made, and would keep them"
         mend = study.again() if known else _forced(study, targets)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from etrm.config.compare import NONE
+from etrm.config.text import first_few
 from etrm.study.plan.columns import aligned, wrapped
 from etrm.study.plan.cost import Cost
 from etrm.study.plan.entries import STATES, Entry
@@ -141,7 +142,7 @@ def _others(plan: Plan) -> str:
         own = dict.fromkeys(r for job in jobs for r in job.why if r != AFTER_OTHERS)
         reasons = [reason for reason in own if reason != NEVER_MADE]
         count = f" {len(jobs)}" if name == "records" and jobs else ""
-        shown = f" ({_some(reasons)})" if reasons else ""
+        shown = f" ({'; '.join(first_few(reasons, 2))})" if reasons else ""
         parts.append(f"{name} run{count}{shown}" if jobs else f"{name} done")
     return "Others: " + ", ".join(parts)
 
@@ -202,8 +203,3 @@ def _bytes(value: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("s" if number != 1 else "")
-
-
-def _some(texts: Sequence[str], most: int = 2) -> str:
-    more = len(texts) - most
-    return "; ".join(texts[:most]) + (f"; +{more} more" if more > 0 else "")
