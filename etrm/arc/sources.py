@@ -25,7 +25,7 @@ from etrm.arc.parse import (
     report_duplicates,
 )
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import SIGNS
+from etrm.config.rules import SIGNS
 from etrm.config.text import first_few
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etrm.config.schema import DISTINCT, Rule, option
+from etrm.config.rules import DISTINCT, Rule
+from etrm.config.schema import option
 
 PROJECT = Rule(
     "up to 128 printable characters, none of them / \\ # ? % :, as W&B has it",

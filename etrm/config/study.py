@@ -13,18 +13,8 @@ from typing import Any
 from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.registry import context_options
-from etrm.config.schema import (
-    ASCENDING,
-    DISTINCT,
-    GROUP,
-    MAX_NAME,
-    MAX_SEED,
-    NAME,
-    TWO,
-    ConfigProblem,
-    option,
-    tagged,
-)
+from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_NAME, MAX_SEED, NAME, TWO
+from etrm.config.schema import ConfigProblem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.config.text import brief, join
 

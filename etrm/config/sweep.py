@@ -21,16 +21,10 @@ from decimal import Decimal
 from typing import Any
 
 from etrm.config.entry import Choice, Entry
-from etrm.config.merging import nested
-from etrm.config.schema import (
-    MAX_NAME,
-    NAME,
-    ConfigProblem,
-    Rule,
-    option,
-    parse_dataclass,
-    unknown_key,
-)
+from etrm.config.merging import merge, nested
+from etrm.config.registry import encoders
+from etrm.config.rules import MAX_NAME, NAME, Rule
+from etrm.config.schema import ConfigProblem, option, parse_dataclass, unknown_key
 from etrm.config.text import brief, join, show
 
 LABEL = Rule(
@@ -43,13 +37,34 @@ LABEL = Rule(
 class AxisConfig:
     """One axis of a sweep. A point takes one value of each."""
 
-    values: Any = option("a list, whose values are their own labels, or a block `label: value`")
+    values: Any = option(
+        "a list, whose values are their own labels, or a block `label: value`; with `every`,"
+        " differences of some of its points",
+        None,
+    )
     key: str | None = option(
         "the key of an experiment that takes the values, with dots for the blocks around it; null:"
         " each value is a block of differences",
         None,
-        rule=Rule("a dotted path, as halting.max_steps", lambda v: v is None or all(v.split("."))),
+        rule=Rule("a dotted path, as halting.max_steps", lambda v: all(v.split("."))),
     )
+    every: str | None = option(
+        "`encoder`: a value for each registered encoder, as `context: {source: <label>}`; one that"
+        " is added to the registry takes part by itself",
+        None,
+        choices=("encoder",),
+    )
+    prefix: str | None = option(
+        "stands before the label in the names of points; null: the name of the axis",
+        None,
+        rule=Rule("letters, digits, - and _", lambda v: re.sub(r"[\w-]", "", v, flags=re.A) == ""),
+    )
+
+    def problems(self) -> list[ConfigProblem]:
+        """Return the problem of a key beside `every`."""
+        if self.every is None or self.key is None:
+            return []
+        return [ConfigProblem("key", repr(self.key), "null: `every` gives blocks of differences")]
 
 
 @dataclass
@@ -134,39 +149,45 @@ def _points(
     axes = [_choices(path, axis, given, problems) for axis, given in sweep.items()]
     shared = {key: value for key, value in content.items() if key != "sweep"}
     for choices in itertools.product(*axes):
-        labels = "".join(f"_{choice.axis}{choice.label}" for choice in choices)
-        yield Entry(name + labels, name, shared, choices)
+        yield Entry("_".join([name, *(each.part for each in choices)]), name, shared, choices)
 
 
 def _choices(path: str, axis: Any, given: Any, problems: list[ConfigProblem]) -> list[Choice]:
-    """The values of one axis that can be read.
+    """Return the values of one axis that can be read.
 
     Where there is none, one that changes nothing stands for them, so that other axes are checked.
     """
     path = join(path, axis)
-    before, found = len(problems), {}
+    before, found = len(problems), []
     if not isinstance(axis, str) or not NAME.holds(axis):
         problems.append(ConfigProblem(path, f"the name {brief(axis)}", NAME.text))
     config = parse_dataclass(AxisConfig, given, path, problems)
     if config is not None and len(problems) == before:
-        for label, value in _labelled(config, f"{path}.values", problems):
+        values = dict(_labelled(config, f"{path}.values", problems))
+        if config.every:
+            names = encoders()
+            unknown = [label for label in values if label not in names]
+            problems += [unknown_key(f"{path}.values.{x}", x, names, "encoder") for x in unknown]
+            values = {n: merge({"context": {"source": n}}, values.get(n) or {}) for n in names}
+        prefix = axis if config.prefix is None else config.prefix
+        for label, value in values.items():
             difference = value or {} if config.key is None else nested(config.key, value)
-            found[label] = Choice(axis, label, config.key, difference, path)
-    return list(found.values()) or [Choice(str(axis), "?", None, {}, path)]
+            found.append(Choice(axis, label, prefix + label, config.key, difference, path))
+    return found or [Choice(str(axis), "?", "?", None, {}, path)]
 
 
 def _labelled(
     config: AxisConfig, path: str, problems: list[ConfigProblem]
 ) -> Iterator[tuple[str, Any]]:
-    """The values of an axis that can be read, each with its label."""
+    """Yield the written values of an axis that can be read, each with its label."""
     values, blocks, seen = config.values, config.key is None, set()
-    if not isinstance(values, (list, tuple, Mapping)) or not values:
-        expected = "a list of values or a block `label: value`, at least one"
-        problems.append(ConfigProblem(path, show(values), expected))
-        return
     named = isinstance(values, Mapping)
-    if blocks and not named:
-        expected = "a block `label: differences`, because the axis has no `key`"
+    if config.every and values is None:
+        return
+    if not isinstance(values, (list, tuple, Mapping)) or not values or (blocks and not named):
+        expected = "a list of values or a block `label: value`, at least one"
+        if blocks:
+            expected = "a block `label: differences`, because the axis has no `key`"
         problems.append(ConfigProblem(path, show(values), expected))
         return
     for i, written in enumerate(values):
@@ -243,6 +264,8 @@ def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iter
     """
     for sweep, points in result.sweeps.items():
         if sweep not in result.incomplete:
-            axes = "".join(f"_{re.escape(axis)}[A-Za-z0-9-]+" for axis in readable[sweep]["sweep"])
-            if re.fullmatch(re.escape(sweep) + axes, name):
+            axes = readable[sweep]["sweep"].items()
+            prefixes = [axis if (p := given.get("prefix")) is None else p for axis, given in axes]
+            parts = "".join(f"_{re.escape(each)}[A-Za-z0-9-]+" for each in prefixes)
+            if re.fullmatch(re.escape(sweep) + parts, name):
                 yield unknown_key(f"experiments.{name}", name, points, what="point")

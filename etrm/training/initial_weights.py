@@ -12,7 +12,7 @@ from torch import nn
 
 from etrm.arc.canonical import Touch
 from etrm.arc.task import Task
-from etrm.config.load import DECODER_SIZES
+from etrm.config.parents import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
 from etrm.config.text import first_few
 from etrm.data.leaks import read_seen_run, touching

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from etrm.cli import main
 from etrm.config.load import load_study, plain, read_study, run_config
-from etrm.config.schema import MAX_NAME, MAX_SEED, PATH, ConfigError
+from etrm.config.rules import MAX_NAME, MAX_SEED, PATH
+from etrm.config.schema import ConfigError
 from etrm.launch.job import Job, write_job
 from etrm.storage.files import atomic_write
 from etrm.study.layout import Pipeline, Run

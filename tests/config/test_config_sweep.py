@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.config.load import load_study, plain, read_study, run_config
-from etrm.config.schema import NAME, ConfigProblem
+from etrm.config.rules import NAME
+from etrm.config.schema import ConfigProblem
 from etrm.config.sweep import LABEL, expand, label_of
 
 STEPS = {"key": "halting.max_steps", "values": [8, 16]}
@@ -297,13 +298,13 @@ LINES: list[tuple[dict[str, Any], str, str]] = [
     (
         swept({"steps": {**STEPS, "value": [8]}}),
         "sweep.steps.value",
-        "found the unknown key 'value', expected one of key, values (did you mean 'values'?)",
+        "found the unknown key 'value', expected one of every, key, prefix, values (did you mean 'values'?)",
     ),
     # values
     (
         swept({"steps": {"key": "halting.max_steps"}}),
         "sweep.steps.values",
-        "found nothing, expected a value: a list",
+        "found None (null), expected a list of values or a block",
     ),
     *(
         (
