@@ -62,11 +62,7 @@ def guide_rules() -> dict[str, HealthRule]:
         ),
         # Measured where it happens: the share of samples whose encoding carries a gradient.
         "gradient_coverage": HealthRule(
-            "grad/encoder_coverage",
-            fail=0.5,
-            stop=0.5,
-            from_step=10,
-            finding="gradient_starvation",
+            "grad/encoder_coverage", fail=0.5, stop=0.5, from_step=10, finding="gradient_starvation"
         ),
         "low_gradient_share": HealthRule(
             "grad/encoder_share", warn=0.1, from_step=10, until_step=500, while_exact_below=0.9

@@ -190,9 +190,7 @@ def _one_folder(entries: Mapping[str, Entry]) -> Iterator[ConfigProblem]:
             yield ConfigProblem(path, found, f"{expected} both")
 
 
-def _experiment(
-    merged: Mapping[str, Any],
-) -> tuple[ExperimentConfig | None, list[ConfigProblem]]:
+def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[ConfigProblem]]:
     """Return one experiment and its problems, also those of each stage."""
     found: list[ConfigProblem] = []
     config = parse_dataclass(ExperimentConfig, merged, "", found)

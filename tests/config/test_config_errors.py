@@ -70,11 +70,7 @@ def test_the_message_counts_and_lists_the_problems_under_the_name_of_the_file() 
 # (changes, path, parts of its line)
 LINES = [
     # unknown names, with the known ones and the nearest
-    (
-        {"dat": {}},
-        "dat",
-        ["unknown key 'dat'", "data, defaults, execution", "'data'?"],
-    ),
+    ({"dat": {}}, "dat", ["unknown key 'dat'", "data, defaults, execution", "'data'?"]),
     ({"default": {}}, "default", ["did you mean 'defaults'?"]),
     ({"data__variant": 5}, "data.variant", ["did you mean 'variants'?", "max_side"]),
     ({"defaults__trian": {}}, "defaults.trian", ["did you mean 'train'?"]),

@@ -69,9 +69,7 @@ def test_experiments_are_differences_to_the_defaults() -> None:
 def test_health_rules_come_beside_those_of_the_guide() -> None:
     mine = {"metric": "train/lm_loss", "fail": 9.0}
     rules = (
-        study(
-            defaults__health__rules={"collapse": {"fail": None}, "mine": mine},
-        )
+        study(defaults__health__rules={"collapse": {"fail": None}, "mine": mine})
         .experiments["etrm"]
         .health.rules
     )

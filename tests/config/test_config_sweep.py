@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.config.load import load_study, plain, read_study, run_config
+from etrm.config.registry import encoders
 from etrm.config.rules import NAME
 from etrm.config.schema import ConfigProblem
 from etrm.config.sweep import LABEL, expand, label_of
@@ -180,6 +181,31 @@ def test_braces_mean_nothing_where_there_is_no_sweep() -> None:
     assert study(experiments__etrm__description="{x}").experiments["etrm"].description == "{x}"
 
 
+EVERY = {"every": "encoder", "prefix": ""}
+
+
+def test_an_axis_of_every_encoder_has_a_point_for_each_and_differences_of_some() -> None:
+    values = {"lpn": {"context": {"layers": 3}}, "standard": None}
+    pairing = {"key": "context.pairing", "values": ["aligned", "concat"], "prefix": "by-"}
+    grid = swept({"encoder": {**EVERY, "values": values}, "pairing": pairing})
+    grid["context"] = {"width": 64, "output_scale": 1.0}  # of every encoder, whatever its source
+    found = study(experiments__g=grid).experiments
+    assert list(found)[3:] == [f"g_{n}_by-{p}" for n in encoders() for p in ("aligned", "concat")]
+    for name in encoders():
+        context = found[f"g_{name}_by-aligned"].context
+        assert (context.source, context.pairing) == (name, "aligned")
+        assert (context.width, context.output_scale) == (64, 1.0)
+    assert found["g_lpn_by-aligned"].context.layers == 3
+    assert found["g_standard_by-aligned"].context.pooling == "max"  # of the defaults
+
+
+def test_a_sweep_that_names_a_source_shares_its_options_with_that_one_only() -> None:
+    grid = swept({"encoder": EVERY}, context={"source": "lpn", "layers": 3})
+    found = study(experiments__g=grid).experiments
+    assert found["g_lpn"].context.layers == 3
+    assert found["g_recurrent"].context.layers == 1
+
+
 # --- entries of points ---
 
 
@@ -298,7 +324,7 @@ LINES: list[tuple[dict[str, Any], str, str]] = [
     (
         swept({"steps": {**STEPS, "value": [8]}}),
         "sweep.steps.value",
-        "found the unknown key 'value', expected one of every, key, prefix, values (did you mean 'values'?)",
+        "found the unknown key 'value', expected one of every, key, prefix, values (did you mean",
     ),
     # values
     (
@@ -324,6 +350,20 @@ LINES: list[tuple[dict[str, Any], str, str]] = [
         "sweep.steps.values.x",
         "found 8 (integer), expected a block of differences, because the axis has no `key`",
     ),
+    (swept({"e": {"every": "encoders"}}), "sweep.e.every", "one of encoder, or null"),
+    (swept({"e": {"every": "encoder", "key": "seeds"}}), "sweep.e.key", "'seeds', expected null"),
+    (
+        swept({"e": {"every": "encoder", "values": {"lnp": {}}}}),
+        "sweep.e.values.lnp",
+        "the unknown encoder 'lnp'",
+    ),
+    (swept({"e": {"every": "encoder", "values": ["lpn"]}}), "sweep.e.values", "no `key`"),
+    (
+        swept({"e": {"every": "encoder", "values": {"lpn": {"context": {"layer": 1}}}}}),
+        "sweep.e.values.lpn.context.layer",
+        "the unknown key 'layer'",
+    ),
+    (swept({"steps": {**STEPS, "prefix": "a b"}}), "sweep.steps.prefix", "letters, digits"),
     # labels
     (
         swept({"p": {"key": "context.pooling", "values": ["a b"]}}),
