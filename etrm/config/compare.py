@@ -10,7 +10,7 @@ NONE = "–"
 
 
 def changes(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value in the baseline, value here) wherever the two configs differ."""
+    """Return (dotted key, value in the baseline, value here) wherever the two configs differ."""
     here, there = dict(flat(config)), dict(flat(baseline))
     keys = sorted(here.keys() | there.keys())
     pairs = [(key, there.get(key, NONE), here.get(key, NONE)) for key in keys]
@@ -18,7 +18,7 @@ def changes(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tupl
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is no block."""
+    """Yield (dotted key, value) of all that is no block."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -27,7 +27,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def in_words(change: tuple[str, Any, Any]) -> str:
-    """A change as `train.lr 0.002 → 0.001`, values as YAML has them."""
+    """Return a change as `train.lr 0.002 → 0.001`, values as YAML has them."""
     key, old, new = change
     return f"{key} {_value(old)} → {_value(new)}"
 

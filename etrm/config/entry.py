@@ -134,4 +134,4 @@ class Entry:
         path = join((writers or [f"experiments.{self.origin}"])[-1], "description")
         for name in re.findall(r"\{([^{}]*)\}", text) if axes and isinstance(text, str) else ():
             if name not in axes:
-                yield unknown_key(path, name, axes, what="axis")
+                yield unknown_key(path, name, axes, noun="axis")

@@ -43,7 +43,7 @@ def read_file(path: Path, expected: str = A_PATH) -> Any:
 def check_files(paths: Iterable[str | Path]) -> None:
     """Raise `ConfigError` for the first of these files that `read_file` refuses.
 
-    For files that Snakemake has read and merged before this package sees what is in them.
+    For files that Snakemake has read and merged before this package sees their content.
     """
     here = Path.cwd()
     for path in map(Path, paths):
@@ -51,7 +51,7 @@ def check_files(paths: Iterable[str | Path]) -> None:
 
 
 def _parse(text: str, name: str) -> Any:
-    """The content of a file's text. JSON is tried first, as Snakemake does."""
+    """Return the content of a file's text. JSON is tried first, as Snakemake does."""
     try:
         content = json.loads(text)
         text = text.replace("\t", " ")  # tabs stand between the tokens only, and YAML takes none
@@ -73,7 +73,7 @@ def _parse(text: str, name: str) -> Any:
 def _duplicates(
     node: yaml.Node, path: str, loader: yaml.SafeLoader, seen: set[int]
 ) -> Iterator[ConfigProblem]:
-    """A problem for each key that stands more than once in its block, at any depth."""
+    """Yield a problem for each key that stands more than once in its block, at any depth."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))

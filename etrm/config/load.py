@@ -202,7 +202,7 @@ def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, lis
     for stage, difference in stages.items():
         path = join("stages", stage)
         if stage not in STAGES:
-            found.append(unknown_key(path, stage, STAGES, what="stage"))
+            found.append(unknown_key(path, stage, STAGES, noun="stage"))
         elif not isinstance(difference, Mapping):
             found.append(ConfigProblem(path, show(difference), "a block of differences to train"))
         elif isinstance(train, Mapping):

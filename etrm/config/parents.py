@@ -69,12 +69,12 @@ def parent_problems(
     return found
 
 
-def _unknown(init: str, known: Collection[str], expansion: Expansion, what: str) -> ConfigProblem:
+def _unknown(init: str, known: Collection[str], expansion: Expansion, noun: str) -> ConfigProblem:
     points = [point for point in expansion.sweeps.get(init, ()) if point in known]
     if points:
         expected = f"one of its points: {', '.join(points)}"
         return ConfigProblem(INIT, f"the sweep {init!r}", expected)
-    return unknown_key(INIT, init, known, what=what)
+    return unknown_key(INIT, init, known, noun=noun)
 
 
 def _starts_from_itself(name: str, experiments: Mapping[str, ExperimentConfig]) -> bool:

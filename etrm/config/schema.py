@@ -66,8 +66,8 @@ SCALARS = {bool: "true or false", int: "an integer", float: "a finite number", s
 def option(
     help: str,
     default: Any = REQUIRED,
-    *,
     unit: str = "",
+    *,
     choices: tuple[Any, ...] | None = None,
     rule: Rule | None = None,
     path: bool = False,
@@ -199,11 +199,11 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[ConfigProbl
     return result if len(problems) == before else None
 
 
-def unknown_key(path: str, key: Any, known: Iterable[str], what: str = "key") -> ConfigProblem:
+def unknown_key(path: str, key: Any, known: Iterable[str], noun: str = "key") -> ConfigProblem:
     """Return the problem of a name that is not among `known`, with the nearest known one."""
     names = sorted(known)
-    expected = f"one of {', '.join(names)}" if names else f"no {what}: there is none to name"
-    return ConfigProblem(path, f"the unknown {what} {key!r}", expected, nearest(key, names))
+    expected = f"one of {', '.join(names)}" if names else f"no {noun}: there is none to name"
+    return ConfigProblem(path, f"the unknown {noun} {key!r}", expected, nearest(key, names))
 
 
 def expand_home(value: str, path: str, problems: list[ConfigProblem]) -> str | None:
@@ -270,7 +270,7 @@ def _tagged(union: Tagged, value: Any, path: str, problems: list[ConfigProblem])
         return None
     tag = value[union.tag]
     if not isinstance(tag, str) or tag not in known:
-        problems.append(unknown_key(join(path, union.tag), tag, known, what=union.tag))
+        problems.append(unknown_key(join(path, union.tag), tag, known, noun=union.tag))
         return None
     return parse_dataclass(known[tag](), value, path, problems)
 

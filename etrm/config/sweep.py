@@ -76,17 +76,17 @@ class Expansion:
     incomplete: set[str] = field(default_factory=set)  # sweeps with problems: points may be missing
 
     def may_have(self, name: str) -> bool:
-        """Could this be a point of a sweep that cannot be read?"""
+        """Return whether this could be a point of a sweep that cannot be read."""
         return name not in self.entries and any(
             name == sweep or name.startswith(f"{sweep}_") for sweep in self.incomplete
         )
 
 
 def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Expansion:
-    """Experiments as they were written, with the points of a sweep in its place.
+    """Return experiments as they were written, with the points of a sweep in its place.
 
-    An entry that has the name of a point is merged over that point. What cannot be read is added
-    to `problems` and left out.
+    An entry that has the name of a point is merged over that point. Experiments that cannot be
+    read are left out, and added to `problems`.
     """
     result = Expansion()
     readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
@@ -103,7 +103,7 @@ def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Exp
 def _all_points(
     readable: Mapping[str, Any], result: Expansion, problems: list[ConfigProblem]
 ) -> dict[str, Entry]:
-    """The points of all sweeps by name; the sweeps themselves are noted in `result`."""
+    """Return the points of all sweeps by name; note the sweeps themselves in `result`."""
     points: dict[str, Entry] = {}
     for name, content in readable.items():
         if "sweep" in content:
@@ -141,7 +141,7 @@ def _readable(name: Any, content: Any, problems: list[ConfigProblem]) -> bool:
 def _points(
     name: str, content: Mapping[str, Any], problems: list[ConfigProblem]
 ) -> Iterator[Entry]:
-    """The points of one sweep: the last axis varies fastest."""
+    """Yield the points of one sweep: the last axis varies fastest."""
     path, sweep = f"experiments.{name}.sweep", content["sweep"]
     if not isinstance(sweep, Mapping) or not sweep:
         problems.append(ConfigProblem(path, show(sweep), "a block of axes, at least one"))
@@ -208,9 +208,9 @@ def _labelled(
 
 
 def label_of(value: Any) -> str | None:
-    """The label of a value: its text, where a number has `p` for its dot and `m` for its minus.
+    """Return the label of a value: its text, with `p` for the dot and `m` for the minus.
 
-    Numbers that are equal have one label, all others differ. None for what is no scalar.
+    Numbers that are equal have one label, all others differ. None for all but scalars.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -224,7 +224,7 @@ def label_of(value: Any) -> str | None:
 
 
 def _shortest(value: float) -> str:
-    """The digits that tell a number from every other, with an exponent below a thousandth."""
+    """Return the digits that tell a number from all others, with an exponent below 1/1000."""
     if not math.isfinite(value):
         return str(value)
     if value.is_integer():
@@ -236,7 +236,7 @@ def _shortest(value: float) -> str:
 def _same_names(
     name: str, mine: list[Entry], others: Mapping[str, Entry]
 ) -> Iterator[ConfigProblem]:
-    """Points that share a name: labels with `_` can, and those of two sweeps."""
+    """Yield points that share a name: labels with `_` can, and those of two sweeps."""
     expected = "names that differ: rename an axis, a label or the experiment"
     path = f"experiments.{name}.sweep"
     for point, count in Counter(entry.name for entry in mine).items():
@@ -248,7 +248,7 @@ def _same_names(
 
 
 def _long_names(name: str, mine: list[Entry]) -> Iterator[ConfigProblem]:
-    """Points with names that are too long for files: once, with the longest."""
+    """Yield a problem of names that are too long for files: once, with the longest."""
     longest = max((entry.name for entry in mine), key=len, default="")
     if len(longest) > MAX_NAME:
         found = f"the point {longest!r} of {len(longest)} letters"
@@ -257,7 +257,7 @@ def _long_names(name: str, mine: list[Entry]) -> Iterator[ConfigProblem]:
 
 
 def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[ConfigProblem]:
-    """An entry that is named as the points of a sweep are, and would be none of them.
+    """Yield a problem of an entry that is named as the points of a sweep, and is none of them.
 
     It would run with the defaults under a name that says otherwise: a label that was mistyped, or
     has been taken out of its axis.
@@ -268,4 +268,4 @@ def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iter
             prefixes = [axis if (p := given.get("prefix")) is None else p for axis, given in axes]
             parts = "".join(f"_{re.escape(each)}[A-Za-z0-9-]+" for each in prefixes)
             if re.fullmatch(re.escape(sweep) + parts, name):
-                yield unknown_key(f"experiments.{name}", name, points, what="point")
+                yield unknown_key(f"experiments.{name}", name, points, noun="point")

