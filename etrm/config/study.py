@@ -325,7 +325,7 @@ class StudyConfig:
     figures: FigureStyle = option("the look of the figures", factory=FigureStyle)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run with everything that can change its result, and nothing else."""
 
