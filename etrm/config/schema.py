@@ -20,13 +20,14 @@ from typing import Any
 
 from etrm.config.rules import PATH, Rule
 from etrm.config.text import brief, join, nearest, printable, show
+from etrm.errors import UserError
 
 REQUIRED = dataclasses.MISSING
 # A tagged union is resolved through a function, so that registries load only the classes named.
 Variants = Callable[[], Mapping[str, Callable[[], type]]]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """All problems of a configuration, one line each."""
 
     def __init__(self, problems: list[ConfigProblem], name: str = "configuration") -> None:

@@ -21,6 +21,7 @@ from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
 from etrm.data.packing import Room
+from etrm.errors import UserError
 
 # Dihedral d of a grid: cell (r, c) of the result comes from (r, c), exchanged where SWAP, then
 # counted from the far end of the base grid's rows or columns where FLIP_ROW, FLIP_COLUMN.
@@ -49,7 +50,7 @@ class Episodes:
         return replace(self, demos=self.demos[:, :most], room=room)
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """Tasks and augmentations that do not belong together."""
 
 

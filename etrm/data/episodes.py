@@ -17,9 +17,10 @@ from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.packing import Room, pair_room
+from etrm.errors import UserError
 
 
-class CanvasError(ValueError):
+class CanvasError(UserError):
     """Grids that no canvas lane holds."""
 
 

@@ -20,6 +20,7 @@ from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations
 
 if TYPE_CHECKING:
     from etrm.config.study import DataConfig
+from etrm.errors import UserError
 
 MAX_NAMED = 10  # tasks named in a summary
 UP_TO = "up to rotation, reflection and colours"
@@ -28,7 +29,7 @@ UP_TO = "up to rotation, reflection and colours"
 def prepare_tasks(data: DataConfig, out: Path) -> str:
     """Write tasks.parquet from the sources named in `data`; return a summary for the log.
 
-    Raises SourceError for bad sources and ValueError for an empty split; nothing is written then.
+    Raises SourceError for bad sources and UserError for an empty split; nothing is written then.
     """
     records, summary = choose_tasks(data)
     records, found = mark_leaks(records)
@@ -59,11 +60,11 @@ def choose_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
         small = [record for record in loaded if fits(max_side, *_visible_grids(record.task))]
         kept = _draw(small, limits[split], data.seed)
         if not kept:
-            raise ValueError(_nothing_left(split, loaded, small, max_side))
+            raise UserError(_nothing_left(split, loaded, small, max_side))
         records += kept
         summary.append(_summarise(split, loaded, small, kept))
     if not records:
-        raise ValueError("data.training and data.evaluation name no source: nothing to prepare")
+        raise UserError("data.training and data.evaluation name no source: nothing to prepare")
     return records, summary
 
 
@@ -128,9 +129,9 @@ def _check_names(data: DataConfig, names: Sequence[str]) -> None:
     for name in names:
         if name not in data.sources:
             known = ", ".join(data.sources) or "none"
-            raise ValueError(f"data.sources has no source {name!r}; it has {known}")
+            raise UserError(f"data.sources has no source {name!r}; it has {known}")
         if names.count(name) > 1:
-            raise ValueError(f"source {name!r} is named twice in data.training and data.evaluation")
+            raise UserError(f"source {name!r} is named twice in data.training and data.evaluation")
 
 
 def _visible_grids(task: Task) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from etrm.arc.augment import COLORS, LANES, Variants
 from etrm.arc.task import Pair, Task
+from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import write_table_atomic
 
 SPLITS = ("training", "evaluation")
@@ -79,7 +80,7 @@ AUGMENTATIONS_SCHEMA = pa.schema(
 )
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """A file is not the table it should be. The message says what to do about it."""
 
     def __init__(self, path: Path, found: str, expected: str, target: str) -> None:
@@ -219,7 +220,7 @@ def _bytes_of(column: pa.Array, width: int) -> np.ndarray:
 def _read(path: Path, schema: pa.Schema, target: str) -> pa.Table:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the target `{target}` first")
+        raise MissingFileError(f"{path}: no such file; run the target `{target}` first")
     expected = f"the table written by the target `{target}`"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -17,6 +17,7 @@ from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.errors import UserError
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
 from etrm.models.compute import Compute, computing
@@ -47,7 +48,7 @@ PREDICTIONS = pa.schema(
 ORDER = [(name, "ascending") for name in ("task", "query", "variant")]  # of their rows
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(UserError):
     """Weights whose answers are no numbers: they are damaged, or their run diverged."""
 
 

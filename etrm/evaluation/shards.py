@@ -20,6 +20,7 @@ from torch import Tensor
 
 from etrm.config.text import first_few
 from etrm.data.corpus import Corpus, Episodes
+from etrm.errors import UserError
 from etrm.evaluation.decode import ORDER, PREDICTIONS
 from etrm.storage.files import write_table_atomic
 
@@ -29,7 +30,7 @@ AGAIN = "delete it and run the same command again: its job then decodes this par
 SHOWN = 3  # rows that an error names
 
 
-class PartError(RuntimeError):
+class PartError(UserError):
     """Parts that are no complete evaluation."""
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from etrm.errors import UserError
 from etrm.launch.job import Job, read_job, write_job
 from etrm.launch.nodes import End, Node, Peers, this_node
 from etrm.launch.processes import Process, begin, end_with_parent, forwarding
@@ -45,7 +46,7 @@ STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
 AGAIN = "Run the same command again to go on from the last state"
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """A rank of a run has failed, or cannot be started."""
 
 

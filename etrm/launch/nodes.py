@@ -22,6 +22,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore
 
 from etrm.config.text import first_few
+from etrm.errors import UserError
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ SILENCE_SECONDS, START_SECONDS = 30.0, 300.0
 SETTLE_SECONDS = 10.0
 
 
-class NodeError(RuntimeError):
+class NodeError(UserError):
     """Nodes that are not those of a SLURM job, or that do not find each other."""
 
 

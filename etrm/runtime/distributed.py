@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from etrm.errors import UserError
+
 # A rank that waits this long for another one gives up: the run ends, and resumes when asked again.
 PATIENCE = timedelta(minutes=15)
 
 
-class RankError(RuntimeError):
+class RankError(UserError):
     """Ranks that this machine has no place for."""
 
 

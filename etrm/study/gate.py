@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.health import GateConfig
+from etrm.errors import UserError
 from etrm.storage.records import read_run, read_verdict
 
 
-class GateError(RuntimeError):
+class GateError(UserError):
     """A full run was asked for whose experiment did not pass criterion 1."""
 
 

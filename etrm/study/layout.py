@@ -15,6 +15,7 @@ from etrm.config.load import plain, run_config
 from etrm.config.parents import names_file
 from etrm.config.sources import SourceConfig
 from etrm.config.study import ExperimentConfig, RunConfig, StudyConfig
+from etrm.errors import UserError
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
@@ -27,7 +28,7 @@ PART_FILE = "predictions-{part}-of-{parts}.parquet"
 TABLE_FORMATS = ("csv", "md", "tex")
 
 
-class ParentError(ValueError):
+class ParentError(UserError):
     """First weights from outside the study are not there."""
 
 

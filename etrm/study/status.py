@@ -178,19 +178,29 @@ def require_gate(pipeline: Pipeline, run: Run) -> None:
     Raises `DamagedFileError` where a record cannot be read.
     """
     overfit = Run(run.experiment, "overfit", run.seed)
-    path, status = pipeline.verdict(run.experiment, run.seed), StudyStatus(pipeline).run(overfit)
-    name = f"{run.experiment}, seed {run.seed}: the full run does not start, because"
-    for needed in (pipeline.folder(overfit) / "run.json", path):
+    path, name = pipeline.verdict(run.experiment, run.seed), f"{run.experiment}, seed {run.seed}"
+    seed = f" --seed {run.seed}" if run.seed else ""
+    for needed, command in (
+        (pipeline.folder(overfit) / "run.json", f"run {run.experiment} overfit{seed}"),
+        (path, f"gate {run.experiment}{seed}"),
+    ):
         if not needed.is_file():
-            target = path if needed == path else pipeline.folder(overfit) / "model.safetensors"
-            raise GateError(f"{name} there is no {needed}: `snakemake --cores 2 {target}` makes it")
-    differences = status.differences()
+            raise GateError(
+                f"{name}: the full run does not start, because there is no {needed}:"
+                f" `etrm {command}` makes it, or `snakemake` does, as part of the study"
+            )
+    require_up_to_date(pipeline, overfit)
+    require_passed(path, pipeline.study.experiments[run.experiment].gate)
+
+
+def require_up_to_date(pipeline: Pipeline, run: Run) -> None:
+    """Raise `GateError` where an overfit run is stale: no verdict on it opens the gate."""
+    differences = StudyStatus(pipeline).run(run).differences()
     if differences:
         raise GateError(
-            f"{name} its overfit run is not what would be made today ({'; '.join(differences)}):"
-            " run the overfit stage and the gate again"
+            f"{run.experiment}, seed {run.seed}: the overfit run in {pipeline.folder(run)} is stale"
+            f" ({'; '.join(differences)}): run the overfit stage and the gate again"
         )
-    require_passed(path, pipeline.study.experiments[run.experiment].gate)
 
 
 def _compared(

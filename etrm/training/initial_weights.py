@@ -16,6 +16,7 @@ from etrm.config.parents import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
 from etrm.config.text import first_few
 from etrm.data.leaks import read_seen_run, touching
+from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
 from etrm.storage.official import check_sha256, decoder_weights
 
@@ -23,7 +24,7 @@ WEIGHTS = "model.safetensors"
 MAX_NAMED = 5  # tasks named in an error
 
 
-class LeakError(ValueError):
+class LeakError(UserError):
     """A strict run would start from weights that have seen held-out tasks."""
 
 

@@ -29,6 +29,7 @@ from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import on_lanes, training_questions
 from etrm.data.leaks import seen_tasks
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.errors import UserError
 from etrm.models.build import build_model, num_parameters
 from etrm.models.compute import device_name
 from etrm.runtime.disk_wait import obstacle, until_written
@@ -50,7 +51,7 @@ from etrm.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError):
     """The files of a finished run could not be written."""
 
 

@@ -15,13 +15,14 @@ from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
 from etrm.data.packing import Room
+from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
 
 
-class SlotError(ValueError):
+class SlotError(UserError):
     """Questions that cannot be shared out over the slots of a batch."""
 
 

@@ -176,5 +176,5 @@ def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert "evaluates no run of b with seed 0, but a --seed 0" in capsys.readouterr().err
     assert main(["evaluate", "a", "--configfile", str(path)]) == 1
     error = capsys.readouterr().err
-    assert "model.safetensors: not there, expected a finished run" in error
+    assert "model.safetensors: no such file, expected a finished run" in error
     assert "`etrm run a pretrain --seed 0`" in error

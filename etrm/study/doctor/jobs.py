@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etrm.config.text import first_few
+from etrm.errors import UserError
 from etrm.runtime.lock_holder import Holder, all_holders, who
 from etrm.runtime.process import runs_here
 from etrm.runtime.run_lock import SILENCE_SECONDS
@@ -29,7 +30,7 @@ OTHER = ", in another configuration or from other data or code than today's"
 UNWATCHED = "; no Snakemake on this machine watches it: started again, the study takes it over"
 
 
-class SqueueError(RuntimeError):
+class SqueueError(UserError):
     """`squeue` is there and gives no answer."""
 
 

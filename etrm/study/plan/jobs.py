@@ -18,6 +18,7 @@ from typing import Any
 
 from etrm.config.compare import changes, in_words
 from etrm.config.text import first_few
+from etrm.errors import UserError
 from etrm.launch.slurm import gpus_of
 
 # Rules whose jobs are of one run, and the stage that a person calls them by.
@@ -40,7 +41,7 @@ NO_CONFIG = {
 }
 
 
-class PlanError(RuntimeError):
+class PlanError(UserError):
     """The study cannot be planned; says why."""
 
 
