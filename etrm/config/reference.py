@@ -1,7 +1,6 @@
 """`config/README.md`: every key of a study, from the dataclasses that validate it.
 
-`python -m etrm.config.reference` prints the page. With a path it writes the page there, and the
-JSON Schema of a study beside it (`schema.json`).
+`python -m etrm.config.reference` prints the page, and writes it to a path that is given.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from etrm.config import json_schema
 from etrm.config.health import HealthRule, guide_rules
 from etrm.config.load import plain
 from etrm.config.schema import Key, keys_of
@@ -152,11 +150,9 @@ def _anchor(heading: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the page, in UTF-8 as the file is, or write page and JSON Schema."""
+    """Print the page, in UTF-8 as the file is, or write it to the path that is given."""
     if arguments:
-        path = Path(arguments[0])
-        path.write_text(render(), encoding="utf-8")
-        json_schema.main([str(path.with_name("schema.json"))])
+        Path(arguments[0]).write_text(render(), encoding="utf-8")
     else:
         sys.stdout.buffer.write(render().encode())
 

@@ -9,9 +9,8 @@ To add an encoder:
 2. Add its line to `CONTEXT_SOURCES`: `"mine": "etrm.models.encoders.mine:MineEncoder"`.
 
 It is then a value of `context.source` in every study, its options are checked and documented
-(`python -m etrm.config.reference config/README.md` and `python -m etrm.config.json_schema
-config/schema.json` write the pages again), the contract tests in `tests/models/encoders` hold it,
-and the study `config/encoders.yaml` trains it beside the others. No other file names it.
+(`make docs-generated` writes the pages again), the contract tests in `tests/models/encoders` hold
+it, and the study `config/encoders.yaml` trains it beside the others. No other file names it.
 
 The registry holds names only: a module is imported when a study names its source, so that a study
 imports, and its results depend on, only the sources that it uses.

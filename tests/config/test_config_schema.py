@@ -29,7 +29,7 @@ def mistakes(content: Any) -> list[str]:
 def test_the_file_in_the_repository_is_up_to_date(tmp_path: Path, capsys) -> None:
     main([str(tmp_path / "schema.json")])
     written = (tmp_path / "schema.json").read_text(encoding="utf-8")
-    command = "python -m etrm.config.reference config/README.md"
+    command = "make docs-generated"
     assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == written, f"run `{command}`"
     main([])
     assert capsys.readouterr().out == written

@@ -70,19 +70,20 @@ for old, new in {
 }.items():
     GOOD = GOOD.replace(old, new)
 
-PYTEST = ("pytest", "-q", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 CONTRACT = (*PYTEST, "-k", "average", "tests/models/encoders/test_contract.py")
 # Tests of shipped files, among them that the study of encoders has every registered one.
 SHIPPED = (
-    *("test_config_reference.py", "test_config_schema.py", "test_config_shipped.py"),
-    *("test_config_files.py::test_the_files_that_come_with_the_project",),
+    *(f"tests/config/test_config_{name}.py" for name in ("reference", "schema", "shipped")),
+    "tests/config/test_config_files.py::test_the_files_that_come_with_the_project",
+    "tests/test_docs.py::test_the_code_map_is_up_to_date",
 )
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """Return the output of a module that runs in a process of its own, with that code."""
+    """Return the output of a process of its own, with the code of that folder."""
     run = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{folder}:{folder}/tests"},
         capture_output=True,
@@ -117,8 +118,11 @@ def test_the_contract_finds_options_that_nothing_reads(copy: Path) -> None:
 
 def test_a_new_encoder_is_a_file_and_a_line(copy: Path) -> None:
     (copy / "etrm/models/encoders/average.py").write_text(GOOD)
-    python(copy, "etrm.config.reference", "config/README.md")
-    for command in (CONTRACT, (*PYTEST, *(f"tests/config/{name}" for name in SHIPPED))):
+    # As `make docs-generated` does.
+    python(copy, "-m", "etrm.config.reference", "config/README.md")
+    python(copy, "-m", "etrm.config.json_schema", "config/schema.json")
+    python(copy, "docs/code_map.py", "docs/code-map.md")
+    for command in (CONTRACT, (*PYTEST, *SHIPPED)):
         found = python(copy, *command)
         assert " passed" in found, found
         assert "failed" not in found, found
