@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NONE = "–"
+NONE = "–"  # where one of the two has no such key
 
 
 def changes(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, value in the baseline, value here) wherever the two configs differ."""
-    here, there = dict(flat(config)), dict(flat(baseline))
+    here, there = dict(flat(config)), dict(flat(baseline))  # dotted key → value
     keys = sorted(here.keys() | there.keys())
     pairs = [(key, there.get(key, NONE), here.get(key, NONE)) for key in keys]
     return [(key, old, new) for key, old, new in pairs if old != new]

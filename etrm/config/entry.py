@@ -39,9 +39,9 @@ class Choice:
         if self.key is None:
             return problem.under(self.value_path)
         key, unknown = f"{self.path}.key", problem.found.startswith("the unknown ")
-        last = self.key.rpartition(".")[2]
+        last = self.key.rpartition(".")[2]  # as an unknown key is reported
         itself = unknown_key("", last, ()).found == problem.found and problem.path == self.key
-        above = self.key.startswith(f"{problem.path}.")
+        above = self.key.startswith(f"{problem.path}.")  # a block on the way is wrong
         if itself or (above and unknown):
             return dataclasses.replace(problem, path=key)
         if above:
@@ -109,10 +109,10 @@ class Entry:
                 known = [*keys_of(ExperimentConfig), "sweep"]
                 problem = unknown_key(problem.path, problem.path, known)
             return problem.under(f"experiments.{self.origin}")
-        for choice in reversed(self.choices):
+        for choice in reversed(self.choices):  # later ones win
             if problem in check(self._chosen(defaults, (choice,))):
                 return choice.placed(problem)
-        return problem.under(f"experiments.{self.name}")
+        return problem.under(f"experiments.{self.name}")  # several values together
 
     def problems(self, defaults: Mapping[str, Any]) -> Iterator[ConfigProblem]:
         """Yield the faults of a point that still makes a valid experiment."""
@@ -121,7 +121,7 @@ class Entry:
         for i, choice in enumerate(self.choices):
             at = self._choose(at, choice)
             for earlier in self.choices[:i]:
-                if merge(at, earlier.difference) != at:
+                if merge(at, earlier.difference) != at:  # the earlier value is no longer in force
                     found = f"values that the axis {choice.axis!r} replaces"
                     expected = "every axis to vary something that no later axis sets"
                     yield ConfigProblem(earlier.path, found, expected)

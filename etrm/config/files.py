@@ -59,7 +59,7 @@ def _parse(text: str, name: str) -> Any:
         content = None
     loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
+        root = loader.get_single_node()  # the tree, in which keys still repeat
         if root is None:
             return None
         problems = list(_duplicates(root, "", loader, set()))

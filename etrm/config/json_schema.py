@@ -35,7 +35,8 @@ def schema() -> dict[str, Any]:
             for name in defaults["properties"]
         }
     )
-    point["type"] = ["object", "null"]  # an empty one is the defaults
+    # An empty experiment is the defaults, and empty defaults are none.
+    point["type"] = defaults["type"] = ["object", "null"]
     point["properties"]["sweep"] = _named(
         "axes that make this one experiment several", _block(AxisConfig)
     )
@@ -76,7 +77,7 @@ def _key(key: Key) -> dict[str, Any]:
     if key.rule:
         one |= key.rule.schema
     if key.nullable:
-        one["type"] = [one["type"], "null"]
+        one["type"] = [one["type"], "null"]  # all nullable keys are scalars
         one |= {"enum": [*one["enum"], None]} if "enum" in one else {}
     meaning = f"{key.help} [{key.unit}]" if key.unit else key.help
     default = {} if key.required or key.block or key.tagged else {"default": plain(key.default)}
@@ -84,7 +85,7 @@ def _key(key: Key) -> dict[str, Any]:
 
 
 def _scalar(key: Key) -> dict[str, Any]:
-    found: dict[str, Any] = {} if key.type is Any else {"type": SCALARS[key.type]}
+    found: dict[str, Any] = {} if key.type is Any else {"type": SCALARS[key.type]}  # anything
     if key.choices:
         found["enum"] = list(key.choices)
     return found | {BOUNDS[name][2]: bound for name, bound in key.bounds.items()}

@@ -52,9 +52,9 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     """Return the study of a merged document; raises `ConfigError` with all of its problems."""
     if not isinstance(document, Mapping):
         raise ConfigError([ConfigProblem("(top level)", show(document), "a block of keys")], name)
-    document = _extended(document)
+    document = _extended(document)  # from here on nothing is read from disk
     problems = list(not_text(document))
-    own = set(keys_of(StudyConfig)) - {"experiments"}
+    own = set(keys_of(StudyConfig)) - {"experiments"}  # those need the defaults
     content = {k: v for k, v in document.items() if k in own}
     study = parse_dataclass(StudyConfig, content, "", problems)
     known = own | {"defaults", "experiments"}
@@ -113,7 +113,7 @@ def _extended(document: Mapping[str, Any], seen: tuple[str, ...] = ()) -> dict[s
     base = expand_home(base, "extends", problems)
     if base is None:
         raise ConfigError(problems)
-    if base in seen:
+    if base in seen:  # paths as written: a circle repeats one
         chain = " → ".join((*seen, base))
         raise ConfigError([ConfigProblem("extends", f"a circle: {chain}", "a chain that ends")])
     return merge(_extended(_read_document(Path(base)), (*seen, base)), document)
@@ -134,10 +134,10 @@ def _experiments(
     if "sweep" in inherited:
         expected = "no sweep: it stands in the experiment that it expands"
         problems.append(ConfigProblem("defaults.sweep", show(inherited.pop("sweep")), expected))
-    _, shared = _experiment(inherited)
+    _, shared = _experiment(inherited)  # problems that no experiment adds
     expansion = expand(given, problems)
-    problems += _one_folder(expansion.entries)
-    known = {*given, *expansion.entries} - set(expansion.sweeps)
+    problems += _one_folder(expansion.entries)  # macOS and Windows fold case
+    known = {*given, *expansion.entries} - set(expansion.sweeps)  # a sweep itself is no experiment
     experiments: dict[str, ExperimentConfig] = {}
     for name, entry in expansion.entries.items():
         problems += entry.problems(inherited)
@@ -154,7 +154,7 @@ def _experiments(
         else:
             check = partial(unknown_parent, known=set(map(str, known)), expansion=expansion)
             problems += [entry.placed(each, inherited, check) for each in check(merged)]
-    unread = known - set(experiments)
+    unread = known - set(experiments)  # reported already: no parent to complain about
     for name in experiments:
         check = partial(_parents, name, experiments, expansion, unread)
         for problem in parent_problems(name, experiments, expansion, unread):
@@ -193,12 +193,12 @@ def _one_folder(entries: Mapping[str, Entry]) -> Iterator[ConfigProblem]:
 def _experiment(merged: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[ConfigProblem]]:
     """Return one experiment and its problems, also those of each stage."""
     found: list[ConfigProblem] = []
-    config = parse_dataclass(ExperimentConfig, merged, "", found)
+    config = parse_dataclass(ExperimentConfig, merged, "", found)  # None where there are problems
     stages, train = merged.get("stages", {}), merged.get("train", {})
     if not isinstance(stages, Mapping):
         return config, found
     base: list[ConfigProblem] = []
-    parse_dataclass(TrainConfig, train, "", base)
+    parse_dataclass(TrainConfig, train, "", base)  # problems of train itself, said once
     for stage, difference in stages.items():
         path = join("stages", stage)
         if stage not in STAGES:

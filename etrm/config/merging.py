@@ -15,7 +15,7 @@ def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, A
     for key, value in difference.items():
         old = result.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and not retagged(old, value):
-            value = merge(old, value)
+            value = merge(old, value)  # block by block
         result[key] = value
     return result
 
@@ -37,6 +37,6 @@ def retagged(old: Any, new: Any) -> bool:
 
 def nested(key: str, value: Any) -> dict[str, Any]:
     """Return the blocks in which the value at a dotted key stands."""
-    for name in reversed(key.split(".")):
+    for name in reversed(key.split(".")):  # from the inside out
         value = {name: value}
     return dict(value)

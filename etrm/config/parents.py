@@ -59,7 +59,7 @@ def parent_problems(
     if differ:
         expected = f"the decoder sizes of {init!r}, whose weights it starts from"
         found.append(ConfigProblem(INIT, ", ".join(differ), expected))
-    absent = [str(seed) for seed in config.seeds if seed not in parent.seeds]
+    absent = [str(seed) for seed in config.seeds if seed not in parent.seeds]  # of init_seed: same
     if config.decoder.init_seed == "same" and absent:
         text = f"same, but {init!r} has no seed {', '.join(absent)}"
         found.append(ConfigProblem("decoder.init_seed", text, "first, or these among its seeds"))

@@ -64,7 +64,7 @@ def _block(level: int, path: str, key: Key) -> Iterator[str]:
         yield from _union(level, path, key, key.tagged.tag)
     elif key.block:
         yield _section(level, f"`{path}`", key.block, path)
-        if key.block is HealthRule:
+        if key.block is HealthRule:  # the one default too large for a cell
             yield _rules()
         yield from _children(level + 1, path, key.block)
 
@@ -90,7 +90,7 @@ def _section(
 ) -> str:
     head = ("key", "type", "unit", "default", "allowed", "meaning")
     rows = [head, ("---",) * len(head), *extra, *(_row(k, path) for k in keys_of(cls).values())]
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]  # cells end at a bar
     table = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([f"{'#' * level} {heading}", "", _doc(cls), "", *table, ""])
 
@@ -117,7 +117,7 @@ def literal(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(literal(v) for v in value)}]"
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
-        mantissa, exponent = f"{value:e}".split("e")
+        mantissa, exponent = f"{value:e}".split("e")  # 1.0e-4: YAML needs the dot
         return f"{float(mantissa)}e{int(exponent)}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

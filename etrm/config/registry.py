@@ -49,7 +49,7 @@ def encoders() -> list[str]:
 
 def context_source(name: str) -> Any:
     """Return the class of a context source; its `Options` are its config block."""
-    module, _, attribute = CONTEXT_SOURCES[name].partition(":")
+    module, _, attribute = CONTEXT_SOURCES[name].partition(":")  # "package.module:Class"
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -162,7 +162,7 @@ def _key(declared: dataclasses.Field[Any], hint: Any) -> Key:
         hint = typing.get_args(hint)[shape == "named"]  # tuple[T, ...], dict[str, T]
     default, required = declared.default, False
     if declared.default_factory is not REQUIRED:
-        default = declared.default_factory()
+        default = declared.default_factory()  # for pages only: every parse makes its own
     elif default is REQUIRED:
         default, required = None, True
     return Key(declared.name, hint, shape, nullable, required, default, **declared.metadata)
@@ -193,16 +193,16 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[ConfigProbl
         elif key.required:
             expected = key.tagged.expected if key.tagged else f"a value: {key.help}"
             problems.append(ConfigProblem(join(path, name), "nothing", expected))
-    if len(problems) > before:
+    if len(problems) > before:  # an incomplete instance would fail in its own checks
         return None
-    result = cls(**arguments)
+    result = cls(**arguments)  # then the checks of how values fit together
     problems += [each.under(path) for each in getattr(result, "problems", lambda: [])()]
     return result if len(problems) == before else None
 
 
 def unknown_key(path: str, key: Any, known: Iterable[str], noun: str = "key") -> ConfigProblem:
     """Return the problem of a name that is not among `known`, with the nearest known one."""
-    names = sorted(known)
+    names = sorted(known)  # keys, kinds, stages, points: any set of names
     expected = f"one of {', '.join(names)}" if names else f"no {noun}: there is none to name"
     return ConfigProblem(path, f"the unknown {noun} {key!r}", expected, nearest(key, names))
 
@@ -235,7 +235,7 @@ def not_text(value: Any, path: str = "") -> Iterator[ConfigProblem]:
 def _read(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
     """Return the value of one key: a list, named entries, or one of them."""
     before = len(problems)
-    if value is None and key.nullable:
+    if value is None and key.nullable:  # rules never see it
         return None
     if key.shape == "one":
         value = _one(key, value, path, problems)
@@ -252,7 +252,7 @@ def _read(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any
         found = brief(list(value) if isinstance(value, tuple) else value)
         problems.append(ConfigProblem(path, found, key.rule.text))
         return None
-    return expand_home(value, path, problems) if key.path else value
+    return expand_home(value, path, problems) if key.path else value  # after the rule PATH
 
 
 def _one(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
@@ -265,7 +265,7 @@ def _one(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
 
 def _tagged(union: Tagged, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
     """Return one member of a tagged union; the tag itself stays a field of the result."""
-    known = union.variants()
+    known = union.variants()  # names only: the class named is loaded below
     if not isinstance(value, Mapping) or union.tag not in value:
         problems.append(ConfigProblem(path, show(value), union.expected))
         return None
@@ -278,11 +278,11 @@ def _tagged(union: Tagged, value: Any, path: str, problems: list[ConfigProblem])
 
 def _scalar(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
     if key.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**1000 else math.inf
+        value = float(value) if abs(value) < 2**1000 else math.inf  # beyond 2**1024 float() raises
     found, hint = brief(value), ""
     if not isinstance(value, key.type) or (isinstance(value, bool) and key.type is not bool):
         found = show(value)
-        if key.type is float and _numeric(value):
+        if key.type is float and _numeric(value):  # YAML 1.1 reads 1e-4 as text
             hint = "write it with a dot, as in 1.0e-4"
     elif key.choices and value not in key.choices:
         hint = nearest(value, key.choices)

@@ -2,7 +2,8 @@
 
 Defaults are the published ones (TRM, arXiv 2510.04871, and the experiment guide); a study file
 says only its differences. `config/README.md` is generated from this file by
-`python -m etrm.config.reference`.
+`python -m etrm.config.reference`. A comment behind a field is the name that the official TRM code
+has for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from etrm.config.schema import ConfigProblem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.config.text import brief, join
 
-STAGES = ("pretrain", "overfit", "full")
+STAGES = ("pretrain", "overfit", "full")  # in the order in which they run
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DataConfig:
                 if name not in self.sources:
                     known = ", ".join(sorted(self.sources))
                     found.append(ConfigProblem(key, repr(name), f"one of data.sources: {known}"))
-        for name in set(self.training) & set(self.evaluation):
+        for name in set(self.training) & set(self.evaluation):  # never train on held-out tasks
             expected = "a source that is not in data.training: held-out tasks are never trained on"
             found.append(ConfigProblem("evaluation", repr(name), expected))
         return found
@@ -101,8 +102,8 @@ class EpisodesConfig:
 class ModelConfig:
     """The TRM decoder."""
 
-    width: int = option("hidden size D", 512, ge=2)
-    heads: int = option("attention heads; width / heads must be even", 8, ge=1)
+    width: int = option("hidden size D", 512, ge=2)  # hidden_size
+    heads: int = option("attention heads; width / heads must be even", 8, ge=1)  # num_heads
     layers: int = option("blocks of the network that all cycles apply", 2, "blocks", ge=1)
     expansion: float = option(
         "SwiGLU expansion; inner width 2/3 · expansion · width, rounded up to 256s", 4.0, gt=0
@@ -112,7 +113,7 @@ class ModelConfig:
         "high-level cycles of an ACT step; the last has gradients", 3, "cycles", ge=1
     )
     L_cycles: int = option("low-level cycles in each high-level cycle", 6, "cycles", ge=1)
-    positions: str = option(
+    positions: str = option(  # pos_encodings
         "`rope`: positions of the 30×30 canvas in reading order, as TRM; `rope_2d`: half of"
         " each head turns with the row, half with the column",
         "rope",
@@ -165,7 +166,7 @@ class HaltingConfig:
     """Adaptive computation time."""
 
     max_steps: int = option("ACT steps after which a sample halts", 16, "ACT steps", ge=1)
-    exploration_prob: float = option(
+    exploration_prob: float = option(  # halt_exploration_prob
         "share of training samples that must run for a random number of steps", 0.5, ge=0, le=1
     )
     loss_weight: float = option(
@@ -178,7 +179,7 @@ class TrainConfig:
     """One training run. A step is one ACT step of every slot of the batch, and one update."""
 
     steps: int = option("length of the run", 100_000, "steps", ge=1)
-    batch_size: int = option("slots, over all lanes", 256, "samples", ge=1)
+    batch_size: int = option("slots, over all lanes", 256, "samples", ge=1)  # global_batch_size
     tasks: int | None = option(
         "tasks (the guide's puzzle groups), the same for every seed; null: all", None, "tasks", ge=1
     )
@@ -186,8 +187,8 @@ class TrainConfig:
         "augmented puzzles per task that are trained on; null: all", None, "variants", ge=1
     )
     lr: float = option("learning rate after warm-up", 1.0e-4, gt=0)
-    warmup_steps: int = option("linear warm-up", 2000, "steps", ge=0)
-    betas: tuple[float, ...] = option(
+    warmup_steps: int = option("linear warm-up", 2000, "steps", ge=0)  # lr_warmup_steps
+    betas: tuple[float, ...] = option(  # beta1, beta2
         "AdamATan2's two decay rates", factory=lambda: (0.9, 0.95), ge=0, lt=1, rule=TWO
     )
     weight_decay: float = option("decoupled weight decay", 0.1, ge=0)
@@ -196,7 +197,7 @@ class TrainConfig:
     context_lr_scale: float = option("learning rate of the context source, over lr", 1.0, gt=0)
     context_frozen_steps: int = option("train only the decoder for this long", 0, "steps", ge=0)
     grad_clip: float | None = option("largest total gradient norm; null: no clipping", 1.0, gt=0)
-    ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)
+    ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)  # ema_rate
     cache_context: bool = option(
         "cache a sample's first encoding over its ACT steps: later steps give the encoder no"
         " gradient. Wrong, and here as the negative control only",

@@ -90,7 +90,7 @@ def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Exp
     """
     result = Expansion()
     readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
-    points = _all_points(readable, result, problems)
+    points = _all_points(readable, result, problems)  # first, since entries may precede their sweep
     for name, content in readable.items():
         for point in result.sweeps.get(name, ()):
             result.entries[point] = points[point].changed(readable.get(point, {}))
@@ -109,9 +109,7 @@ def _all_points(
         if "sweep" in content:
             before = len(problems)
             mine = list(_points(name, content, problems))
-            problems += _same_names(name, mine, points)
-            if len(problems) == before:
-                problems += _long_names(name, mine)
+            problems += _bad_names(name, mine, points)
             added = {point.name: point for point in mine if point.name not in points}
             points.update(added)
             result.sweeps[name] = list(added)
@@ -148,7 +146,7 @@ def _points(
         return
     axes = [_choices(path, axis, given, problems) for axis, given in sweep.items()]
     shared = {key: value for key, value in content.items() if key != "sweep"}
-    for choices in itertools.product(*axes):
+    for choices in itertools.product(*axes):  # the last axis varies fastest
         yield Entry("_".join([name, *(each.part for each in choices)]), name, shared, choices)
 
 
@@ -181,7 +179,7 @@ def _labelled(
 ) -> Iterator[tuple[str, Any]]:
     """Yield the written values of an axis that can be read, each with its label."""
     values, blocks, seen = config.values, config.key is None, set()
-    named = isinstance(values, Mapping)
+    named = isinstance(values, Mapping)  # else a list, whose values are labels
     if config.every and values is None:
         return
     if not isinstance(values, (list, tuple, Mapping)) or not values or (blocks and not named):
@@ -204,7 +202,7 @@ def _labelled(
             problems.append(ConfigProblem(here, show(value), expected))
         else:
             yield label, value
-        seen.add(label)
+        seen.add(label)  # equal numbers have one label: 2 and 2.0
 
 
 def label_of(value: Any) -> str | None:
@@ -214,46 +212,37 @@ def label_of(value: Any) -> str | None:
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        text = _shortest(value)
-    elif isinstance(value, int):
-        text = str(value)
-    else:
+    if not isinstance(value, (int, float)):
         return value if isinstance(value, str) else None
+    text = str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        exact = Decimal(repr(value))  # the digits that tell it from all other numbers
+        text = f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
+        text = str(int(value)) if value.is_integer() else text  # 2.0 is 2
     return text.replace(".", "p").replace("-", "m")
 
 
-def _shortest(value: float) -> str:
-    """Return the digits that tell a number from all others, with an exponent below 1/1000."""
-    if not math.isfinite(value):
-        return str(value)
-    if value.is_integer():
-        return str(int(value))
-    exact = Decimal(repr(value))
-    return f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
-
-
-def _same_names(
+def _bad_names(
     name: str, mine: list[Entry], others: Mapping[str, Entry]
 ) -> Iterator[ConfigProblem]:
-    """Yield points that share a name: labels with `_` can, and those of two sweeps."""
-    expected = "names that differ: rename an axis, a label or the experiment"
+    """Yield names of several points (labels with `_` make them, or two sweeps), and too long ones.
+
+    Of names that are too long for files, the longest stands for all.
+    """
     path = f"experiments.{name}.sweep"
-    for point, count in Counter(entry.name for entry in mine).items():
+    expected = "names that differ: rename an axis, a label or the experiment"
+    names = Counter(entry.name for entry in mine)
+    for point, count in names.items():
         if count > 1:
             yield ConfigProblem(path, f"{count} points named {point!r}", expected)
         if point in others:
             found = f"the point {point!r}, which the sweep {others[point].origin!r} has too"
             yield ConfigProblem(path, found, expected)
-
-
-def _long_names(name: str, mine: list[Entry]) -> Iterator[ConfigProblem]:
-    """Yield a problem of names that are too long for files: once, with the longest."""
-    longest = max((entry.name for entry in mine), key=len, default="")
+    longest = max(names, key=len, default="")  # one problem, for the worst
     if len(longest) > MAX_NAME:
         found = f"the point {longest!r} of {len(longest)} letters"
         expected = f"names of up to {MAX_NAME}: shorten a label, an axis or {name!r}"
-        yield ConfigProblem(f"experiments.{name}.sweep", found, expected)
+        yield ConfigProblem(path, found, expected)
 
 
 def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[ConfigProblem]:

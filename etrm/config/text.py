@@ -14,7 +14,7 @@ KINDS: dict[type, str] = {
 
 def first_few(items: Iterable[object], n: int = 4) -> list[str]:
     """Return the first `n` items as text, and "and N more" as the last one where there are more."""
-    texts = [str(item) for item in items]
+    texts = [str(item) for item in items]  # may be an iterator
     return texts if len(texts) <= n else [*texts[:n], f"and {len(texts) - n} more"]
 
 
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 def brief(value: Any) -> str:
     """Return the beginning of a long value; for a text with its length."""
-    text = repr(value)
+    text = repr(value)  # quotes tell text from numbers
     if len(text) <= 60:
         return text
     return f"{text[:57]}...{f' of {len(value)} letters' if isinstance(value, str) else ''}"
@@ -44,5 +44,5 @@ def nearest(value: Any, known: Iterable[Any]) -> str:
 
 def join(path: str, key: Any) -> str:
     """Return the dotted path of `key` under `path`."""
-    name = str(key) or "''"
+    name = str(key) or "''"  # an empty name must be seen
     return f"{path}.{name}" if path else name
