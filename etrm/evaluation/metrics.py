@@ -20,14 +20,14 @@ class EvaluationSums:
         self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
 
     def add(self, losses: SampleLoss, exact: Tensor, steps: Tensor) -> None:
-        """`exact` [B] is exactness that also asks that the true output fits the canvas."""
+        """Add a batch; `exact` [B]: all tokens right, and the true output fits the canvas."""
         values = (losses.accuracy, exact, losses.lm, losses.q_right, losses.q_halt, steps)
-        kept = losses.labelled
+        kept = losses.labelled  # samples without a known output count nowhere
         totals = [torch.where(kept, v.double(), 0.0).sum() for v in values]
         self.sums += torch.stack([*totals, kept.sum().double()]).cpu()
 
     def means(self, ranks: Ranks = ONE) -> dict[str, float]:
-        """`all.<name>` of all that was added; empty where there was nothing labelled."""
+        """Return `all.<name>` over all ranks; empty where nothing was labelled."""
         ranks.sum_(self.sums)
         *totals, count = self.sums.tolist()
         pairs = zip(self.NAMES, totals, strict=True)

@@ -1,4 +1,4 @@
-"""Voting over variants, pass@k with its denominators, and the Kaggle submission.
+"""Voting: predictions of all variants to ranked candidates.
 
 A *candidate* is a distinct grid that at least one variant predicted for one (task, query).
 Rules follow the evaluator of the TRM code (`evaluators/arc.py`): candidates are ordered by votes,
@@ -11,20 +11,15 @@ is allowed) and `q_halt` (logit). Row order is prediction order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    pass
-
 
 def vote(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Ranked candidates of every (task, query), best first.
+    """Return the ranked candidates of every (task, query), best first.
 
-    Returns the columns task, query, rank (from 1), height, width, grid, count (votes) and q_mean
-    (mean sigmoid(q_halt), 0-1; a logit that is not a number counts as 0).
+    Columns: task, query, rank (from 1), height, width, grid, count (votes) and q_mean (mean
+    sigmoid(q_halt), 0-1; a logit that is not a number counts as 0).
     """
     keys = ["task", "query", "height", "width", "grid"]
     groups = predictions.groupby(keys, sort=False, observed=True, dropna=False)
@@ -45,5 +40,5 @@ def vote(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_array(height: int, width: int, grid: bytes) -> np.ndarray:
-    """The grid of one predictions row as uint8 [height, width]."""
+    """Return the grid of one predictions row as uint8 [height, width]."""
     return np.frombuffer(grid, dtype=np.uint8).reshape(int(height), int(width))

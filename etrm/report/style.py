@@ -48,62 +48,48 @@ class Look:
 
 @contextlib.contextmanager
 def theme(style: FigureStyle) -> Iterator[None]:
-    """The settings under which a figure is built; the global ones stay as they are."""
+    """Set the look under which a figure is built; the global settings stay as they are."""
+    scale = style.font_scale
     settings: dict[str, Any] = dict(sns.axes_style("ticks"))
-    settings |= sns.plotting_context("paper", font_scale=style.font_scale)
-    small = 7.5 * style.font_scale
+    settings |= sns.plotting_context("paper", font_scale=scale)
+    settings |= dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 7.5 * scale)
+    settings |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7 * scale)
+    settings |= dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+    settings |= dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5)
     settings |= {
-        "font.size": small,
-        "axes.labelsize": small,
-        "axes.titlesize": 8.5 * style.font_scale,
-        "xtick.labelsize": 7 * style.font_scale,
-        "ytick.labelsize": 7 * style.font_scale,
-        "legend.fontsize": small,
+        "axes.titlesize": 8.5 * scale,
         "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same letters everywhere
-        "axes.linewidth": 0.6,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.5,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.major.size": 2.5,
-        "ytick.major.size": 2.5,
-        "lines.linewidth": 1.3,
-        "lines.markersize": 3.5,
-        "legend.frameon": False,
+        **{"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4"},
+        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+        **{"grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 3.5},
     }
     with mpl.rc_context(cast(Any, settings)):
         yield
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, all different. Give all names of a study for the same in each figure.
+    """Return a look for each name, all different.
 
     A name starts from a colour of its own (a hash), so that adding an experiment leaves most
     others as they are; once all colours are taken, lines get markers.
     """
-    free = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]
+    free = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]  # best first
     chosen: dict[str, Look] = {}
     for i, name in enumerate(sorted(set(names))):
         if not free:  # beyond 49 experiments, looks repeat
             chosen[name] = Look(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % 7])
             continue
-        wanted = PALETTE[zlib.crc32(name.encode()) % len(PALETTE)]
-        rank = {colour: i for i, colour in enumerate(PALETTE)}
-        start = rank[wanted]
-        look = min(
-            free, key=lambda x: (MARKERS.index(x.marker), (rank[x.colour] - start) % len(PALETTE))
-        )
-        free.remove(look)
-        chosen[name] = look
+        start = zlib.crc32(name.encode()) % len(PALETTE)
+        marker = free[0].marker
+        colours = [look.colour for look in free if look.marker == marker]
+        wanted = next(c for c in (*PALETTE[start:], *PALETTE[:start]) if c in colours)
+        chosen[name] = Look(wanted, marker)
+        free.remove(chosen[name])
     return chosen
 
 
 def wrap(name: str, width: int) -> str:
-    """The name over as many lines as it needs, broken after `_`, `-` or a space where it can."""
+    """Break a name into lines, after `_`, `-` or a space if possible."""
     spaced = name.replace("_", "_ ").replace("-", "- ")
     lines: list[str] = []
     for word in spaced.split(" "):
@@ -117,7 +103,7 @@ def wrap(name: str, width: int) -> str:
 
 
 def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> None:
-    """A legend under all panels (the figure needs constrained layout): it never covers data."""
+    """Put a legend under all panels, where it covers no data; needs a constrained layout."""
     if not handles:
         return
     for handle in handles:
@@ -130,24 +116,16 @@ def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> 
 
 
 def say(axes: Axes, words: str) -> None:
-    """Replaces an empty panel by words."""
+    """Replace an empty panel by words."""
     axes.set_axis_off()
-    axes.text(
-        0.5,
-        0.5,
-        textwrap.fill(words, 26),
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=GUIDE,
-        style="italic",
-    )
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+    axes.text(0.5, 0.5, textwrap.fill(words, 26), color=GUIDE, style="italic", **place)
 
 
 def draw_grid(
     axes: Axes, grid: np.ndarray | None, frame: tuple[int, int], missing: str, font: float
 ) -> None:
-    """An ARC grid (uint8 [height, width]) in the middle of a frame of (height, width) cells.
+    """Draw an ARC grid (uint8 [height, width]) in the middle of a frame of (height, width) cells.
 
     One frame makes grids of different sizes comparable: their cells are equally large. A grid that
     is None or empty gives the word `missing`, in points `font`.
@@ -171,7 +149,7 @@ def draw_grid(
 
 
 def save(fig: Figure, stem: Path | str, formats: Sequence[str], dpi: int) -> list[Path]:
-    """Writes `<stem>.<format>` for each format and returns the paths.
+    """Write `<stem>.<format>` for each format and return the paths.
 
     A file appears whole or not at all, and the same figure gives the same bytes: no dates.
     """
@@ -184,7 +162,7 @@ def save(fig: Figure, stem: Path | str, formats: Sequence[str], dpi: int) -> lis
     paths = []
     for kind in formats:
         path = Path(f"{stem}.{kind}")
-        with mpl.rc_context(settings), atomic_write(path) as part:
-            fig.savefig(part, format=kind, dpi=dpi, metadata=metadata.get(kind))
+        with mpl.rc_context(settings), atomic_write(path) as temporary:
+            fig.savefig(temporary, format=kind, dpi=dpi, metadata=metadata.get(kind))
         paths.append(path)
     return paths

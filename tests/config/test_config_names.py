@@ -18,7 +18,7 @@ from etrm.config.rules import MAX_NAME, MAX_SEED, PATH
 from etrm.config.schema import ConfigError
 from etrm.launch.job import Job, write_job
 from etrm.storage.files import atomic_write
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.training.run import RunPaths
 
 LONG, LONGEST = "x" * 256, "x" * MAX_NAME
@@ -75,7 +75,7 @@ def test_a_study_with_a_tilde_is_the_same_when_it_is_read_again() -> None:
     first = study(results="~/r", experiments__etrm__decoder__init="~/run")
     assert load_study(plain(first)) == first
     assert run_config(first, "etrm", "full", 0).decoder.init == os.path.expanduser("~/run")
-    assert Pipeline(first).parent_path(Run("etrm", "full", 0)) == Path.home() / "run"
+    assert Layout(first).parent_path(Run("etrm", "full", 0)) == Path.home() / "run"
 
 
 @pytest.mark.parametrize("key", PATHS)
@@ -199,16 +199,16 @@ def test_the_longest_name_fits_every_file_that_has_it(tmp_path: Path) -> None:
         **{f"experiments__{LONGEST}": {"seeds": [MAX_SEED]}},
         **{"experiments__trm__seeds": [MAX_SEED]},
     )
-    pipeline = Pipeline(config)
-    for run in pipeline.runs(experiment=LONGEST):
+    layout = Layout(config)
+    for run in layout.runs(experiment=LONGEST):
         paths = RunPaths(*[tmp_path] * 6)
-        job = Job(pipeline.config_of(run), paths, config.tracking, config.execution)
+        job = Job(layout.config_of(run), paths, config.tracking, config.execution)
         assert len(job.name) <= 128  # of W&B
-        write_job(pipeline.state / "nodes" / f"{job.name}-{10**10}.json", job)
-        for path in [*pipeline.run_files(run), *pipeline.score_files(run)]:
+        write_job(layout.state / "nodes" / f"{job.name}-{10**10}.json", job)
+        for path in [*layout.run_files(run), *layout.score_files(run)]:
             with atomic_write(Path(path)) as temporary:
                 temporary.write_text("", encoding="utf-8")
-    with atomic_write(pipeline.root / "records" / f"{LONGEST}.md") as temporary:
+    with atomic_write(layout.root / "records" / f"{LONGEST}.md") as temporary:
         temporary.write_text("", encoding="utf-8")
     assert max(len(p.name) for p in tmp_path.rglob("*")) + len(".12345678.tmp") <= 255
 
