@@ -19,7 +19,7 @@ import numpy as np
 
 from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import printable
+from etrm.config.text import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from etrm.arc import parse
 from etrm.arc.parse import Problems, SourceProblem
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import SIGNS
+from etrm.config.rules import SIGNS
+from etrm.config.text import first_few
 from etrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class SourceError(UserError):
     def __init__(self, problems: Sequence[SourceProblem]) -> None:
         self.problems = list(problems)
         lines = [f"{parse.count(self.problems, 'problem')} in the sources of tasks:"]
-        lines += [f"  {problem}" for problem in self.problems[:MAX_LISTED]]
-        if len(self.problems) > MAX_LISTED:
-            lines.append(f"  and {len(self.problems) - MAX_LISTED} more")
+        lines += [f"  {line}" for line in first_few(self.problems, MAX_LISTED)]
         super().__init__("\n".join(lines))
 
 
@@ -59,9 +58,8 @@ def load_sources(sources: Mapping[str, SourceConfig]) -> dict[str, list[Task]]:
         known = {task.id for task in ours}
         shared = [task.id for task in theirs if task.id in known]
         if shared:
-            named = ", ".join(shared[:MAX_NAMED])
-            more = f" and {len(shared) - MAX_NAMED} more" if len(shared) > MAX_NAMED else ""
-            found = f"task {named}{more} in both"
+            named = ", ".join(first_few(shared, MAX_NAMED))
+            found = f"task {named} in both"
             problems.add(f"sources {first} and {second}", found, "each task id in one source")
     if problems:
         raise SourceError(problems)

@@ -12,6 +12,7 @@ from etrm.arc.augment import draw_variants
 from etrm.arc.canonical import SeenContent
 from etrm.arc.grid import MAX_SIDE, demo_grids
 from etrm.arc.sources import load_sources
+from etrm.config.text import first_few
 from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations, write_tasks
 from etrm.errors import UserError
 
@@ -108,9 +109,9 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     # Tasks with few colours have fewer variants than asked for: those are named.
     short = sorted((len(each), task_id) for task_id, each in drawn.items() if len(each) < variants)
     if short:
-        named = ", ".join(f"{task_id} ({count})" for count, task_id in short[:MAX_NAMED])
-        more = ", ..." if len(short) > MAX_NAMED else ""
-        summary += f"\n{len(short)} tasks have fewer than {variants:,} distinct: {named}{more}"
+        named = first_few((f"{task_id} ({count})" for count, task_id in short), MAX_NAMED)
+        found = f"{len(short)} tasks have fewer than {variants:,} distinct"
+        summary += f"\n{found}: {', '.join(named)}"
     return summary
 
 

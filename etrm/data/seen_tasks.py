@@ -11,7 +11,7 @@ from typing import Any
 
 from etrm.arc.canonical import Overlap, SeenContent, TaskContent
 from etrm.arc.task import Task
-from etrm.config.load import DECODER_SIZES
+from etrm.config.parents import DECODER_SIZES
 from etrm.storage.digests import digest
 from etrm.storage.records import RUN, DamagedFileError, Keys, read_run
 

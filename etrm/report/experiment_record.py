@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, flat
+from etrm.config.text import first_few
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import NONE, outcome
 from etrm.storage.files import atomic_write
@@ -62,7 +63,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
     same_stage = [view for view in views if view.stage == baseline.stage]
     if not same_stage:
         return [f"- {NONE} (no {baseline.stage} run to compare with {baseline.experiment})"]
-    own_names = ("experiment", "stage", "seed")
+    own_names = ("experiment", "stage", "seed")  # differ between any two runs
     found = changes(same_stage[0].run.get("config", {}), baseline.run.get("config", {}))
     lines = [f"- `{key}`: {old} → {new}" for key, old, new in found if key not in own_names]
     return [f"Against `{baseline.experiment}` ({baseline.stage}):", "", *(lines or ["- none"])]
@@ -70,7 +71,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
 
 def _configuration(view: RunView) -> list[str]:
     config = dict(flat(view.run.get("config", {})))
-    initial = config.get("decoder.init")
+    initial = config.get("decoder.init")  # experiment or file of the first weights
     source = config.get("context.source", NONE)
     named = {
         "Embedding" if view.is_trm else "Encoder": f"`{source}`",
@@ -157,7 +158,7 @@ def _judgement(view: RunView) -> str:
         return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
     if view.score is None or view.score["metrics"].get("ARC/pass@1") is None:
         return outcome(view)
-    exact = view.score["metrics"]["ARC/pass@1"]
+    exact = view.score["metrics"]["ARC/pass@1"]  # 0-1, over all tasks asked for
     if view.is_trm:
         return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
     if view.score["held_out"]["status"] == "seen":
@@ -175,7 +176,7 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
         train = view.final("train/exact_accuracy")
         test = view.score["metrics"].get("ARC/pass@1") if view.score else None
         if train is not None and test is not None:
-            gap = f"{100 * (train - test):+.1f} points"
+            gap = f"{100 * (train - test):+.1f} points"  # of generalisation, percentage points
             lines.append(f"- {where}: gap between train exact match and test pass@1 {gap}.")
         variance = view.final("train/encoder_cross_sample_var")
         gradient = view.final("grad/encoder_norm")
@@ -216,8 +217,7 @@ def _environment(environment: Mapping[str, Any]) -> str:
         return f"{name}, as locked"
     differs = environment["differs"].items()
     shown = [f"{package} {here or 'missing'} ({locked})" for package, (here, locked) in differs]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"{name}, not as locked: {', '.join(shown[:_SHOWN])}{more}"
+    return f"{name}, not as locked: {', '.join(first_few(shown, _SHOWN))}"
 
 
 def _cell(value: Any) -> str:

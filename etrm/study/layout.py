@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from etrm.arc.sources import task_files
-from etrm.config.load import names_file, plain, run_config
+from etrm.config.load import plain, run_config
+from etrm.config.parents import names_file
 from etrm.config.sources import SourceConfig
 from etrm.config.study import RunConfig, StudyConfig
 from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES

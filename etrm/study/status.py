@@ -17,6 +17,7 @@ from typing import Any
 from etrm.config.compare import changes, in_words
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
+from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.storage import records
 from etrm.storage.digests import (
@@ -75,8 +76,8 @@ class Status:
 
     def differences(self) -> list[str]:
         """Return why it is stale, in words; the configuration first."""
-        found = _some(list(map(in_words, self.config)))
-        found += _some([f"code {name}".rstrip() for name in self.code])
+        found = first_few(map(in_words, self.config), SHOWN)
+        found += first_few((f"code {name}".rstrip() for name in self.code), SHOWN)
         found += [f"new data ({name})" for name in self.data]
         return found + ([self.origin] if self.origin else [])
 
@@ -316,9 +317,3 @@ def _digest(path: Path) -> str | None:
 @cache
 def _computed(path: Path, time: int, size: int) -> str:
     return file_digest(path)
-
-
-def _some(found: Sequence[str]) -> list[str]:
-    """Return the first few, and how many more there are."""
-    more = len(found) - SHOWN
-    return [*found[:SHOWN], *([f"+{more} more"] if more > 0 else [])]

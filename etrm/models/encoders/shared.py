@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from etrm.config.schema import Problem, option
+from etrm.config.schema import ConfigProblem, option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import ContextSource, Encoded
 from etrm.models.encoders.pairs import PAIRINGS, PairTokens
@@ -61,12 +61,12 @@ class EncoderOptions:
     )
     contrastive_temperature: float = option("temperature of the contrastive loss", 0.1, gt=0)
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ConfigProblem]:
         """Return the head sizes that the rotary positions cannot divide."""
         if self.width % self.heads == 0 and (self.width // self.heads) % 4 == 0:
             return []
         found = f"width {self.width} with {self.heads} heads"
-        return [Problem("width", found, "a multiple of 4 × heads")]
+        return [ConfigProblem("width", found, "a multiple of 4 × heads")]
 
 
 def default(name: str, value: Any) -> Any:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.runtime.lock_holder import Holder, all_holders, who
 from etrm.runtime.process import runs_here
 from etrm.runtime.run_lock import SILENCE_SECONDS
-from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, listed, remove
+from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
 from etrm.study.status import StudyStatus
@@ -75,7 +76,7 @@ def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Symptom]:
         if waiting:
             ids = tuple(job.id for job in waiting)
             text = (
-                f"{listed(map(str, waiting))} will never start ({reason}): lower the request"
+                f"{', '.join(first_few(waiting))} will never start ({reason}): lower the request"
                 " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again"
             )
             yield Symptom("stuck jobs", text, shlex.join(["scancel", *ids]), ids)
@@ -92,8 +93,8 @@ def unwatched(
         ids = tuple(job.id for job in left)
         count = "1 SLURM job runs" if len(left) == 1 else f"{len(left)} SLURM jobs run"
         text = (
-            f"{count} that no Snakemake on this machine watches: {listed(map(str, left))}. Started"
-            " again, the study takes over their training where it is; or cancel them"
+            f"{count} that no Snakemake on this machine watches: {', '.join(first_few(left))}."
+            " Started again, the study takes over their training where it is; or cancel them"
         )
         mend = f"{study.again()}    # or: {shlex.join(['scancel', *ids])}"
         yield Symptom("orphaned jobs", text, mend, ids)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.runtime.lock_holder import LEASES
-from etrm.study.doctor.symptom import Study, Symptom, lasting, listed, remove, weighed
+from etrm.study.doctor.symptom import Study, Symptom, lasting, remove, weighed
 from etrm.study.layout import CACHE
 from etrm.study.status import STATES, StudyStatus
 
@@ -34,8 +35,8 @@ def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator
             if unknown:  # while a key is unknown, this may be its state: not to be removed
                 mend = study.again()
                 text += (
-                    f", or of {listed(unknown)}, whose states cannot be recognised before their"
-                    " tables and first weights are there: make these first"
+                    f", or of {', '.join(first_few(unknown))}, whose states cannot be recognised"
+                    " before their tables and first weights are there: make these first"
                 )
             else:
                 text += ": its configuration, code, data or first weights have changed"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.storage.records import DamagedFileError
-from etrm.study.doctor.symptom import Study, Symptom, listed
+from etrm.study.doctor.symptom import Study, Symptom
 from etrm.study.doctor.workflow import knows
 from etrm.study.layout import Run
 from etrm.study.status import Status, StudyStatus
@@ -49,7 +50,7 @@ def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[
     for (kind, differences, known), results in groups.items():
         names, records = zip(*results, strict=True)
         count = f"{len(names)} stale {kind}{'s' if len(names) > 1 else ''}"
-        text, mend = f"{count} ({differences}): {listed(names)}", study.again()
+        text, mend = f"{count} ({differences}): {', '.join(first_few(names))}", study.again()
         if not known:
             text += "; Snakemake has no record of how they were made, and would keep them"
             mend = study.snakemake("--cores", "2", "--forcerun", *map(str, records))

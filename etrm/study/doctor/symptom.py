@@ -59,13 +59,6 @@ def lasting(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def listed(names: Iterable[str], most: int = 4) -> str:
-    """Return the first few names, and the number of the others."""
-    names = list(names)
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join(names[:most] + more)
-
-
 def weighed(paths: Iterable[Path]) -> tuple[str, float]:
     """Return the size of files and folders, in words, and the time of the last write to them."""
     size, newest = 0, 0.0

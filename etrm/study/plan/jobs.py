@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, in_words
+from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.launch.slurm import gpus_of
 
@@ -174,8 +175,7 @@ def _reasons(job: Any, reason: Any) -> Iterator[str]:
         yield "was interrupted"
     newer = sorted(reason.updated_input - reason.updated_input_run)  # without those being made
     if newer:
-        more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
-        yield f"newer input: {newer[0]}{more}"
+        yield f"newer input: {', '.join(first_few(newer, 1))}"
     if reason.updated_input_run:
         yield AFTER_OTHERS
     if reason.params_changed:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from etrm.config.compare import NONE
+from etrm.config.text import first_few
 from etrm.study.plan.columns import Row, aligned, wrapped
 from etrm.study.plan.entries import STATES, Entry
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
@@ -104,7 +105,7 @@ def _others(plan: Plan) -> str:
         jobs = [job for job in plan.jobs.jobs if job.rule in rules]
         every = dict.fromkeys(reason for job in jobs for reason in job.why)
         why = [reason for reason in every if reason not in (AFTER_OTHERS, NEVER_MADE)]
-        some = "; ".join(why[:2] + [f"+{len(why) - 2} more"] * (len(why) > 2))
+        some = "; ".join(first_few(why, 2))
         count = f" {len(jobs)}" if name == "records" else ""
         shown = f" ({some})" if some else ""
         parts.append(f"{name} run{count}{shown}" if jobs else f"{name} done")
