@@ -35,8 +35,8 @@ def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator
             if unknown:  # while a key is unknown, this may be its state: not to be removed
                 mend = study.again()
                 text += (
-                    f", or of {', '.join(first_few(unknown))}, whose states cannot be recognised before"
-                    " their tables and first weights are there: make these first"
+                    f", or of {', '.join(first_few(unknown))}, whose states cannot be recognised"
+                    " before their tables and first weights are there: make these first"
                 )
             else:
                 text += ": its configuration, code, data or first weights have changed"
