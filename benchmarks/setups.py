@@ -175,7 +175,7 @@ def _execution(
     if layout.packing != "none":
         return execution
     largest = max(padded_bytes(run, model, lane) for lane in episodes)
-    fitting = max(1, int(activation_budget(execution, device, ranks.size) / largest))
+    fitting = max(1, int(activation_budget(execution, device, ranks.world_size) / largest))
     return replace(execution, micro_batch=fitting)
 
 

@@ -86,15 +86,16 @@ def decode(
     steps = torch.zeros_like(carry.steps)
     for _ in range(halting.max_steps):
         carry, output = act_step(model, carry, batch, encoded=encoded)
+        # Or the next step would start the sample anew.
         carry.halted = torch.zeros_like(carry.halted)
-        steps = steps + ~done
+        steps = steps + ~done  # of those that had not stopped before this step
         if answer is None or not halt_early:
             answer = output
         else:
             answer.logits = torch.where(done[:, None, None], answer.logits, output.logits)
             answer.q_halt = torch.where(done, answer.q_halt, output.q_halt)
         if halt_early:
-            done = done | (output.q_halt > 0)
+            done = done | (output.q_halt > 0)  # sigmoid(q_halt) > 0.5
             if bool(done.all()):
                 break
     assert answer is not None
@@ -111,7 +112,7 @@ def decode_all(
     halt_early: bool = False,
 ) -> Iterator[tuple[Episodes, Decoded]]:
     """Yield the answers to each (episode index, variant) of each lane exactly once, in batches."""
-    training = model.training
+    training = model.training  # the mode to restore
     model.eval()
     try:
         for episodes, index, variant in lanes:
@@ -136,7 +137,8 @@ def all_variants(
     for lane in episodes:
         counts = corpus.variant_count[lane.task]
         counts = counts if limit is None else counts.clamp(max=limit)
-        index = torch.arange(len(lane), device=corpus.device).repeat_interleave(counts)
+        index = torch.arange(len(lane), device=corpus.device).repeat_interleave(counts)  # [N]
+        # Of each episode in `index`.
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
         variant = torch.arange(len(index), device=corpus.device) - starts[index]
         lanes.append((lane, index, variant))
@@ -151,7 +153,8 @@ def thin_out(lanes: list[LaneQuestions], most: int | None, seed: int) -> list[La
     kept = []
     for number, (episodes, index, variant) in enumerate(lanes):
         slots = torch.arange(len(index), device=index.device)
-        order = random.uniform(seed, number, random.SUBSET, slots)[:, 0].argsort()
+        order = random.uniform(seed, number, random.SUBSET, slots)[:, 0].argsort()  # a permutation
+        # In proportion to the lane.
         chosen = order[: max(1, most * len(index) // total)].sort().values
         kept.append((episodes, index[chosen], variant[chosen]))
     return kept
@@ -168,8 +171,12 @@ def training_metrics(
 ) -> dict[str, float]:
     """Return the `all.*` metrics over the questions, every `ranks.size`-th decoded by a rank."""
     sums = EvaluationSums()
-    lanes = [(e, i[ranks.rank :: ranks.size], v[ranks.rank :: ranks.size]) for e, i, v in lanes]
+    lanes = [
+        (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
+        for e, i, v in lanes
+    ]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
+        # Cut off outputs are wrong.
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
     return sums.means(ranks)
 
@@ -207,10 +214,10 @@ def _add_rows(
     tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()  # [B, S]
     grids = crop(tokens.reshape(-1, side, side))
     puzzle = decoded.batch.puzzle
-    dihedral = corpus.dihedral[puzzle].tolist()
-    permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)
+    dihedral = corpus.dihedral[puzzle].tolist()  # [B], 0-7
+    permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)  # [B, 10] of colours
     task = decoded.batch.task.tolist()
-    query = episodes.query[decoded.index].tolist()
+    query = episodes.query[decoded.index].tolist()  # number of the pair in the corpus
     fits = episodes.fits[decoded.index].tolist()
     for i, grid in enumerate(grids):
         grid = Augmentation(dihedral[i], permutation[i]).inverse(grid)
@@ -225,6 +232,6 @@ def _add_rows(
     rows["variant"] += decoded.variant.tolist()
     rows["q_halt"] += decoded.output.q_halt.tolist()
     rows["steps"] += decoded.steps.tolist()
-    labelled = decoded.losses.labelled.tolist()
+    labelled = decoded.losses.labelled.tolist()  # False where the true output is unknown
     accuracy = decoded.losses.accuracy.tolist()
     rows["token_accuracy"] += [a if k else None for a, k in zip(accuracy, labelled, strict=True)]

@@ -17,7 +17,7 @@ class EvaluationSums:
     NAMES = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
+        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)  # the last: samples
 
     def add(self, losses: SampleLoss, exact: Tensor, steps: Tensor) -> None:
         """Add a batch; `exact` [B]: all tokens right, and the true output fits the canvas."""
@@ -28,7 +28,7 @@ class EvaluationSums:
 
     def means(self, ranks: Ranks = ONE) -> dict[str, float]:
         """Return `all.<name>` over all ranks; empty where nothing was labelled."""
-        ranks.sum_(self.sums)
+        ranks.sum_(self.sums)  # in place, over all ranks
         *totals, count = self.sums.tolist()
         pairs = zip(self.NAMES, totals, strict=True)
         return {f"all.{name}": total / count for name, total in pairs} if count else {}

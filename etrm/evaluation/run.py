@@ -110,7 +110,7 @@ def evaluate_run(
     if store is not None and take_back(out, SCORE_FILES, store, evaluation.key):
         log.info("the same evaluation was finished before: restored from %s", store)
         return read_score(out / "score.json")
-    target = torch.device("cpu") if shards else _device(device)
+    target = torch.device("cpu") if shards else _device(device)  # merging decodes nothing
     questions = choose_questions(evaluation, target)
     if shards:
         asked = questions.corpus, questions.lanes, config.batch_size
@@ -132,7 +132,7 @@ def evaluate_run(
     try:
         if store is not None:
             keep(out, SCORE_FILES, store, evaluation.key)
-    except OSError as error:
+    except OSError as error:  # a full disk: the result itself is written
         log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
     return result
 
@@ -160,6 +160,7 @@ def evaluate_shard(
     else:
         questions = choose_questions(evaluation, _device(device))
         lanes = questions_of_shard(questions.lanes, config.batch_size, shard)
+        # More jobs than batches.
         table = decode_questions(evaluation, questions, lanes, compile) if lanes else table
         log.info("%s: %d predictions", shard, table.num_rows)
     write_shard(out, table, shard, evaluation.key)
@@ -177,7 +178,7 @@ def identify_evaluation(
     Raises `DamagedFileError` where the weights are not those that the run has written.
     """
     record = read_seen_run(run_folder)
-    code = score_code(record["config"]["context"]["source"])
+    code = score_code(record["config"]["context"]["source"])  # modules that determine the result
     settings, weights = evaluation_settings(config), check_weights(run_folder, record)
     data = {path.stem: file_digest(path) for path in tables}
     provenance = {
@@ -198,10 +199,11 @@ def choose_questions(evaluation: Evaluation, device: torch.device) -> Questions:
     Raises `CorpusError` where a table of embeddings is of other puzzles than those of the tables.
     """
     config, run = evaluation.config, evaluation.run
-    tasks = held_out_tasks(evaluation.tables[0])
-    chosen = tasks if config.tasks is None else _subset(tasks, config.tasks)
-    corpus = _corpus(evaluation, chosen, device)
-    wanted = {task.id for task in chosen}
+    tasks = held_out_tasks(evaluation.tables[0])  # all of them: the denominator of every score
+    order = sorted((task.id for task in tasks), key=lambda name: digest(["subset", name]))
+    wanted = set(order[: config.tasks])  # the first of a fixed order that is unrelated to names
+    corpus = _corpus(evaluation, [task for task in tasks if task.id in wanted], device)
+    # A corpus of embeddings has training tasks as well.
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = group_by_lane(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
     return Questions(tasks, corpus, all_variants(corpus, episodes, config.variants))
@@ -233,6 +235,7 @@ def decode_questions(
     Raises `NotFiniteError` where the weights give no numbers and the run did not diverge.
     """
     run, corpus, weights = evaluation.run, questions.corpus, evaluation.folder / "model.safetensors"
+    # Rows of a table of embeddings.
     puzzles = corpus.num_puzzles if evaluation.record["kind"] == "trm" else 1
     model = build_model(run, puzzles).to(corpus.device)
     model.load_state_dict(load_weights(weights, evaluation.config.weights))
@@ -273,19 +276,13 @@ def held_out_tasks(tasks_path: Path) -> list[Task]:
     return [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
 
 
-def _subset(tasks: Sequence[Task], count: int) -> list[Task]:
-    order = sorted(tasks, key=lambda task: digest(["subset", task.id]))
-    chosen = {task.id for task in order[:count]}
-    return [task for task in tasks if task.id in chosen]
-
-
 def held_out_claim(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     """Return whether a held-out task, by id or content, has touched a weight of a run's `record`.
 
     `status`: `proven` (none seen, all ancestors known), `not proven` (none seen, but an ancestor
     of unknown origin), `seen`. `answers`: of how many a labelled test pair was seen.
     """
-    touches = find_touched(record["seen_tasks"], tasks)
+    touches = find_touched(record["seen_tasks"], tasks)  # by task id
     status = "seen" if touches else "not proven" if record["unproven"] else "proven"
     return {
         "status": status,

@@ -60,7 +60,7 @@ def score(
         for k, by_rule in zip(ks, numbers, strict=True)
     }
     counts = _counts(predictions, tasks, variants)
-    votes = ranked["count"].to_numpy()
+    votes = ranked["count"].to_numpy()  # predictions behind each candidate
     right, total = int(votes[hit].sum()), int(votes[labelled].sum())
     single = {"numerator": right, "denominator": total, "value": right / total if total else None}
     return {
@@ -113,7 +113,7 @@ def _check(predictions: pd.DataFrame, tasks: Sequence[Task]) -> None:
         if not 0 <= query < queries[task]:
             has = f"which has {queries[task]}"
             raise ValueError(f"predictions hold query {query} of task {task!r}, {has}")
-    repeated = predictions.duplicated(["task", "query", "variant"])
+    repeated = predictions.duplicated(["task", "query", "variant"])  # would vote twice
     if repeated.any():
         row = predictions.loc[repeated].iloc[0]
         raise ValueError(
@@ -143,18 +143,18 @@ def _credits(
     for task in tasks:
         labelled = [(task.id, q) for q in range(len(task.queries)) if (task.id, q) in truths]
         if labelled:
-            ranks = np.array([best_rank.get(output, _NEVER) for output in labelled])
+            ranks = np.array([best_rank.get(output, _NEVER) for output in labelled])  # [query]
             solved = ranks[:, None] <= np.asarray(ks, dtype=np.int64)  # [query, k]
-            rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))
+            rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))  # [k, rule]
     return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
 
 
 def _with_intervals(credit: np.ndarray, samples: int, seed: int) -> list[list[dict[str, Any]]]:
     """Return numerator, denominator, value and 95 % interval of each [k][rule]."""
     n, n_ks, n_rules = credit.shape
-    flat = credit.reshape(n, n_ks * n_rules)
+    flat = credit.reshape(n, n_ks * n_rules)  # [task, k × rule]
     low_high = np.zeros((2, n_ks * n_rules))
-    if n and samples:
+    if n and samples:  # percentile bootstrap over tasks
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=samples)  # times each task is drawn
         low_high = np.percentile(drawn @ flat / n, [2.5, 97.5], axis=0)
@@ -173,7 +173,7 @@ def _with_intervals(credit: np.ndarray, samples: int, seed: int) -> list[list[di
 
 def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> dict[str, Any]:
     """Count the asked and the predicted; a task is evaluated once all its queries are."""
-    per_query = predictions.groupby(["task", "query"], observed=True).size()
+    per_query = predictions.groupby(["task", "query"], observed=True).size()  # variants used
     predicted = set(per_query.index)
     outputs = {task.id: [(task.id, q) for q in range(len(task.queries))] for task in tasks}
     unlabelled = [[pair.output is None for pair in task.queries] for task in tasks]

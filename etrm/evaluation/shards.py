@@ -58,10 +58,10 @@ def questions_of_shard(
     shared, first = [], 0
     for episodes, index, variant in lanes:
         batch = first + torch.arange(len(index), device=index.device) // batch_size
-        own = batch % shard.of == shard.number
+        own = batch % shard.of == shard.number  # [N] bool
         if bool(own.any()):
             shared.append((episodes, index[own], variant[own]))
-        first += -(-len(index) // batch_size)
+        first += -(-len(index) // batch_size)  # batches of this lane, rounded up
     return shared
 
 
@@ -104,28 +104,27 @@ def merge_shards(
                 path, shard, table, rows_of(corpus, questions_of_shard(lanes, batch_size, shard))
             )
         tables.append(table)
+    # One chunk, as one job has.
     columns = pa.concat_tables(tables).sort_by(ORDER).combine_chunks().columns
-    return pa.table(columns, schema=PREDICTIONS)
+    return pa.table(columns, schema=PREDICTIONS)  # without the metadata of shards
 
 
 def _read(path: Path, shard: Shard, key: str) -> pa.Table:
+    """Return the table of a shard's file, whose metadata name the evaluation and the shard."""
     if not path.is_file():
         raise ShardError(f"{path}: not there, expected {shard}: run the same command again")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"{path}: found a damaged file ({error}), expected {shard}; {AGAIN}"
-        ) from None
+        found = f"a damaged file ({error})"
+        raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}") from None
     tags = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    found = tags.get("etrm_shard", "predictions of no shard")
-    if found != str(shard):
-        raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}")
-    if tags.get("etrm_evaluation") != key:
-        raise ShardError(
-            f"{path}: found {shard} of another evaluation (other weights, tasks, settings or code),"
-            f" expected that of this one; {AGAIN}"
-        )
+    found, expected = tags.get("etrm_shard", "predictions of no shard"), str(shard)
+    if found == expected and tags.get("etrm_evaluation") != key:
+        found += " of another evaluation (other weights, tasks, settings or code)"
+        expected = "that of this one"
+    if found != expected:
+        raise ShardError(f"{path}: found {found}, expected {expected}; {AGAIN}")
     return table
 
 

@@ -25,10 +25,10 @@ def vote(predictions: pd.DataFrame) -> pd.DataFrame:
     groups = predictions.groupby(keys, sort=False, observed=True, dropna=False)
     code = groups.ngroup().to_numpy()  # candidates numbered in the order first seen
     logit = predictions["q_halt"].to_numpy(dtype=np.float64, na_value=np.nan)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # exp of a very negative logit is inf, and 1 / inf is 0
         confidence = np.nan_to_num(1.0 / (1.0 + np.exp(-logit)), nan=0.0)
-    count = np.bincount(code)
-    q_mean = np.bincount(code, weights=confidence) / count
+    count = np.bincount(code)  # votes
+    q_mean = np.bincount(code, weights=confidence) / count  # mean over the candidate's votes
     first = predictions.loc[~pd.Series(code, index=predictions.index).duplicated(), keys]
     query_code = first.groupby(["task", "query"], sort=False, observed=True).ngroup().to_numpy()
     order = np.lexsort((-q_mean, -count, query_code))  # stable: ties stay first seen first

@@ -63,7 +63,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
     same_stage = [view for view in views if view.stage == baseline.stage]
     if not same_stage:
         return [f"- {NONE} (no {baseline.stage} run to compare with {baseline.experiment})"]
-    own_names = ("experiment", "stage", "seed")
+    own_names = ("experiment", "stage", "seed")  # differ between any two runs
     found = changes(same_stage[0].run.get("config", {}), baseline.run.get("config", {}))
     lines = [f"- `{key}`: {old} → {new}" for key, old, new in found if key not in own_names]
     return [f"Against `{baseline.experiment}` ({baseline.stage}):", "", *(lines or ["- none"])]
@@ -71,7 +71,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
 
 def _configuration(view: RunView) -> list[str]:
     config = dict(flat(view.run.get("config", {})))
-    initial = config.get("decoder.init")
+    initial = config.get("decoder.init")  # experiment or file of the first weights
     source = config.get("context.source", NONE)
     named = {
         "Embedding" if view.is_trm else "Encoder": f"`{source}`",
@@ -158,7 +158,7 @@ def _judgement(view: RunView) -> str:
         return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
     if view.score is None or view.score["metrics"].get("ARC/pass@1") is None:
         return outcome(view)
-    exact = view.score["metrics"]["ARC/pass@1"]
+    exact = view.score["metrics"]["ARC/pass@1"]  # 0-1, over all tasks asked for
     if view.is_trm:
         return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
     if view.score["held_out"]["status"] == "seen":
@@ -176,7 +176,7 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
         train = view.final("train/exact_accuracy")
         test = view.score["metrics"].get("ARC/pass@1") if view.score else None
         if train is not None and test is not None:
-            gap = f"{100 * (train - test):+.1f} points"
+            gap = f"{100 * (train - test):+.1f} points"  # of generalisation, percentage points
             lines.append(f"- {where}: gap between train exact match and test pass@1 {gap}.")
         variance = view.final("train/encoder_cross_sample_var")
         gradient = view.final("grad/encoder_norm")

@@ -50,11 +50,11 @@ def training_curves(study: StudyView) -> Figure:
             drawn += shown
             if not shown:
                 say(axes, f"no {title} run has finished yet")
-        panels[0].set_ylim(-0.02, 1.02)
+        panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
         panels[0].yaxis.set_major_formatter(PERCENT())
         first = next((axes for axes in panels if axes.axison), panels[0])
         first.set_ylabel("train exact match")
-        first.tick_params(labelleft=True)
+        first.tick_params(labelleft=True)  # sharing the axis has taken its labels
         handles = _handles(drawn, look_of) + _gate_lines(panels[STAGES.index("overfit")], drawn)
         ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
         for label, marker, used in (
@@ -149,7 +149,7 @@ def _overfit_panels(study: StudyView, *panels: Panel, height: float, subject: st
             if panel.linear_below is not None:
                 _log_axis(axes, panel.linear_below)
             elif panel.percent:
-                axes.set_ylim(bottom=-0.02)
+                axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
                 axes.yaxis.set_major_formatter(PERCENT())
             else:
                 axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
@@ -167,7 +167,7 @@ def smoothed(view: RunView, metric: str) -> pd.Series:
     The window is centred, and at both ends it is the first or last full one.
     """
     values, weights = view.series(metric), view.weights(metric)
-    window = max(1, len(values) // 20)
+    window = max(1, len(values) // 20)  # in logged values
     start = np.clip(np.arange(len(values)) - window // 2, 0, len(values) - window)
     sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (values * weights, weights)]
     total, weight = (part[start + window] - part[start] for part in sums)
@@ -179,9 +179,9 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 
     Between its own steps a curve is interpolated; outside of them it does not count.
     """
-    steps = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
+    steps = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))  # sorted
     table = [np.interp(steps, curve.index, curve, left=np.nan, right=np.nan) for curve in curves]
-    frame = pd.DataFrame(np.stack(table, axis=1), index=steps)
+    frame = pd.DataFrame(np.stack(table, axis=1), index=steps)  # [step, seed], NaN outside a run
     return pd.DataFrame(
         {"mean": frame.mean(axis=1), "low": frame.min(axis=1), "high": frame.max(axis=1)}
     )
@@ -196,7 +196,7 @@ def _curves(
         seeds = [view for view in shown if view.experiment == name]
         look = look_of[name]
         curve = over_seeds([smoothed(view, metric) for view in seeds])
-        if len(seeds) == 1:
+        if len(seeds) == 1:  # the raw values, faint; several seeds have a band instead
             raw = seeds[0].series(metric)
             axes.plot(raw.index, raw, color=look.colour, alpha=0.15, linewidth=0.5, zorder=1.5)
         else:
@@ -221,7 +221,7 @@ def _end_mark(axes: Axes, view: RunView, colour: str) -> None:
     if view.stopped:
         values, marker = smoothed(view, "train/exact_accuracy"), "X"
     (mark,) = axes.plot(values.index[-1:], values[-1:], marker=marker, ms=6, mec="white", zorder=4)
-    mark.set(color=colour, clip_on=False)
+    mark.set(color=colour, clip_on=False)  # whole also at the edge of a panel
 
 
 def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:
@@ -247,7 +247,7 @@ def _handles(views: Sequence[RunView], look_of: dict[str, Look]) -> list[Line2D]
 
 def _steps_axis(axes: Axes, labelled: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2k for 2000
     axes.set_xlim(left=0)
     if labelled:
         axes.set_xlabel("step")
@@ -255,15 +255,15 @@ def _steps_axis(axes: Axes, labelled: bool = True) -> None:
 
 def _log_axis(axes: Axes, linear_below: float) -> None:
     """Make the axis logarithmic, but linear up to `linear_below`: zeros stay in sight."""
-    linear_below = max(linear_below, 1e-3)
+    linear_below = max(linear_below, 1e-3)  # a bound of 0 has no logarithm
     axes.set_yscale("symlog", linthresh=linear_below, linscale=0.5)
     top = max(float(np.nanmax(np.asarray(line.get_ydata(), dtype=float))) for line in axes.lines)
-    top = 1.3 * max(top, 10 * linear_below)
+    top = 1.3 * max(top, 10 * linear_below)  # at least one decade
     decades = range(math.ceil(math.log10(linear_below)), math.floor(math.log10(top)) + 1)
-    decades = decades[:: math.ceil(len(decades) / 6)]
+    decades = decades[:: math.ceil(len(decades) / 6)]  # at most six labels
     axes.set_yticks([0.0, *(10.0**decade for decade in decades)])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(-0.15 * linear_below, top)
+    axes.set_ylim(-0.15 * linear_below, top)  # room for a line at zero
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 

@@ -84,7 +84,7 @@ def choose(
     ]
     if not predicted:
         return []
-    for enough in (set.intersection(*predicted), set.union(*predicted)):
+    for enough in (set.intersection(*predicted), set.union(*predicted)):  # of all, else of any
         candidates: dict[str, tuple[Task, int]] = {}
         for task in sorted(tasks, key=lambda task: task.id):
             for query, pair in enumerate(task.queries):
@@ -92,6 +92,7 @@ def choose(
                     candidates.setdefault(task.id, (task, query))
         if candidates:
             rng = np.random.default_rng(seed)
+            # Indices.
             drawn = rng.choice(len(candidates), min(count, len(candidates)), replace=False)
             return [list(candidates.values())[i] for i in sorted(drawn)]
     return []
@@ -103,8 +104,8 @@ def _attempts(
     few = predictions[predictions["task"].isin([task.id for task, _ in chosen])]
     if few.empty:
         return {}
-    ranked = vote(few)
-    top = ranked[ranked["rank"] == 1]
+    ranked = vote(few)  # of the chosen tasks only: a vote over all takes long
+    top = ranked[ranked["rank"] == 1]  # one candidate a query
     total = ranked.groupby(["task", "query"], observed=True)["count"].sum().to_dict()
     columns = ["task", "query", "height", "width", "grid", "count"]
     return {
@@ -121,18 +122,18 @@ class _Page:
     """
 
     def __init__(self, style: FigureStyle, names: Sequence[str]) -> None:
-        self.font = 6.5 * style.font_scale
+        self.font = 6.5 * style.font_scale  # points
         self.per_line = min(PER_LINE, len(names))
         starts = range(0, len(names), self.per_line)
         self.lines = [list(names[i : i + self.per_line]) for i in starts]
         gaps = LABEL + CLOSE * (1 + self.per_line) + 2 * APART + MARGIN
         panels = len(HEADS) + self.per_line
-        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)
+        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)  # inches
         self.width = gaps + panels * self.panel
-        self.lefts = [LABEL]
+        self.lefts = [LABEL]  # left edge of each column, inches
         for gap in (CLOSE, APART, CLOSE, APART, *[CLOSE] * (self.per_line - 1)):
             self.lefts.append(self.lefts[-1] + self.panel + gap)
-        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))
+        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))  # that fit over a panel
         self.titles = {name: wrap(name, letters) for name in (*HEADS, *names)}
 
     def draw(
@@ -204,7 +205,7 @@ class _Row:
         self.truth = np.asarray(pair.output)
         self.answers = {name: found.get((task.id, query)) for name, found in attempts.items()}
         grids = [answer.grid for answer in self.answers.values() if answer is not None]
-        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]
+        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]  # in cells
         highest, widest = max(h for h, _ in shapes), max(w for _, w in shapes)
         side = max(highest, widest)
         self.frame = (max(highest, side // 2), side)  # not so flat that its label would not fit

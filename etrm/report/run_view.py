@@ -77,7 +77,7 @@ class RunView:
         values = self.metrics.set_index("step")[name].astype(np.float64)
         if name in _OF_HALTED and "train/count" in self.metrics:
             values = values[self.metrics["train/count"].fillna(0).to_numpy() > 0]
-        return values[np.isfinite(values)]
+        return values[np.isfinite(values)]  # not logged on this step, or diverged
 
     def weights(self, name: str) -> pd.Series:
         """Return the number of samples that each value of `series(name)` is a mean of; else 1."""
@@ -89,7 +89,7 @@ class RunView:
     def final(self, name: str) -> float | None:
         """Return the mean over samples in the last tenth of the metric's logged values."""
         values, weights = self.series(name), self.weights(name)
-        last = -(-len(values) // 10)
+        last = -(-len(values) // 10)  # a tenth, rounded up
         if not last:
             return None
         return float(np.average(values.iloc[-last:], weights=weights.iloc[-last:]))

@@ -33,7 +33,7 @@ ARC_COLOURS = (
 )  # fmt: skip
 ARC_MAP = ListedColormap(list(ARC_COLOURS), name="arc")
 ARC_NORM = BoundaryNorm(np.arange(-0.5, 10.5), ncolors=10)
-RIGHT, WRONG = "#009E73", "#D55E00"
+RIGHT, WRONG = "#009E73", "#D55E00"  # from the palette: apart for the colour-blind
 GUIDE = "#555555"  # thresholds and notes
 CELL_LINE = "#555555"
 
@@ -79,7 +79,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         if not free:  # beyond 49 experiments, looks repeat
             chosen[name] = Look(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % 7])
             continue
-        start = zlib.crc32(name.encode()) % len(PALETTE)
+        start = zlib.crc32(name.encode()) % len(PALETTE)  # hash() differs from process to process
         marker = free[0].marker
         colours = [look.colour for look in free if look.marker == marker]
         wanted = next(c for c in (*PALETTE[start:], *PALETTE[:start]) if c in colours)
@@ -90,7 +90,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 def wrap(name: str, width: int) -> str:
     """Break a name into lines, after `_`, `-` or a space if possible."""
-    spaced = name.replace("_", "_ ").replace("-", "- ")
+    spaced = name.replace("_", "_ ").replace("-", "- ")  # places where a line may end
     lines: list[str] = []
     for word in spaced.split(" "):
         for piece in textwrap.wrap(word, width) or [""]:
@@ -109,7 +109,7 @@ def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> 
     for handle in handles:
         handle.set_label(wrap(str(handle.get_label()), 34))
     longest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
-    inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72
+    inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72  # an entry: letters and its line
     columns = max(1, min(len(handles), int(style.width / inches)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of equal length
     fig.legend(handles=list(handles), loc="outside lower center", ncols=columns)
@@ -137,15 +137,15 @@ def draw_grid(
         axes.text(0.5, 0.5, missing, color=GUIDE, fontsize=font, **center)
         return
     height, width = grid.shape
-    top, left = (rows - height) / 2, (columns - width) / 2
-    extent = (left, left + width, top + height, top)
+    top, left = (rows - height) / 2, (columns - width) / 2  # centred
+    extent = (left, left + width, top + height, top)  # row 0 at the top
     axes.imshow(grid, cmap=ARC_MAP, norm=ARC_NORM, extent=extent, interpolation="none", zorder=1)
-    thin = 0.5 if max(frame) <= 12 else 0.25
+    thin = 0.5 if max(frame) <= 12 else 0.25  # points; large grids would drown in lines
     line: dict[str, Any] = {"colors": CELL_LINE, "linewidth": thin, "clip_on": False}
     axes.hlines(top + np.arange(height + 1), left, left + width, zorder=2, **line)
     axes.vlines(left + np.arange(width + 1), top, top + height, zorder=2, **line)
     axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
+    axes.set_ylim(rows, 0)  # downwards, like rows of a grid
 
 
 def save(fig: Figure, stem: Path | str, formats: Sequence[str], dpi: int) -> list[Path]:

@@ -56,7 +56,7 @@ def results_table(views: Sequence[RunView]) -> pd.DataFrame:
     for name in distinct(view.experiment for view in views):
         mine = [view for view in views if view.experiment == name]
         of = {stage: [view for view in mine if view.stage == stage] for stage in STAGES}
-        finished = {view.seed for view in of["full"]}
+        finished = {view.seed for view in of["full"]}  # seeds
         waiting = [view for view in of["overfit"] if view.seed not in finished]
         passed = [view for view in of["overfit"] if view.seed in finished]
         for group, overfit in ((of["pretrain"], []), (of["full"], passed), (waiting, waiting)):
@@ -123,7 +123,7 @@ def to_text(table: pd.DataFrame) -> str:
     text = text[[*keep, "pass@1", "pass@2", "Status"]]
     text.columns = pd.Index([name.replace(" exact match", " EM") for name in text.columns])
     cells = [list(text.columns), *text.to_numpy().tolist()]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(text.columns))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(text.columns))]  # in letters
     cells.insert(1, ["─" * width for width in widths])
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
     return "\n".join(lines) + "\n"
@@ -163,7 +163,7 @@ def outcome(view: RunView) -> str:
     if verdict is not None and not verdict["passed"]:
         failed = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "fail"]
         exact, threshold = verdict["exact_accuracy"], verdict["threshold"]
-        sign = "<" if exact < threshold else "≥"
+        sign = "<" if exact < threshold else "≥"  # at or above it, a finding alone has stopped it
         compared = f"exact match {100 * exact:.1f} % {sign} {100 * threshold:g} %"
         return "stopped: " + ", ".join([*distinct(failed), compared])
     if view.stopped:
@@ -246,7 +246,7 @@ def _gate(verdicts: Sequence[dict[str, Any]]) -> str:
     if not verdicts:
         return NONE
     passed = sum(verdict["passed"] for verdict in verdicts)
-    if passed in (0, len(verdicts)):
+    if passed in (0, len(verdicts)):  # all seeds agree
         return "passed" if passed else "stopped"
     return f"passed {passed} of {len(verdicts)}"
 
@@ -261,8 +261,8 @@ def _pass_numbers(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     numbers: dict[str, Any] = _spread(name, [one["value"] for one in found])
     if found:
         numbers[f"{name}_numerator"] = float(np.mean([one["numerator"] for one in found]))
-        numbers[f"{name}_denominator"] = min(one["denominator"] for one in found)
-    if len(found) == 1 and found[0]["ci95"]:
+        numbers[f"{name}_denominator"] = min(one["denominator"] for one in found)  # the weakest
+    if len(found) == 1 and found[0]["ci95"]:  # over seeds there is a spread instead
         numbers[f"{name}_low"], numbers[f"{name}_high"] = found[0]["ci95"]
     return numbers
 

@@ -91,7 +91,7 @@ class SignSGD:
         device, and all slots with the same puzzle write the same values to its row.
         """
         puzzles, gradients = self.embedding.take_gradients()  # [B], [B, D]
-        puzzles, gradients = ranks.all_of(puzzles, slots), ranks.all_of(gradients, slots)
+        puzzles, gradients = ranks.all_gather(puzzles, slots), ranks.all_gather(gradients, slots)
         same = puzzles[:, None] == puzzles  # [B, B]
         first = same.to(torch.uint8).argmax(dim=1)  # of the slots with this puzzle
         total = (same.to(gradients.dtype) @ gradients)[first]  # one order of summation a puzzle

@@ -63,8 +63,8 @@ def run_record(
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,
         "device": device_name(ranks.device),
-        "ranks": ranks.size,
-        "peak_memory_bytes": ranks.largest(memory),  # of the rank that took most
+        "ranks": ranks.world_size,
+        "peak_memory_bytes": ranks.max_(memory),  # of the rank that took most
         "versions": versions(),
         "commit": commit(),
         "code_digest": code_digest(*code),
@@ -92,8 +92,8 @@ def write_outputs(out: Path, record: Json, recorder: Recorder) -> None:
     def write() -> bool:
         nonlocal error, failed
         recorder.exit_if_superseded()
-        error = _write_files(out, record, recorder) if recorder.ranks.main else None
-        failed = bool(recorder.ranks.largest(int(error is not None)))
+        error = _write_files(out, record, recorder) if recorder.ranks.is_rank_zero else None
+        failed = bool(recorder.ranks.max_(int(error is not None)))
         # A state of the last step holds all that the results are made from.
         return not failed or recorder.save() or recorder.saved == recorder.trainer.step_number
 
@@ -112,7 +112,7 @@ def write_outputs(out: Path, record: Json, recorder: Recorder) -> None:
     if not failed:
         return
     if not saved:
-        recorder.exit_interrupted(recorder.ranks.largest(recorder.interruption.number), saved)
+        recorder.exit_interrupted(recorder.ranks.max_(recorder.interruption.number), saved)
     if error is None:
         sys.exit(1)  # rank 0 says why
     raise OutputError(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from etrm.runtime.disk_wait import obstacle, until_written
 from etrm.runtime.distributed import Ranks
-from etrm.runtime.interruption import Interrupted, Interruption, name_of
+from etrm.runtime.interruption import Interrupted, Interruption, signal_name
 from etrm.runtime.logs import say
 from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease, LeaseLost
@@ -83,7 +83,7 @@ class Recorder:
                 continue
             self.events.append(asdict(found))
             self.tracker.log({"step": row["step"], f"health/{name}": LEVELS[severity]})
-            if self.ranks.main:
+            if self.ranks.is_rank_zero:
                 log.warning("health, step %d: %s: %s", found.step, name, found.message)
 
     def log_evaluation(self, result: Row) -> None:
@@ -105,22 +105,22 @@ class Recorder:
         with stopping:
             yield
         slow = time.monotonic() - started > QUICK_SECONDS
-        self._slow_evaluation = bool(self.ranks.largest(int(slow)))
+        self._slow_evaluation = bool(self.ranks.max_(int(slow)))
 
     def end_training(self) -> None:
         """Note that there are no more steps, and log why a run stopped early."""
         self._ending = True
-        if self.stop_reason not in (None, "target") and self.ranks.main:
+        if self.stop_reason not in (None, "target") and self.ranks.is_rank_zero:
             log.warning("stopped at step %d: %s", self.trainer.step_number, self.stop_reason)
 
     # --- states ---
 
     def resume(self) -> None:
         """Resume from the newest intact state, if there is one; rank 0 chooses it."""
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             remove_temporaries(self.folder)
-        state = load_state(self.folder) if self.ranks.main else None
-        step = self.ranks.largest(-1 if state is None else state["step"])
+        state = load_state(self.folder) if self.ranks.is_rank_zero else None
+        step = self.ranks.max_(-1 if state is None else state["step"])
         if step < 0:
             return
         state = load_state(self.folder, step) if state is None else state
@@ -131,7 +131,7 @@ class Recorder:
         self.events, self._earlier_seconds = list(state["events"]), state["seconds"]
         self.saved = self._resumed = step
         self.progress.begin(step)
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             log.info("resuming from step %d (%s)", step, state_path(self.folder, step))
 
     def save_if_due(self) -> None:
@@ -147,7 +147,7 @@ class Recorder:
         Exits with `EXIT_INTERRUPTED` where another process has the run now.
         """
         trainer, outcome = self.trainer.state_dict(), SAVED
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             state = {
                 "step": self.trainer.step_number,
                 "trainer": trainer,
@@ -158,7 +158,7 @@ class Recorder:
                 "seconds": self.seconds,
             }
             outcome = self._write(state)
-        outcome = self.ranks.largest(outcome)
+        outcome = self.ranks.max_(outcome)
         if outcome == LOST:
             self.exit_if_superseded()
         if outcome == SAVED:
@@ -193,7 +193,7 @@ class Recorder:
 
     def exit_if_asked(self) -> None:
         """Save and exit with `EXIT_INTERRUPTED` where a rank was asked to stop."""
-        number = self.ranks.largest(self.interruption.number)
+        number = self.ranks.max_(self.interruption.number)
         if number and self.stop_reason is None:
             self._ending = True
             name, ranks = self.progress.name, self.ranks
@@ -203,22 +203,22 @@ class Recorder:
     def exit_interrupted(self, number: int, saved: bool) -> NoReturn:
         """Say whether this step is `saved`, or else its loss; exit with `EXIT_INTERRUPTED`."""
         why = self.interruption.why  # of another process that asks for the run
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             self.tracker.close()
             done = f"saved step {self.trainer.step_number}" if saved else self.unsaved()
             then = f"; {AGAIN}" if self.saved and not why else ""
-            say(f"{why or name_of(number)}: {done}{then}", logging.WARNING)
+            say(f"{why or signal_name(number)}: {done}{then}", logging.WARNING)
         raise Interrupted(signal.SIGTERM if why else number, self.interruption.advanced)
 
     def exit_if_superseded(self) -> None:
         """Exit with `EXIT_INTERRUPTED` where another process has the run now."""
-        if self.ranks.main:
+        if self.ranks.is_rank_zero:
             try:
                 self.lease.check()
             except LeaseLost as lost:
                 self._lost = lost
-        if self.ranks.largest(int(self._lost is not None)):
-            if self.ranks.main:
+        if self.ranks.max_(int(self._lost is not None)):
+            if self.ranks.is_rank_zero:
                 self.tracker.close()
                 step = self.trainer.step_number
                 text = f"{self._lost}: ended at step {step}, of which nothing was written here"

@@ -76,8 +76,8 @@ def train_run(
     ranks = ranks or Ranks(device=torch.device(device or default))
     name = f"{run.experiment}/{run.stage}/seed{run.seed}"
     with (
-        Interruption(tell=ranks.main) as interruption,
-        Lease(paths.state, name, interruption, ranks.main) as lease,
+        Interruption(tell=ranks.is_rank_zero) as interruption,
+        Lease(paths.state, name, interruption, ranks.is_rank_zero) as lease,
     ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _accepted_parent(run, paths)
@@ -87,7 +87,7 @@ def train_run(
             code = code_digest(*train_code(run.context.source))
             key = run_key(plain(run), list(data.values()), weights, code)
             states, store = paths.state / key[:16], paths.state / "finished" / name
-            while ranks.largest(int(not lease.take(key))):
+            while ranks.max_(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
             began = time.time()  # the wait for the lease does not count
             record = _restore_finished(paths.out, store, key, states, ranks)
@@ -95,9 +95,9 @@ def train_run(
                 return record
             execution = execution or ExecutionConfig()
             trainer, loaded = build_trainer(run, tables, parent, ranks, execution)
-            tracking = tracking if ranks.main else TrackingConfig(wandb="disabled")
+            tracking = tracking if ranks.is_rank_zero else TrackingConfig(wandb="disabled")
             tracker = Tracker(tracking, name, key[:16], plain(run), paths.wandb)
-            progress = Progress(name, run.train.steps, ranks.main, bar)
+            progress = Progress(name, run.train.steps, ranks.is_rank_zero, bar)
             recorder = Recorder(
                 trainer, tracker, states, ranks, interruption, lease, progress, began
             )
@@ -107,7 +107,7 @@ def train_run(
             train(trainer, recorder)
         record = run_record(recorder, parent, loaded, data, key)
         write_outputs(paths.out, record, recorder)
-        if not ranks.main:
+        if not ranks.is_rank_zero:
             return {}
         cache_run(paths.out, store, key, states)
         tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
@@ -133,11 +133,11 @@ def _restore_finished(
     out: Path, store: Path, key: str, states: Path, ranks: Ranks
 ) -> dict[str, Any] | None:
     """Restore this run from the cache and return its record (empty off rank 0), or None."""
-    if ranks.main:
+    if ranks.is_rank_zero:
         remove_temporaries(out)
-    if not ranks.largest(int(ranks.main and take_back(out, RUN_FILES, store, key))):
+    if not ranks.max_(int(ranks.is_rank_zero and take_back(out, RUN_FILES, store, key))):
         return None
-    if not ranks.main:
+    if not ranks.is_rank_zero:
         return {}
     record = read_run(out)
     log.info("the same run was finished on %s: restored from %s", record["finished"], store)

@@ -95,11 +95,11 @@ def make_lane_slots(
     Raises `SlotError` where there are fewer slots than lanes or ranks.
     """
     size, demos = run.train.batch_size, model.context.needs_demos
-    budget = activation_budget(execution, corpus.device, ranks.here)
-    if size < ranks.size:
+    budget = activation_budget(execution, corpus.device, ranks.local_world_size)
+    if size < ranks.world_size:
         raise SlotError(
             f"train.batch_size: found {size}, expected at least one slot for each of the"
-            f" {ranks.size} ranks; raise it or use fewer GPUs"
+            f" {ranks.world_size} ranks; raise it or use fewer GPUs"
         )
     groups, first = [], 0
     for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):

@@ -81,7 +81,7 @@ class Trainer:
                 contexts.append(output.context.detach())
         self._fill_contrastive_bank(contexts)
         if contexts and self._due(self.train.log_every):
-            every = self.ranks.all_of(torch.cat(contexts), self.train.batch_size)
+            every = self.ranks.all_gather(torch.cat(contexts), self.train.batch_size)
             self._add_shared(encoder_statistics(every))
         self._update()
         # The probe measures the updated weights, and changes none.
@@ -152,7 +152,7 @@ class Trainer:
             vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
             self.contrastive_bank = vectors, tasks
         self.window = Window()
-        if self.ranks.main:  # the sums so far are of all ranks: counted once
+        if self.ranks.is_rank_zero:  # the sums so far are of all ranks: counted once
             self.window.load(state["window"], self.corpus.device)
 
     def micro_batches_per_lane(self) -> dict[str, int]:
@@ -196,8 +196,8 @@ class Trainer:
         if self.model.context.loss_weights.get("contrastive"):
             vectors = torch.cat([each.mean(dim=1) for each in contexts])
             tasks = torch.cat([group.carry.batch.task for group in self.lane_slots])
-            vectors = self.ranks.all_of(vectors, self.train.batch_size)
-            self.contrastive_bank = vectors, self.ranks.all_of(tasks, self.train.batch_size)
+            vectors = self.ranks.all_gather(vectors, self.train.batch_size)
+            self.contrastive_bank = vectors, self.ranks.all_gather(tasks, self.train.batch_size)
 
     def _due(self, every: int | None) -> bool:
         """Return whether this step is one of `every` steps, or the last, whose row is logged."""
@@ -206,7 +206,7 @@ class Trainer:
 
     def _add_shared(self, values: Mapping[str, Tensor]) -> None:
         """Add values that every rank has to the metrics: counted on rank 0 alone."""
-        weight = float(self.ranks.main)
+        weight = float(self.ranks.is_rank_zero)
         for name, value in values.items():
             self.window.add(name, value * weight, weight)
 

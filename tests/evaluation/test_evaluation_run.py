@@ -19,11 +19,9 @@ from tiny import make_run, make_tasks, write_study
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
-from etrm.data.batch import Batch
 from etrm.evaluation.decode import NotFiniteError
 from etrm.evaluation.run import evaluate_run, evaluate_shard, held_out_tasks
 from etrm.evaluation.shards import Shard
-from etrm.models.act import StepOutput
 from etrm.storage.files import file_digest
 from etrm.storage.finished import SCORE_FILES
 from etrm.storage.records import DamagedFileError
@@ -42,18 +40,6 @@ def evaluate(paths: RunPaths, out: Path, **changes: Any) -> dict[str, Any]:
 
 def predictions(folder: Path) -> Any:
     return pq.read_table(folder / "predictions.parquet").to_pandas()
-
-
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding answers with the truth."""
-
-    def answer(model: object, batch: Batch, halting: Any, *_: object) -> Any:
-        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
-        ones = torch.ones(len(batch))
-        return StepOutput(logits, ones, logits, {}, ones.bool()), ones.long()
-
-    monkeypatch.setattr("etrm.evaluation.decode.decode", answer)
 
 
 @pytest.mark.parametrize("name", RUNS)
