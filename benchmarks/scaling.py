@@ -66,7 +66,7 @@ def _sizes(setting: Setting) -> list[int]:
 
 
 def _measure(setting: Setting, model: str, size: int) -> dict[str, Any]:
-    """Start the ranks, wait for them, and read what the main one wrote."""
+    """Start the ranks, wait for them, and read what rank 0 wrote."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder, "spec.json")
         content = {
@@ -141,25 +141,25 @@ def main(spec: Path) -> None:
         memory, step = PeakMemory(ranks.device), logged_step(trainer)
         for _ in range(4 if setting.gpu else 1):
             step()
-        ranks.wait()
+        ranks.barrier()
         count, start = GPU_STEPS if setting.gpu else STEPS, now(ranks.device)
         for _ in range(count):
             step()
-        ranks.wait()
+        ranks.barrier()
         seconds = (now(ranks.device) - start) / count
         found = {
             "seconds_per_step": seconds,
             "examples_per_second": trainer.train.batch_size / seconds,
             "gflop_per_example": gflop_per_example(trainer, LANES),
             "batch_size": trainer.train.batch_size,
-            "micro_batches": trainer.micro_batches(),
-            "peak_memory_bytes": ranks.largest(memory.bytes()),
+            "micro_batches": trainer.micro_batches_per_lane(),
+            "peak_memory_bytes": ranks.max_(memory.bytes()),
             "threads": torch.get_num_threads(),
             "rate": rate,  # of this rank
         }
-        if ranks.main:
+        if ranks.is_rank_zero:
             write_json_atomic(_result(spec), found)
-        ranks.wait()
+        ranks.barrier()
 
 
 def _setting(content: dict[str, Any], device: torch.device) -> Setting:

@@ -114,9 +114,9 @@ def decode_all(
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                if episodes.room is not None:
-                    batch.room = episodes.room.take(i.cpu().numpy())
-                    batch.most_cells = batch.room.most_cells()
+                if episodes.token_bounds is not None:
+                    batch.token_bounds = episodes.token_bounds.take(i.cpu().numpy())
+                    batch.most_cells = batch.token_bounds.most_cells()
                 with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)
                 losses = sample_losses(output, batch.labels)
@@ -167,7 +167,10 @@ def training_metrics(
 ) -> dict[str, float]:
     """The `all.*` metrics over the given questions, of which each rank decodes its part."""
     sums = EvaluationSums()
-    lanes = [(e, i[ranks.rank :: ranks.size], v[ranks.rank :: ranks.size]) for e, i, v in lanes]
+    lanes = [
+        (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
+        for e, i, v in lanes
+    ]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
     return sums.means(ranks)

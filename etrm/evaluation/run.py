@@ -18,8 +18,8 @@ from etrm.config.registry import context_source
 from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.corpus import Corpus, CorpusError
-from etrm.data.episodes import held_out_questions, on_lanes
-from etrm.data.leaks import read_seen_run, touching
+from etrm.data.episodes import group_by_lane, held_out_questions
+from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluation.decode import PREDICTIONS, NotFiniteError, all_variants, predict
 from etrm.evaluation.scoring import score, submission
@@ -143,7 +143,7 @@ def _ask(
     corpus = _corpus(run_folder, record, run, asked, tables, config, device)
     wanted = {task.id for task in asked}
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
-    episodes = on_lanes(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
+    episodes = group_by_lane(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
     return Asked(run, tasks, corpus, all_variants(corpus, episodes, config.variants))
 
 
@@ -280,7 +280,7 @@ def held_out_status(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[st
     `status`: `proven` (none seen, all ancestors known), `not proven` (none seen, but an ancestor
     of unknown origin), `seen`. `answers`: of how many a labelled test pair was seen.
     """
-    touches = touching(record["seen_tasks"], tasks)
+    touches = find_touched(record["seen_tasks"], tasks)
     status = "seen" if touches else "not proven" if record["unproven"] else "proven"
     return {
         "status": status,

@@ -30,7 +30,7 @@ from etrm.launch.job import Job, read_job, write_job
 from etrm.launch.nodes import End, Node, Peers, this_node
 from etrm.launch.processes import Process, begin, end_with_parent, forwarding
 from etrm.runtime.distributed import ranks_of_this_run
-from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, name_of
+from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, signal_name
 from etrm.runtime.logs import job_log
 from etrm.storage.files import write_json_atomic
 from etrm.training.run import train_run
@@ -74,9 +74,9 @@ def train(job: Job, size: int, nodes: int = 1) -> None:
 def train_here(job: Job) -> None:
     """This process's part in a run."""
     with ranks_of_this_run(job.device) as ranks:
-        if job.threads is not None or ranks.size > 1:
+        if job.threads is not None or ranks.world_size > 1:
             threads = job.threads or os.cpu_count() or 1
-            torch.set_num_threads(max(1, threads // ranks.here))
+            torch.set_num_threads(max(1, threads // ranks.local_world_size))
         train_run(
             job.run, job.paths, job.tracking, bar=job.bar, ranks=ranks, execution=job.execution
         )
@@ -167,7 +167,7 @@ def train_on_ranks(job: Job, size: int, node: Node | None = None) -> None:
     end = End(node.number, 0 if peers.failure() is None else 1)
     if failed is not None:
         code = ranks[failed].returncode
-        how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         # One that was not yet training when the signal came has ended by it, and lost nothing.
         code = EXIT_INTERRUPTED if -code in sent else code
         rank = node.number * size + failed

@@ -33,11 +33,11 @@ def until_written(
     """
     said: float | None = None
     while True:
-        told = ranks.largest(interruption.told) > 0
+        told = ranks.max_(interruption.told) > 0
         written = write()
         if written or told:
             break
-        if ranks.main and (said is None or time.monotonic() - said >= REMIND_SECONDS):
+        if ranks.is_rank_zero and (said is None or time.monotonic() - said >= REMIND_SECONDS):
             said = time.monotonic()
             _say_waiting(problem(), interruption)
         _pause(interruption)

@@ -1,7 +1,7 @@
 """Ranks: the processes of one training run, as torchrun starts them, each with a part of the slots.
 
 A rank computes its own slots of every lane; sums over ranks then make every rank do the same
-update. One rank (`main`) writes. Nothing that a run computes depends on how many ranks there are,
+update. One rank (rank 0) writes. Nothing that a run computes depends on how many ranks there are,
 up to the order of floating-point sums, and its saved state has no ranks in it.
 """
 
@@ -30,60 +30,60 @@ class RankError(UserError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run; `size` 1 where there is no other."""
+    """This process among those of its run; `world_size` 1 where there is no other."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = torch.device("cpu")
-    here: int = 1  # how many of them are on this machine
+    local_world_size: int = 1  # how many of them are on this machine
 
     @property
-    def main(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Is this the rank that writes?"""
         return self.rank == 0
 
     def own(self, slots: Tensor) -> Tensor:
         """This rank's among slot numbers: slot s belongs to rank s mod size."""
-        return slots[slots % self.size == self.rank]
+        return slots[slots % self.world_size == self.rank]
 
     def sum_(self, tensor: Tensor) -> None:
         """Sum over all ranks, in place."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
 
-    def all_of(self, part: Tensor, total: int) -> Tensor:
+    def all_gather(self, part: Tensor, total: int) -> Tensor:
         """All slots' rows [total, …] of a tensor of which `part` holds this rank's, in slot order.
 
         `part` [n, …] has the rows of slots rank, rank + size, rank + 2·size, …
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return part
-        most = -(-total // self.size)
+        most = -(-total // self.world_size)
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value (a nesting of numbers, text and tensors), on the main rank only."""
-        if self.size == 1:
+        """Every rank's value (a nesting of numbers, text and tensors), on rank 0 only."""
+        if self.world_size == 1:
             return [value]
-        found = [None] * self.size if self.main else None
+        found = [None] * self.world_size if self.is_rank_zero else None
         dist.gather_object(value, found)
         return found
 
-    def largest(self, value: int) -> int:
+    def max_(self, value: int) -> int:
         """The largest of all ranks' values. Waits for the others, never for the device."""
-        if self.size == 1:
+        if self.world_size == 1:
             return value
         tensor = torch.tensor([value])
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all ranks are here."""
-        self.largest(0)
+        self.max_(0)
 
 
 @contextmanager

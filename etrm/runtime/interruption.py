@@ -69,7 +69,7 @@ class Interruption:
             yield
         except Interrupted:
             if self._tell:
-                say(f"{self.why or name_of(self.number)}: stopped {doing}; {then}")
+                say(f"{self.why or signal_name(self.number)}: stopped {doing}; {then}")
             raise
         finally:
             self._at_once = False
@@ -83,9 +83,9 @@ class Interruption:
             raise Interrupted(number, self.advanced)
         if self._tell:  # not by print, which it may have interrupted
             with suppress(OSError):  # of a file on a full disk
-                os.write(2, f"\n{self.why or name_of(number)}: {self.doing}\n".encode())
+                os.write(2, f"\n{self.why or signal_name(number)}: {self.doing}\n".encode())
 
 
-def name_of(number: int) -> str:
+def signal_name(number: int) -> str:
     """The name of a signal."""
     return signal.Signals(number).name

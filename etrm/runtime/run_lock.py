@@ -50,7 +50,7 @@ class LeaseLost(Exception):  # noqa: N818 (no error: another process goes on)
 
 
 class Lease:
-    """The lease of this process on a run; the main rank takes it for all."""
+    """The lease of this process on a run; rank 0 takes it for all."""
 
     def __init__(self, folder: Path, name: str, interruption: Interruption, main: bool) -> None:
         """`folder`: of all states; `name`: of the run, which has one run folder to write."""

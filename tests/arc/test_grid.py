@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,6 @@ from hypothesis import strategies as st
 from etrm.arc.grid import EOS, PAD, canvas_side, crop, fits, tokenize
 from etrm.arc.task import Pair
 from etrm.config.study import EpisodesConfig
-
-ARC = os.environ.get("ETRM_ARC")
-GOLDEN = os.environ.get("ETRM_GOLDEN")
-
-
-def random_grid(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    return rng.integers(0, 10, (height, width)).astype(np.uint8)
 
 
 def zeros(height: int, width: int) -> np.ndarray:
@@ -39,23 +31,24 @@ def test_tokens_of_a_small_grid_cell_by_cell() -> None:
 
 
 def test_eos_is_left_out_where_it_does_not_fit() -> None:
-    full = tokenize(zeros(3, 3), 3)
-    assert (full == 2).all()
+    assert (tokenize(zeros(3, 3), 3) == 2).all()
     at_the_right = tokenize(zeros(1, 2), 3, offset=(0, 1)).reshape(3, 3)
     assert at_the_right.tolist() == [[PAD, 2, 2], [PAD, EOS, EOS], [PAD, PAD, PAD]]
 
 
 @pytest.mark.parametrize("offset", [(0, 2), (2, 0), (-1, 0), (0, -1)])
 def test_content_outside_the_canvas_is_an_error(offset: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"2x2 cells at offset .* does not fit .* side 3"):
+    with pytest.raises(ValueError, match=r"2x2 .* side 3"):
         tokenize(zeros(2, 2), 3, offset)
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.integers(0, 2**32 - 1))
-def test_crop_reads_back_what_was_written(height: int, width: int, room: int, seed: int) -> None:
-    grid = random_grid(np.random.default_rng(seed), height, width)
-    side = max(height, width) + room
+def test_crop_reads_back_the_grid_that_was_written(
+    height: int, width: int, free: int, seed: int
+) -> None:
+    grid = np.random.default_rng(seed).integers(0, 10, (height, width)).astype(np.uint8)
+    side = max(height, width) + free
     [read] = crop(tokenize(grid, side).reshape(1, side, side))
     assert read.dtype == np.uint8
     assert np.array_equal(read, grid)
@@ -103,12 +96,11 @@ def test_a_canvas_without_content_gives_an_empty_grid() -> None:
     canvases = np.zeros((2, 3, 3), dtype=np.uint8)
     canvases[1, 1, 1] = 5  # colours, but not at the corner
     assert [grid.shape for grid in crop(canvases)] == [(0, 0), (0, 0)]
-    assert crop(np.zeros((0, 3, 3), dtype=np.uint8)) == []
+    assert crop(canvases[:0]) == []
 
 
-@pytest.mark.skipif(GOLDEN is None, reason="ETRM_GOLDEN does not name the golden data")
-def test_crop_of_recorded_predictions() -> None:
-    predictions = np.load(Path(GOLDEN or "", "vote_cases.npz"))["preds"].reshape(-1, 30, 30)
+def test_crop_of_recorded_predictions(golden: Path) -> None:
+    predictions = np.load(golden / "vote_cases.npz")["preds"].reshape(-1, 30, 30)
     assert len(predictions) > 200
     assert_crops_like_the_reference(predictions)
 
@@ -132,7 +124,7 @@ def demo(input_shape: tuple[int, int], output_shape: tuple[int, int]) -> Pair:
         ([], (6, 2), 10),  # a query whose only companion is held back
     ],
 )
-def test_canvas_is_the_smallest_lane_that_holds_what_is_known(
+def test_canvas_is_the_smallest_lane_that_holds_the_visible_grids(
     demos: list[Pair], query: tuple[int, int], side: int
 ) -> None:
     assert canvas_side(demos, zeros(*query), [30, 5, 10, 15]) == side
@@ -148,7 +140,6 @@ def test_the_largest_lane_is_returned_where_none_holds() -> None:
 COARSE, FINE = (10, 15, 20, 25, 30), EpisodesConfig().canvas
 
 
-@pytest.mark.skipif(ARC is None, reason="ETRM_ARC does not name the ARC files")
 @pytest.mark.parametrize(
     ("lanes", "name", "queries", "misfits", "tokens"),
     [
@@ -161,14 +152,12 @@ COARSE, FINE = (10, 15, 20, 25, 30), EpisodesConfig().canvas
     ],
 )
 def test_true_outputs_that_do_not_fit_their_canvas(
-    lanes: tuple[int, ...], name: str, queries: int, misfits: int, tokens: float
+    arc: Path, lanes: tuple[int, ...], name: str, queries: int, misfits: int, tokens: float
 ) -> None:
     """In coarse lanes, without the scaled query input, the misfits would be 4, 4 and 1."""
-    challenges = json.loads(
-        Path(ARC or "", f"arc-agi_{name}_challenges.json").read_text(encoding="utf-8")
-    )
-    solutions = json.loads(
-        Path(ARC or "", f"arc-agi_{name}_solutions.json").read_text(encoding="utf-8")
+    challenges, solutions = (
+        json.loads((arc / f"arc-agi_{name}_{file}.json").read_text(encoding="utf-8"))
+        for file in ("challenges", "solutions")
     )
     sides, fit = [], []
     for task_id, task in challenges.items():

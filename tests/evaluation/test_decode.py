@@ -19,7 +19,7 @@ from etrm.arc.task import Pair, Task
 from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import held_out_questions, on_lanes
+from etrm.data.episodes import group_by_lane, held_out_questions
 from etrm.evaluation.decode import (
     PREDICTIONS,
     Decoded,
@@ -39,7 +39,7 @@ F32 = torch.float32
 
 
 def held_out(corpus: Corpus, lanes: tuple[int, ...] = (3, 4)) -> list[Episodes]:
-    return on_lanes(corpus, held_out_questions(corpus), lanes)
+    return group_by_lane(corpus, held_out_questions(corpus), lanes)
 
 
 def tasks_of_two_lanes() -> list[Task]:
@@ -244,8 +244,8 @@ def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
         assert frame.loc[frame["query"] == 1, name].notna().all()
     lanes = all_variants(corpus, held_out(corpus))
     found = training_metrics(model, corpus, lanes, HALTING, 3, F32)
-    (labelled,) = on_lanes(corpus, held_out_questions(corpus)[1:], (4,))
-    again = on_lanes(corpus, held_out_questions(corpus)[1:], (3, 4))
+    (labelled,) = group_by_lane(corpus, held_out_questions(corpus)[1:], (4,))
+    again = group_by_lane(corpus, held_out_questions(corpus)[1:], (3, 4))
     assert len(labelled) == 1
     only = training_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
     assert found == pytest.approx(only)

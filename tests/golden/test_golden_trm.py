@@ -162,7 +162,7 @@ def trained(recorded: Recorded) -> tuple[Listening, list[dict[str, Any]]]:
     """The trainer after the recorded steps, and what each step was."""
     corpus = make_corpus()
     trainer = Listening(recorded.run, recorded.model(), corpus, questions_of(recorded.run, corpus))
-    (lane,) = trainer.lanes
+    (lane,) = trainer.lane_slots
     lane.sampler = Replay(recorded)  # type: ignore[assignment]
     lane.carry = empty_carry(trainer.model, recorded.batch(), torch.float32)
     steps = []

@@ -312,4 +312,4 @@ def test_a_rank_knows_how_many_share_its_machine(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("etrm.runtime.distributed.dist.destroy_process_group", lambda: None)
     monkeypatch.setattr("etrm.runtime.distributed.dist.get_rank", lambda: 0)
     with ranks_of_this_run("cpu") as ranks:
-        assert (ranks.size, ranks.here) == (4, 2)
+        assert (ranks.world_size, ranks.local_world_size) == (4, 2)

@@ -88,7 +88,7 @@ def test_losses_of_a_trainer_are_against_the_labels_in_the_carry() -> None:
     going_on = 0
     for _ in range(12):
         trainer.step_number += 1
-        for lane in trainer.lanes:
+        for lane in trainer.lane_slots:
             held, going = lane.carry.batch, ~lane.carry.halted
             incoming = lane.sampler.batch(trainer.step_number)
             output, losses, _ = trainer._forward_backward(lane)
@@ -191,7 +191,7 @@ def test_exploration_delays_its_share_by_a_uniform_number_of_steps() -> None:
 
 def test_a_trainer_explores_with_fresh_numbers_at_every_step() -> None:
     trainer = make_trainer(make_run())
-    lane = trainer.lanes[0]
+    lane = trainer.lane_slots[0]
     size = len(lane.slots)
     certain = torch.ones(size)
     halted = []

@@ -33,7 +33,7 @@ def setting(pairing: str = "concat", **context: Any) -> tuple[Model, Batch]:
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
     batch = sampler.batch(1)
-    batch.room = sampler.room(sampler.questions(1).numpy())
+    batch.token_bounds = sampler.token_bounds(sampler.questions(1).numpy())
     return build_model(run, corpus.num_puzzles), batch
 
 
@@ -176,9 +176,9 @@ def test_micro_batches_give_what_whole_lanes_give(source: str) -> None:
         model = build_model(run, corpus.num_puzzles)
         execution = ExecutionConfig(micro_batch=most)
         trainer = Trainer(run, model, corpus, questions_of(run, corpus), execution=execution)
-        passes = sum(trainer.micro_batches().values())
+        passes = sum(trainer.micro_batches_per_lane().values())
         assert passes == {None: 2, 2: 5, 1: 9}[most]
-        assert max(len(lane.slots) for lane in trainer.lanes) <= (most or 9)
+        assert max(len(lane.slots) for lane in trainer.lane_slots) <= (most or 9)
         for _ in range(4):
             trainer.step()
         found.append((trainer.row(), trainer.state_dict()))

@@ -126,7 +126,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split() -> None:
     for pieces in ([6], [2, 4]):
         run = make_run(episodes={"canvas": [4]}, train={"batch_size": 6})
         trainer = make_trainer(run, corpus)
-        (lane,) = trainer.lanes
+        (lane,) = trainer.lane_slots
         trainer.step_number = 1
         batch = lane.sampler.batch(1)
         for part in torch.arange(6).split(pieces):
@@ -134,7 +134,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split() -> None:
             sub = type(batch)(**tensors)
             carry = lane.carry
             lane.sampler.batch = lambda step, sub=sub: sub  # type: ignore[method-assign]
-            lane.slots, lane.followed = part, None
+            lane.slots, lane.host_tracker = part, None
             lane.carry = type(carry)(
                 batch=sub,
                 z_H=carry.z_H[part],
@@ -282,7 +282,7 @@ def test_the_share_of_steps_is_of_halted_samples() -> None:
     halted = SimpleNamespace(steps=0.0, count=0)
     for _ in range(8):
         trainer.step()
-        for lane in trainer.lanes:
+        for lane in trainer.lane_slots:
             halted.steps += float(lane.carry.steps[lane.carry.halted].sum())
             halted.count += int(lane.carry.halted.sum())
     row = trainer.row()

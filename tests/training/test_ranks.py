@@ -53,13 +53,13 @@ def whole(source: str, ranks: Ranks, out: Path) -> None:
     rows = go(trainer, HALF)
     half = trainer.state_dict()
     if half is not None:
-        torch.save(half, out / f"{source}_half{ranks.size}.pt")
+        torch.save(half, out / f"{source}_half{ranks.world_size}.pt")
     rows += go(trainer, STEPS - HALF)
     evaluated, state = trainer.evaluate(), trainer.state_dict()
-    assert (state is None) == (not ranks.main)
+    assert (state is None) == (not ranks.is_rank_zero)
     if state is not None:
         result = {"rows": rows, "evaluated": evaluated, "state": state}
-        torch.save(result, out / f"{source}_whole{ranks.size}.pt")
+        torch.save(result, out / f"{source}_whole{ranks.world_size}.pt")
 
 
 def resumed(source: str, ranks: Ranks, folder: Path, of: int) -> Trainer:
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_PORT": port}
         environment = {**os.environ, **{k: str(v) for k, v in place.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        environment |= {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
         command = [sys.executable, __file__, str(out)]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(timeout=240) for process in processes] == [0] * RANKS

@@ -290,5 +290,5 @@ def test_a_failed_job_leaves_the_last_good_run(study: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert (study / target).read_bytes() == before
     log = (results(study) / f"logs/{OTHER}/overfit_seed0.log").read_text()
-    assert "taken back" in log
+    assert "restored from" in log
     assert "examples/s" not in log

@@ -55,7 +55,7 @@ class PairTokens(nn.Module):
 
     Only real demos are encoded, and of these only real cells: `packing` is `exact` where lengths
     Only real demos are encoded, and of these only real cells: `packing` is `exact` where lengths
-    are read from the batch (on a CPU), `bounds` where they are those of its `room` (on a GPU),
+    are read from the batch (on a CPU), `bounds` where they are its `token_bounds` (on a GPU),
     `none` for all rows at full length, `auto` for the best that there is.
     """
 
@@ -123,8 +123,8 @@ class PairTokens(nn.Module):
             packing = "exact" if real.device.type == "cpu" else "bounds"
         if packing == "exact":
             groups = groups_of(real.sum(dim=1).numpy())
-        elif packing == "bounds" and batch.room is not None:
-            groups = batch.room.groups(self.pairing, self.rows, real.device)
+        elif packing == "bounds" and batch.token_bounds is not None:
+            groups = batch.token_bounds.groups(self.pairing, self.rows, real.device)
         return groups or [Group(torch.arange(len(real), device=real.device), real.shape[1])]
 
     def _sequences(self, cells: Tensor, real: Tensor, length: int, batch: Batch) -> Sequences:

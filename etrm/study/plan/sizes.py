@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etrm.config.study import DataConfig, ExperimentConfig, RunConfig
-from etrm.data.prepare import choose_tasks
+from etrm.data.prepare import select_tasks
 from etrm.data.tables import TaskRecord, read_tasks
 from etrm.study.layout import Pipeline
 
@@ -48,7 +48,7 @@ def sizes_of(pipeline: Pipeline, again: bool) -> Sizes:
         if not again and pipeline.tasks.is_file():
             return _counted(read_tasks(pipeline.tasks), missing=())
         there = [tuple(n for n in names if n not in missing) for names in _named(data)]
-        records, _ = choose_tasks(replace(data, training=there[0], evaluation=there[1]))
+        records, _ = select_tasks(replace(data, training=there[0], evaluation=there[1]))
     except (ValueError, OSError):  # the stage `tasks` says what is wrong with them
         return Sizes(missing=tuple(missing.values()))
     held_out_missing = set(missing) & set(data.evaluation)

@@ -338,7 +338,7 @@ def test_every_parameter_gets_a_gradient_from_the_task_loss(
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved >= set(before) - without
     if name == "embedding":
-        used = {int(p) for lane in trainer.lanes for p in lane.carry.batch.puzzle}
+        used = {int(p) for lane in trainer.lane_slots for p in lane.carry.batch.puzzle}
         after = trainer.model.state_dict()["context.weights"]
         rows = (after != table).any(dim=1).nonzero().flatten().tolist()
         assert set(rows) == used

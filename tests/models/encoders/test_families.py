@@ -75,7 +75,7 @@ def test_samples_are_drawn_in_training_only(name: str) -> None:
 @pytest.mark.parametrize("name", VARIATIONAL)
 def test_each_act_step_draws_anew_and_a_resumed_run_the_same(name: str) -> None:
     trainer = make_trainer(make_run(name))
-    noises = [lane.sampler.batch(step).noise for lane in trainer.lanes for step in (1, 2, 1)]
+    noises = [lane.sampler.batch(step).noise for lane in trainer.lane_slots for step in (1, 2, 1)]
     first, second, again = noises[:3]
     assert first is not None
     assert torch.equal(first, again)  # type: ignore[arg-type]
