@@ -86,7 +86,7 @@ PATH = Rule(
 TARGETS = (
     *("all", "tasks", "augment", "pretrain", "overfit", "gate", "full", "evaluate", "figures"),
     *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
-    *("verdict", "evaluate_part", "evaluate_run", "evaluate_gather", "resolved_config"),
+    *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
 )
 GROUP = Rule(
     f"a name of letters, digits, - and _, up to {MAX_NAME}, that is no other target"

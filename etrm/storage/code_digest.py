@@ -1,10 +1,9 @@
-"""Digests of code, the same under every Python version that runs this package: of a module, or of
-the definitions that results depend on.
+"""Digests of code, the same under every Python version: of a module, or of what results depend on.
 
-`ast.dump` is not: versions differ in the fields of a node, in where they cut f-strings, and in the
-characters that `repr` escapes. The form that is hashed here is our own. It has no positions, no
-comments, no docstrings and no layout. This file needs nothing but the standard library, so that a
-test runs it, by its path, under other interpreters.
+`ast.dump` is not the same: versions differ in the fields of a node, in where they cut f-strings,
+and in the characters that `repr` escapes. The form that is hashed here is our own. It has no
+positions, comments, docstrings or layout. This file needs nothing but the standard library, so that
+a test runs it, by its path, under other interpreters.
 """
 
 from __future__ import annotations
@@ -251,7 +250,7 @@ def _defined(statement: ast.stmt) -> list[str]:
 
 
 def _used(statement: ast.stmt) -> Iterator[str]:
-    """Yield every dotted name of a statement (`a.b.c`, and its parts `a.b` and `a` do not count)."""
+    """Yield every dotted name of a statement, of `a.b.c` the longest."""
     todo: list[ast.AST] = [statement]
     while todo:
         node = todo.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -12,14 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.registry import CONTEXT_SOURCES
-from etrm.storage.code_digest import read_code
+from etrm.storage.code_digest import reachable, read_code
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# What changes a stage only through values that are params of their own: reading a config, and the
-# registry of context sources (the source that a run uses is digested by its name). Or not at all:
-# what is said in a log, of the environment, which process it is that trains, and how long it waits
-# for room on a disk.
-NOT_CODE = re.compile(r"etrm\.config(\..*)?|etrm\.runtime\.(logs|environment|run_lock|disk_wait)")
+
+# Raise it by hand where results or states are laid out differently and code that reads them cannot
+# tell: another column or key, another meaning of one. All results are stale then.
+RESULT_FORMAT = 1
+
+# Code of which results are made: packages, and the modules elsewhere that change a number. All
+# else stays out of keys: a configuration counts by its values, a file by its content.
+COMPUTING = (
+    *("etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
+    *("etrm.runtime.distributed", "etrm.storage.checkpoint", "etrm.storage.official"),
+    "etrm.storage.digests",  # of `digest`, which chooses subsets of tasks
+)
+# The definitions from which all that computes is reached, but for the run's context source.
+TRAINING = ("etrm.training.build:build_trainer", "etrm.training.loop:train")
+EVALUATION = (
+    *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
+    *("etrm.evaluation.run:decode_questions", "etrm.evaluation.run:score_run"),
+    *("etrm.evaluation.scoring:submission", "etrm.evaluation.shards:questions_of_shard"),
+    "etrm.evaluation.shards:merge_shards",
+)
 
 
 def digest(value: Any) -> str:
@@ -27,25 +41,53 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(*modules: str) -> str:
-    """Digest of modules of this package and all that they import from it.
+def code_digest(*roots: str, package: Path = PACKAGE) -> str:
+    """Return a digest of the code of `roots`, as `code_digests` takes it."""
+    return digest(code_digests(*roots, package=package))[:16]
 
-    Comments, docstrings and formatting do not count, nor does the version of Python that takes it
-    (`etrm.storage.code_digest`).
+
+def code_digests(*roots: str, package: Path = PACKAGE) -> dict[str, str]:
+    """Return the digest of each module that `roots` depend on, by its name.
+
+    A root "module:name" is a definition, of which all definitions of `COMPUTING` that it reaches
+    count, without text for people. A root "module" is a module of the report with those that it
+    imports, texts included, for these are drawn or written, and the definitions that they compute
+    with. Comments, docstrings and layout never count, nor does
+    the version of Python (`etrm.storage.code_digest`). Raises `LookupError` for an unknown root.
     """
-    return digest(code_digests(*modules))[:16]
+    return dict(_code_digests(roots, package))
 
 
-def code_digests(*modules: str) -> dict[str, str]:
-    """The same by module, so that it can be said which one has changed."""
-    seen: set[str] = set()
-    todo = list(modules)
+@cache
+def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
+    @cache
+    def source(module: str) -> str | None:
+        path = _file(module, package)
+        return None if path is None else path.read_text(encoding="utf-8")
+
+    definitions = {root for root in roots if ":" in root}
+    drawn: dict[str, str] = {}
+    todo = [root for root in roots if ":" not in root]
     while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += _module(name)[1]
-    return {name: _module(name)[0][:16] for name in sorted(seen)}
+        module = todo.pop()
+        text = source(module)
+        if text is None:
+            raise LookupError(f"{module}: found no such module, expected one to take a digest of")
+        drawn[module], imports = read_code(text)
+        for name in imports:
+            parent, _, last = name.rpartition(".")
+            if is_computing(name) and source(name) is None:
+                definitions.add(f"{parent}:{last}")
+            elif source(name) is not None and name.startswith("etrm.report.") and name not in drawn:
+                todo.append(name)
+    found = reachable(sorted(definitions), source, is_computing)
+    modules = sorted({*found, *drawn})
+    return {name: digest([found.get(name), drawn.get(name)])[:16] for name in modules}
+
+
+def is_computing(name: str) -> bool:
+    """Return whether a dotted name is in a package or module of which results are made."""
+    return any(name == each or name.startswith(f"{each}.") for each in COMPUTING)
 
 
 def script_digest(path: Path) -> str:
@@ -53,60 +95,45 @@ def script_digest(path: Path) -> str:
 
     Not of what it imports: that is digested by name, as far as it determines results.
     """
-    return _source(path)[0][:16]
+    return read_code(path.read_text(encoding="utf-8"))[0][:16]
 
 
 def source_file(module: str) -> str:
-    """Where a module of this package is, or was, from the folder of the package."""
-    path = _file(module)
+    """Return the path of a module of this package, or of one that was, from the checkout."""
+    path = _file(module, PACKAGE)
     if path is None:
         return module.replace(".", "/") + ".py"
     return path.relative_to(PACKAGE.parent).as_posix()
 
 
 def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -> str:
-    """Digest of everything that determines a run: a state of another one is never resumed.
+    """Return the digest of all that determines a run: no state of another key is resumed.
 
     `tables`: digests of tasks.parquet and augmentations.parquet; `parent`: of the first weights.
     """
-    return digest([config, [*tables, *([] if parent is None else [parent])], code])
+    return digest([RESULT_FORMAT, config, [*tables, *([] if parent is None else [parent])], code])
 
 
 def evaluation_key(
     config: Any, run_key: str, weights: str, tables: Sequence[str], code: str
 ) -> str:
-    """Digest of everything that determines an evaluation; `weights`: of model.safetensors."""
-    return digest(["evaluation", config, run_key, [weights, *tables], code])
+    """Return the digest of all that determines an evaluation; `weights`: of model.safetensors."""
+    return digest([RESULT_FORMAT, "evaluation", config, run_key, [weights, *tables], code])
 
 
 def train_code(source: str) -> tuple[str, ...]:
-    """The modules whose code determines a run with this context source."""
-    return ("etrm.training.run", CONTEXT_SOURCES[source].partition(":")[0])
+    """Return the definitions that determine a run with this context source."""
+    return (*TRAINING, CONTEXT_SOURCES[source])
 
 
 def score_code(source: str) -> tuple[str, ...]:
-    """The modules whose code determines the evaluation of such a run."""
-    return ("etrm.evaluation.run", *train_code(source)[1:])
+    """Return the definitions that determine the evaluation of such a run."""
+    return (*EVALUATION, CONTEXT_SOURCES[source])
 
 
-@cache
-def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of one module's source, and the modules of this package that it imports."""
-    path = _file(name)
-    if path is None:
-        raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
-    return _source(path)
-
-
-def _source(path: Path) -> tuple[str, tuple[str, ...]]:
-    taken, imports = read_code(path.read_text(encoding="utf-8"))
-    ours = {i for i in imports if i.split(".")[0] == "etrm" and not NOT_CODE.fullmatch(i)}
-    return taken, tuple(sorted(i for i in ours if _file(i)))
-
-
-def _file(name: str) -> Path | None:
-    """Where a module of this package is; it is not imported, so that a plan stays quick."""
-    path = PACKAGE.joinpath(*name.split(".")[1:])
+def _file(name: str, package: Path) -> Path | None:
+    """Return the file of a module; it is not imported, so that a plan stays quick."""
+    path = package.joinpath(*name.split(".")[1:])
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
 

@@ -15,6 +15,7 @@ from etrm.config.load import names_file, plain, run_config
 from etrm.config.sources import SourceConfig
 from etrm.config.study import ExperimentConfig, RunConfig, StudyConfig
 from etrm.errors import UserError
+from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
@@ -22,9 +23,7 @@ from etrm.storage.finished import RUN_FILES, SCORE_FILES
 from etrm.storage.records import read_run, read_score, read_verdict
 from etrm.study.gate import judge
 
-FIGURES = ("training_curves", "encoder_statistics", "gradient_flow", "qualitative")
-PART_FILE = "predictions-{part}-of-{parts}.parquet"
-TABLE_FORMATS = ("csv", "md", "tex")
+SHARD_FILE = "predictions-shard-{shard}-of-{shards}.parquet"
 
 
 class ParentError(UserError):
@@ -104,11 +103,11 @@ class Pipeline:
         folder = self.root / "evaluation" / run.experiment / f"seed{run.seed}"
         return [str(folder / name) for name in SCORE_FILES]
 
-    def part_files(self, run: Run) -> list[str]:
+    def shard_files(self, run: Run) -> list[str]:
         """What the jobs that share a run's evaluation decode; none where one job does it all."""
         jobs = self.study.experiments[run.experiment].evaluation.jobs
         folder = Path(self.score_files(run)[0]).parent
-        names = [PART_FILE.format(part=part, parts=jobs) for part in range(jobs)]
+        names = [SHARD_FILE.format(shard=shard, shards=jobs) for shard in range(jobs)]
         return [str(folder / name) for name in names] if jobs > 1 else []
 
     def verdict(self, experiment: str, seed: int) -> Path:
@@ -229,8 +228,8 @@ class Pipeline:
         return [str(self.root / "figures" / f"{n}.{f}") for n in FIGURES for f in formats]
 
     def table_files(self) -> list[str]:
-        """The results table in every format."""
-        return [str(self.root / "tables" / f"results.{f}") for f in TABLE_FORMATS]
+        """Every table in every format."""
+        return [str(self.root / "tables" / f"{n}.{f}") for n in TABLES for f in TABLE_FORMATS]
 
     def source_files(self) -> list[str]:
         """Files that the tasks come from, as far as they exist: the stage reports missing ones."""

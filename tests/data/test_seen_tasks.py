@@ -15,7 +15,7 @@ from etrm.arc.task import Pair, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.data.seen_tasks import find_touched, seen_tasks
-from etrm.evaluation.run import evaluate_run, held_out_status
+from etrm.evaluation.run import evaluate_run, held_out_claim
 from etrm.storage.records import DamagedFileError
 from etrm.training.build import hide_answers
 from etrm.training.run import train_run
@@ -60,7 +60,7 @@ def test_answers_are_counted_where_a_test_pair_was_seen() -> None:
     hidden = Task("hidden", turned.queries, other.queries)
 
     def status(*seen: Task) -> dict[str, Any]:
-        return held_out_status({"seen_tasks": seen_tasks(seen, []), "unproven": []}, [task])
+        return held_out_claim({"seen_tasks": seen_tasks(seen, []), "unproven": []}, [task])
 
     expected = {"status": "seen", "seen": 1, "answers": 0, "of": 1, "unproven": []}
     assert status(hide_answers(task)) == expected
@@ -77,7 +77,7 @@ def test_an_evaluation_refuses_a_record_with_tasks_struck_out(tmp_path: Path) ->
     run = make_run("embedding", split="transductive", train={"steps": 1})
     record = train_run(run, paths, TrackingConfig(wandb="disabled"), device="cpu")
     record["seen_tasks"] |= {"ids": [], "content": []}
-    assert held_out_status(record, held_out)["status"] == "proven"
+    assert held_out_claim(record, held_out)["status"] == "proven"
     (paths.out / "run.json").write_text(json.dumps(record))
     tables = (paths.tasks, paths.augmentations)
     with pytest.raises(DamagedFileError, match=r"run\.json: found 0 seen_tasks.ids, expected 6"):

@@ -12,11 +12,6 @@ from etrm.report.experiment_record import record, write_record
 from etrm.report.run_view import RunView
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("study"), steps=1000)
-
-
 def of(views: list[RunView], name: str) -> list[RunView]:
     return [view for view in views if view.experiment == name]
 

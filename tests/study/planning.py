@@ -16,7 +16,7 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, SCORE_FILES, keep
+from etrm.storage.finished import RUN_FILES, SCORE_FILES, cache_result
 from etrm.study.layout import Pipeline, Run
 
 SMALL = {"width": 16, "heads": 2}
@@ -82,7 +82,7 @@ def trained(pipeline: Pipeline, run: Run, kept: bool = True, **changes: Any) -> 
     (folder / "run.json").write_text(json.dumps(record))
     if kept:
         store = pipeline.state / "finished" / run.experiment / run.stage / f"seed{run.seed}"
-        keep(folder, RUN_FILES, store, record["key"])
+        cache_result(folder, RUN_FILES, store, record["key"])
     return folder
 
 
@@ -111,7 +111,7 @@ def scored(pipeline: Pipeline, run: Run, **changes: Any) -> Path:
     weights, digests = record["weights_sha256"], list(data.values())
     key = evaluation_key(config, record["key"], weights, digests, code_digest(*code))
     store = pipeline.state / "finished" / run.experiment / "evaluation" / f"seed{run.seed}"
-    keep(paths[0].parent, SCORE_FILES, store, key)
+    cache_result(paths[0].parent, SCORE_FILES, store, key)
     return paths[0].parent
 
 

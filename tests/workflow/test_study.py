@@ -79,11 +79,11 @@ def test_scores_count_everything(finished: Path) -> None:
     assert held_out["trm"]["status"] == "seen"
 
 
-# What the script of the copy does first: one part fails until somebody has mended something.
-FAILING_PART = """
+# Put first into the script of the copy: one shard fails until somebody has mended something.
+FAILING_SHARD = """
 import os
-if snakemake.wildcards.part == "1" and not os.path.exists("mended"):
-    raise MemoryError("no room for this part")
+if snakemake.wildcards.shard == "1" and not os.path.exists("mended"):
+    raise MemoryError("no room for this shard")
 """
 
 
@@ -97,20 +97,20 @@ def contents(folder: Path) -> dict[str, object]:
 
 def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Path) -> None:
     """In one call, then again in one process: the files are the same, byte for byte."""
-    script = study / "workflow/scripts/evaluate_part.py"
-    script.write_text(FAILING_PART + script.read_text())
+    script = study / "workflow/scripts/evaluate_shard.py"
+    script.write_text(FAILING_SHARD + script.read_text())
     config = variant(study, {"defaults": {"evaluation": {"jobs": 2, "batch_size": 2}}})
     folder = results(study) / "evaluation" / PASSING / "seed0"
     target = str((folder / "score.json").relative_to(study))
     jobs = planned(snakemake(study, "-n", target, config=config))
-    assert jobs == {"evaluate_part": 2, "evaluate_gather": 1}
+    assert jobs == {"evaluate_shard": 2, "merge_shards": 1}
 
     run = snakemake(study, "--cores", "1", target, config=config)
     assert run.returncode != 0
-    assert [path.name for path in folder.glob("*-of-*")] == ["predictions-0-of-2.parquet"]
+    assert [path.name for path in folder.glob("*-of-*")] == ["predictions-shard-0-of-2.parquet"]
     (study / "mended").touch()
     jobs = planned(snakemake(study, "-n", target, config=config))
-    assert jobs == {"evaluate_part": 1, "evaluate_gather": 1}
+    assert jobs == {"evaluate_shard": 1, "merge_shards": 1}
     run = snakemake(study, "--cores", "1", target, config=config)
     assert run.returncode == 0, run.stdout + run.stderr
     shared = contents(folder)
@@ -126,8 +126,8 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
         assert contents(folder) == shared
         log = (results(study) / f"logs/{PASSING}/evaluate_seed0.log").read_text()
         assert "taken back" in log
-    part = results(study) / f"logs/{PASSING}/evaluate_seed0_2_of_3.log"
-    assert "nothing to decode" in part.read_text()
+    shard = results(study) / f"logs/{PASSING}/evaluate_seed0_2_of_3.log"
+    assert "nothing to decode" in shard.read_text()
 
     shutil.rmtree(folder)
     shutil.rmtree(results(study) / "state/finished" / PASSING / "evaluation")

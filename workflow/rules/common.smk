@@ -10,10 +10,11 @@ from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.storage.finished import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
+from etrm.report.registry import FIGURES, TABLES, modules
+from etrm.study.layout import SHARD_FILE, ParentError, Pipeline, Run
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, script_digest, train_code
+from etrm.storage.digests import code_digest, score_code, script_digest, train_code
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
@@ -64,8 +65,8 @@ wildcard_constraints:
     experiment=names(STUDY.experiments),
     stage="pretrain|overfit|full",
     seed=r"\d+",
-    part=r"\d+",
-    parts=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 def run_of(wildcards, stage=None):
@@ -114,6 +115,11 @@ def config_of(stage):
 
 def code_of(wildcards):
     return run_code(run_of(wildcards, "full"))
+
+
+def code_of_evaluation(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*score_code(source))
 
 
 def parent_of(stage):
@@ -240,5 +246,18 @@ def figure(name):
         caption=f"../report/{name}.rst",
         category="2 Figures",
         labels={"figure": name.replace("_", " ")},
+    )
+    return [shown, *rest]
+
+
+def table(name):
+    """One table in all formats; the page goes into the report."""
+    paths = [path for path in PIPELINE.table_files() if Path(path).stem == name]
+    *rest, page = sorted(paths, key=lambda path: path.endswith(".html"))
+    shown = report(
+        page,
+        caption=f"../report/{name}_table.rst",
+        category="1 Results",
+        labels={"table": name.replace("_", " ")},
     )
     return [shown, *rest]

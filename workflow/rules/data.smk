@@ -12,7 +12,7 @@ rule tasks:
         data=PIPELINE.data_params(),
         # The content of the sources decides, not the time of their files.
         sources=lambda wildcards: PIPELINE.source_digests(),
-        code=code_digest("etrm.data.prepare"),
+        code=code_digest("etrm.data.prepare:prepare_tasks"),
         script=code_of_script("tasks"),
     script:
         "../scripts/tasks.py"
@@ -31,7 +31,7 @@ rule augment:
     params:
         variants=STUDY.data.variants,
         seed=STUDY.data.seed,
-        code=code_digest("etrm.data.prepare"),
+        code=code_digest("etrm.data.prepare:prepare_augmentations"),
         script=code_of_script("augment"),
     script:
         "../scripts/augment.py"

@@ -15,7 +15,7 @@ rule figures:
     params:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
-        code=code_digest("etrm.report.write_figures", "etrm.report.collect"),
+        code=code_digest("etrm.report.write", "etrm.report.collect", *modules(FIGURES)),
         script=code_of_script("figures"),
     script:
         "../scripts/figures.py"
@@ -25,20 +25,14 @@ rule tables:
     input:
         runs=finished,
     output:
-        report(
-            ROOT / "tables/results.html",
-            caption="../report/results_table.rst",
-            category="1 Results",
-            labels={"table": "results"},
-        ),
-        multiext(str(ROOT / "tables/results"), *(f".{f}" for f in TABLE_FORMATS)),
+        [path for name in TABLES for path in table(name)],
     log:
         ROOT / "logs/tables.log",
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        code=code_digest("etrm.report.tables", "etrm.report.collect"),
+        code=code_digest("etrm.report.write", "etrm.report.collect", *modules(TABLES)),
         script=code_of_script("tables"),
     script:
         "../scripts/tables.py"

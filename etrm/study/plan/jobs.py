@@ -26,9 +26,9 @@ STAGE_OF_RULE = {
     "train_overfit": "overfit",
     "verdict": "gate",
     "train_full": "full",
-    "evaluate_part": "evaluate",
+    "evaluate_shard": "evaluate",
     "evaluate_run": "evaluate",
-    "evaluate_gather": "evaluate",
+    "merge_shards": "evaluate",
 }
 AFTER_OTHERS, NEVER_MADE = "after other jobs", "never made"
 # Where in the configuration a parameter of a rule stands, if not under its own name.
