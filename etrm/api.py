@@ -15,7 +15,7 @@ from etrm.config.load import read_study
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import file_digest
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 if TYPE_CHECKING:
     from etrm.models.act import Model
@@ -51,7 +51,7 @@ def prepare(study: StudyConfig) -> tuple[str, str]:
     """
     from etrm.data.prepare import prepare_augmentations, prepare_tasks
 
-    layout, data = Pipeline(study), study.data
+    layout, data = Layout(study), study.data
     tasks = _replace(layout.tasks, lambda path: prepare_tasks(data, path))
     variants = _replace(
         layout.augmentations,
@@ -82,7 +82,7 @@ def train(
     from etrm.study.status import require_gate
     from etrm.training.run import RunPaths
 
-    layout, run = Pipeline(study), Run(experiment, stage, seed)
+    layout, run = Layout(study), Run(experiment, stage, seed)
     if run not in layout.runs():
         known = ", ".join(f"{r.experiment} {r.stage} --seed {r.seed}" for r in layout.runs())
         raise UserError(f"the study has no run {experiment} {stage} --seed {seed}, but {known}")
@@ -133,7 +133,7 @@ def gate(study: StudyConfig, experiment: str, seed: int = 0) -> dict[str, Any]:
     from etrm.study.status import require_up_to_date
     from etrm.training.health import write_verdict
 
-    layout, run = Pipeline(study), Run(experiment, "overfit", seed)
+    layout, run = Layout(study), Run(experiment, "overfit", seed)
     if run not in layout.runs("overfit"):
         known = ", ".join(f"{r.experiment} --seed {r.seed}" for r in layout.runs("overfit"))
         raise UserError(
@@ -155,7 +155,7 @@ def evaluate(
     """
     from etrm.evaluation.run import evaluate_run
 
-    layout = Pipeline(study)
+    layout = Layout(study)
     scored = {(run.experiment, run.seed): run for run in layout.scored()}
     run = scored.get((experiment, seed))
     if run is None:
@@ -207,7 +207,7 @@ def _replace(path: Path, write: Callable[[Path], str]) -> str:
     return summary
 
 
-def _require_tables(layout: Pipeline) -> None:
+def _require_tables(layout: Layout) -> None:
     for path in (layout.tasks, layout.augmentations):
         if not path.is_file():
             raise MissingFileError(
@@ -216,7 +216,7 @@ def _require_tables(layout: Pipeline) -> None:
             )
 
 
-def _require_finished(layout: Pipeline, run: Run) -> None:
+def _require_finished(layout: Layout, run: Run) -> None:
     missing = [path for path in layout.run_files(run) if not Path(path).is_file()]
     if missing:
         raise MissingFileError(

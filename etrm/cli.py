@@ -17,7 +17,7 @@ from etrm.errors import UserError, is_explained
 from etrm.runtime.terminal import use_stand_ins
 from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _summary(given: Namespace) -> None:
     from etrm.report.tables import results_table, to_text
 
     study = read_study(given.configfile)
-    layout = Pipeline(study)
+    layout = Layout(study)
     paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
     verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
     passed = {path.parent for path, verdict in verdicts.items() if verdict["passed"]}
@@ -152,7 +152,7 @@ def _outcome(verdict: dict[str, object]) -> str:
 
 
 def _doctor(given: Namespace) -> int:
-    """Print what is to be mended in a study; return 1 where there is something."""
+    """Print the leftovers in a study with their remedies; return 1 where there are any."""
     from etrm.study.doctor.diagnose import diagnose
 
     diagnosis = diagnose(given.configfile, given.verify)
@@ -183,21 +183,21 @@ def _run(given: Namespace) -> None:
     if verdict is not None:
         print(_outcome(verdict))
         if not verdict["passed"]:
-            path = Pipeline(study).verdict(given.experiment, given.seed)
+            path = Layout(study).verdict(given.experiment, given.seed)
             print(f"The full run has not been started; the reasons are in {path}")
 
 
 def _gate(given: Namespace) -> None:
     study = read_study(given.configfile)
     print(_outcome(api.gate(study, given.experiment, given.seed)))
-    print(Pipeline(study).verdict(given.experiment, given.seed))
+    print(Layout(study).verdict(given.experiment, given.seed))
 
 
 def _evaluate(given: Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     study = read_study(given.configfile)
     api.evaluate(study, given.experiment, given.seed, device=given.device)
-    print("\n".join(Pipeline(study).score_files(Run(given.experiment, "full", given.seed))))
+    print("\n".join(Layout(study).score_files(Run(given.experiment, "full", given.seed))))
 
 
 def _export(given: Namespace) -> None:

@@ -7,12 +7,12 @@ import errno
 # Errors of the operating system that tell of a disk or of permissions, not of a defect in the code.
 ENVIRONMENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
 
 class UserError(ValueError):
-    """An error in what was given: its message says what was found, where, and what was expected."""
+    """Input that a user can mend; the message names the place, the value and the expectation."""
 
 
 class MissingFileError(UserError, FileNotFoundError):

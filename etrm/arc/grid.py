@@ -60,18 +60,13 @@ def crop(tokens: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def fits(side: int, *grids: np.ndarray) -> bool:
-    """Return whether a canvas of `side` holds each of `grids` (`[h, w]`) at offset (0, 0)."""
-    return all(max(grid.shape) <= side for grid in grids)
-
-
 def canvas_side(task_demos: Sequence[Pair], query_input: np.ndarray, lanes: Sequence[int]) -> int:
     """Return the side, out of `lanes`, of the canvas on which a query is answered.
 
     It is the smallest lane that holds every demo grid, the query input, and, per axis, the query
-    input scaled by the largest output/input ratio of the demos (rounded up). The
-    answer is never looked at, so it can be larger than the canvas. Where no lane holds all that,
-    the largest is returned: `fits` tells whether the demos and the query input are on it.
+    input scaled by the largest output/input ratio of the demos (rounded up). The answer is
+    never looked at, so it can be larger than the canvas. Where no lane holds all that, the largest
+    is returned, whether it holds the demos and the query input or not.
     """
     needed = max(max(grid.shape) for grid in (query_input, *demo_grids(task_demos)))
     for axis in (0, 1):

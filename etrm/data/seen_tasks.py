@@ -11,7 +11,7 @@ from typing import Any
 
 from etrm.arc.canonical import Overlap, SeenContent, TaskContent
 from etrm.arc.task import Task
-from etrm.config.load import DECODER_SIZES
+from etrm.config.parents import DECODER_SIZES
 from etrm.storage.digests import digest
 from etrm.storage.records import RUN, DamagedFileError, Keys, read_run
 
@@ -33,7 +33,7 @@ def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> d
     """
     keys: dict[str, set[str]] = {}
     found = [(task.id, frozenset(TaskContent.of(task).cells)) for task in tasks]
-    for parent in parents:
+    for parent in parents:  # whose records hold those of their own parents already
         found += _keys_by_id(parent["seen_tasks"]).items()
     for name, own in found:
         keys.setdefault(name, set()).update(own)  # a task of one id may have several contents
@@ -60,7 +60,7 @@ def read_seen_run(folder: Path) -> dict[str, Any]:
     record = read_run(folder, KEYS)
     seen = record["seen_tasks"]
     ids, keys = seen["ids"], seen["content"]
-    taken = digest({"ids": ids, "content": keys})
+    taken = digest({"ids": ids, "content": keys})  # as `seen_tasks` takes it
     if not all(isinstance(own, list) for own in keys):
         found = "one list of keys as seen_tasks.content, as older code wrote it"
         expected = "a list for each id"

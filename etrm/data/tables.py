@@ -23,7 +23,7 @@ from etrm.arc.task import Pair, Task
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import write_table_atomic
 
-SPLITS = ("training", "evaluation")
+SPLITS = ("training", "evaluation")  # of the tasks of a study: evaluation is held out
 DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
@@ -59,7 +59,7 @@ TASKS_SCHEMA = pa.schema(
             True,
         ),
     ],
-    metadata={"etrm_table": "tasks", "etrm_version": "3"},
+    metadata={"etrm_table": "tasks", "etrm_version": "3"},  # raised when a column changes
 )
 
 AUGMENTATIONS_SCHEMA = pa.schema(
@@ -100,7 +100,7 @@ class TaskRecord:
 
 def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
     """Write tasks.parquet, atomically; the same records give the same bytes."""
-    names, rows = TASKS_SCHEMA.names, []
+    names, rows = TASKS_SCHEMA.names, []  # one row a pair
     for record in records:
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
             for index, pair in enumerate(pairs):
@@ -119,7 +119,7 @@ def read_tasks(path: Path) -> list[TaskRecord]:
     """Read tasks.parquet, in its order. Raises TableError, or MissingFileError."""
     rows = _read(path, TASKS_SCHEMA, "tasks").to_pylist()
     records: dict[str, TaskRecord] = {}
-    for task_id, own in groupby(rows, key=lambda row: row["task"]):
+    for task_id, own in groupby(rows, key=lambda row: row["task"]):  # of adjacent rows only
         if task_id in records:
             found = f"task {task_id} in several places"
             raise TableError(path, found, "the pairs of a task together", "tasks")
@@ -171,12 +171,12 @@ def write_augmentations(path: Path, variants: Mapping[str, Variants]) -> None:
         _binary(np.concatenate([each.digest for each in drawn]).astype("<u8")),
     ]
     table = pa.Table.from_arrays(arrays, schema=AUGMENTATIONS_SCHEMA)
-    write_table_atomic(path, table, use_dictionary=["task"])
+    write_table_atomic(path, table, use_dictionary=["task"])  # nothing else repeats
 
 
 def _binary(rows: np.ndarray) -> pa.Array:
     """Return the bytes of each row of an array, without a Python object for each."""
-    kind = pa.binary(rows[0].nbytes)
+    kind = pa.binary(rows[0].nbytes)  # fixed size, and no bitmap of nulls
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
 
 
@@ -191,7 +191,7 @@ def read_augmentations(path: Path) -> dict[str, Variants]:
     permutation = permutation.reshape(-1, COLORS)  # [rows, 10]
     digest = np.frombuffer(columns[4].buffers()[1], "<u8", DIGEST_WORDS * len(task))
     digest = digest.astype(np.uint64).reshape(-1, DIGEST_WORDS)
-    starts = np.flatnonzero(np.diff(task, prepend=-1))
+    starts = np.flatnonzero(np.diff(task, prepend=-1))  # the first row of each task
     read: dict[str, Variants] = {}
     for start, end in zip(starts, [*starts[1:], len(task)], strict=True):
         name, rows = names[task[start]], slice(start, end)
@@ -209,6 +209,7 @@ def _read(path: Path, schema: pa.Schema, target: str) -> pa.Table:
         raise MissingFileError(f"{path}: no such file; run the target `{target}` first")
     expected = f"the table written by the target `{target}`"
     try:
+        # Checksums: a changed byte is an error, not another grid.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError) as error:

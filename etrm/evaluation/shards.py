@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from etrm.config.text import first_few
 from etrm.data.corpus import Corpus
 from etrm.errors import UserError
 from etrm.evaluation.decode import ORDER, PREDICTIONS, LaneQuestions
@@ -137,7 +138,7 @@ def _check(path: Path, shard: Shard, table: pa.Table, asked: Sequence[Row]) -> N
         "twice": sorted(row for row, times in found.items() if times > 1),
         "not asked for": sorted(found.keys() - wanted),
     }
-    summary = [f"{len(rows)} {fault} ({_some(rows)})" for fault, rows in faults.items() if rows]
+    summary = [f"{len(rows)} {fault} ({_rows(rows)})" for fault, rows in faults.items() if rows]
     if summary:
         raise ShardError(
             f"{path}: found {table.num_rows} predictions, expected the {len(wanted)} of {shard},"
@@ -145,6 +146,6 @@ def _check(path: Path, shard: Shard, table: pa.Table, asked: Sequence[Row]) -> N
         )
 
 
-def _some(rows: Sequence[Row]) -> str:
-    named = [f"{task} test {query} variant {variant}" for task, query, variant in rows[:SHOWN]]
-    return ", ".join(named) + (", …" if len(rows) > SHOWN else "")
+def _rows(rows: Sequence[Row]) -> str:
+    named = (f"{task} test {query} variant {variant}" for task, query, variant in rows)
+    return ", ".join(first_few(named, SHOWN))

@@ -21,6 +21,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore
 
+from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 
@@ -72,7 +73,7 @@ def this_node(environment: Mapping[str, str]) -> Node:
     hosts = hosts_of(_text(environment, *names))
     if len(hosts) != count or not 0 <= number < count:
         raise NodeError(
-            f"{', '.join(names)}: found {len(hosts)} hosts ({', '.join(hosts[:4])}) for node"
+            f"{', '.join(names)}: found {len(hosts)} hosts ({', '.join(first_few(hosts))}) for node"
             f" {number} of {count}, expected {count} hosts and a node from 0 to {count - 1}"
         )
     return Node(number, hosts, FIRST_PORT + (job + 101 * step) % PORTS)

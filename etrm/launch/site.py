@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.files import read_file
-from etrm.config.schema import ConfigError, Problem, option, parse, show
+from etrm.config.schema import ConfigError, ConfigProblem, option, parse
+from etrm.config.text import show
 
 SITE = Path("slurm/site.yaml")
 VARIABLE = "ETRM_SITE"
@@ -79,13 +80,13 @@ class SiteConfig:
     )
     extra: str = option("further options of sbatch, as one text", "")
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ConfigProblem]:
         """A warning that comes before there was time for much."""
         minutes = min(getattr(self.runtime, stage) for stage in STAGES)
         if 2 * self.warn < 60 * minutes:
             return []
         expected = f"less than half of the shortest job ({minutes} minutes)"
-        return [Problem("warn", f"{self.warn} seconds", expected)]
+        return [ConfigProblem("warn", f"{self.warn} seconds", expected)]
 
     @property
     def options(self) -> str:
@@ -146,7 +147,7 @@ def read_site(path: Path | None = None) -> SiteConfig:
         return SiteConfig()
     document = read_file(where, f"the file of settings that {VARIABLE} names")
     if document is not None and not isinstance(document, Mapping):
-        problem = Problem("(top level)", show(document), "a block of keys")
+        problem = ConfigProblem("(top level)", show(document), "a block of keys")
         raise ConfigError([problem], str(where))
     try:
         site: SiteConfig = parse(SiteConfig, document or {})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, flat
+from etrm.config.text import first_few
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import NONE, outcome
 from etrm.storage.files import atomic_write
@@ -216,8 +217,7 @@ def _environment(environment: Mapping[str, Any]) -> str:
         return f"{name}, as locked"
     differs = environment["differs"].items()
     shown = [f"{package} {here or 'missing'} ({locked})" for package, (here, locked) in differs]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"{name}, not as locked: {', '.join(shown[:_SHOWN])}{more}"
+    return f"{name}, not as locked: {', '.join(first_few(shown, _SHOWN))}"
 
 
 def _cell(value: Any) -> str:

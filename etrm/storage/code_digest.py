@@ -306,6 +306,12 @@ class _Numbers(ast.NodeTransformer):
             return ast.copy_location(ast.Pass(), node)
         return self.generic_visit(node)
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        self.generic_visit(node)
+        silent = all(map(_does_nothing, [*node.body, *node.orelse]))
+        asks = any(isinstance(part, ast.Call | ast.NamedExpr) for part in ast.walk(node.test))
+        return ast.Pass() if silent and not asks else node  # nothing but a log line
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "option":
             node.args = node.args[1:]  # the first is its help

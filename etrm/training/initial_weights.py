@@ -11,8 +11,9 @@ from torch import nn
 
 from etrm.arc.canonical import Overlap
 from etrm.arc.task import Task
-from etrm.config.load import DECODER_SIZES
+from etrm.config.parents import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
+from etrm.config.text import first_few
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
@@ -92,9 +93,10 @@ def refuse_leak(
         return
     leaked = find_touched(parent.record["seen_tasks"], held_out)
     if leaked:
+        named = ", ".join(first_few(leaked, MAX_NAMED))
         raise LeakError(
             f"{run.experiment} is strict, but its decoder.init {parent.name!r} has seen"
-            f" {len(leaked)} of {len(held_out)} held-out tasks ({_named(list(leaked))}):"
+            f" {len(leaked)} of {len(held_out)} held-out tasks ({named}):"
             f" {_advice(run, parent, leaked, strict_parents)}"
         )
 
@@ -107,7 +109,8 @@ def _advice(
     others = [name for name in strict_parents if name not in (parent.name, run.experiment)]
     advice = [f"start from {' or '.join(map(repr, others))}"] if others else []
     if leaked and parent.record is not None and parent.record["split"] == "strict":
-        tasks = _named(sorted({name for touch in leaked.values() for name in touch.tasks}))
+        names = sorted({name for touch in leaked.values() for name in touch.tasks})
+        tasks = ", ".join(first_few(names, MAX_NAMED))
         if run.decoder.init in strict_parents:
             again = f"run the stage `tasks` and {parent.name!r} again, with today's code and data:"
             advice.append(f"{again} that leaves out its training tasks {tasks}")
@@ -116,10 +119,6 @@ def _advice(
     if not advice and run.context.source == "embedding":
         advice.append("set decoder.init: null, to train it from the beginning")
     return ", or ".join(advice or ["pretrain a strict TRM"])
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
 def load_initial_weights(

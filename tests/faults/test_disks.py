@@ -31,7 +31,7 @@ from etrm.config.load import plain, read_study
 from etrm.runtime.process import here
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import file_digest
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 Mount = Callable[[Path, int], None]
 RETRY = 0.05
@@ -349,8 +349,8 @@ def state_size(server: Server, study: Study, folder: Path) -> int:
 def states_of(study: Study) -> Path:
     """The folder of the run's states."""
     read = read_study(study.config)
-    pipeline = Pipeline(read)
+    layout = Layout(read)
     run = Run("etrm", "overfit", 0)
-    tables = [file_digest(path) for path in (pipeline.tasks, pipeline.augmentations)]
+    tables = [file_digest(path) for path in (layout.tasks, layout.augmentations)]
     code = code_digest(*train_code("standard"))
-    return study.state / run_key(plain(pipeline.config_of(run)), tables, None, code)[:16]
+    return study.state / run_key(plain(layout.config_of(run)), tables, None, code)[:16]

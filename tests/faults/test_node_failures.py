@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from etrm.config.load import read_study
 from etrm.launch.job import Job, write_job
 from etrm.launch.nodes import FIRST_PORT, PORTS, free_port
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.training.run import RunPaths
 
 HOSTS = "localhost,127.0.0.1"
@@ -105,11 +105,11 @@ def slurm_job() -> str:
 def job_of(study: Study) -> Path:
     """The file that node processes are given."""
     config = read_study(study.config)
-    pipeline, run = Pipeline(config), Run("etrm", "overfit", 0)
-    tables = pipeline.tasks, pipeline.augmentations
-    paths = RunPaths(*tables, None, pipeline.folder(run), pipeline.state, pipeline.wandb)
+    layout, run = Layout(config), Run("etrm", "overfit", 0)
+    tables = layout.tasks, layout.augmentations
+    paths = RunPaths(*tables, None, layout.folder(run), layout.state, layout.wandb)
     path = study.folder / "job.json"
-    job = Job(pipeline.config_of(run), paths, config.tracking, config.execution, "cpu", threads=1)
+    job = Job(layout.config_of(run), paths, config.tracking, config.execution, "cpu", threads=1)
     write_job(path, job)
     return path
 

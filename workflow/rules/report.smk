@@ -4,7 +4,7 @@
 rule figures:
     input:
         runs=finished,
-        tasks=PIPELINE.tasks,
+        tasks=LAYOUT.tasks,
     output:
         [path for name in FIGURES for path in figure(name)],
     log:
@@ -72,7 +72,7 @@ rule resolved_config:
         written_config,
     output:
         report(
-            PIPELINE.config,
+            LAYOUT.config,
             caption="../report/config.rst",
             category="4 Configuration",
             labels={"file": "resolved configuration"},
@@ -93,9 +93,9 @@ rule report:
         rules.figures.output,
         rules.tables.output,
         records(),
-        config=PIPELINE.config,
+        config=LAYOUT.config,
     output:
-        PIPELINE.report,
+        LAYOUT.report,
     log:
         ROOT / "logs/report.log",
     localrule: True
@@ -109,7 +109,7 @@ rule report:
 
 
 # A target for each group of experiments: their runs, evaluations and records.
-for group, members in PIPELINE.groups().items():
+for group, members in LAYOUT.groups().items():
 
     rule:
         name:
