@@ -37,7 +37,7 @@ EVALUATION = (
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -91,7 +91,7 @@ def is_computing(name: str) -> bool:
 
 
 def script_digest(path: Path) -> str:
-    """Digest of a script of the workflow, likewise without its comments and docstrings.
+    """Return the digest of a script of the workflow, likewise without its comments and docstrings.
 
     Not of what it imports: that is digested by name, as far as it determines results.
     """
@@ -139,7 +139,7 @@ def _file(name: str, package: Path) -> Path | None:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with `+` where it has changes; None outside one."""
+    """Return the commit of the checkout, with `+` where it has changes; None outside one."""
     here = PACKAGE.parent
     try:
         head = _git(here, "rev-parse", "HEAD")
