@@ -40,7 +40,7 @@ from etrm.runtime.environment import environment
 from etrm.storage.checkpoint import load_weights
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
 from etrm.storage.files import file_digest, write_json_atomic, write_table_atomic
-from etrm.storage.finished import SCORE_FILES, is_kept, keep, take_back
+from etrm.storage.finished import SCORE_FILES, cache_result, is_cached, restore_result
 from etrm.storage.records import check_weights, read_score
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def evaluate_run(
     began = time.perf_counter()
     evaluation = identify_evaluation(run_folder, (tasks_path, augmentations_path), config)
     store = None if state is None else evaluation.store(state)
-    if store is not None and take_back(out, SCORE_FILES, store, evaluation.key):
+    if store is not None and restore_result(out, SCORE_FILES, store, evaluation.key):
         log.info("the same evaluation was finished before: restored from %s", store)
         return read_score(out / "score.json")
     target = torch.device("cpu") if shards else _device(device)  # merging decodes nothing
@@ -131,7 +131,7 @@ def evaluate_run(
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
     try:
         if store is not None:
-            keep(out, SCORE_FILES, store, evaluation.key)
+            cache_result(out, SCORE_FILES, store, evaluation.key)
     except OSError as error:  # a full disk: the result itself is written
         log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
     return result
@@ -155,7 +155,7 @@ def evaluate_shard(
     """
     evaluation = identify_evaluation(run_folder, (tasks_path, augmentations_path), config)
     table = PREDICTIONS.empty_table()
-    if state is not None and is_kept(SCORE_FILES, evaluation.store(state), evaluation.key):
+    if state is not None and is_cached(SCORE_FILES, evaluation.store(state), evaluation.key):
         log.info("the evaluation was finished before: nothing to decode")
     else:
         questions = choose_questions(evaluation, _device(device))

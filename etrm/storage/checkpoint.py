@@ -38,7 +38,7 @@ class CheckpointError(UserError):
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """Where the state after `step` steps is."""
+    """Return the path of the state after `step` steps."""
     return folder / f"step{step:010d}.state"
 
 
@@ -68,7 +68,7 @@ def save_state(
 
 
 def load_state(folder: Path, step: int | None = None) -> dict[str, Any] | None:
-    """The newest intact state of a folder, or that of `step`, on the CPU; None if there is none.
+    """Return the newest intact state of a folder, or that of `step`, on the CPU; None without one.
 
     A damaged one is passed over with a warning. Raises `CheckpointError` where the state of
     `step` is not usable.
@@ -202,7 +202,7 @@ def _drop_all_but(path: Path) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, ema: Mapping[str, Tensor]) -> None:
-    """Raw parameters and buffers (`raw.*`) and averaged parameters (`ema.*`), as safetensors.
+    """Write parameters and buffers (`raw.*`) and averaged parameters (`ema.*`), as safetensors.
 
     Raises `OSError` where they cannot be written.
     """
@@ -213,7 +213,7 @@ def save_weights(path: Path, model: nn.Module, ema: Mapping[str, Tensor]) -> Non
 
 
 def load_weights(path: Path, which: str = "ema", buffers: bool = True) -> dict[str, Tensor]:
-    """Weights of one of our runs by their names in the model; `ema` takes buffers from raw."""
+    """Return the weights of a run by their names in the model; `ema` takes buffers from raw."""
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())

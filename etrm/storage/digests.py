@@ -1,34 +1,39 @@
-"""Keys of results: digests of code, files and values, and the commit.
-
-A key covers everything that determines numbers, and nothing else. Its code part is a digest of
-*definitions*: those functions, classes and constants of the packages that compute which a run, or
-an evaluation, reaches by name from its roots (`train_code`, `score_code`), without their prose
-(`etrm.storage.code_digest`). Configuration counts by its values, files by their content. So another
-message, help text, log line, lock, launcher or figure leaves all keys as they are.
-"""
+"""Where a result comes from: digests of code, files and values, and the commit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from etrm.config.registry import CONTEXT_SOURCES
-from etrm.storage.code_digest import Definitions, read_code, read_definitions
+from etrm.storage.code_digest import reachable, read_code
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# The layout of checkpoints and results. Raise it when a file of an earlier version would be read
-# wrongly: the code that reads and writes is no part of a key.
-FORMAT = 1
-COMPUTES = re.compile(r"etrm\.(arc|data|models|evaluation|training|storage|runtime\.distributed)\b")
-# Modules of tables, figures and records count whole, their prose too, with all that they import
-# but for these, whose prose is in no output.
-UNSEEN = re.compile(r"etrm\.(config|errors|runtime|storage|tracking)\b.*")
+
+# Raise it by hand where results or states are laid out differently and code that reads them cannot
+# tell: another column or key, another meaning of one. All results are stale then.
+RESULT_FORMAT = 1
+
+# Code of which results are made: packages, and the modules elsewhere that change a number. All
+# else stays out of keys: a configuration counts by its values, a file by its content.
+COMPUTING = (
+    *("etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
+    *("etrm.runtime.distributed", "etrm.storage.checkpoint", "etrm.storage.official"),
+    "etrm.storage.digests",  # of `digest`, which chooses subsets of tasks
+)
+# The definitions from which all that computes is reached, but for the run's context source.
+TRAINING = ("etrm.training.build:build_trainer", "etrm.training.loop:train")
+EVALUATION = (
+    *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
+    *("etrm.evaluation.run:decode_questions", "etrm.evaluation.run:score_run"),
+    *("etrm.evaluation.scoring:submission", "etrm.evaluation.shards:questions_of_shard"),
+    "etrm.evaluation.shards:merge_shards",
+)
 
 
 def digest(value: Any) -> str:
@@ -36,141 +41,99 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(*roots: str) -> str:
-    """Return a digest of code: the same in every version of Python (`etrm.storage.code_digest`).
+def code_digest(*roots: str, package: Path = PACKAGE) -> str:
+    """Return a digest of the code of `roots`, as `code_digests` takes it."""
+    return digest(code_digests(*roots, package=package))[:16]
 
-    A root `module:definition` stands for all definitions that it reaches in packages that compute,
-    without prose; a root `module` for the whole module and those that it imports.
+
+def code_digests(*roots: str, package: Path = PACKAGE) -> dict[str, str]:
+    """Return the digest of each module that `roots` depend on, by its name.
+
+    A root "module:name" is a definition, of which all definitions of `COMPUTING` that it reaches
+    count, without text for people. A root "module" is a module of the report with those that it
+    imports, texts included, for these are drawn or written, and the definitions that they compute
+    with. Comments, docstrings and layout never count, nor does
+    the version of Python (`etrm.storage.code_digest`). Raises `LookupError` for an unknown root.
     """
-    return digest(code_digests(*roots))[:16]
+    return dict(_code_digests(roots, package))
 
 
-def code_digests(*roots: str) -> dict[str, str]:
-    """Return the same by module, to tell which one has changed."""
-    found = {name: _module(name)[0][:16] for name in _imported(r for r in roots if ":" not in r)}
-    reached: dict[str, dict[str, str]] = {}
-    todo = [tuple(root.split(":")) for root in roots if ":" in root]
+@cache
+def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
+    @cache
+    def source(module: str) -> str | None:
+        path = _file(module, package)
+        return None if path is None else path.read_text(encoding="utf-8")
+
+    definitions = {root for root in roots if ":" in root}
+    drawn: dict[str, str] = {}
+    todo = [root for root in roots if ":" not in root]
     while todo:
-        module, name = todo.pop()
-        if name not in reached.setdefault(module, {}):
-            definitions = _definitions(module)
-            known = definitions.by_name.get(name)
-            reached[module][name] = known.digest if known else ""
-            todo += _uses(module, name, definitions)
-    found |= {module: digest(names)[:16] for module, names in reached.items()}
-    return dict(sorted(found.items()))
+        module = todo.pop()
+        text = source(module)
+        if text is None:
+            raise LookupError(f"{module}: found no such module, expected one to take a digest of")
+        drawn[module], imports = read_code(text)
+        for name in imports:
+            parent, _, last = name.rpartition(".")
+            if is_computing(name) and source(name) is None:
+                definitions.add(f"{parent}:{last}")
+            elif source(name) is not None and name.startswith("etrm.report.") and name not in drawn:
+                todo.append(name)
+    found = reachable(sorted(definitions), source, is_computing)
+    modules = sorted({*found, *drawn})
+    return {name: digest([found.get(name), drawn.get(name)])[:16] for name in modules}
+
+
+def is_computing(name: str) -> bool:
+    """Return whether a dotted name is in a package or module of which results are made."""
+    return any(name == each or name.startswith(f"{each}.") for each in COMPUTING)
 
 
 def script_digest(path: Path) -> str:
-    """Return the digest of a script of the workflow, without comments, docstrings and imports."""
-    return _source(path)[0][:16]
+    """Return the digest of a script of the workflow, likewise without its comments and docstrings.
+
+    Not of what it imports: that is digested by name, as far as it determines results.
+    """
+    return read_code(path.read_text(encoding="utf-8"))[0][:16]
 
 
 def source_file(module: str) -> str:
-    """Return the path of a module of this package, present or past, from the checkout."""
-    path = _file(module)
+    """Return the path of a module of this package, or of one that was, from the checkout."""
+    path = _file(module, PACKAGE)
     if path is None:
         return module.replace(".", "/") + ".py"
     return path.relative_to(PACKAGE.parent).as_posix()
 
 
 def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -> str:
-    """Return the digest of everything that determines a run: only its own states are resumed.
+    """Return the digest of all that determines a run: no state of another key is resumed.
 
     `tables`: digests of tasks.parquet and augmentations.parquet; `parent`: of the first weights.
     """
-    return digest([FORMAT, config, [*tables, *([] if parent is None else [parent])], code])
+    return digest([RESULT_FORMAT, config, [*tables, *([] if parent is None else [parent])], code])
 
 
 def evaluation_key(
     config: Any, run_key: str, weights: str, tables: Sequence[str], code: str
 ) -> str:
-    """Return the digest of everything that determines an evaluation; `weights`: of the file."""
-    return digest(["evaluation", FORMAT, config, run_key, [weights, *tables], code])
+    """Return the digest of all that determines an evaluation; `weights`: of model.safetensors."""
+    return digest([RESULT_FORMAT, "evaluation", config, run_key, [weights, *tables], code])
 
 
 def train_code(source: str) -> tuple[str, ...]:
-    """Return the roots of the code that determines a run with this context source."""
-    trained = ("etrm.training.build:build_trainer", "etrm.training.loop:train")
-    return (*trained, CONTEXT_SOURCES[source])
+    """Return the definitions that determine a run with this context source."""
+    return (*TRAINING, CONTEXT_SOURCES[source])
 
 
 def score_code(source: str) -> tuple[str, ...]:
-    """Return the roots of the code that determines the evaluation of such a run."""
-    computed = ("choose_questions", "decode_questions", "score_run", "submission", "merge_shards")
-    return (*(f"etrm.evaluation.run:{name}" for name in computed), CONTEXT_SOURCES[source])
+    """Return the definitions that determine the evaluation of such a run."""
+    return (*EVALUATION, CONTEXT_SOURCES[source])
 
 
-def _uses(module: str, name: str, definitions: Definitions) -> Iterator[tuple[str, ...]]:
-    """Yield (module, definition) of everything that a definition may use, at least."""
-    known = definitions.by_name.get(name)
-    if known is None:  # imported from elsewhere, or no definition at all
-        if name in definitions.imports:
-            yield from _targets(definitions.imports[name], {None})
-        return
-    if "" in definitions.by_name:  # statements that run when the module is imported
-        yield module, ""
-    names = known.bare | {base for base, _ in known.attributes}
-    for used in names - {name}:
-        if used in definitions.by_name:
-            yield module, used
-        elif used in definitions.imports:
-            attributes = {a for base, a in known.attributes if base == used}
-            whole = {None} if used in known.bare else set()
-            yield from _targets(definitions.imports[used], attributes | whole)
-
-
-def _targets(dotted: str, attributes: set[str | None]) -> Iterator[tuple[str, ...]]:
-    """Yield the definitions of an imported name, or those of an imported module's attributes."""
-    if not COMPUTES.match(dotted):
-        return
-    if _file(dotted) is None:
-        yield tuple(dotted.rsplit(".", 1))
-        return
-    for attribute in attributes:
-        names = _definitions(dotted).by_name if attribute is None else [attribute]
-        yield from ((dotted, name) for name in names)
-
-
-def _imported(modules: Iterator[str]) -> set[str]:
-    """Return modules and all that they import, but for those whose prose is in no output."""
-    seen: set[str] = set()
-    todo = list(modules)
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += _module(name)[1]
-    return seen
-
-
-@cache
-def _definitions(module: str) -> Definitions:
-    path = _file(module)
-    if path is None:
-        raise ModuleNotFoundError(f"no module {module!r} to take the digest of")
-    text = path.read_text(encoding="utf-8")
-    return read_definitions(text, lambda name: name[:5] == "etrm." and not COMPUTES.match(name))
-
-
-@cache
-def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the digest of a module's source, and the modules of this package that it imports."""
-    path = _file(name)
-    if path is None:
-        raise ModuleNotFoundError(f"no module {name!r} to take the digest of")
-    return _source(path)
-
-
-def _source(path: Path) -> tuple[str, tuple[str, ...]]:
-    taken, imports = read_code(path.read_text(encoding="utf-8"))
-    ours = {i for i in imports if i.split(".")[0] == "etrm" and not UNSEEN.fullmatch(i)}
-    return taken, tuple(sorted(i for i in ours if _file(i)))
-
-
-def _file(name: str) -> Path | None:
-    """Return the path of a module of this package; nothing is imported, so that plans are quick."""
-    path = PACKAGE.joinpath(*name.split(".")[1:])
+def _file(name: str, package: Path) -> Path | None:
+    """Return the file of a module; it is not imported, so that a plan stays quick."""
+    path = package.joinpath(*name.split(".")[1:])
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
 

@@ -1,10 +1,9 @@
-"""Finished results, kept beside the declared outputs.
+"""The cache of finished results, beside the declared outputs.
 
 The workflow deletes the outputs of a job before it starts, so that a job that then fails would take
 an earlier result with it. The files of a finished run, or of an evaluation, are therefore linked
-(the same bytes, no copy) into a folder of their own: the last good result stays there whatever
-becomes of the next, and a job that is asked for the same one again, by the digest of all that
-determines it, takes it back from there.
+(the same bytes, no copy) into a folder of their own: the last good result stays there if the next
+one fails, and a job of the same key restores it from there.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from etrm.storage.files import file_digest, write_json_atomic
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
 KEPT = 2  # the current result, and the one before
-LIST = "kept.json"  # the key of a kept result, and the SHA-256 of each of its files
+LIST = "kept.json"  # the key of a cached result, and the SHA-256 of each of its files
 
 
-def keep(out: Path, names: Sequence[str], store: Path, key: str) -> None:
+def cache_result(out: Path, names: Sequence[str], store: Path, key: str) -> None:
     """Link a finished result into `store`, complete or not at all; drop all but the newest."""
     target, temporary = store / key[:16], store / f".{key[:16]}.tmp"
     for left in store.glob(".*.tmp"):  # of a process that was killed here
@@ -36,18 +35,18 @@ def keep(out: Path, names: Sequence[str], store: Path, key: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     os.utime(target)
-    kept = [d for d in store.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    for old in sorted(kept, key=lambda d: d.stat().st_mtime_ns)[:-KEPT]:
+    cached = [d for d in store.iterdir() if d.is_dir() and not d.name.startswith(".")]
+    for old in sorted(cached, key=lambda d: d.stat().st_mtime_ns)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
-    """Put a kept result with this key back to `out`, if there is one.
+def restore_result(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
+    """Link the cached result with this key into `out`, and return whether there is an intact one.
 
-    One of which a file is missing, or is not what it was, is not used.
+    The files have the time of now, as those of a job that has just made them.
     """
     folder = store / key[:16]
-    if not is_kept(names, store, key):
+    if not is_cached(names, store, key):
         return False
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -57,20 +56,17 @@ def take_back(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
         os.replace(temporary, out / name)
         temporary.unlink(missing_ok=True)  # two links to one file are left as they are
         os.utime(out / name)
-    os.utime(folder)
+    os.utime(folder)  # the newest of the store: the last to be dropped
     return True
 
 
-def is_kept(names: Sequence[str], store: Path, key: str) -> bool:
-    """Could a result with this key be taken back?"""
-    return _whole(store / key[:16], names, key)
-
-
-def _whole(folder: Path, names: Sequence[str], key: str) -> bool:
+def is_cached(names: Sequence[str], store: Path, key: str) -> bool:
+    """Return whether an intact result with this key, each file of its digest, can be restored."""
+    folder = store / key[:16]
     try:
-        kept = json.loads((folder / LIST).read_text(encoding="utf-8"))
-        same = [file_digest(folder / name) == kept["sha256"][name] for name in names]
-        return bool(kept["key"] == key and all(same))
+        cached = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        same = [file_digest(folder / name) == cached["sha256"][name] for name in names]
+        return bool(cached["key"] == key and all(same))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

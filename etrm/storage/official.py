@@ -43,7 +43,7 @@ ARCH_KEYS = {
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """The tensors of an official checkpoint, float32, by their names below `inner.`.
+    """Return the tensors of an official checkpoint, float32, by their names below `inner.`.
 
     Raises `CheckpointError` for a file that is damaged, holds anything but tensors, or holds other
     names; no code in it is run.
@@ -102,7 +102,7 @@ def _wrong_kind(path: Path, key: str, found: str) -> CheckpointError:
 def decoder_weights(
     path: Path, ours: Mapping[str, Tensor], model: ModelConfig
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Weights for a decoder with the state `ours`, names skipped, and what could not be checked.
+    """Return weights for a decoder of the state `ours`, names skipped, and sizes not checked.
 
     Raises `CheckpointError` where sizes, or (from an `all_config.yaml` beside the file) heads and
     cycles, are not those of `model`, printing both; and where a weight is missing or unknown.
@@ -138,7 +138,7 @@ def decoder_weights(
 
 
 def check_sha256(path: Path, expected: str | None) -> str:
-    """SHA-256 of a file; raises `CheckpointError` where another one was expected."""
+    """Return the SHA-256 of a file; raise `CheckpointError` where another one was expected."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

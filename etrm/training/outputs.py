@@ -21,7 +21,7 @@ from etrm.runtime.environment import environment, versions
 from etrm.storage.checkpoint import clear_states, save_weights
 from etrm.storage.digests import code_digest, code_digests, commit, train_code
 from etrm.storage.files import file_digest, write_json_atomic
-from etrm.storage.finished import RUN_FILES, keep
+from etrm.storage.finished import RUN_FILES, cache_result
 from etrm.training.initial_weights import Parent
 from etrm.training.recorder import Recorder
 
@@ -142,7 +142,7 @@ def _write_files(out: Path, record: Json, recorder: Recorder) -> OSError | None:
 def cache_run(out: Path, store: Path, key: str, states: Path) -> None:
     """Cache the finished run, and remove its states, which nothing needs any more."""
     try:
-        keep(out, RUN_FILES, store, key)
+        cache_result(out, RUN_FILES, store, key)
         clear_states(states)
     except OSError as error:
         log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)

@@ -27,7 +27,7 @@ from etrm.runtime.run_lock import Lease
 from etrm.storage.checkpoint import CheckpointError, clear_states, remove_temporaries
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, take_back
+from etrm.storage.finished import RUN_FILES, restore_result
 from etrm.storage.records import read_run
 from etrm.tracking.tracker import Tracker
 from etrm.training.build import build_trainer
@@ -135,7 +135,7 @@ def _restore_finished(
     """Restore this run from the cache and return its record (empty off rank 0), or None."""
     if ranks.is_rank_zero:
         remove_temporaries(out)
-    if not ranks.max_(int(ranks.is_rank_zero and take_back(out, RUN_FILES, store, key))):
+    if not ranks.max_(int(ranks.is_rank_zero and restore_result(out, RUN_FILES, store, key))):
         return None
     if not ranks.is_rank_zero:
         return {}

@@ -29,7 +29,7 @@ FINISHING = [
     ("etrm.training.outputs:save_weights", 1),
     ("etrm.tracking.tracker:Tracker.write", 1),
     ("etrm.training.outputs:write_json_atomic", 1),
-    ("etrm.training.outputs:keep", 1),
+    ("etrm.training.outputs:cache_result", 1),
     ("etrm.storage.finished:_link", 2),
     ("pathlib:Path.rename", 1),
     ("etrm.training.outputs:clear_states", 1),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from etrm.storage.code_digest import read_code
+from etrm.storage.code_digest import read_code, read_definitions
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "etrm").rglob("*.py"))
@@ -148,8 +148,15 @@ def test_the_digest_is_the_one_that_was_recorded(name: str) -> None:
 
 PROGRAM = """
 import json, runpy, sys
-read_code = runpy.run_path(sys.argv[1])["read_code"]
-print(json.dumps([read_code(text) for text in json.load(sys.stdin)]))
+found = runpy.run_path(sys.argv[1])
+
+def definitions(text):
+    code = found["read_definitions"](text, lambda name: name.startswith("etrm.models"))
+    return [(n, [(d.digest, sorted(d.names)) for d in ds]) for n, ds in code.definitions.items()]
+
+texts = json.load(sys.stdin)
+both = [[found["read_code"](text), definitions(text)] for text in texts if "from ." not in text]
+print(json.dumps(both))
 """
 
 
@@ -178,8 +185,14 @@ def test_other_versions_of_python_take_the_same_digests(version: str) -> None:
     command = [python, "-I", "-c", PROGRAM, str(ROOT / "etrm/storage/code_digest.py")]
     run = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    texts = [text for text in texts if "from ." not in text]  # which definitions have not
     for text, theirs in zip(texts, json.loads(run.stdout), strict=True):
-        assert theirs == list(read_code(text)), text[:200]
+        code = read_definitions(text, lambda name: name.startswith("etrm.models"))
+        own = [
+            [name, [[each.digest, sorted(each.names)] for each in found]]
+            for name, found in code.definitions.items()
+        ]
+        assert theirs == [list(read_code(text)), own], text[:200]
 
 
 def test_the_digest_needs_nothing_but_the_standard_library() -> None:

@@ -1,4 +1,4 @@
-"""The last good run is kept whatever becomes of the next, and taken back where it is asked for."""
+"""The last good run is kept whatever becomes of the next, and restored where it is asked for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "step", fail)
 
 
-def test_the_same_run_is_taken_back_after_its_outputs_were_deleted(
+def test_the_same_run_is_restored_after_its_outputs_were_deleted(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the workflow does before it starts a job again."""
@@ -57,7 +57,7 @@ def test_the_same_run_is_taken_back_after_its_outputs_were_deleted(
     assert content(paths.out) == before
 
 
-def test_a_run_that_is_still_there_is_taken_back_as_well(paths: RunPaths) -> None:
+def test_a_run_that_is_still_there_is_restored_as_well(paths: RunPaths) -> None:
     train(paths)
     before = content(paths.out)
     train(paths)
@@ -141,7 +141,7 @@ def forbid_predicting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etrm.evaluation.run.predict", fail)
 
 
-def test_an_evaluation_is_taken_back_after_another_one_failed(
+def test_an_evaluation_is_restored_after_another_one_failed(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(paths)
@@ -158,7 +158,7 @@ def test_an_evaluation_is_taken_back_after_another_one_failed(
 
 
 @pytest.mark.parametrize("change", ["config", "weights", "tables", "code"])
-def test_an_evaluation_of_something_else_is_not_taken_back(
+def test_an_evaluation_of_something_else_is_not_restored(
     change: str, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(paths)

@@ -25,7 +25,7 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, SCORE_FILES, keep
+from etrm.storage.finished import RUN_FILES, SCORE_FILES, cache_result
 from etrm.study.layout import Layout, Run
 
 SMALL = {"width": 16, "heads": 2}
@@ -111,7 +111,7 @@ def trained(layout: Layout, run: Run, cached: bool = True, **changes: Any) -> Pa
     }
     write(folder / "run.json", json.dumps(record))
     if cached:
-        keep(folder, RUN_FILES, layout.cache(run, run.stage), record["key"])
+        cache_result(folder, RUN_FILES, layout.cache(run, run.stage), record["key"])
     return folder
 
 
@@ -133,7 +133,7 @@ def scored(layout: Layout, run: Run, cached: bool = True, **changes: Any) -> Pat
     weights, digests = record["weights_sha256"], list(data.values())
     key = evaluation_key(config, record["key"], weights, digests, code_digest(*code))
     if cached:
-        keep(layout.score(run).parent, SCORE_FILES, layout.cache(run, "evaluation"), key)
+        cache_result(layout.score(run).parent, SCORE_FILES, layout.cache(run, "evaluation"), key)
     return layout.score(run).parent
 
 

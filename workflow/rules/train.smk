@@ -112,7 +112,7 @@ checkpoint verdict:
     params:
         gate=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].gate),
         health=lambda wildcards: plain(STUDY.experiments[wildcards.experiment].health),
-        code=code_digest("etrm.training.health"),
+        code=code_digest("etrm.training.health:write_verdict"),
         script=code_of_script("verdict"),
     script:
         "../scripts/verdict.py"
