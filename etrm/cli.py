@@ -177,7 +177,7 @@ def export_run(run: str, out: str, weights: str) -> int:
 def run_stage(study: StudyConfig, run: Run, device: str | None, gpus: int, nodes: int) -> None:
     """Train one run from the tables and parents that the study's folder holds."""
     from etrm.launch.job import Job
-    from etrm.launch.launch import train
+    from etrm.launch.torchrun import train
     from etrm.study.status import require_gate
     from etrm.training.run import RunPaths
 

@@ -107,7 +107,7 @@ class SiteConfig:
 
         SLURM counts `gpu` over all nodes, and `gres` on each. The plugin wraps a job in an `srun`
         of one process, on one node, unless it is an MPI job, one with `mpi` and `tasks`: such are
-        ours on several nodes, where training calls `srun` itself (`etrm.launch.launch`), with one
+        ours on several nodes, where training calls `srun` itself (`etrm.launch.torchrun`), with one
         task on each. `tasks` alone would be taken for `--ntasks-per-gpu`. So many GPUs in all need
         not be as many on each node, which is said beside.
         """

@@ -27,7 +27,7 @@ from etrm.arc.task import Pair, Task
 from etrm.cli import main
 from etrm.config.load import evaluation_settings, plain, read_study
 from etrm.data.tables import TaskRecord, write_augmentations, write_tasks
-from etrm.runtime.process import here
+from etrm.runtime.run_lock import this_process
 from etrm.storage.digests import code_digest, train_code
 from etrm.storage.files import file_digest
 from etrm.storage.finished import RUN_FILES, SCORE_FILES
@@ -136,9 +136,10 @@ class Made:
         return path.parent
 
     def lease(self, run: str, silent: float = 0.0, **record: Any) -> Path:
-        path = self.state / "leases" / run / "000001.json"
-        content = {**here(), "token": "t", "key": "k", "began": "today", **record}
-        write(path, json.dumps(content))
+        path = self.state / "leases" / run / "lock"
+        content = {**this_process(), "token": "t", "key": "k", "began": "today", **record}
+        write(path.with_name("holder.json"), json.dumps(content))
+        write(path, "filelock/2\npid=1\nhost=x\nmode=lease\ntoken=t\nduration=60.0\n")
         os.utime(path, (time.time() - silent,) * 2)
         return path.parent
 
@@ -378,7 +379,7 @@ def test_leases_of_processes_that_live_are_noted(study: Made) -> None:
     other = OTHER + UNWATCHED
     assert [note.what for note in diagnosis.notes] == [
         f"etrm/full/seed0 is trained by process 5 on node7 since today{other}",
-        f"etrm/overfit/seed0 is trained by process {os.getpid()} on {here()['host']} since"
+        f"etrm/overfit/seed0 is trained by process {os.getpid()} on {this_process()['host']} since"
         f" today{other}",
         "trm_strict/pretrain/seed0 is trained by process 5 on node7 (SLURM job 12) since"
         f" today{other}",
@@ -394,7 +395,7 @@ def test_leases_of_processes_that_have_ended_are_found(study: Made) -> None:
     silent, finished = examine().findings
     assert silent.kind == finished.kind == "leases"
     assert silent.what == (
-        "process 5 on node7 still has etrm/full/seed0, and has given no sign of life for 10 min, by"
+        "process 5 on node7 still has etrm/full/seed0, and has given no heartbeat for 10 min, by"
         " the clock of this machine"
     )
     assert silent.mend == AGAIN

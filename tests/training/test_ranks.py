@@ -165,7 +165,7 @@ if __name__ == "__main__":
         for each in SOURCES:
             whole(each, these, target)
             for of in (1, RANKS):
-                these.wait()
+                these.barrier()
                 found = resumed(each, these, target, of).state_dict()
                 if found is not None:
                     torch.save(found, target / f"{each}_resumed{of}.pt")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from etrm.runtime.lock_holder import LEASES
+from etrm.runtime.run_lock import LEASES
 from etrm.study.doctor.finding import Finding, Study, lasting, listed, remove, weighed
 from etrm.study.doctor.results import name_of
 from etrm.study.layout import Run

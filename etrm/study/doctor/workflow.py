@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from etrm.runtime.process import PROC
+from etrm.runtime.run_lock import PROC
 from etrm.study.doctor.finding import DEFAULT, Finding, Study, lasting
 
 FOLDER = ".snakemake"
