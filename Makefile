@@ -1,16 +1,23 @@
 # Two commands do everything: `make run` and `make test`. Both set up `.venv` first.
+# `make help` lists the others.
 PYTHON ?= python3
 CORES ?= 2
 KILLS ?= 400
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := .venv-docs
+# The rooms that a machine needs which only trains and evaluates.
+LOWEST := $(addprefix tests/,arc config data evaluation models storage training)
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup run test test-slurm soak lint
+.PHONY: help setup run test test-slurm test-lowest soak lint docs docs-generated
 
-setup: $(STAMP)
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+setup: $(STAMP) ## create .venv with the pinned requirements
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, found {v.major}.{v.minor}: call make PYTHON=/path/to/python3.11")'
@@ -19,24 +26,42 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: setup
+run: setup ## run the mini study, and print where its results are
 	$(THREADS) $(BIN)/snakemake --cores $(CORES)
 	@$(BIN)/etrm summary
 
-test: setup
+test: setup ## run all tests but those on a real SLURM
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder --ignore tests/slurm tests
 
-# On a real SLURM of one node, which this installs, starts and stops: as root, on Debian or Ubuntu.
-test-slurm: setup
+test-slurm: setup ## run the tests on a real SLURM of two nodes, as root on Debian or Ubuntu
 	ETRM_TEST_SLURM=1 $(THREADS) $(BIN)/python -m pytest tests/slurm
 
-# The fault tests alone, for long: training is killed that many times.
-soak: setup
+test-lowest: ## run the core tests with the lowest declared versions, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(THREADS) .venv-lowest/bin/python -m pytest --quiet $(LOWEST)
+
+soak: setup ## run the fault tests for long: training is killed KILLS times
 	ETRM_SOAK=$(KILLS) $(THREADS) $(BIN)/python -m pytest tests/faults
 
-lint: setup
+lint: setup docs ## check style, types and the workflow, and build the documentation strictly
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+docs: $(DOCS)/.installed ## build the documentation as a site, into site/
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	@touch $@
+
+docs-generated: setup ## write the generated pages again: configuration reference, schema, code map
+	$(BIN)/python -m etrm.config.reference config/README.md
+	$(BIN)/python -m etrm.config.json_schema config/schema.json
+	$(BIN)/python docs/code_map.py docs/code-map.md

@@ -43,7 +43,7 @@ def dataset_rows(setting: Setting) -> Iterator[Row]:
 def state_rows(setting: Setting) -> Iterator[Row]:
     """`state/save` and `state/resume` of a paper-size ETRM that trains."""
     trainer, device = make_trainer(setting, MODEL, LANES, DTYPE), setting.device
-    trainer.optimizer.step()  # with gradients of zero: its moments exist from the first step on
+    trainer.updater.optimizer.step()  # with zero gradients: its moments exist from step one on
     head = {"layout": LANES.name, "dtype": DTYPE, "batch_size": trainer.train.batch_size}
     with tempfile.TemporaryDirectory() as name:
         folder, memory, start = Path(name), PeakMemory(device), now(device)

@@ -19,11 +19,11 @@ from benchmarks.setups import LANES, PADDED, SOURCES, Layout, Setting, padded_by
 from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import on_lanes, training_questions
+from etrm.data.episodes import group_by_lane, training_questions
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.layers import block_bytes
-from etrm.training.micro_batches import sample_bytes
+from etrm.training.micro_batches import slot_bytes
 
 ITEM = 2  # bytes of a number in bf16
 COLUMNS = (
@@ -63,7 +63,7 @@ def floor(setting: Setting, model: str, layout: Layout) -> list[str]:
     needs_demos = context_source(run.context.source).needs_demos
     corpus = Corpus(setting.mix.training, setting.mix.variants)
     questions = training_questions(corpus, (), run.episodes, needs_demos)
-    episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    episodes = group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
     net = build_model(run, 1)
     per_lane = np.array([_of_lane(run, net, lane, layout) for lane in episodes])
     shares = np.array([len(lane) for lane in episodes]) / len(questions)
@@ -78,7 +78,7 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
     encodings = run.halting.max_steps if layout.padded else 1
     work = encoder(run, lengths)
     tokens, demos = run.model.context_tokens + lane.side**2, float(lengths.sum() / n)
-    kept = sample_bytes(run, net, lane)
+    kept = slot_bytes(run, net, lane)
     if layout.padded:
         kept = padded_bytes(run, net, lane)
     decode = decoding_flops(run, lane.side, lengths, encodings)
@@ -95,11 +95,11 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
 
 def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> np.ndarray:
     """Bounds of the demos' tokens, which are close; or all slots at full length."""
-    assert lane.room is not None
+    assert lane.token_bounds is not None
     most = run.episodes.max_demos
     if layout.padded:
         return np.full((len(lane), most), 2 * lane.side**2)
-    return lane.room.concat[:, :most]
+    return lane.token_bounds.concat[:, :most]
 
 
 def _moved(run: RunConfig, net: Model, tokens: int, demos: float) -> float:

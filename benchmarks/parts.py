@@ -47,7 +47,7 @@ def _instrumented(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         def put(owner: Any, name: str, function: Callable[..., Any]) -> None:
             stack.enter_context(patch.object(owner, name, function))
 
-        for sampler in {id(lane.sampler): lane.sampler for lane in trainer.lanes}.values():
+        for sampler in {id(lane.sampler): lane.sampler for lane in trainer.lane_slots}.values():
             put(sampler, "batch", watch.timed("data", sampler.batch))
         put(context, "forward", watch.timed("encode, forward", _encode(context.forward, watch)))
         put(decoder, "forward", watch.timed("recursion, embed and heads", decoder.forward))

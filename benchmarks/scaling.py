@@ -152,7 +152,7 @@ def main(spec: Path) -> None:
             "examples_per_second": trainer.train.batch_size / seconds,
             "gflop_per_example": gflop_per_example(trainer, LANES),
             "batch_size": trainer.train.batch_size,
-            "micro_batches": trainer.micro_batches(),
+            "micro_batches": trainer.micro_batches_per_lane(),
             "peak_memory_bytes": ranks.max_(memory.bytes()),
             "threads": torch.get_num_threads(),
             "rate": rate,  # of this rank

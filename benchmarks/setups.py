@@ -19,13 +19,13 @@ from etrm.config.registry import context_source
 from etrm.config.schema import parse
 from etrm.config.study import EpisodesConfig, RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import held_out_questions, on_lanes, training_questions
-from etrm.data.packing import Room
+from etrm.data.episodes import group_by_lane, held_out_questions, training_questions
+from etrm.data.packing import TokenBounds
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
 from etrm.runtime.distributed import Ranks
-from etrm.training.micro_batches import budget, sample_bytes
+from etrm.training.micro_batches import activation_budget, slot_bytes
 from etrm.training.optim import AdamATan2
 from etrm.training.trainer import Trainer
 
@@ -120,7 +120,7 @@ def make_trainer(
     corpus = Corpus(setting.mix.training, setting.mix.variants, setting.device)
     needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, (), run.episodes, needs_demos)
-    episodes = on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    episodes = group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
     if layout.padded:
         episodes = [with_all_slots(lane, run.episodes.max_demos) for lane in episodes]
     net = build_model(run, corpus.num_puzzles).to(setting.device)
@@ -130,7 +130,7 @@ def make_trainer(
         parts = [net.decoder.parameters(), net.context.parameters()]
         groups = [{"params": list(part), "scale": 1.0} for part in parts]
         betas = run.train.betas[0], run.train.betas[1]
-        trainer.optimizer = AdamATan2(groups, run.train.lr, betas, run.train.weight_decay)
+        trainer.updater.optimizer = AdamATan2(groups, run.train.lr, betas, run.train.weight_decay)
     return trainer
 
 
@@ -142,22 +142,24 @@ def questions_of_tests(
     tasks = setting.mix.held_out if held_out else setting.mix.training
     corpus = Corpus(tasks, setting.mix.variants, setting.device)
     most = run.episodes.max_demos
-    episodes = on_lanes(corpus, held_out_questions(corpus), run.episodes.canvas, most)
+    episodes = group_by_lane(corpus, held_out_questions(corpus), run.episodes.canvas, most)
     if layout.padded:
         episodes = [with_all_slots(lane, most) for lane in episodes]
     return run, corpus, episodes
 
 
 def with_all_slots(lane: Episodes, slots: int) -> Episodes:
-    """The same questions with room for at least `slots` demos, as the official layout has it."""
+    """The same questions with places for at least `slots` demos, as the official layout has it."""
     missing = slots - lane.demos.shape[1]
     if missing <= 0:
         return lane
-    room = lane.room
-    if room is not None:
+    bounds = lane.token_bounds
+    if bounds is not None:
         wider = ((0, 0), (0, missing))
-        room = replace(room, concat=np.pad(room.concat, wider), aligned=np.pad(room.aligned, wider))
-    return replace(lane, demos=F.pad(lane.demos, (0, missing), value=-1), room=room)
+        bounds = replace(
+            bounds, concat=np.pad(bounds.concat, wider), aligned=np.pad(bounds.aligned, wider)
+        )
+    return replace(lane, demos=F.pad(lane.demos, (0, missing), value=-1), token_bounds=bounds)
 
 
 def _execution(
@@ -173,11 +175,11 @@ def _execution(
     if layout.packing != "none":
         return execution
     largest = max(padded_bytes(run, model, lane) for lane in episodes)
-    fitting = max(1, int(budget(execution, device, ranks.world_size) / largest))
+    fitting = max(1, int(activation_budget(execution, device, ranks.world_size) / largest))
     return replace(execution, micro_batch=fitting)
 
 
 def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """What the backward pass of a slot keeps, in bytes, if all its demos are at full length."""
     full = np.full((1, run.episodes.max_demos), 2 * lane.side**2)
-    return sample_bytes(run, model, replace(lane, room=Room(full, full)))
+    return slot_bytes(run, model, replace(lane, token_bounds=TokenBounds(full, full)))

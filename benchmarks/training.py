@@ -86,7 +86,7 @@ def measure(setting: Setting, trainer: Trainer, model: str, layout: Layout, dtyp
         examples_per_second=trainer.train.batch_size / seconds,
         gflop_per_example=gflop_per_example(trainer, layout),
         gflop_of_all=gflop_of_all(trainer, layout),
-        micro_batches=trainer.micro_batches(),
+        micro_batches=trainer.micro_batches_per_lane(),
         peak_memory_bytes=peak,
     )
     set_rates(row, setting, rates)
@@ -107,7 +107,7 @@ def logged_step(trainer: Trainer) -> Any:
 def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
     """Of the samples that this rank's slots hold now."""
     padded, total, slots = layout.packing == "none", 0.0, 0
-    for lane in trainer.lanes:
+    for lane in trainer.lane_slots:
         lengths = demo_lengths(trainer.run, lane.carry.batch, padded)
         total += training_flops(trainer.run, lane.side, lengths)
         slots += len(lane.slots)

@@ -1,0 +1,42 @@
+"""ETRM: does an encoder of demonstrations replace TRM's puzzle embedding on ARC-AGI?
+
+The calls that the command line makes, for notebooks and scripts (`etrm.api` documents each):
+
+    import etrm
+
+    study = etrm.read_study("config/config.yaml")
+    etrm.train(study, "trm_strict", "pretrain")
+    verdict = etrm.gate(study, "etrm_act4")
+    score = etrm.evaluate(study, "etrm_act4")
+    model = etrm.load_model("results/mini/runs/etrm_act4/full/seed0")
+
+Rooms, bottom up; each imports from those before it: `config`, `arc`, `storage`, `runtime`,
+`tracking`, `data`, `models`, `evaluation`, `training`, `launch`, `report`, `study`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etrm.api import evaluate, gate, load_model, plan, prepare, read_study, train, train_all
+
+__all__ = [
+    "evaluate",
+    "gate",
+    "load_model",
+    "plan",
+    "prepare",
+    "read_study",
+    "train",
+    "train_all",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used, so that `import etrm` loads nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'etrm' has no attribute {name!r}")
+    from etrm import api
+
+    return getattr(api, name)

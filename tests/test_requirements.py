@@ -242,7 +242,9 @@ def test_what_is_not_pinned_is_found(asked: dict[str, list[str]], problems: list
 
 def test_environment_files_name_no_index_or_host() -> None:
     for name in CONFIGURING:
-        found = INDEX.search((ROOT / name).read_text(encoding="utf-8"))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = re.sub(r"(?ms)^\[project\.urls\].*?^$", "", text)  # papers and repositories
+        found = INDEX.search(text)
         assert found is None, f"{name} names {found[0]!r}"
     assert conda()["channels"] == ["conda-forge"]
 

@@ -19,7 +19,7 @@ from etrm.config.schema import parse
 from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import on_lanes, training_questions
+from etrm.data.episodes import group_by_lane, training_questions
 from etrm.data.tables import TaskRecord, write_augmentations, write_tasks
 from etrm.models.build import build_model
 from etrm.training.run import RunPaths
@@ -132,7 +132,7 @@ def questions_of(run: RunConfig, corpus: Corpus, held_out: Sequence[str] = ()) -
     """The training questions of a run, by lane."""
     needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
-    return on_lanes(corpus, questions, run.episodes.canvas, see_answers=True)
+    return group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
 
 
 def make_trainer(run: RunConfig, corpus: Corpus | None = None) -> Trainer:

@@ -1,1 +1,1 @@
-"""ARC tasks: what they are, where they come from, how they become tokens and variants."""
+"""ARC tasks: their sources, grids and tokens, variants, and content."""

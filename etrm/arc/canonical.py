@@ -1,7 +1,14 @@
 """The content of tasks, whatever their ids: pairs up to rotation, reflection and colours.
 
-`Seen` is the one definition of a held-out task that training has touched. The stage `tasks`, which
-leaves tasks out, the refusal of first weights and the status of a score all ask it.
+A held-out task is *touched* by tasks that were seen in training if one of these holds:
+
+1. a seen task has its id;
+2. a seen task *overlaps* with it: the pairs that both hold have `TELLING_CELLS` cells together, or
+   are two or more and all but one of the smaller task's, or are all demos of the seen task;
+3. all of its demos were seen, in whatever tasks.
+
+The stage `tasks`, which leaves training tasks out, the check of initial weights and the held-out
+status of a score all ask `SeenContent`, the one place that decides this.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etrm.arc.augment import apply_dihedral
+from etrm.arc.augment import DIHEDRALS, apply_dihedral
 from etrm.arc.task import Pair, Task
 
 KEY_BYTES = 8
@@ -24,119 +31,100 @@ TELLING_CELLS = 32
 
 
 def pair_key(pair: Pair) -> str:
-    """A key [16 hex digits] that is the same for all dihedral and colour variants of a pair.
+    """Return a key [16 hex digits] that is the same for all dihedral and colour variants of a pair.
 
     The pair is turned in the eight ways, its colours (0 as well) are numbered in the order in
     which they appear in input, then output, and the smallest result is hashed. A pair without an
     output has none to share: its key differs from that of any labelled pair.
     """
-    forms = (_form(pair, dihedral) for dihedral in range(8))
+    forms = []
+    for dihedral in range(len(DIHEDRALS)):
+        grids = [apply_dihedral(g, dihedral) for g in (pair.input, pair.output) if g is not None]
+        cells = np.concatenate([grid.ravel() for grid in grids])
+        _, first, inverse = np.unique(cells, return_index=True, return_inverse=True)
+        number = np.argsort(np.argsort(first)).astype(np.uint8)  # of each colour, as it appears
+        shapes = bytes(side for grid in grids for side in grid.shape)
+        forms.append(bytes([len(grids)]) + shapes + number[inverse].tobytes())
     return hashlib.blake2b(min(forms), digest_size=KEY_BYTES).hexdigest()
 
 
-def _form(pair: Pair, dihedral: int) -> bytes:
-    grids = [apply_dihedral(pair.input, dihedral)]
-    if pair.output is not None:
-        grids.append(apply_dihedral(pair.output, dihedral))
-    cells = np.concatenate([grid.ravel() for grid in grids])
-    _, first, inverse = np.unique(cells, return_index=True, return_inverse=True)
-    number = np.empty(len(first), dtype=np.uint8)
-    number[np.argsort(first)] = np.arange(len(first), dtype=np.uint8)
-    shape = bytes(side for grid in grids for side in grid.shape)
-    return bytes([len(grids)]) + shape + number[inverse].tobytes()
-
-
 @dataclass(frozen=True)
-class Content:
+class TaskContent:
     """The pairs of a task, as keys."""
 
     demos: frozenset[str]
     answers: frozenset[str]  # labelled queries, without those that equal a demo of the task
     cells: Mapping[str, int]  # of every such pair, input and output together
 
-
-def content(task: Task) -> Content:
-    """The keys of a task's pairs; a query whose output is not known counts for nothing."""
-    labelled = [pair for pair in task.queries if pair.output is not None]
-    demos, answers = (
-        {pair_key(pair): _cells(pair) for pair in pairs} for pairs in (task.demos, labelled)
-    )
-    return Content(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
-
-
-def _cells(pair: Pair) -> int:
-    return pair.input.size + (0 if pair.output is None else pair.output.size)
+    @classmethod
+    def of(cls, task: Task) -> TaskContent:
+        """Return the keys of a task's pairs; a query without a known output counts for nothing."""
+        labelled = [pair for pair in task.queries if pair.output is not None]
+        demos, answers = (
+            {pair_key(p): p.input.size + (0 if p.output is None else p.output.size) for p in pairs}
+            for pairs in (task.demos, labelled)
+        )
+        return cls(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
 
 
 @dataclass(frozen=True)
-class Touch:
+class Overlap:
     """The seen tasks that touch a held-out one: their ids, sorted."""
 
-    alone: tuple[str, ...]  # each of them overlaps with it
-    together: tuple[str, ...]  # they hold all of its demos between them
+    alone: tuple[str, ...]  # each by itself (cases 1 and 2 of the module)
+    together: tuple[str, ...]  # they hold all of its demos between them (case 3)
     answers: tuple[str, ...]  # those of `alone` that hold a labelled test pair of it
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """All of them: without these the held-out task is not touched."""
+        """Return all of them: without these the held-out task is not touched."""
         return tuple(sorted({*self.alone, *self.together}))
 
 
-class Seen:
-    """What training has seen: for each task the keys of its pairs.
-
-    `pairs`: id → all keys; `demos`: id → those of its demos, where that is known (a `run.json`
-    holds only which keys a task had: all count as demos then, which finds less). Keys of content
-    find a held-out task under another id, turned, recoloured, in another order, or in part.
-    """
+class SeenContent:
+    """The keys of the pairs of all tasks that were seen in training."""
 
     def __init__(
         self, pairs: Mapping[str, Set[str]], demos: Mapping[str, Set[str]] | None = None
     ) -> None:
+        """Take for each task id all keys (`pairs`), and those of its demos, where they are known.
+
+        A `run.json` does not tell demos from answers: all count as demos then, which finds less.
+        """
         self._pairs, self._demos = pairs, pairs if demos is None else demos
-        self._holders: dict[str, list[str]] = defaultdict(list)
+        self._holders: dict[str, list[str]] = defaultdict(list)  # key → ids of tasks with that pair
         for name, keys in pairs.items():
             for key in keys:
                 self._holders[key].append(name)
 
     @classmethod
-    def of(cls, tasks: Iterable[Task]) -> Seen:
-        """All pairs of `tasks`; queries only where their output is known."""
-        contents = {task.id: content(task) for task in tasks}
-        pairs = {name: frozenset(one.cells) for name, one in contents.items()}
-        return cls(pairs, {name: one.demos for name, one in contents.items()})
+    def of(cls, tasks: Iterable[Task]) -> SeenContent:
+        """Return the content of `tasks`; queries only where their output is known."""
+        contents = {task.id: TaskContent.of(task) for task in tasks}
+        pairs = {name: frozenset(content.cells) for name, content in contents.items()}
+        return cls(pairs, {name: content.demos for name, content in contents.items()})
 
-    def touching(self, held_out: Iterable[Task]) -> dict[str, Touch]:
-        """Those of the tasks `held_out` that have been touched: id → by which seen tasks.
+    def find_touched(self, held_out: Iterable[Task]) -> dict[str, Overlap]:
+        """Return id → overlap of those tasks of `held_out` that have been touched."""
+        overlaps = ((task.id, self._overlap(task)) for task in held_out)
+        return {name: overlap for name, overlap in overlaps if overlap.tasks}
 
-        Touched is a task whose id was seen, that overlaps with one seen task (`_overlap`), or all
-        demos of which were seen, in whatever tasks.
-        """
-        touches = ((task.id, self._touch(task)) for task in held_out)
-        return {name: touch for name, touch in touches if touch.tasks}
-
-    def _touch(self, task: Task) -> Touch:
-        theirs = content(task)
-        shared: dict[str, set[str]] = defaultdict(set)
-        for key in theirs.cells:
+    def _overlap(self, task: Task) -> Overlap:
+        content = TaskContent.of(task)
+        shared: dict[str, set[str]] = defaultdict(set)  # id of a seen task → common keys
+        for key in content.cells:
             for name in self._holders.get(key, ()):
                 shared[name].add(key)
-        alone = {name for name, keys in shared.items() if self._overlap(name, keys, theirs)}
-        alone |= {task.id} & self._pairs.keys()
-        whole = theirs.demos <= self._holders.keys()
-        together = {name for name, keys in shared.items() if whole and keys & theirs.demos}
-        answers = {name for name in alone if shared[name] & theirs.answers}
-        return Touch(*(tuple(sorted(names)) for names in (alone, together, answers)))
-
-    def _overlap(self, name: str, shared: Set[str], theirs: Content) -> bool:
-        """Does a seen task overlap with a held-out one, beyond what chance may do?
-
-        `shared` are their common keys. They overlap where these have `TELLING_CELLS` together, or
-        are two or more and all but one of the smaller task's, or hold all demos of the seen task.
-        """
-        smaller = min(len(self._pairs[name]), len(theirs.cells))
-        return (
-            sum(theirs.cells[key] for key in shared) >= TELLING_CELLS
-            or len(shared) >= max(2, smaller - 1)
-            or self._demos[name] <= shared
-        )
+        alone = {task.id} & self._pairs.keys()
+        for name, keys in shared.items():
+            smaller = min(len(self._pairs[name]), len(content.cells))
+            if (
+                sum(content.cells[key] for key in keys) >= TELLING_CELLS
+                or len(keys) >= max(2, smaller - 1)
+                or self._demos[name] <= keys
+            ):
+                alone.add(name)
+        whole = content.demos <= self._holders.keys()
+        together = {name for name, keys in shared.items() if whole and keys & content.demos}
+        answers = {name for name in alone if shared[name] & content.answers}
+        return Overlap(*(tuple(sorted(names)) for names in (alone, together, answers)))

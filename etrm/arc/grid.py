@@ -1,6 +1,7 @@
 """Grids and tokens: the canvas a grid is written on, and the grid read back from a canvas.
 
-A token is PAD (0), EOS (1) or a colour + COLOR_OFFSET. Shapes: N canvases, S canvas side.
+A token is PAD (0), EOS (1) or a colour + COLOR_OFFSET. Shapes: N canvases of side `side`, so that
+S = side² tokens; h and w the sides of a grid.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from etrm.arc.task import Pair
 PAD = 0
 EOS = 1
 COLOR_OFFSET = 2
-VOCAB_SIZE = 12
+VOCAB_SIZE = 12  # V: PAD, EOS and ten colours
 MAX_SIDE = 30
 
 
 def tokenize(grid: np.ndarray, side: int, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Write `grid` (uint8 `[h, w]`) on a canvas: uint8 `[side * side]`, row-major.
+    """Write `grid` (uint8 `[h, w]`) on a canvas: uint8 `[S]`, row-major.
 
     `offset` is (row, column) of the content's top-left cell. EOS marks the row under and the
     column right of the content, each where it fits, without their common corner, as in TRM's
@@ -34,15 +35,13 @@ def tokenize(grid: np.ndarray, side: int, offset: tuple[int, int] = (0, 0)) -> n
         )
     canvas = np.full((side, side), PAD, dtype=np.uint8)
     canvas[top:bottom, left:right] = grid + COLOR_OFFSET
-    if bottom < side:
-        canvas[bottom, left:right] = EOS
-    if right < side:
-        canvas[top:bottom, right] = EOS
+    canvas[bottom : bottom + 1, left:right] = EOS  # empty slices where it does not fit
+    canvas[top:bottom, right : right + 1] = EOS
     return canvas.reshape(-1)
 
 
 def crop(tokens: np.ndarray) -> list[np.ndarray]:
-    """Read the grid on each canvas of `tokens` (`[N, S, S]`): N uint8 `[h, w]` of colours.
+    """Read the grid on each canvas of `tokens` (`[N, side, side]`): N uint8 `[h, w]` of colours.
 
     A grid is the largest rectangle at the top-left corner that holds colours only; of equal
     areas, the one with fewer rows (`_crop` in TRM's `evaluators/arc.py`). Without any such
@@ -50,9 +49,9 @@ def crop(tokens: np.ndarray) -> list[np.ndarray]:
     """
     side = tokens.shape[-1]
     is_color = (tokens >= COLOR_OFFSET) & (tokens < VOCAB_SIZE)
-    run = np.where(is_color.all(axis=2), side, is_color.argmin(axis=2))
-    width = np.minimum.accumulate(run, axis=1)  # [N, S]: columns free of PAD/EOS in rows 0..r
-    rows = (width * np.arange(1, side + 1)).argmax(axis=1)
+    run = np.where(is_color.all(axis=2), side, is_color.argmin(axis=2))  # colours a row begins with
+    width = np.minimum.accumulate(run, axis=1)  # [N, side]: the widest rectangle of rows 0..r
+    rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # [N]: the last row of the largest area
     columns = np.take_along_axis(width, rows[:, None], axis=1)[:, 0]
     heights = np.where(columns > 0, rows + 1, 0)
     return [
@@ -61,28 +60,23 @@ def crop(tokens: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def fits(side: int, *grids: np.ndarray) -> bool:
-    """Whether a canvas of `side` holds each of `grids` (`[h, w]`) at offset (0, 0)."""
-    return all(max(grid.shape) <= side for grid in grids)
-
-
 def canvas_side(task_demos: Sequence[Pair], query_input: np.ndarray, lanes: Sequence[int]) -> int:
-    """The side, out of `lanes`, of the canvas on which a query is answered.
+    """Return the side, out of `lanes`, of the canvas on which a query is answered.
 
     It is the smallest lane that holds every demo grid, the query input, and, per axis, the query
-    input scaled by the largest output/input ratio of the demos (rounded up). The
-    answer is never looked at, so it can be larger than the canvas. Where no lane holds all that,
-    the largest is returned: `fits` tells whether the demos and the query input are on it.
+    input scaled by the largest output/input ratio of the demos (rounded up). The answer is
+    never looked at, so it can be larger than the canvas. Where no lane holds all that, the largest
+    is returned, whether it holds the demos and the query input or not.
     """
     needed = max(max(grid.shape) for grid in (query_input, *demo_grids(task_demos)))
     for axis in (0, 1):
         for pair in task_demos:
             if pair.output is not None:
                 scaled = query_input.shape[axis] * pair.output.shape[axis]
-                needed = max(needed, -(-scaled // pair.input.shape[axis]))
+                needed = max(needed, -(-scaled // pair.input.shape[axis]))  # rounded up
     return min((lane for lane in lanes if lane >= needed), default=max(lanes))
 
 
 def demo_grids(demos: Sequence[Pair]) -> list[np.ndarray]:
-    """All input and output grids of `demos`, pair by pair."""
+    """Return all input and output grids of `demos`, pair by pair."""
     return [grid for pair in demos for grid in (pair.input, pair.output) if grid is not None]

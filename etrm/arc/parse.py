@@ -1,4 +1,4 @@
-"""Read one JSON file and one task in it, collecting what is wrong instead of stopping at it.
+"""Read one JSON file and one task in it, collecting all problems instead of stopping at the first.
 
 A fast check passes valid grids; only a grid that fails it is looked at cell by cell.
 """
@@ -19,14 +19,14 @@ import numpy as np
 
 from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
-from etrm.config.schema import printable
+from etrm.config.text import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something wrong with a source: where it is, what is there, what should be, what to do."""
+class SourceProblem:
+    """Something wrong with a source: place, finding, expectation and remedy."""
 
     where: str
     found: str
@@ -38,171 +38,143 @@ class Problem:
         return f"{line}; {self.fix}" if self.fix else line
 
 
-def read_task(
-    where: str, task_id: str, entry: Any, problems: list[Problem], labelled: bool = True
-) -> Task | None:
-    """The task in a JSON object `{"train": [...], "test": [...]}`; None after a problem.
+class Problems(list[SourceProblem]):
+    """The problems found so far, in all sources."""
 
-    Its id goes into tables, figures and submissions, so it has to be printable text.
-    """
-    if not task_id or not task_id.isprintable():
-        problems.append(Problem(where, f"the task id {task_id!a}", "printable characters"))
-        return None
+    def add(self, where: str, found: str, expected: str, fix: str = "") -> Any:
+        """Add a problem; return None, for a reader to return instead of a value."""
+        self.append(SourceProblem(where, found, expected, fix))
+
+    def add_duplicates(self, where: str, noun: str, entry: Any) -> None:
+        """Add each key that a JSON object (of `read_object`) gave more than once."""
+        for key in getattr(entry, "duplicates", ()):
+            self.add(where, f"{noun} {key} more than once", "each once")
+
+
+def read_task(
+    where: str, task_id: str, entry: Any, problems: Problems, labelled: bool = True
+) -> Task | None:
+    """Return the task in a JSON object `{"train": [...], "test": [...]}`; None after a problem."""
+    before = len(problems)  # so that any new one makes the task unusable
+    if not task_id or not task_id.isprintable():  # it goes into tables, figures and submissions
+        return problems.add(where, f"the task id {task_id!a}", "printable characters")
     if not isinstance(entry, dict):
-        problems.append(Problem(where, describe(entry), "an object with train and test"))
-        return None
-    report_duplicates(where, "key", entry, problems)
+        return problems.add(where, describe(entry), "an object with train and test")
+    problems.add_duplicates(where, "key", entry)
     demos = _read_pairs(where, "train", entry, True, problems)
     queries = _read_pairs(where, "test", entry, labelled, problems)
-    return Task(task_id, demos, queries) if demos and queries else None
+    return Task(task_id, demos, queries) if len(problems) == before else None
 
 
 def _read_pairs(
-    where: str, key: str, entry: dict[str, Any], labelled: bool, problems: list[Problem]
-) -> tuple[Pair, ...] | None:
+    where: str, key: str, entry: dict[str, Any], labelled: bool, problems: Problems
+) -> tuple[Any, ...]:
+    """Return the pairs under `key`; not all of them, or None for some, after a problem."""
     if key not in entry:
-        problems.append(Problem(where, f'no "{key}"', f'a list of pairs under "{key}"'))
-        return None
-    pairs = entry[key]
+        problems.add(where, f'no "{key}"', f'a list of pairs under "{key}"')
+        return ()
+    pairs, where = entry[key], f"{where}, {key}"
     if not isinstance(pairs, list) or not pairs:
         found = "no pair" if pairs == [] else describe(pairs)
-        problems.append(Problem(f"{where}, {key}", found, "a list of at least one pair"))
-        return None
+        problems.add(where, found, "a list of at least one pair")
+        return ()
     fix = UNLABELLED if key == "test" else ""
-    read = [
-        _read_pair(f"{where}, {key}[{i}]", pair, labelled, fix, problems)
-        for i, pair in enumerate(pairs)
-    ]
-    complete = [pair for pair in read if pair is not None]
-    return tuple(complete) if len(complete) == len(read) else None
+    return tuple(
+        _read_pair(f"{where}[{i}]", pair, labelled, fix, problems) for i, pair in enumerate(pairs)
+    )
 
 
-def _read_pair(
-    where: str, pair: Any, labelled: bool, fix: str, problems: list[Problem]
-) -> Pair | None:
+def _read_pair(where: str, pair: Any, labelled: bool, fix: str, problems: Problems) -> Pair | None:
     if not isinstance(pair, dict):
-        problems.append(Problem(where, describe(pair), "an object with input and output"))
-        return None
-    report_duplicates(where, "key", pair, problems)
-    grids: dict[str, np.ndarray | None] = {"input": None, "output": None}
-    complete = True
+        return problems.add(where, describe(pair), "an object with input and output")
+    problems.add_duplicates(where, "key", pair)
+    grids: dict[str, Any] = {"input": None, "output": None}
     for key in grids:
         if key in pair:
             grids[key] = read_grid(f"{where}.{key}", pair[key], problems)
-            complete &= grids[key] is not None
         elif key == "input" or labelled:
             remedy = fix if key == "output" else ""
-            problems.append(Problem(where, f'no "{key}"', f'a grid under "{key}"', remedy))
-            complete = False
-    if not complete or grids["input"] is None:
-        return None
-    return Pair(grids["input"], grids["output"])
+            problems.add(where, f'no "{key}"', f'a grid under "{key}"', remedy)
+    return Pair(**grids)
 
 
-def read_grid(where: str, grid: Any, problems: list[Problem]) -> np.ndarray | None:
-    """A read-only uint8 `[h, w]` array, or None after a problem."""
-    if _is_grid(grid):
-        cells = bytes(cell for row in grid for cell in row)
-        return np.frombuffer(cells, dtype=np.uint8).reshape(len(grid), -1)
-    problems += _grid_problems(where, grid)
-    return None
+def read_grid(where: str, grid: Any, problems: Problems) -> np.ndarray | None:
+    """Return a read-only uint8 `[h, w]` array, or None after a problem."""
+    rows = grid if isinstance(grid, list) and set(map(type, grid)) == {list} else []
+    cells = [cell for row in rows for cell in row]
+    if (
+        set(map(type, cells)) == {int}  # a bool is none
+        and set(map(len, rows)) == {len(rows[0])}
+        and max(len(rows), len(rows[0])) <= MAX_SIDE
+        and 0 <= min(cells) <= max(cells) <= 9
+    ):
+        return np.frombuffer(bytes(cells), dtype=np.uint8).reshape(len(rows), -1)
+    return _report_grid(where, grid, problems)
 
 
-def _is_grid(grid: Any) -> bool:
-    if not isinstance(grid, list) or set(map(type, grid)) != {list}:
-        return False
-    cells = [cell for row in grid for cell in row]
-    if set(map(type, cells)) != {int} or set(map(len, grid)) != {len(grid[0])}:
-        return False
-    sides_fit = len(grid) <= MAX_SIDE and len(grid[0]) <= MAX_SIDE
-    return sides_fit and min(cells) >= 0 and max(cells) <= 9
-
-
-def _grid_problems(where: str, grid: Any) -> list[Problem]:
-    """What is wrong with a grid that is not valid: its shape, and the first bad cell."""
+def _report_grid(where: str, grid: Any, problems: Problems) -> Any:
+    """Add the problems of a grid that is not valid: its shape, and its first bad cell."""
     expected = f"a list of 1-{MAX_SIDE} rows of 1-{MAX_SIDE} colours"
     if not isinstance(grid, list) or not grid:
-        return [Problem(where, "an empty grid" if grid == [] else describe(grid), expected)]
+        return problems.add(where, "an empty grid" if grid == [] else describe(grid), expected)
     bad_row = next((i for i, row in enumerate(grid) if not isinstance(row, list)), None)
     if bad_row is not None:
-        return [Problem(f"{where}[{bad_row}]", describe(grid[bad_row]), "a row, a list of colours")]
-    problems = []
+        found = describe(grid[bad_row])
+        return problems.add(f"{where}[{bad_row}]", found, "a row, a list of colours")
     ragged = next((row for row in grid if len(row) != len(grid[0])), None)
     if ragged is not None:
         found = f"a row of {count(ragged, 'cell')} after rows of {len(grid[0])}"
-        problems.append(Problem(where, found, "a rectangle"))
-    widest = max(grid, key=len)
+        problems.add(where, found, "a rectangle")
+    widest = max(grid, key=len)  # rows may differ in length here
     if len(grid) > MAX_SIDE or len(widest) > MAX_SIDE or not widest:
-        found = f"{count(grid, 'row')} of {count(widest, 'cell')}"
-        problems.append(Problem(where, found, expected))
+        problems.add(where, f"{count(grid, 'row')} of {count(widest, 'cell')}", expected)
     bad = [
         (f"{where}[{r}][{c}]", cell)
         for r, row in enumerate(grid)
         for c, cell in enumerate(row)
-        if type(cell) is not int or not 0 <= cell <= 9
+        if type(cell) is not int or not 0 <= cell <= 9  # true and 1.0 equal an int
     ]
     if bad:
         more = f" (and {count(bad[1:], 'more bad cell')} in this grid)" if bad[1:] else ""
-        problems.append(Problem(bad[0][0], describe(bad[0][1]) + more, "an integer in 0-9"))
-    return problems
+        problems.add(bad[0][0], describe(bad[0][1]) + more, "an integer in 0-9")
+    return None
 
 
-class _ObjectWithDuplicates(dict[str, Any]):
-    """A JSON object that gave keys more than once; `duplicates` names them."""
+class _Object(dict[str, Any]):
+    """A JSON object; `duplicates` names the keys that its text gave more than once."""
 
-    duplicates: list[str]
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    plain = dict(pairs)
-    if len(plain) == len(pairs):
-        return plain
-    marked = _ObjectWithDuplicates(plain)
-    marked.duplicates = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-    return marked
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        times = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
+        self.duplicates = [key for key, n in times.items() if n > 1]
 
 
-def report_duplicates(where: str, noun: str, entry: Any, problems: list[Problem]) -> None:
-    """Report each key that the JSON object `entry` (of `read_object`) gave more than once."""
-    for key in getattr(entry, "duplicates", ()):
-        problems.append(Problem(where, f"{noun} {key} more than once", "each once"))
-
-
-def read_object(path: Path, hint: str, problems: list[Problem]) -> dict[str, Any] | None:
-    """The JSON object in a file, for `report_duplicates` to check; None after a problem."""
+def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | None:
+    """Return the JSON object in a file, for `add_duplicates` to check; None after a problem."""
     expected = "a JSON file"
     try:
-        text = _read_bytes(path).decode("utf-8-sig")
-        content = json.loads(text, object_pairs_hook=_make_object)
+        # A pipe is not opened: that waits for its writer, perhaps for ever.
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError(errno.ENXIO, "a pipe, a socket or a device")
+        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
+        content = json.loads(text, object_pairs_hook=_Object)
     except OSError as error:
-        problems.append(file_problem(path, error, expected, hint))
-        return None
+        return add_file_problem(path, error, expected, hint, problems)
     except UnicodeDecodeError as error:
         found = f"bytes that are not UTF-8 (at byte {error.start})"
-        problems.append(Problem(str(path), found, expected))
-        return None
     except json.JSONDecodeError as error:
-        problems.append(Problem(str(path), _json_error(error), expected))
-        return None
-    except (ValueError, RecursionError) as error:
-        problems.append(Problem(str(path), f"JSON that cannot be read ({error})", expected))
-        return None
-    if not isinstance(content, dict):
-        problems.append(Problem(str(path), describe(content), "a JSON object"))
-        return None
-    return content
-
-
-def _read_bytes(path: Path) -> bytes:
-    """The content of a file or, so that nobody waits for the writer of a pipe, an `OSError`."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.ENXIO, "a pipe, a socket or a device")
-    return path.read_bytes()
+        found = _json_error(error)
+    except (ValueError, RecursionError) as error:  # an endless number, lists nested too deep
+        found = f"JSON that cannot be read ({error})"
+    else:
+        if isinstance(content, dict):
+            return content
+        found, expected = describe(content), "a JSON object"
+    return problems.add(str(path), found, expected)
 
 
 def _json_error(error: json.JSONDecodeError) -> str:
-    text = error.doc.rstrip()
+    text = error.doc.rstrip()  # a cut file ends where its last character does
     if not text:
         return "an empty file"
     place = f"line {error.lineno}, column {error.colno}: {error.msg}"
@@ -211,24 +183,20 @@ def _json_error(error: json.JSONDecodeError) -> str:
     return f"text that is not JSON ({place})"
 
 
-def file_problem(path: Path, error: OSError, expected: str, hint: str) -> Problem:
-    """Why `path` could not be opened."""
-    if error.errno == errno.ELOOP:
-        return Problem(str(path), "links that lead in a circle", expected)
+def add_file_problem(
+    path: Path, error: OSError, expected: str, hint: str, problems: Problems
+) -> Any:
+    """Add the reason why `path` could not be opened, with the `hint` where nothing is there."""
+    found, fix = f"an unreadable file ({error.strerror or error})", ""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
-        found = f"a link to {os.readlink(path)}, where nothing is"
-        return Problem(str(path), found, expected, hint)
-    if isinstance(error, NotADirectoryError) and path.is_file():
-        return Problem(str(path), "a file", expected)
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return Problem(str(path), "no such file or folder", expected, hint)
-    if isinstance(error, IsADirectoryError):
-        return Problem(str(path), "a directory", expected)
-    return Problem(str(path), f"an unreadable file ({error.strerror or error})", expected)
+        found, fix = f"a link to {os.readlink(path)}, where nothing is", hint
+    elif isinstance(error, FileNotFoundError | NotADirectoryError) and not path.exists():
+        found, fix = "no such file or folder", hint
+    return problems.add(str(path), found, expected, fix)
 
 
 def describe(value: Any) -> str:
-    """A JSON value in few words."""
+    """Return a JSON value in few words."""
     if isinstance(value, list):
         return f"a list of {count(value, 'item')}"
     if isinstance(value, dict):
@@ -238,5 +206,5 @@ def describe(value: Any) -> str:
 
 
 def count(items: Sequence[Any], noun: str) -> str:
-    """How many `items` there are, with the noun in its number."""
+    """Return the number of `items`, with the noun in its number."""
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"

@@ -9,22 +9,16 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One input grid and what the task's rule makes of it.
+    """One input grid, and the output grid that the task's rule makes of it."""
 
-    `input` is uint8 `[height, width]`, colours 0-9, 1-30 on each side. `output` is the same kind
-    of grid; it is None only for a query whose answer is not known.
-    """
-
-    input: np.ndarray
-    output: np.ndarray | None
+    input: np.ndarray  # uint8 [height, width], colours 0-9, 1-30 on each side
+    output: np.ndarray | None  # of the same kind; None only for a query whose answer is not known
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pair):
             return NotImplemented
-        if self.output is None or other.output is None:
-            same_output = self.output is other.output
-        else:
-            same_output = np.array_equal(self.output, other.output)
+        # Two outputs of None are equal, None and a grid are not.
+        same_output = np.array_equal(self.output, other.output)  # type: ignore[arg-type]
         return same_output and np.array_equal(self.input, other.input)
 
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
@@ -32,8 +26,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Task:
-    """One ARC item: `id` is unique in a study, `demos` and `queries` hold at least one pair."""
+    """One ARC item."""
 
-    id: str
-    demos: tuple[Pair, ...]
-    queries: tuple[Pair, ...]
+    id: str  # unique in a study
+    demos: tuple[Pair, ...]  # at least one
+    queries: tuple[Pair, ...]  # at least one

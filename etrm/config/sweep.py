@@ -21,19 +21,11 @@ from decimal import Decimal
 from typing import Any
 
 from etrm.config.entry import Choice, Entry
-from etrm.config.merging import nested
-from etrm.config.schema import (
-    MAX_NAME,
-    NAME,
-    Problem,
-    Rule,
-    brief,
-    join,
-    option,
-    parse_dataclass,
-    show,
-    unknown_key,
-)
+from etrm.config.merging import merge, nested
+from etrm.config.registry import encoders
+from etrm.config.rules import MAX_NAME, NAME, Rule
+from etrm.config.schema import ConfigProblem, option, parse_dataclass, unknown_key
+from etrm.config.text import brief, join, show
 
 LABEL = Rule(
     "a label of letters, digits, - and _: it is a part of the names of folders",
@@ -45,13 +37,34 @@ LABEL = Rule(
 class AxisConfig:
     """One axis of a sweep. A point takes one value of each."""
 
-    values: Any = option("a list, whose values are their own labels, or a block `label: value`")
+    values: Any = option(
+        "a list, whose values are their own labels, or a block `label: value`; with `every`,"
+        " differences of some of its points",
+        None,
+    )
     key: str | None = option(
         "the key of an experiment that takes the values, with dots for the blocks around it; null:"
         " each value is a block of differences",
         None,
-        rule=Rule("a dotted path, as halting.max_steps", lambda v: v is None or all(v.split("."))),
+        rule=Rule("a dotted path, as halting.max_steps", lambda v: all(v.split("."))),
     )
+    every: str | None = option(
+        "`encoder`: a value for each registered encoder, as `context: {source: <label>}`; one that"
+        " is added to the registry takes part by itself",
+        None,
+        choices=("encoder",),
+    )
+    prefix: str | None = option(
+        "stands before the label in the names of points; null: the name of the axis",
+        None,
+        rule=Rule("letters, digits, - and _", lambda v: re.sub(r"[\w-]", "", v, flags=re.A) == ""),
+    )
+
+    def problems(self) -> list[ConfigProblem]:
+        """Return the problem of a key beside `every`."""
+        if self.every is None or self.key is None:
+            return []
+        return [ConfigProblem("key", repr(self.key), "null: `every` gives blocks of differences")]
 
 
 @dataclass
@@ -63,21 +76,21 @@ class Expansion:
     incomplete: set[str] = field(default_factory=set)  # sweeps with problems: points may be missing
 
     def may_have(self, name: str) -> bool:
-        """Could this be a point of a sweep that cannot be read?"""
+        """Return whether this could be a point of a sweep that cannot be read."""
         return name not in self.entries and any(
             name == sweep or name.startswith(f"{sweep}_") for sweep in self.incomplete
         )
 
 
-def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion:
-    """Experiments as they were written, with the points of a sweep in its place.
+def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Expansion:
+    """Return experiments as they were written, with the points of a sweep in its place.
 
-    An entry that has the name of a point is merged over that point. What cannot be read is added
-    to `problems` and left out.
+    An entry that has the name of a point is merged over that point. Experiments that cannot be
+    read are left out, and added to `problems`.
     """
     result = Expansion()
     readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
-    points = _all_points(readable, result, problems)
+    points = _all_points(readable, result, problems)  # first, since entries may precede their sweep
     for name, content in readable.items():
         for point in result.sweeps.get(name, ()):
             result.entries[point] = points[point].changed(readable.get(point, {}))
@@ -88,17 +101,15 @@ def expand(experiments: Mapping[Any, Any], problems: list[Problem]) -> Expansion
 
 
 def _all_points(
-    readable: Mapping[str, Any], result: Expansion, problems: list[Problem]
+    readable: Mapping[str, Any], result: Expansion, problems: list[ConfigProblem]
 ) -> dict[str, Entry]:
-    """The points of all sweeps by name; the sweeps themselves are noted in `result`."""
+    """Return the points of all sweeps by name; note the sweeps themselves in `result`."""
     points: dict[str, Entry] = {}
     for name, content in readable.items():
         if "sweep" in content:
             before = len(problems)
             mine = list(_points(name, content, problems))
-            problems += _same_names(name, mine, points)
-            if len(problems) == before:
-                problems += _long_names(name, mine)
+            problems += _bad_names(name, mine, points)
             added = {point.name: point for point in mine if point.name not in points}
             points.update(added)
             result.sweeps[name] = list(added)
@@ -107,65 +118,75 @@ def _all_points(
     for name in list(result.sweeps):
         if name in points:
             expected = f"no sweep: {name!r} is a point of the sweep {points[name].origin!r}"
-            problems.append(Problem(f"experiments.{name}.sweep", "a sweep", expected))
+            problems.append(ConfigProblem(f"experiments.{name}.sweep", "a sweep", expected))
             result.incomplete.add(name)
             for point in result.sweeps.pop(name):
                 del points[point]
     return points
 
 
-def _readable(name: Any, content: Any, problems: list[Problem]) -> bool:
+def _readable(name: Any, content: Any, problems: list[ConfigProblem]) -> bool:
     path = join("experiments", name)
     if not isinstance(name, str) or not NAME.holds(name):
-        problems.append(Problem(path, f"the name {brief(name)}", NAME.text))
+        problems.append(ConfigProblem(path, f"the name {brief(name)}", NAME.text))
     elif content is not None and not isinstance(content, Mapping):
-        problems.append(Problem(path, show(content), "a block of differences to defaults"))
+        problems.append(ConfigProblem(path, show(content), "a block of differences to defaults"))
     else:
         return True
     return False
 
 
-def _points(name: str, content: Mapping[str, Any], problems: list[Problem]) -> Iterator[Entry]:
-    """The points of one sweep: the last axis varies fastest."""
+def _points(
+    name: str, content: Mapping[str, Any], problems: list[ConfigProblem]
+) -> Iterator[Entry]:
+    """Yield the points of one sweep: the last axis varies fastest."""
     path, sweep = f"experiments.{name}.sweep", content["sweep"]
     if not isinstance(sweep, Mapping) or not sweep:
-        problems.append(Problem(path, show(sweep), "a block of axes, at least one"))
+        problems.append(ConfigProblem(path, show(sweep), "a block of axes, at least one"))
         return
     axes = [_choices(path, axis, given, problems) for axis, given in sweep.items()]
     shared = {key: value for key, value in content.items() if key != "sweep"}
-    for choices in itertools.product(*axes):
-        labels = "".join(f"_{choice.axis}{choice.label}" for choice in choices)
-        yield Entry(name + labels, name, shared, choices)
+    for choices in itertools.product(*axes):  # the last axis varies fastest
+        yield Entry("_".join([name, *(each.part for each in choices)]), name, shared, choices)
 
 
-def _choices(path: str, axis: Any, given: Any, problems: list[Problem]) -> list[Choice]:
-    """The values of one axis that can be read.
+def _choices(path: str, axis: Any, given: Any, problems: list[ConfigProblem]) -> list[Choice]:
+    """Return the values of one axis that can be read.
 
     Where there is none, one that changes nothing stands for them, so that other axes are checked.
     """
     path = join(path, axis)
-    before, found = len(problems), {}
+    before, found = len(problems), []
     if not isinstance(axis, str) or not NAME.holds(axis):
-        problems.append(Problem(path, f"the name {brief(axis)}", NAME.text))
+        problems.append(ConfigProblem(path, f"the name {brief(axis)}", NAME.text))
     config = parse_dataclass(AxisConfig, given, path, problems)
     if config is not None and len(problems) == before:
-        for label, value in _labelled(config, f"{path}.values", problems):
+        values = dict(_labelled(config, f"{path}.values", problems))
+        if config.every:
+            names = encoders()
+            unknown = [label for label in values if label not in names]
+            problems += [unknown_key(f"{path}.values.{x}", x, names, "encoder") for x in unknown]
+            values = {n: merge({"context": {"source": n}}, values.get(n) or {}) for n in names}
+        prefix = axis if config.prefix is None else config.prefix
+        for label, value in values.items():
             difference = value or {} if config.key is None else nested(config.key, value)
-            found[label] = Choice(axis, label, config.key, difference, path)
-    return list(found.values()) or [Choice(str(axis), "?", None, {}, path)]
+            found.append(Choice(axis, label, prefix + label, config.key, difference, path))
+    return found or [Choice(str(axis), "?", "?", None, {}, path)]
 
 
-def _labelled(config: AxisConfig, path: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """The values of an axis that can be read, each with its label."""
+def _labelled(
+    config: AxisConfig, path: str, problems: list[ConfigProblem]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the written values of an axis that can be read, each with its label."""
     values, blocks, seen = config.values, config.key is None, set()
-    if not isinstance(values, (list, tuple, Mapping)) or not values:
-        expected = "a list of values or a block `label: value`, at least one"
-        problems.append(Problem(path, show(values), expected))
+    named = isinstance(values, Mapping)  # else a list, whose values are labels
+    if config.every and values is None:
         return
-    named = isinstance(values, Mapping)
-    if blocks and not named:
-        expected = "a block `label: differences`, because the axis has no `key`"
-        problems.append(Problem(path, show(values), expected))
+    if not isinstance(values, (list, tuple, Mapping)) or not values or (blocks and not named):
+        expected = "a list of values or a block `label: value`, at least one"
+        if blocks:
+            expected = "a block `label: differences`, because the axis has no `key`"
+        problems.append(ConfigProblem(path, show(values), expected))
         return
     for i, written in enumerate(values):
         value = values[written] if named else written
@@ -173,72 +194,67 @@ def _labelled(config: AxisConfig, path: str, problems: list[Problem]) -> Iterato
         here = f"{path}[{i}]" if label is None else join(path, label)
         if label is None or not LABEL.holds(label):
             hint = "" if named else "write the values as a block, `label: value`"
-            problems.append(Problem(here, show(written), LABEL.text, hint))
+            problems.append(ConfigProblem(here, show(written), LABEL.text, hint))
         elif label in seen:
-            problems.append(Problem(here, f"the label {label!r} twice", "labels that differ"))
+            problems.append(ConfigProblem(here, f"the label {label!r} twice", "labels that differ"))
         elif blocks and not isinstance(value, (Mapping, type(None))):
             expected = "a block of differences, because the axis has no `key`"
-            problems.append(Problem(here, show(value), expected))
+            problems.append(ConfigProblem(here, show(value), expected))
         else:
             yield label, value
-        seen.add(label)
+        seen.add(label)  # equal numbers have one label: 2 and 2.0
 
 
 def label_of(value: Any) -> str | None:
-    """The label of a value: its text, where a number has `p` for its dot and `m` for its minus.
+    """Return the label of a value: its text, with `p` for the dot and `m` for the minus.
 
-    Numbers that are equal have one label, all others differ. None for what is no scalar.
+    Numbers that are equal have one label, all others differ. None for all but scalars.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        text = _shortest(value)
-    elif isinstance(value, int):
-        text = str(value)
-    else:
+    if not isinstance(value, (int, float)):
         return value if isinstance(value, str) else None
+    text = str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        exact = Decimal(repr(value))  # the digits that tell it from all other numbers
+        text = f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
+        text = str(int(value)) if value.is_integer() else text  # 2.0 is 2
     return text.replace(".", "p").replace("-", "m")
 
 
-def _shortest(value: float) -> str:
-    """The digits that tell a number from every other, with an exponent below a thousandth."""
-    if not math.isfinite(value):
-        return str(value)
-    if value.is_integer():
-        return str(int(value))
-    exact = Decimal(repr(value))
-    return f"{exact:f}" if abs(value) >= 1e-3 else f"{exact:e}"
+def _bad_names(
+    name: str, mine: list[Entry], others: Mapping[str, Entry]
+) -> Iterator[ConfigProblem]:
+    """Yield names of several points (labels with `_` make them, or two sweeps), and too long ones.
 
-
-def _same_names(name: str, mine: list[Entry], others: Mapping[str, Entry]) -> Iterator[Problem]:
-    """Points that share a name: labels with `_` can, and those of two sweeps."""
-    expected = "names that differ: rename an axis, a label or the experiment"
+    Of names that are too long for files, the longest stands for all.
+    """
     path = f"experiments.{name}.sweep"
-    for point, count in Counter(entry.name for entry in mine).items():
+    expected = "names that differ: rename an axis, a label or the experiment"
+    names = Counter(entry.name for entry in mine)
+    for point, count in names.items():
         if count > 1:
-            yield Problem(path, f"{count} points named {point!r}", expected)
+            yield ConfigProblem(path, f"{count} points named {point!r}", expected)
         if point in others:
             found = f"the point {point!r}, which the sweep {others[point].origin!r} has too"
-            yield Problem(path, found, expected)
-
-
-def _long_names(name: str, mine: list[Entry]) -> Iterator[Problem]:
-    """Points with names that are too long for files: once, with the longest."""
-    longest = max((entry.name for entry in mine), key=len, default="")
+            yield ConfigProblem(path, found, expected)
+    longest = max(names, key=len, default="")  # one problem, for the worst
     if len(longest) > MAX_NAME:
         found = f"the point {longest!r} of {len(longest)} letters"
         expected = f"names of up to {MAX_NAME}: shorten a label, an axis or {name!r}"
-        yield Problem(f"experiments.{name}.sweep", found, expected)
+        yield ConfigProblem(path, found, expected)
 
 
-def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[Problem]:
-    """An entry that is named as the points of a sweep are, and would be none of them.
+def _no_point(name: str, result: Expansion, readable: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """Yield a problem of an entry that is named as the points of a sweep, and is none of them.
 
     It would run with the defaults under a name that says otherwise: a label that was mistyped, or
     has been taken out of its axis.
     """
     for sweep, points in result.sweeps.items():
         if sweep not in result.incomplete:
-            axes = "".join(f"_{re.escape(axis)}[A-Za-z0-9-]+" for axis in readable[sweep]["sweep"])
-            if re.fullmatch(re.escape(sweep) + axes, name):
-                yield unknown_key(f"experiments.{name}", name, points, what="point")
+            axes = readable[sweep]["sweep"].items()
+            prefixes = [axis if (p := given.get("prefix")) is None else p for axis, given in axes]
+            parts = "".join(f"_{re.escape(each)}[A-Za-z0-9-]+" for each in prefixes)
+            if re.fullmatch(re.escape(sweep) + parts, name):
+                yield unknown_key(f"experiments.{name}", name, points, noun="point")

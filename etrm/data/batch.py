@@ -1,23 +1,27 @@
-"""A batch of samples on one canvas lane."""
+"""A batch of samples on one canvas lane.
+
+Shapes: B batch, K demos, S = side² grid tokens.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
 
-# What a batch has besides the tensors of its samples.
-BESIDE = ("room", "most_cells", "noise")
+# Fields of a batch that are no tensors of its samples.
+BESIDE = ("token_bounds", "most_cells", "noise")
 
 
 @dataclass
 class Batch:
-    """B samples of a lane with S = side² cells and room for K demos; token ids are uint8→int64."""
+    """B samples of a lane; token ids are uint8→int64, PAD where a sample has fewer than K demos."""
 
     puzzle: Tensor  # [B] int64: row of the augmentation table (a task in one variant)
     task: Tensor  # [B] int64: index of the task
@@ -26,34 +30,32 @@ class Batch:
     demo_inputs: Tensor  # [B, K, S] int64
     demo_outputs: Tensor  # [B, K, S] int64
     demo_mask: Tensor  # [B, K] bool: true for real demos
-    room: Room | None = None  # bounds of the demos' sizes, where they are known on the host
+    token_bounds: TokenBounds | None = None  # where they are known on the host
     most_cells: Mapping[str, int] | None = None  # a sample's demos in this lane, by pairing
     noise: Tensor | None = None  # [B, n] normal numbers of this ACT step, for sources that sample
 
     @staticmethod
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
-        """Sample by sample: that of `new` where `condition` [B] holds, else that of `old`.
+        """Return sample by sample that of `new` where `condition` [B] holds, else that of `old`.
 
-        The `room` is that of `new`, for what comes of the two; noise is the step's.
+        Bounds and noise are those of `new`, which is made for the step at hand.
         """
-
-        def pick(a: Tensor, b: Tensor) -> Tensor:
-            return torch.where(condition.reshape(-1, *[1] * (a.dim() - 1)), a, b)
-
-        pairs = zip(new.tensors().items(), old.tensors().values(), strict=True)
-        kept = {name: pick(a, b) for (name, a), b in pairs}
-        return Batch(**kept, room=new.room, most_cells=new.most_cells, noise=new.noise)
+        fields: dict[str, Any] = {name: getattr(new, name) for name in BESIDE}
+        for name, tensor in new.tensors().items():
+            per_sample = condition.reshape(-1, *[1] * (tensor.dim() - 1))
+            fields[name] = torch.where(per_sample, tensor, getattr(old, name))
+        return Batch(**fields)
 
     @property
     def cells(self) -> Mapping[str, int]:
-        """The most cells that a sample's demos can have, by pairing: of its lane, or at all."""
+        """Return the most tokens that a sample's demos can have, by pairing."""
         demos, canvas = self.demo_inputs.shape[1:]
         return self.most_cells or {"aligned": demos * canvas, "concat": 2 * demos * canvas}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
+        """Return the tensors of the samples, by name."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in BESIDE]
         return {name: getattr(self, name) for name in names}
 
     def __len__(self) -> int:
-        return int(self.puzzle.shape[0])
+        return len(self.puzzle)

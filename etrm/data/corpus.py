@@ -3,6 +3,8 @@
 The base grids and the augmentation recipes are a few megabytes; a batch is gathered from them by
 index arithmetic on the device (dihedral, colours, translation, EOS), so there are no worker
 processes, no padded data sets on disk, and a batch is a function of indices alone.
+
+Shapes: B batch, K demos, S = side² grid tokens, Q = 1 + K pairs of a sample, M the largest side.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from etrm.arc.augment import Variants
 from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
+from etrm.errors import UserError
 
 # Dihedral d of a grid: cell (r, c) of the result comes from (r, c), exchanged where SWAP, then
 # counted from the far end of the base grid's rows or columns where FLIP_ROW, FLIP_COLUMN.
@@ -38,23 +41,23 @@ class Episodes:
     query: Tensor  # [E] int64: pair index in the corpus
     demos: Tensor  # [E, K] int64: pair indices, -1 where there are fewer
     fits: Tensor  # [E] bool: the true output fits the canvas (true where it is unknown)
-    room: Room | None = None  # [E, K]: bounds of the demos' sizes
+    token_bounds: TokenBounds | None = None  # [E, K]: of the demos
 
     def __len__(self) -> int:
-        return int(self.task.shape[0])
+        return len(self.task)
 
-    def showing(self, most: int) -> Episodes:
-        """The same questions with only the first `most` of their demos."""
-        room = None if self.room is None else self.room.showing(most)
-        return replace(self, demos=self.demos[:, :most], room=room)
+    def truncate_demos(self, most: int) -> Episodes:
+        """Return the same questions with only the first `most` of their demos."""
+        bounds = None if self.token_bounds is None else self.token_bounds.truncate_demos(most)
+        return replace(self, demos=self.demos[:, :most], token_bounds=bounds)
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """Tasks and augmentations that do not belong together."""
 
 
 class Corpus:
-    """Grids [2·pairs, M, M] (input and output of each pair) and recipes of all puzzles."""
+    """The grids (input and output of each pair) and the recipes of all puzzles."""
 
     def __init__(
         self,
@@ -63,21 +66,27 @@ class Corpus:
         device: torch.device | str = "cpu",
         limit: int | None = None,
     ) -> None:
-        """`limit`: use only that many variants per task (the first; the unchanged one first)."""
-        self.tasks = tuple(tasks)
-        self.device = torch.device(device)
+        """Use the first `limit` variants of each task, the identity among them (None: all).
+
+        Raises `CorpusError` where `variants` lacks a task.
+        """
+        self.tasks, self.device = tuple(tasks), torch.device(device)
         pairs: list[Pair] = []
-        self.demo_pairs: list[range] = []
+        self.demo_pairs: list[range] = []  # of each task, indices into `pairs`
         self.query_pairs: list[range] = []
         for task in self.tasks:
-            self.demo_pairs.append(range(len(pairs), len(pairs) + len(task.demos)))
-            pairs += task.demos
-            self.query_pairs.append(range(len(pairs), len(pairs) + len(task.queries)))
-            pairs += task.queries
+            for found, ranges in ((task.demos, self.demo_pairs), (task.queries, self.query_pairs)):
+                ranges.append(range(len(pairs), len(pairs) + len(found)))
+                pairs += found
         self.pairs = tuple(pairs)
-        grids, sizes = _stack(self.pairs)
-        self.grids = torch.from_numpy(grids).to(self.device)
-        self.sizes = torch.from_numpy(sizes).to(self.device)
+        empty = np.zeros((0, 0), dtype=np.uint8)  # for an output that is not known
+        flat = [empty if g is None else g for pair in pairs for g in (pair.input, pair.output)]
+        sizes = np.array([grid.shape for grid in flat], dtype=np.int64)
+        grids = np.zeros((len(flat), sizes.max(), sizes.max()), dtype=np.uint8)
+        for stacked, grid in zip(grids, flat, strict=True):
+            stacked[: grid.shape[0], : grid.shape[1]] = grid
+        self.grids = torch.from_numpy(grids).to(self.device)  # [2·pairs, M, M]
+        self.sizes = torch.from_numpy(sizes).to(self.device)  # [2·pairs, 2] height and width
         missing = [task.id for task in self.tasks if task.id not in variants]
         if missing:
             raise CorpusError(
@@ -86,23 +95,23 @@ class Corpus:
                 " `augment` again"
             )
         drawn = [variants[task.id] for task in self.tasks]
-        counts = [min(len(v.dihedral), limit or len(v.dihedral)) for v in drawn]
+        counts = [min(len(each), limit or len(each)) for each in drawn]
         self.variant_count = torch.tensor(counts, device=self.device)
         self.first_puzzle = torch.tensor([0, *np.cumsum(counts)[:-1]], device=self.device)
-        dihedral = np.concatenate([v.dihedral[:n] for v, n in zip(drawn, counts, strict=True)])
-        colors = np.concatenate([v.permutation[:n] for v, n in zip(drawn, counts, strict=True)])
-        self.dihedral = torch.from_numpy(dihedral.astype(np.int64)).to(self.device)
-        self.permutation = torch.from_numpy(colors.astype(np.int64)).to(self.device)
-        flips = [torch.tensor(t, device=self.device).bool() for t in (SWAP, FLIP_ROW, FLIP_COLUMN)]
-        self._swap, self._flip_row, self._flip_column = flips
+        recipes = [(v.dihedral[:n], v.permutation[:n]) for v, n in zip(drawn, counts, strict=True)]
+        self.dihedral, self.permutation = (  # [puzzles] and [puzzles, 10] int64
+            torch.from_numpy(np.concatenate(each).astype(np.int64)).to(self.device)
+            for each in zip(*recipes, strict=True)
+        )
+        self._turns = torch.tensor((SWAP, FLIP_ROW, FLIP_COLUMN), device=self.device).bool()
 
     @property
     def num_puzzles(self) -> int:
-        """Tasks times their variants."""
+        """Return the number of puzzles: a puzzle is a task in one of its variants."""
         return int(self.dihedral.shape[0])
 
     def recipes_digest(self) -> str:
-        """SHA-256 of all puzzles in order: which task, which dihedral, which colours."""
+        """Return the SHA-256 of all puzzles in order: task, dihedral, colours."""
         parts = [json.dumps([task.id for task in self.tasks]).encode()]
         tensors = (self.variant_count, self.dihedral, self.permutation)
         parts += [t.cpu().numpy().astype("<i8").tobytes() for t in tensors]
@@ -116,10 +125,11 @@ class Corpus:
         shift: Tensor | None = None,
         demos: Tensor | None = None,
     ) -> Batch:
-        """The samples `index` [B] of `episodes`, each in its task's `variant` [B].
+        """Return the samples `index` [B] of `episodes`, each in its task's `variant` [B].
 
-        `shift` [B, 1+K, 2] in [0, 1): where in its free room the content of the query and of each
-        demo stands (None: at the top-left corner). `demos` [B, K'] replaces the episode's demos.
+        `shift` [B, 1+K, 2] in [0, 1): how far the content of the query and of each demo is moved
+        from the top-left corner, as a part of the cells that are free (None: not at all). `demos`
+        [B, K'] replaces the demos of the episodes.
         """
         demos = episodes.demos[index] if demos is None else demos
         pairs = torch.cat([episodes.query[index][:, None], demos], dim=1)
@@ -139,54 +149,35 @@ class Corpus:
     def _tokens(
         self, pairs: Tensor, puzzle: Tensor, side: int, shift: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Token ids [B, Q, side²] of inputs and outputs of `pairs` [B, Q]; -1 gives PAD."""
-        real = pairs >= 0
+        """Return token ids [B, Q, S] of inputs and outputs of `pairs` [B, Q]; -1 gives PAD."""
         grids = pairs.clamp(min=0)[..., None] * 2 + torch.arange(2, device=self.device)
-        dihedral = self.dihedral[puzzle][:, None, None].expand(grids.shape)
-        size = self.sizes[grids]  # [B, Q, 2, 2] base height and width
-        swap = self._swap[dihedral]
-        turned = torch.where(swap[..., None], size.flip(-1), size)
+        dihedral = self.dihedral[puzzle][:, None, None].expand(grids.shape)  # [B, Q, 2]
+        swap, flip_row, flip_column = self._turns[:, dihedral, None, None]  # [B, Q, 2, 1, 1]
+        size = self.sizes[grids]  # [B, Q, 2, 2] height and width, not yet turned
+        turned = torch.where(swap[..., 0], size.flip(-1), size)
         offset = torch.zeros_like(turned)
         if shift is not None:
-            room = (side - turned.amax(dim=2)).clamp(min=0)  # [B, Q, 2] of the pair's larger grid
-            offset = (shift * (room + 1)).long()[:, :, None, :].expand(turned.shape)
+            free = (side - turned.amax(dim=2)).clamp(min=0)  # [B, Q, 2] beside the larger grid
+            offset = (shift * (free + 1)).long()[:, :, None, :].expand(turned.shape)
+
+        # Places of the canvas within the turned grid, negative before it.
         cell = torch.arange(side, device=self.device)
         row = cell[:, None] - offset[..., 0, None, None]  # [B, Q, 2, side, 1]
         column = cell - offset[..., 1, None, None]  # [B, Q, 2, 1, side]
         height, width = turned[..., 0, None, None], turned[..., 1, None, None]
-        colors = self._colors(grids, dihedral, size, row, column)
-        colors = self.permutation[puzzle][:, None].gather(2, colors.flatten(1)[:, None]).squeeze(1)
-        tokens = colors.reshape(*grids.shape, side, side) + COLOR_OFFSET
         in_row, in_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
-        known = (height > 0) & real[..., None, None, None]
-        eos = (row == height) & (column >= 0) & (column < width)
-        eos = eos | ((column == width) & in_row)
-        tokens = torch.where(in_row & in_column, tokens, torch.where(eos, EOS, PAD))
+        eos = ((row == height) & in_column) | ((column == width) & in_row)
+        known = (height > 0) & (pairs >= 0)[..., None, None, None]  # a missing output has height 0
+
+        # The same places in the grid itself, [B, Q, 2, side, side]; any cell of it outside.
+        base_height, base_width = size[..., 0, None, None], size[..., 1, None, None]
+        from_row, from_column = torch.where(swap, column, row), torch.where(swap, row, column)
+        from_row = torch.where(flip_row, base_height - 1 - from_row, from_row)
+        from_column = torch.where(flip_column, base_width - 1 - from_column, from_column)
+        last = self.grids.shape[-1] - 1
+        from_row, from_column = from_row.clamp(0, last), from_column.clamp(0, last)
+        colors = self.grids[grids[..., None, None], from_row, from_column].long()
+        colors = self.permutation[puzzle].gather(1, colors.flatten(1)).reshape(colors.shape)
+        tokens = torch.where(in_row & in_column, colors + COLOR_OFFSET, torch.where(eos, EOS, PAD))
         tokens = torch.where(known, tokens, PAD).flatten(-2)
         return tokens[:, :, 0], tokens[:, :, 1]
-
-    def _colors(
-        self, grids: Tensor, dihedral: Tensor, size: Tensor, row: Tensor, column: Tensor
-    ) -> Tensor:
-        """Base colours [B, Q, 2, side, side] under each cell of the result; any value outside."""
-        swap = self._swap[dihedral][..., None, None]
-        row, column = torch.broadcast_tensors(row, column)
-        row, column = torch.where(swap, column, row), torch.where(swap, row, column)
-        height, width = size[..., 0, None, None], size[..., 1, None, None]
-        row = torch.where(self._flip_row[dihedral][..., None, None], height - 1 - row, row)
-        column = torch.where(
-            self._flip_column[dihedral][..., None, None], width - 1 - column, column
-        )
-        last = self.grids.shape[-1] - 1
-        return self.grids[grids[..., None, None], row.clamp(0, last), column.clamp(0, last)].long()
-
-
-def _stack(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """All grids in one array [2·pairs, M, M] uint8, and their sizes [2·pairs, 2] int64."""
-    empty = np.zeros((0, 0), dtype=np.uint8)
-    flat = [g for p in pairs for g in (p.input, empty if p.output is None else p.output)]
-    side = max(max(g.shape) for g in flat)
-    grids = np.zeros((len(flat), side, side), dtype=np.uint8)
-    for i, grid in enumerate(flat):
-        grids[i, : grid.shape[0], : grid.shape[1]] = grid
-    return grids, np.array([g.shape for g in flat], dtype=np.int64)

@@ -12,42 +12,46 @@ import torch
 from torch import Tensor
 
 MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# What a number is for: streams never share numbers.
+# The purposes of numbers: streams never share numbers.
 EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET, NOISE, PROBE = range(9)
 
 
 def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
-    """[len(slots), columns] float64 in [0, 1); `slots` are int64 counters on any device."""
+    """Return [len(slots), columns] float64 in [0, 1); `slots` are int64 counters on any device."""
     key = 0
     for part in (seed, step, stream):
-        key = _mix_int((key + part + 1) * GOLDEN & MASK)
-    x = _mix(slots.to(torch.int64)[:, None] * _signed(GOLDEN) + _signed(key))
+        x = (key + part + 1) * GOLDEN & MASK  # Python's integers have no 64 bits: they are masked
+        x = ((x ^ (x >> 30)) * MIX_1) & MASK
+        x = ((x ^ (x >> 27)) * MIX_2) & MASK
+        key = x ^ (x >> 31)
+    bits = _mix(slots.to(torch.int64)[:, None] * _signed(GOLDEN) + _signed(key))
     column = torch.arange(1, columns + 1, dtype=torch.int64, device=slots.device)
-    x = _mix(x + column * _signed(GOLDEN))
-    return _shift(x, 11).to(torch.float64) * 2.0**-53
+    bits = _mix(bits + column * _signed(GOLDEN))
+    return _shift(bits, 11).to(torch.float64) * 2.0**-53  # 53 bits are exact in float64
 
 
 def normal(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
-    """[len(slots), columns] float32 of mean 0 and variance 1 (Box and Muller, 1958)."""
+    """Return [len(slots), columns] float32 of mean 0 and variance 1 (Box and Muller, 1958)."""
     u, v = uniform(seed, step, stream, slots, 2 * columns).chunk(2, dim=1)
-    radius = (-2.0 * torch.log1p(-u)).sqrt()
+    radius = (-2.0 * torch.log1p(-u)).sqrt()  # 1 - u is never 0
     return (radius * torch.cos(2.0 * math.pi * v)).to(torch.float32)
 
 
 def integers(u: Tensor, bound: Tensor | int) -> Tensor:
-    """Uniform numbers `u` in [0, 1) as int64 in [0, bound)."""
+    """Return uniform numbers `u` in [0, 1) as int64 in [0, bound)."""
     return (u * bound).to(torch.int64)
 
 
 def _signed(value: int) -> int:
+    """Return 64 bits as torch's int64, whose overflow wraps around."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shift int64 to the right, with zeros instead of the sign from the left."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -55,9 +59,3 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _signed(MIX_1)
     x = (x ^ _shift(x, 27)) * _signed(MIX_2)
     return x ^ _shift(x, 31)
-
-
-def _mix_int(x: int) -> int:
-    x = ((x ^ (x >> 30)) * MIX_1) & MASK
-    x = ((x ^ (x >> 27)) * MIX_2) & MASK
-    return x ^ (x >> 31)

@@ -1,4 +1,7 @@
-"""Which questions a run is trained on and evaluated on, by canvas lane."""
+"""The questions that a run is trained on and evaluated on, by canvas lane.
+
+Shapes: B batch, K demos, E questions of a lane.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etrm.arc.grid import canvas_side
+from etrm.arc.grid import canvas_side, demo_grids
 from etrm.config.study import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.packing import Room, pair_room
+from etrm.data.packing import TokenBounds, pair_token_bounds
+from etrm.errors import UserError
 
 
-class CanvasError(ValueError):
+class CanvasError(UserError):
     """Grids that no canvas lane holds."""
 
 
@@ -35,7 +39,7 @@ class Question:
 def training_questions(
     corpus: Corpus, held_out: Iterable[str], config: EpisodesConfig, needs_demos: bool
 ) -> list[Question]:
-    """The questions of training: test pairs of held-out tasks are never among them.
+    """Return the questions of training: test pairs of held-out tasks are never among them.
 
     `leave_one_out`: every visible pair is the query once, all the others are its demos.
     `test_pairs`: the test pairs are the queries, the demo pairs the demos. Questions without any
@@ -43,22 +47,21 @@ def training_questions(
     """
     hidden = set(held_out)
     questions = []
-    for task, (demos, queries) in enumerate(
-        zip(corpus.demo_pairs, corpus.query_pairs, strict=True)
-    ):
-        tests = [] if corpus.tasks[task].id in hidden else [*queries]
+    for index, task in enumerate(corpus.tasks):
+        demos = [*corpus.demo_pairs[index]]
+        tests = [] if task.id in hidden else [*corpus.query_pairs[index]]
         tests = [pair for pair in tests if corpus.pairs[pair].output is not None]
-        asked = tests if config.queries == "test_pairs" else [*demos, *tests]
-        shown = [*demos] if config.queries == "test_pairs" else [*demos, *tests]
-        for query in asked:
+        visible = [*demos, *tests]
+        queries, shown = (tests, demos) if config.queries == "test_pairs" else (visible, visible)
+        for query in queries:
             others = tuple(pair for pair in shown if pair != query)
             if others or not needs_demos:
-                questions.append(Question(task, query, others))
+                questions.append(Question(index, query, others))
     return questions
 
 
 def held_out_questions(corpus: Corpus) -> list[Question]:
-    """The questions of evaluation: each test input with its task's demos."""
+    """Return the questions of evaluation: each test input with its task's demos."""
     return [
         Question(task, query, tuple(corpus.demo_pairs[task]))
         for task, queries in enumerate(corpus.query_pairs)
@@ -66,18 +69,18 @@ def held_out_questions(corpus: Corpus) -> list[Question]:
     ]
 
 
-def on_lanes(
+def group_by_lane(
     corpus: Corpus,
     questions: Sequence[Question],
     lanes: Sequence[int],
     max_demos: int | None = None,
     see_answers: bool = False,
 ) -> list[Episodes]:
-    """Questions grouped by lane, smallest first, in order within a lane.
+    """Return questions grouped by lane, smallest first, in order within a lane.
 
-    The lane never depends on the answer in evaluation; `see_answers` (training) also makes room
-    for the output. `max_demos` keeps the first demos of each question. Raises `CanvasError` with
-    the tasks whose grids are larger than the largest lane.
+    In evaluation the lane never depends on the answer; `see_answers` (training) chooses one that
+    holds the output too. `max_demos` keeps the first demos of each question. Raises `CanvasError`
+    with the tasks whose grids are larger than the largest lane.
     """
     groups: dict[int, list[Question]] = defaultdict(list)
     fits: dict[int, list[bool]] = defaultdict(list)
@@ -85,18 +88,17 @@ def on_lanes(
     for question in questions:
         query = corpus.pairs[question.query]
         demos = [corpus.pairs[i] for i in question.demos]
-        side = canvas_side(demos, query.input, lanes)
-        seen = [query.input, *(grid for demo in demos for grid in (demo.input, demo.output))]
+        side = canvas_side(demos, query.input, lanes)  # from the visible grids alone
         answer = 0 if query.output is None else max(query.output.shape)
+        largest = max(max(grid.shape) for grid in (query.input, *demo_grids(demos)))
         if see_answers:
             side = min([lane for lane in lanes if lane >= max(side, answer)], default=side)
-            seen.append(query.output)
-        largest = max(max(grid.shape) for grid in seen if grid is not None)
+            largest = max(largest, answer)
         if largest > side:
             too_large.append(f"{corpus.tasks[question.task].id} ({largest} cells)")
-            continue
-        groups[side].append(question)
-        fits[side].append(answer <= side)
+        else:
+            groups[side].append(question)
+            fits[side].append(answer <= side)
     if too_large:
         names = ", ".join(dict.fromkeys(too_large))
         raise CanvasError(
@@ -110,16 +112,13 @@ def _episodes(
     corpus: Corpus, side: int, questions: list[Question], fits: list[bool], max_demos: int | None
 ) -> Episodes:
     most = max(1, max(len(q.demos) for q in questions))
-    most = min(most, max_demos or most)
+    most = min(most, max_demos or most)  # K of this lane, at least 1
     demos = np.full((len(questions), most), -1, dtype=np.int64)
-    room = np.zeros((2, len(questions), most), dtype=np.int64)
+    bounds = np.zeros((2, len(questions), most), dtype=np.int64)  # concat, aligned
     for i, question in enumerate(questions):
-        shown = question.demos[:most]
-        demos[i, : len(shown)] = shown
-        if shown:
-            room[:, i, : len(shown)] = np.transpose(
-                [pair_room(corpus.pairs[p], side) for p in shown]
-            )
+        for k, pair in enumerate(question.demos[:most]):
+            demos[i, k] = pair
+            bounds[:, i, k] = pair_token_bounds(corpus.pairs[pair], side)
     device = corpus.device
     return Episodes(
         side=side,
@@ -127,84 +126,80 @@ def _episodes(
         query=torch.tensor([q.query for q in questions], device=device),
         demos=torch.from_numpy(demos).to(device),
         fits=torch.tensor(fits, device=device),
-        room=Room(room[0], room[1]),
+        token_bounds=TokenBounds(bounds[0], bounds[1]),
     )
 
 
+@dataclass(eq=False)
 class Sampler:
     """Training samples of slots of one lane: batch = f(seed, step), one sample per slot."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        episodes: Episodes,
-        slots: Tensor,
-        seed: int,
-        config: EpisodesConfig,
-        demos: bool = True,
-        noise: Callable[[int], int] = lambda demos: 0,
-    ) -> None:
-        """`slots` [B]: their numbers within the whole batch. `demos`: show any.
+    corpus: Corpus
+    episodes: Episodes
+    slots: Tensor  # [B] int64: their numbers within the whole batch
+    seed: int
+    config: EpisodesConfig
+    demos: bool = True  # false: no question has any
+    noise: Callable[[int], int] = lambda demos: 0  # normal numbers for a sample with K demos
 
-        `noise`: normal numbers that each sample with room for so many demos needs.
-        """
-        self.corpus, self.slots = corpus, slots
-        self.seed, self.config = seed, config
-        self.episodes = episodes if demos else episodes.showing(0)
-        self.noise = noise(min(self.episodes.demos.shape[1], config.max_demos))
+    def __post_init__(self) -> None:
+        if not self.demos:  # a context source without demos gathers none
+            self.episodes = self.episodes.truncate_demos(0)
+        self.noise_size = self.noise(min(self.episodes.demos.shape[1], self.config.max_demos))
 
     def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
-        """Numbers [B] of the questions that a step has for all slots, or for `slots`."""
+        """Return the numbers [B] of the questions that a step has for all slots, or for `slots`."""
         u = self._draw(step, random.EPISODE, slots=slots)[:, 0]
         return random.integers(u, len(self.episodes))
 
-    def room(self, questions: np.ndarray) -> Room | None:
-        """Bounds for the demos shown with questions [B], whichever are drawn of many."""
-        if self.episodes.room is None:
+    def token_bounds(self, questions: np.ndarray) -> TokenBounds | None:
+        """Return bounds for the demos of `questions` [B], whichever are drawn where they are many.
+
+        Of more than `max_demos`, any can be in any place: the largest bound holds for each.
+        """
+        if self.episodes.token_bounds is None:
             return None
-        held, most = self.episodes.room.take(questions), self.config.max_demos
-        return Room(_shown(held.concat, most), _shown(held.aligned, most))
+        bounds, most = self.episodes.token_bounds.take(questions), self.config.max_demos
+        drawn = []
+        for each in (bounds.concat, bounds.aligned):  # [B, K]
+            many = (each > 0).sum(axis=1, keepdims=True) > most
+            largest = each.max(axis=1, keepdims=True, initial=0)
+            drawn.append(np.where(many, largest, each)[:, :most])
+        return TokenBounds(*drawn)
 
     @cached_property
     def most_cells(self) -> dict[str, int] | None:
-        """The most cells of demos that any sample of this lane shows, by pairing."""
-        room = self.room(np.arange(len(self.episodes)))
-        return None if room is None else room.most_cells()
+        """Return the most tokens of demos that any sample of this lane shows, by pairing."""
+        bounds = self.token_bounds(np.arange(len(self.episodes)))
+        return None if bounds is None else bounds.most_cells()
 
     def batch(self, step: int) -> Batch:
-        """One new sample for every slot (only those of free slots are used)."""
+        """Return one new sample for every slot (only those of free slots are used)."""
         episode = self.questions(step)
-        count = self.corpus.variant_count[self.episodes.task[episode]]
+        count = self.corpus.variant_count[self.episodes.task[episode]]  # [B]
         variant = random.integers(self._draw(step, random.VARIANT)[:, 0], count)
         demos = self._demos(step, episode)
         shift = None
         if self.config.translate:
-            width = 1 + demos.shape[1]
+            width = 1 + demos.shape[1]  # the query and each demo move by themselves
             shift = self._draw(step, random.OFFSET, 2 * width).reshape(-1, width, 2)
         batch = self.corpus.assemble(self.episodes, episode, variant, shift, demos)
         batch.most_cells = self.most_cells
-        if self.noise:
-            batch.noise = random.normal(self.seed, step, random.NOISE, self.slots, self.noise)
+        if self.noise_size:
+            batch.noise = random.normal(self.seed, step, random.NOISE, self.slots, self.noise_size)
         return batch
 
     def _demos(self, step: int, episode: Tensor) -> Tensor:
-        """A random subset of `max_demos` where an episode has more."""
-        demos = self.episodes.demos[episode]
-        most = self.config.max_demos
+        """Draw a random subset of `max_demos` where an episode has more."""
+        demos, most = self.episodes.demos[episode], self.config.max_demos
         if demos.shape[1] <= most:
             return demos
         order = self._draw(step, random.DEMOS, demos.shape[1])
-        order = torch.where(demos < 0, 2.0, order).argsort(dim=1)[:, :most]
-        return demos.gather(1, order.sort(dim=1).values)
+        order = torch.where(demos < 0, 2.0, order).argsort(dim=1)[:, :most]  # real demos first
+        return demos.gather(1, order.sort(dim=1).values)  # in their order in the episode
 
     def _draw(
         self, step: int, stream: int, columns: int = 1, slots: Tensor | None = None
     ) -> Tensor:
         slots = self.slots if slots is None else slots
         return random.uniform(self.seed, step, stream, slots, columns)
-
-
-def _shown(bounds: np.ndarray, most: int) -> np.ndarray:
-    """Bounds [B, K] of the demos shown, from those of all: of many, any can be in any place."""
-    subset = (bounds > 0).sum(axis=1, keepdims=True) > most
-    return np.where(subset, bounds.max(axis=1, keepdims=True, initial=0), bounds)[:, :most]

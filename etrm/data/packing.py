@@ -1,7 +1,9 @@
 """Packing demos of unequal size: rows of like length are computed together, without the padding.
 
 How long a row can be must be known on the host, where shapes are decided. A CPU looks; for a GPU, a
-batch carries bounds (`Room`) from what the host knows of its questions.
+batch carries bounds (`TokenBounds`) from what the host knows of its questions.
+
+Shapes: B batch, K demos, n rows of a group.
 """
 
 from __future__ import annotations
@@ -15,34 +17,34 @@ from torch import Tensor
 
 from etrm.arc.task import Pair
 
-# What another group of rows costs, in tokens: it must save more than that.
+# The cost of another group of rows, in tokens: it must save more than that.
 GROUP_COST = 256
 # Bounds are rounded up to this: the attention of GPUs wants its masks so, and shapes vary less.
 MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class Room:
-    """The most tokens that each demo of a batch can have, by pairing; 0 where there can be none."""
+class TokenBounds:
+    """The most tokens that each demo of a batch can have, by pairing; 0 where there is no demo."""
 
     concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
     aligned: np.ndarray  # [B, K] int64: of their union
 
-    def take(self, index: np.ndarray) -> Room:
-        """The rows `index`."""
-        return Room(self.concat[index], self.aligned[index])
+    def take(self, index: np.ndarray) -> TokenBounds:
+        """Return the rows `index`."""
+        return TokenBounds(self.concat[index], self.aligned[index])
 
-    def showing(self, most: int) -> Room:
-        """The first `most` demos of each row."""
-        return Room(self.concat[:, :most], self.aligned[:, :most])
+    def truncate_demos(self, most: int) -> TokenBounds:
+        """Return the bounds of the first `most` demos of each row."""
+        return TokenBounds(self.concat[:, :most], self.aligned[:, :most])
 
     def most_cells(self) -> dict[str, int]:
-        """The most tokens that all demos of any row have together, by pairing."""
+        """Return the most tokens that all demos of any row have together, by pairing."""
         bounds = {"concat": self.concat, "aligned": self.aligned}
         return {name: int(each.sum(axis=1).max(initial=0)) for name, each in bounds.items()}
 
     def groups(self, pairing: str, rows: str, device: torch.device) -> list[Group]:
-        """Groups of rows by their bounds.
+        """Return groups of rows by their bounds.
 
         `rows`: a `pair` each [B·K], a `grid` each [B·K·2], or all demos of a `sample` [B].
         """
@@ -51,7 +53,7 @@ class Room:
             bounds = bounds.sum(axis=1)
         elif rows == "grid":  # a grid has no more cells than its pair
             bounds = np.repeat(bounds, 2)
-        return groups_of(-(-bounds.flatten() // MULTIPLE) * MULTIPLE, device)
+        return groups_of(-(-bounds.flatten() // MULTIPLE) * MULTIPLE, device)  # rounded up
 
 
 @dataclass(frozen=True)
@@ -62,51 +64,45 @@ class Group:
     length: int  # tokens of the longest
 
 
-def pair_room(pair: Pair, side: int) -> tuple[int, int]:
-    """Tokens of a pair, one grid after the other and cell by cell, wherever it stands on a canvas.
+def pair_token_bounds(pair: Pair, side: int) -> tuple[int, int]:
+    """Return the tokens of a pair, `concat` and `aligned`, wherever it stands on a canvas.
 
     A grid of h × w cells has at most h + w EOS beside it; a canvas has `side`² cells.
     """
-    size = side + 1
-    row, column = np.arange(size)[:, None], np.arange(size)
+    row, column = np.arange(side + 1)[:, None], np.arange(side + 1)
     masks = []
     for grid in (pair.input, pair.output):
         height, width = (0, 0) if grid is None else grid.shape
         # Grid, the row under it and the column beside it, without the corner.
         mask = (row <= height) & (column <= width) & ~((row == height) & (column == width))
         masks.append(mask & (height > 0))
-    sums = sum(min(int(mask.sum()), side * side) for mask in masks)
-    return sums, min(int((masks[0] | masks[1]).sum()), side * side)
+    concat = sum(min(int(mask.sum()), side * side) for mask in masks)
+    return concat, min(int((masks[0] | masks[1]).sum()), side * side)
 
 
 def groups_of(
     lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu"
 ) -> list[Group]:
-    """Rows in groups of like length; those of length 0 are in none.
+    """Return rows in groups of like length; those of length 0 are in none.
 
-    Minimises padded tokens plus `GROUP_COST` a group, over all ways to cut the sorted lengths.
+    Minimises padded tokens plus `GROUP_COST` a group, over all ways to cut the sorted lengths, by
+    dynamic programming: `best[i]` is the least cost of the first i distinct lengths.
     """
     lengths = np.asarray(lengths)
     values, counts = np.unique(lengths[lengths > 0], return_counts=True)
-    if len(values) == 0:
-        return []
-    before = np.concatenate([[0], np.cumsum(counts)])
+    before = np.concatenate([[0], np.cumsum(counts)])  # rows shorter than each value
     best, cut = np.zeros(len(values) + 1), np.zeros(len(values) + 1, dtype=np.int64)
     for end in range(1, len(values) + 1):
+        # The last group: the values from each possible start to `end`, padded to the longest.
         cost = best[:end] + values[end - 1] * (before[end] - before[:end]) + GROUP_COST
         cut[end] = int(cost.argmin())
         best[end] = cost[cut[end]]
     groups, end = [], len(values)
-    while end > 0:
+    while end > 0:  # back along the best cuts
         low, high = values[cut[end]], values[end - 1]
-        rows = np.flatnonzero((lengths >= low) & (lengths <= high))
-        groups.append(Group(to_device(torch.from_numpy(rows), device), int(high)))
+        rows = torch.from_numpy(np.flatnonzero((lengths >= low) & (lengths <= high)))
+        if torch.device(device).type == "cuda":
+            rows = rows.pin_memory()  # so that the host does not wait for the copy
+        groups.append(Group(rows.to(device, non_blocking=True), int(high)))
         end = int(cut[end])
     return groups[::-1]
-
-
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on the device, without waiting for it."""
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

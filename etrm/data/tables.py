@@ -1,4 +1,4 @@
-"""`tasks.parquet` and `augmentations.parquet`: what the columns mean, writing and reading.
+"""`tasks.parquet` and `augmentations.parquet`: the meaning of the columns, writing and reading.
 
 tasks.parquet has one row per pair, in the order of tasks, demos before queries. A grid is its
 height, its width and its colours in reading order, one byte each.
@@ -8,7 +8,6 @@ Column by column, the meaning is in `TASKS_SCHEMA` and `AUGMENTATIONS_SCHEMA`, a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etrm.arc.augment import COLORS, LANES, Variants
+from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
 from etrm.arc.task import Pair, Task
+from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import write_table_atomic
 
-SPLITS = ("training", "evaluation")
-DIGEST_BYTES = 8 * LANES
+SPLITS = ("training", "evaluation")  # of the tasks of a study: evaluation is held out
+DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -59,7 +59,7 @@ TASKS_SCHEMA = pa.schema(
             True,
         ),
     ],
-    metadata={"etrm_table": "tasks", "etrm_version": "3"},
+    metadata={"etrm_table": "tasks", "etrm_version": "3"},  # raised when a column changes
 )
 
 AUGMENTATIONS_SCHEMA = pa.schema(
@@ -79,8 +79,8 @@ AUGMENTATIONS_SCHEMA = pa.schema(
 )
 
 
-class TableError(ValueError):
-    """A file is not the table it should be. The message says what to do about it."""
+class TableError(UserError):
+    """A file is not the table that it should be; the message says how to mend it."""
 
     def __init__(self, path: Path, found: str, expected: str, target: str) -> None:
         remedy = f"delete it and run the target `{target}` again"
@@ -89,7 +89,7 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task, the name of its source, its split, and which held-out tasks it gives away."""
+    """A task, the name of its source, its split, and the held-out tasks that it gives away."""
 
     task: Task
     source: str
@@ -100,29 +100,31 @@ class TaskRecord:
 
 def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
     """Write tasks.parquet, atomically; the same records give the same bytes."""
-    columns: dict[str, list[Any]] = {name: [] for name in TASKS_SCHEMA.names}
+    names, rows = TASKS_SCHEMA.names, []  # one row a pair
     for record in records:
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
             for index, pair in enumerate(pairs):
-                values = (record.task.id, record.source, record.split, role, index)
-                grids = (*_grid_cells(pair.input), *_grid_cells(pair.output))
-                row = (*values, *grids, record.duplicate_of, record.answer_of)
-                for column, value in zip(columns.values(), row, strict=True):
-                    column.append(value)
-    write_table_atomic(path, pa.table(columns, schema=TASKS_SCHEMA))
+                place = (record.task.id, record.source, record.split, role, index)
+                marks = (record.duplicate_of, record.answer_of)
+                row = (*place, *_cells(pair.input), *_cells(pair.output), *marks)
+                rows.append(dict(zip(names, row, strict=True)))
+    write_table_atomic(path, pa.Table.from_pylist(rows, TASKS_SCHEMA))
+
+
+def _cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | None]:
+    return (None, None, None) if grid is None else (*grid.shape, grid.astype(np.uint8).tobytes())
 
 
 def read_tasks(path: Path) -> list[TaskRecord]:
-    """Read tasks.parquet, in its order. Raises TableError, or FileNotFoundError."""
+    """Read tasks.parquet, in its order. Raises TableError, or MissingFileError."""
     rows = _read(path, TASKS_SCHEMA, "tasks").to_pylist()
-    grouped = groupby(rows, key=lambda row: row["task"])
-    records = [_read_record(path, list(pairs)) for _, pairs in grouped]
-    counts = Counter(record.task.id for record in records)
-    [(task_id, occurrences)] = counts.most_common(1)
-    if occurrences > 1:
-        found = f"task {task_id} in {occurrences} places"
-        raise TableError(path, found, "the pairs of a task together", "tasks")
-    return records
+    records: dict[str, TaskRecord] = {}
+    for task_id, own in groupby(rows, key=lambda row: row["task"]):  # of adjacent rows only
+        if task_id in records:
+            found = f"task {task_id} in several places"
+            raise TableError(path, found, "the pairs of a task together", "tasks")
+        records[task_id] = _read_record(path, list(own))
+    return list(records.values())
 
 
 def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
@@ -134,7 +136,8 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
         if not in_order or (row["source"], row["split"]) != (source, split) or split not in SPLITS:
             found = f"task {task_id}, {role} {row['index']}, {row['source']}, {row['split']}"
             raise TableError(path, found, "its demos and queries in order, of one split", "tasks")
-        pairs[role].append(_read_pair(path, row))
+        grids = [_read_grid(path, row, key) for key in ("input", "output")]
+        pairs[role].append(Pair(*grids))
     if not all(pairs.values()):
         found = f"task {task_id}: {len(pairs['demo'])} demos, {len(pairs['query'])} queries"
         raise TableError(path, found, "at least one of each", "tasks")
@@ -142,86 +145,71 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
     return TaskRecord(task, source, split, rows[0]["duplicate_of"], rows[0]["answer_of"])
 
 
-def _grid_cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | None]:
-    if grid is None:
-        return None, None, None
-    return grid.shape[0], grid.shape[1], grid.astype(np.uint8).tobytes()
-
-
-def _read_pair(path: Path, row: Mapping[str, Any]) -> Pair:
-    grids: list[np.ndarray | None] = []
-    for key in ("input", "output"):
-        height, width, cells = row[f"{key}_height"], row[f"{key}_width"], row[key]
-        if cells is None and key == "output":
-            grids.append(None)
-            continue
-        if not height or not width or height * width != len(cells or b""):
-            where = f"task {row['task']}, {row['role']} {row['index']}, {key}"
-            found = f"{len(cells or b'')} cells of {height} x {width} ({where})"
-            raise TableError(path, found, "height x width cells", "tasks")
-        grids.append(np.frombuffer(cells, dtype=np.uint8).reshape(height, width))
-    assert grids[0] is not None
-    return Pair(grids[0], grids[1])
+def _read_grid(path: Path, row: Mapping[str, Any], key: str) -> Any:
+    height, width, cells = row[f"{key}_height"], row[f"{key}_width"], row[key]
+    if cells is None and key == "output":
+        return None
+    if not height or not width or height * width != len(cells or b""):
+        where = f"task {row['task']}, {row['role']} {row['index']}, {key}"
+        found = f"{len(cells or b'')} cells of {height} x {width} ({where})"
+        raise TableError(path, found, "height x width cells", "tasks")
+    return np.frombuffer(cells, dtype=np.uint8).reshape(height, width)
 
 
 def write_augmentations(path: Path, variants: Mapping[str, Variants]) -> None:
-    """Write augmentations.parquet (task id -> its variants), atomically; same input, same bytes."""
-    lengths = [len(drawn) for drawn in variants.values()]
-    count = sum(lengths)
-    parts = list(variants.values())
-    dihedral = np.concatenate([part.dihedral for part in parts]).astype(np.uint8)
-    permutation = np.concatenate([part.permutation for part in parts]).astype(np.uint8)
-    digest = np.concatenate([part.digest for part in parts]).astype("<u8")
+    """Write augmentations.parquet (task id → its variants), atomically; same input, same bytes."""
+    drawn = list(variants.values())
+    lengths = [len(each) for each in drawn]
+    number = np.concatenate([np.arange(length, dtype=np.uint16) for length in lengths])
+    dihedral = np.concatenate([each.dihedral for each in drawn]).astype(np.uint8)
+    task = np.repeat(np.arange(len(drawn), dtype=np.int32), lengths)
     arrays = [
-        pa.DictionaryArray.from_arrays(
-            np.repeat(np.arange(len(parts), dtype=np.int32), lengths), pa.array(list(variants))
-        ),
-        pa.array(np.concatenate([np.arange(length, dtype=np.uint16) for length in lengths])),
+        pa.DictionaryArray.from_arrays(task, pa.array(list(variants))),
+        pa.array(number),
         pa.array(dihedral),
-        _fixed_size_binary(permutation, COLORS, count),
-        _fixed_size_binary(digest, DIGEST_BYTES, count),
+        _binary(np.concatenate([each.permutation for each in drawn]).astype(np.uint8)),
+        _binary(np.concatenate([each.digest for each in drawn]).astype("<u8")),
     ]
     table = pa.Table.from_arrays(arrays, schema=AUGMENTATIONS_SCHEMA)
-    write_table_atomic(path, table, use_dictionary=["task"])
+    write_table_atomic(path, table, use_dictionary=["task"])  # nothing else repeats
 
 
-def _fixed_size_binary(values: np.ndarray, width: int, count: int) -> pa.Array:
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(values).tobytes())]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, buffers)
+def _binary(rows: np.ndarray) -> pa.Array:
+    """Return the bytes of each row of an array, without a Python object for each."""
+    kind = pa.binary(rows[0].nbytes)  # fixed size, and no bitmap of nulls
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
 
 
 def read_augmentations(path: Path) -> dict[str, Variants]:
-    """Read augmentations.parquet: task id -> its variants. Raises TableError, FileNotFoundError."""
-    table = _read(path, AUGMENTATIONS_SCHEMA, "augment")
-    columns = [column.combine_chunks() for column in table.unify_dictionaries().columns]
+    """Read augmentations.parquet: task id → its variants. Raises TableError, MissingFileError."""
+    table = _read(path, AUGMENTATIONS_SCHEMA, "augment").unify_dictionaries().combine_chunks()
+    columns = [column.chunk(0) for column in table.columns]
     task = columns[0].indices.to_numpy(zero_copy_only=False)
     names = columns[0].dictionary.to_pylist()
     variant, dihedral = (column.to_numpy() for column in columns[1:3])
-    permutation = _bytes_of(columns[3], COLORS).reshape(-1, COLORS)
-    digest = _bytes_of(columns[4], DIGEST_BYTES).view("<u8").reshape(-1, LANES).astype(np.uint64)
-    starts = np.flatnonzero(np.diff(task, prepend=-1))
-    read = {}
+    permutation = np.frombuffer(columns[3].buffers()[1], np.uint8, COLORS * len(task))
+    permutation = permutation.reshape(-1, COLORS)  # [rows, 10]
+    digest = np.frombuffer(columns[4].buffers()[1], "<u8", DIGEST_WORDS * len(task))
+    digest = digest.astype(np.uint64).reshape(-1, DIGEST_WORDS)
+    starts = np.flatnonzero(np.diff(task, prepend=-1))  # the first row of each task
+    read: dict[str, Variants] = {}
     for start, end in zip(starts, [*starts[1:], len(task)], strict=True):
-        name = names[task[start]]
-        if name in read or not np.array_equal(variant[start:end], np.arange(end - start)):
+        name, rows = names[task[start]], slice(start, end)
+        if name in read or not np.array_equal(variant[rows], np.arange(end - start)):
             found = f"variants of task {name} out of order"
             raise TableError(path, found, "numbers 0, 1, 2, ... of each task", "augment")
-        rows = slice(start, end)
         read[name] = Variants(dihedral[rows], permutation[rows], digest[rows])
     return read
 
 
-def _bytes_of(column: pa.Array, width: int) -> np.ndarray:
-    cells = np.frombuffer(column.buffers()[1], dtype=np.uint8)
-    return cells[column.offset * width : (column.offset + len(column)) * width]
-
-
 def _read(path: Path, schema: pa.Schema, target: str) -> pa.Table:
+    """Read the columns of `schema` from a file that the `target` wrote, and verify them."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the target `{target}` first")
+        raise MissingFileError(f"{path}: no such file; run the target `{target}` first")
     expected = f"the table written by the target `{target}`"
     try:
+        # Checksums: a changed byte is an error, not another grid.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
@@ -232,8 +220,7 @@ def _read(path: Path, schema: pa.Schema, target: str) -> pa.Table:
     if missing:
         raise TableError(path, f"no column {', '.join(missing)}", expected, target)
     for field in schema:
-        if found.field(field.name).type != field.type:
-            kind = found.field(field.name).type
+        if (kind := found.field(field.name).type) != field.type:
             raise TableError(path, f"column {field.name} of type {kind}", str(field.type), target)
     version = (schema.metadata or {})[b"etrm_version"]
     if (found.metadata or {}).get(b"etrm_version") != version:

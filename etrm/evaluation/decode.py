@@ -1,8 +1,10 @@
-"""Decoding: questions × variants through a trained model, for scores and for `all.*` metrics."""
+"""Decoding: questions × variants through a trained model, for scores and for `all.*` metrics.
+
+Shapes: B samples of a batch, N questions of a lane, S tokens of its canvas, V vocabulary.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,38 +19,39 @@ from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.errors import UserError
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
 from etrm.models.compute import Compute, computing
 from etrm.models.losses import SampleLoss, sample_losses
 from etrm.runtime.distributed import Ranks
 
-log = logging.getLogger(__name__)
-
 ONE = Ranks()
 
+# Questions of one lane: its episodes, and index [N] and variant [N] of those that are asked.
+LaneQuestions = tuple[Episodes, Tensor, Tensor]
+
+COLUMNS = {
+    "task": (pa.string(), "task id"),
+    "query": (pa.int32(), "test input of the task, from 0"),
+    "variant": (pa.int32(), "augmentation, 0 is the identity"),
+    "height": (pa.uint8(), "rows of the predicted grid"),
+    "width": (pa.uint8(), "columns of the predicted grid"),
+    "grid": (pa.binary(), "its colours row by row, augmentation undone"),
+    "q_halt": (pa.float32(), "halting logit"),
+    "steps": (pa.int32(), "ACT steps used"),
+    "fits": (pa.bool_(), "the true output fits the canvas"),
+    "correct": (pa.bool_(), "equals the true output"),
+    "token_accuracy": (pa.float32(), "share of right output tokens"),
+}
 PREDICTIONS = pa.schema(
-    [
-        pa.field("task", pa.string(), metadata={"doc": "task id"}),
-        pa.field("query", pa.int32(), metadata={"doc": "test input of the task, from 0"}),
-        pa.field("variant", pa.int32(), metadata={"doc": "augmentation, 0 is the identity"}),
-        pa.field("height", pa.uint8(), metadata={"doc": "rows of the predicted grid"}),
-        pa.field("width", pa.uint8(), metadata={"doc": "columns of the predicted grid"}),
-        pa.field(
-            "grid", pa.binary(), metadata={"doc": "its colours row by row, augmentation undone"}
-        ),
-        pa.field("q_halt", pa.float32(), metadata={"doc": "halting logit"}),
-        pa.field("steps", pa.int32(), metadata={"doc": "ACT steps used"}),
-        pa.field("fits", pa.bool_(), metadata={"doc": "the true output fits the canvas"}),
-        pa.field("correct", pa.bool_(), metadata={"doc": "equals the true output"}),
-        pa.field("token_accuracy", pa.float32(), metadata={"doc": "share of right output tokens"}),
-    ]
+    [pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in COLUMNS.items()]
 )
 ORDER = [(name, "ascending") for name in ("task", "query", "variant")]  # of their rows
 
 
-class NotFiniteError(ValueError):
-    """Weights whose answers are no numbers: they are damaged, or their run diverged."""
+class NotFiniteError(UserError):
+    """Answers that are not finite: the weights are damaged, or their run diverged."""
 
 
 @dataclass
@@ -71,9 +74,10 @@ def decode(
     dtype: torch.dtype = torch.float32,
     halt_early: bool = False,
 ) -> tuple[StepOutput, Tensor]:
-    """Run ACT for `max_steps` (or until each q-head says stop); a sample keeps its last answer.
+    """Run ACT for `max_steps`; return the answers and the steps used, int64 [B].
 
-    The context is encoded once where the source has no state of its own.
+    With `halt_early` a sample keeps the answer of the first step at which its q-head says stop. The
+    context is encoded once where the source has no state of its own.
     """
     carry: Carry = empty_carry(model, batch, dtype)
     encoded = model.context(batch, None) if carry.state is None else None
@@ -82,15 +86,16 @@ def decode(
     steps = torch.zeros_like(carry.steps)
     for _ in range(halting.max_steps):
         carry, output = act_step(model, carry, batch, encoded=encoded)
+        # Or the next step would start the sample anew.
         carry.halted = torch.zeros_like(carry.halted)
-        steps = steps + ~done
+        steps = steps + ~done  # of those that had not stopped before this step
         if answer is None or not halt_early:
             answer = output
         else:
             answer.logits = torch.where(done[:, None, None], answer.logits, output.logits)
             answer.q_halt = torch.where(done, answer.q_halt, output.q_halt)
         if halt_early:
-            done = done | (output.q_halt > 0)
+            done = done | (output.q_halt > 0)  # sigmoid(q_halt) > 0.5
             if bool(done.all()):
                 break
     assert answer is not None
@@ -100,22 +105,22 @@ def decode(
 def decode_all(
     model: Model,
     corpus: Corpus,
-    lanes: Sequence[tuple[Episodes, Tensor, Tensor]],
+    lanes: Sequence[LaneQuestions],
     halting: HaltingConfig,
     batch_size: int,
     dtype: torch.dtype = torch.float32,
     halt_early: bool = False,
 ) -> Iterator[tuple[Episodes, Decoded]]:
-    """Each (episode index, variant) of each lane exactly once, in batches."""
-    training = model.training
+    """Yield the answers to each (episode index, variant) of each lane exactly once, in batches."""
+    training = model.training  # the mode to restore
     model.eval()
     try:
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                if episodes.room is not None:
-                    batch.room = episodes.room.take(i.cpu().numpy())
-                    batch.most_cells = batch.room.most_cells()
+                if episodes.token_bounds is not None:
+                    batch.token_bounds = episodes.token_bounds.take(i.cpu().numpy())
+                    batch.most_cells = batch.token_bounds.most_cells()
                 with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)
                 losses = sample_losses(output, batch.labels)
@@ -126,30 +131,30 @@ def decode_all(
 
 def all_variants(
     corpus: Corpus, episodes: Sequence[Episodes], limit: int | None = None
-) -> list[tuple[Episodes, Tensor, Tensor]]:
-    """Every episode of each lane in every variant of its task, or in the first `limit`."""
+) -> list[LaneQuestions]:
+    """Return every episode of each lane in every variant of its task, or in the first `limit`."""
     lanes = []
     for lane in episodes:
         counts = corpus.variant_count[lane.task]
         counts = counts if limit is None else counts.clamp(max=limit)
-        index = torch.arange(len(lane), device=corpus.device).repeat_interleave(counts)
+        index = torch.arange(len(lane), device=corpus.device).repeat_interleave(counts)  # [N]
+        # Of each episode in `index`.
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
         variant = torch.arange(len(index), device=corpus.device) - starts[index]
         lanes.append((lane, index, variant))
     return lanes
 
 
-def thin_out(
-    lanes: list[tuple[Episodes, Tensor, Tensor]], most: int | None, seed: int
-) -> list[tuple[Episodes, Tensor, Tensor]]:
-    """At most about `most` of all (episode, variant) pairs, the same ones for the same seed."""
+def thin_out(lanes: list[LaneQuestions], most: int | None, seed: int) -> list[LaneQuestions]:
+    """Return at most about `most` of all (episode, variant) pairs, the same for the same seed."""
     total = sum(len(index) for _, index, _ in lanes)
     if most is None or total <= most:
         return lanes
     kept = []
     for number, (episodes, index, variant) in enumerate(lanes):
         slots = torch.arange(len(index), device=index.device)
-        order = random.uniform(seed, number, random.SUBSET, slots)[:, 0].argsort()
+        order = random.uniform(seed, number, random.SUBSET, slots)[:, 0].argsort()  # a permutation
+        # In proportion to the lane.
         chosen = order[: max(1, most * len(index) // total)].sort().values
         kept.append((episodes, index[chosen], variant[chosen]))
     return kept
@@ -158,19 +163,20 @@ def thin_out(
 def training_metrics(
     model: Model,
     corpus: Corpus,
-    lanes: list[tuple[Episodes, Tensor, Tensor]],
+    lanes: list[LaneQuestions],
     halting: HaltingConfig,
     batch_size: int,
     dtype: torch.dtype,
     ranks: Ranks = ONE,
 ) -> dict[str, float]:
-    """The `all.*` metrics over the given questions, of which each rank decodes its part."""
+    """Return the `all.*` metrics over the questions, every `ranks.size`-th decoded by a rank."""
     sums = EvaluationSums()
     lanes = [
         (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
         for e, i, v in lanes
     ]
     for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
+        # Cut off outputs are wrong.
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
     return sums.means(ranks)
 
@@ -178,59 +184,54 @@ def training_metrics(
 def predict(
     model: Model,
     corpus: Corpus,
-    lanes: list[tuple[Episodes, Tensor, Tensor]],
+    lanes: Sequence[LaneQuestions],
     halting: HaltingConfig,
     config: EvaluationConfig,
     dtype: torch.dtype,
 ) -> pa.Table:
-    """`predictions.parquet`: one row per (task, test input, variant), augmentation undone.
+    """Return `predictions.parquet`: one row per (task, test input, variant), augmentation undone.
 
-    Raises `NotFiniteError` for logits that are not finite: of those, argmax would make an answer.
+    Raises `NotFiniteError` for logits that are not finite, of which argmax would make an answer.
     """
-    rows: dict[str, list[object]] = {name: [] for name in PREDICTIONS.names}
+    rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
     done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, config.halt_early)
     for episodes, decoded in done:
-        _check_finite(decoded.output)
+        logits, q_halt = decoded.output.logits, decoded.output.q_halt
+        finite = logits.isfinite().all(dim=-1).all(dim=-1) & q_halt.isfinite()
+        if wrong := int((~finite).sum()):
+            raise NotFiniteError(
+                f"found logits that are not finite numbers in {wrong} of {len(finite)} answers,"
+                " expected numbers: the weights are damaged, or their run diverged; train it again"
+            )
         _add_rows(rows, corpus, episodes, decoded)
     return pa.table(rows, schema=PREDICTIONS).sort_by(ORDER)
-
-
-def _check_finite(output: StepOutput) -> None:
-    finite = output.logits.isfinite().all(dim=-1).all(dim=-1) & output.q_halt.isfinite()
-    wrong = int((~finite).sum())
-    if wrong:
-        raise NotFiniteError(
-            f"found logits that are not finite numbers in {wrong} of {len(finite)} answers,"
-            " expected numbers: the weights are damaged, or their run diverged; train it again"
-        )
 
 
 def _add_rows(
     rows: dict[str, list[object]], corpus: Corpus, episodes: Episodes, decoded: Decoded
 ) -> None:
     side = episodes.side
-    tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()
+    tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()  # [B, S]
     grids = crop(tokens.reshape(-1, side, side))
     puzzle = decoded.batch.puzzle
-    dihedral = corpus.dihedral[puzzle].tolist()
-    permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)
+    dihedral = corpus.dihedral[puzzle].tolist()  # [B], 0-7
+    permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)  # [B, 10] of colours
     task = decoded.batch.task.tolist()
-    query = episodes.query[decoded.index].tolist()
+    query = episodes.query[decoded.index].tolist()  # number of the pair in the corpus
     fits = episodes.fits[decoded.index].tolist()
     for i, grid in enumerate(grids):
         grid = Augmentation(dihedral[i], permutation[i]).inverse(grid)
         truth = corpus.pairs[query[i]].output
-        known = truth is not None
         rows["task"].append(corpus.tasks[task[i]].id)
         rows["query"].append(query[i] - corpus.query_pairs[task[i]].start)
         rows["height"].append(grid.shape[0])
         rows["width"].append(grid.shape[1])
         rows["grid"].append(np.ascontiguousarray(grid, dtype=np.uint8).tobytes())
-        rows["fits"].append(fits[i] if known else None)
-        rows["correct"].append(np.array_equal(grid, truth) if truth is not None else None)
+        rows["fits"].append(None if truth is None else fits[i])
+        rows["correct"].append(None if truth is None else np.array_equal(grid, truth))
     rows["variant"] += decoded.variant.tolist()
     rows["q_halt"] += decoded.output.q_halt.tolist()
     rows["steps"] += decoded.steps.tolist()
-    labelled = decoded.losses.labelled.tolist()
+    labelled = decoded.losses.labelled.tolist()  # False where the true output is unknown
     accuracy = decoded.losses.accuracy.tolist()
     rows["token_accuracy"] += [a if k else None for a, k in zip(accuracy, labelled, strict=True)]

@@ -14,16 +14,9 @@ if TYPE_CHECKING:
     from etrm.arc.task import Task
 
 CREDIT_RULES = ("task_fraction", "all_tests")
-
-
-ATTEMPTS = 2
-
-
-_NO_ANSWER = [[0]]  # what a submission holds where no grid was predicted
-
-
-_NEVER = np.iinfo(np.int64).max  # rank of a truth that nobody predicted
-
+ATTEMPTS = 2  # of a submission, for each test input
+_NO_ANSWER = [[0]]  # in a submission, where no grid was predicted
+_NEVER = np.iinfo(np.int64).max  # rank of a truth that no variant predicted
 
 Grid = tuple[int, int, bytes]  # height, width, row-major colours
 
@@ -37,7 +30,7 @@ def score(
     seed: int,
     variants: int,
 ) -> dict[str, Any]:
-    """pass@k by both credit rules, with every count that a reader needs to judge it.
+    """Return pass@k by both credit rules, with every count that a reader needs to judge it.
 
     `tasks` are the tasks *asked for*: each stays in the denominator whether it was predicted or
     not. Only a task without any labelled test output leaves it (and is counted). `variants` is the
@@ -48,27 +41,32 @@ def score(
     is the percentile bootstrap over tasks; where every task has the same credit 0 or 1, for which
     the bootstrap has no width, it is the exact (Clopper-Pearson) interval: see `ci95_method`.
 
-    Raises ValueError for predictions of a task or query that was not asked for, and for two rows of
-    one (task, query, variant).
+    Raises `ValueError` for predictions of a task or query that was not asked for, and for two rows
+    of one (task, query, variant).
     """
     _check(predictions, tasks)
+    truths = _truths(tasks)
     ranked = vote(predictions)
-    hit = _hits(ranked, _truths(tasks))
-    won = ranked.loc[hit]
-    outputs = zip(won["task"].tolist(), won["query"].tolist(), strict=True)
-    best_rank = dict(zip(outputs, won["rank"].tolist(), strict=True))  # one true grid an output
-    credit = _credits(tasks, best_rank, ks)  # [task, k, rule]
-    numbers = _with_intervals(credit, bootstrap_samples, seed)
+    outputs = list(zip(ranked["task"].tolist(), ranked["query"].tolist(), strict=True))
+    grids = zip(*(ranked[name].tolist() for name in ("height", "width", "grid")), strict=True)
+    pairs = zip(outputs, grids, strict=True)
+    hit = np.array([truths.get(output) == grid for output, grid in pairs], dtype=bool)
+    labelled = np.array([output in truths for output in outputs], dtype=bool)
+    # One true grid an output: no candidate of it can be hit twice.
+    best_rank = {outputs[i]: int(ranked["rank"].iloc[i]) for i in np.flatnonzero(hit)}
+    numbers = _with_intervals(_credits(tasks, truths, best_rank, ks), bootstrap_samples, seed)
     passes = {
-        str(k): {rule: numbers[i][j] for j, rule in enumerate(CREDIT_RULES)}
-        for i, k in enumerate(ks)
+        str(k): dict(zip(CREDIT_RULES, by_rule, strict=True))
+        for k, by_rule in zip(ks, numbers, strict=True)
     }
     counts = _counts(predictions, tasks, variants)
-    single = _single_variant(ranked, hit, tasks)
+    votes = ranked["count"].to_numpy()  # predictions behind each candidate
+    right, total = int(votes[hit].sum()), int(votes[labelled].sum())
+    single = {"numerator": right, "denominator": total, "value": right / total if total else None}
     return {
         "pass": passes,
         **counts,
-        "single_variant_exact": single,
+        "single_variant_exact": single,  # of predictions one by one, before any vote
         "voting_gain": _voting_gain(passes, single["value"], counts["partial"]),
         "bootstrap": {"samples": bootstrap_samples, "seed": seed},
         "metrics": {
@@ -83,26 +81,25 @@ def score(
 def submission(
     predictions: pd.DataFrame, tasks: Sequence[Task]
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """Kaggle form: {task: [{"attempt_1": grid, "attempt_2": grid}, one per test input]}.
+    """Return the Kaggle form: {task: [{"attempt_1": grid, "attempt_2": grid}] per test input}.
 
     A single candidate is given twice (as TRM does); without any, both attempts are [[0]]. So is a
     candidate of no cells, which TRM gives as [] although no grid is empty: each grid here is valid.
     """
     ranked = vote(predictions)
     best: dict[tuple[str, int], list[list[list[int]]]] = {}
-    columns = ("task", "query", "height", "width", "grid")
-    top = ranked.loc[ranked["rank"] <= ATTEMPTS]
-    for task_id, query, *grid in zip(*(top[name].tolist() for name in columns), strict=True):
+    columns = ["task", "query", "height", "width", "grid"]
+    top = ranked.loc[ranked["rank"] <= ATTEMPTS, columns]
+    for task_id, query, *grid in top.itertuples(index=False, name=None):
         answer = to_array(*grid).tolist() if grid[0] and grid[1] else _NO_ANSWER
         best.setdefault((task_id, query), []).append(answer)
-    answers: dict[str, list[dict[str, list[list[int]]]]] = {}
-    for task in tasks:
-        answers[task.id] = []
-        for query in range(len(task.queries)):
-            grids = best.get((task.id, query), [_NO_ANSWER])
-            grids = grids + [grids[0]] * (ATTEMPTS - len(grids))
-            answers[task.id].append({f"attempt_{i}": grid for i, grid in enumerate(grids, 1)})
-    return answers
+
+    def attempts(task_id: str, query: int) -> dict[str, list[list[int]]]:
+        grids = best.get((task_id, query), [_NO_ANSWER])
+        filled = grids + [grids[0]] * (ATTEMPTS - len(grids))
+        return {f"attempt_{i}": grid for i, grid in enumerate(filled, 1)}
+
+    return {task.id: [attempts(task.id, q) for q in range(len(task.queries))] for task in tasks}
 
 
 def _check(predictions: pd.DataFrame, tasks: Sequence[Task]) -> None:
@@ -110,14 +107,13 @@ def _check(predictions: pd.DataFrame, tasks: Sequence[Task]) -> None:
     if len(queries) != len(tasks):
         raise ValueError(f"{len(tasks)} tasks asked for, {len(queries)} distinct ids among them")
     pairs = predictions[["task", "query"]].drop_duplicates()
-    for task, query in zip(pairs["task"], pairs["query"], strict=True):
+    for task, query in pairs.itertuples(index=False, name=None):
         if task not in queries:
             raise ValueError(f"predictions hold task {task!r}, which was not asked for")
         if not 0 <= query < queries[task]:
-            raise ValueError(
-                f"predictions hold query {query} of task {task!r}, which has {queries[task]}"
-            )
-    repeated = predictions.duplicated(["task", "query", "variant"])
+            has = f"which has {queries[task]}"
+            raise ValueError(f"predictions hold query {query} of task {task!r}, {has}")
+    repeated = predictions.duplicated(["task", "query", "variant"])  # would vote twice
     if repeated.any():
         row = predictions.loc[repeated].iloc[0]
         raise ValueError(
@@ -127,80 +123,61 @@ def _check(predictions: pd.DataFrame, tasks: Sequence[Task]) -> None:
 
 
 def _truths(tasks: Sequence[Task]) -> dict[tuple[str, int], Grid]:
-    """The labelled test outputs."""
-    truths = {}
-    for task in tasks:
-        for query, pair in enumerate(task.queries):
-            if pair.output is not None:
-                grid = np.ascontiguousarray(pair.output, dtype=np.uint8)
-                truths[task.id, query] = (grid.shape[0], grid.shape[1], grid.tobytes())
-    return truths
-
-
-def _hits(ranked: pd.DataFrame, truths: dict[tuple[str, int], Grid]) -> np.ndarray:
-    """Whether each candidate is the true output, bool [candidates]."""
-    columns = ("task", "query", "height", "width", "grid")
-    rows = zip(*(ranked[name].tolist() for name in columns), strict=True)
-    return np.fromiter(
-        (truths.get((task, query)) == (h, w, grid) for task, query, h, w, grid in rows),
-        dtype=bool,
-        count=len(ranked),
-    )
+    """Return the labelled test outputs by (task id, query)."""
+    grids = {(t.id, q): pair.output for t in tasks for q, pair in enumerate(t.queries)}
+    return {
+        output: (*grid.shape, np.ascontiguousarray(grid, dtype=np.uint8).tobytes())
+        for output, grid in grids.items()
+        if grid is not None
+    }
 
 
 def _credits(
-    tasks: Sequence[Task], best_rank: dict[tuple[str, int], int], ks: Sequence[int]
+    tasks: Sequence[Task],
+    truths: dict[tuple[str, int], Grid],
+    best_rank: dict[tuple[str, int], int],
+    ks: Sequence[int],
 ) -> np.ndarray:
-    """Credit of each task that has a labelled test output, float64 [task, k, rule]."""
-    limits = np.asarray(ks, dtype=np.int64)
+    """Return the credit of each task that has a labelled test output, float64 [task, k, rule]."""
     rows = []
     for task in tasks:
-        labelled = [q for q, pair in enumerate(task.queries) if pair.output is not None]
+        labelled = [(task.id, q) for q in range(len(task.queries)) if (task.id, q) in truths]
         if labelled:
-            ranks = np.array([best_rank.get((task.id, q), _NEVER) for q in labelled])
-            solved = ranks[:, None] <= limits  # [query, k]
-            rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))
+            ranks = np.array([best_rank.get(output, _NEVER) for output in labelled])  # [query]
+            solved = ranks[:, None] <= np.asarray(ks, dtype=np.int64)  # [query, k]
+            rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))  # [k, rule]
     return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
 
 
 def _with_intervals(credit: np.ndarray, samples: int, seed: int) -> list[list[dict[str, Any]]]:
-    """numerator, denominator, value and 95 % interval of each [k][rule]."""
+    """Return numerator, denominator, value and 95 % interval of each [k][rule]."""
     n, n_ks, n_rules = credit.shape
-    flat = credit.reshape(n, n_ks * n_rules)
+    flat = credit.reshape(n, n_ks * n_rules)  # [task, k × rule]
     low_high = np.zeros((2, n_ks * n_rules))
-    if n and samples:
+    if n and samples:  # percentile bootstrap over tasks
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=samples)  # times each task is drawn
         low_high = np.percentile(drawn @ flat / n, [2.5, 97.5], axis=0)
     numbers = []
-    for column in range(flat.shape[1]):
-        values = flat[:, column]
-        one: dict[str, Any] = {
-            "numerator": float(values.sum()),
-            "denominator": n,
-            "value": float(values.mean()) if n else None,
-            "ci95": [float(bound) for bound in low_high[:, column]] if n and samples else None,
-            "ci95_method": "bootstrap" if n and samples else None,
-        }
-        if one["ci95"] and np.all(values == values[0]) and values[0] in (0.0, 1.0):
-            other = 0.025 ** (1.0 / n)
-            one["ci95"] = [0.0, 1.0 - other] if values[0] == 0.0 else [other, 1.0]
-            one["ci95_method"] = "exact"
-        numbers.append(one)
+    for values, bounds in zip(flat.T, low_high.T.tolist(), strict=True):
+        ci95, method = (bounds, "bootstrap") if n and samples else (None, None)
+        if ci95 and np.all(values == values[0]) and values[0] in (0.0, 1.0):
+            other = 0.025 ** (1.0 / n)  # Clopper-Pearson of 0 or n out of n
+            ci95 = [0.0, 1.0 - other] if values[0] == 0.0 else [other, 1.0]
+            method = "exact"
+        mean = float(values.mean()) if n else None
+        one = {"numerator": float(values.sum()), "denominator": n, "value": mean}
+        numbers.append({**one, "ci95": ci95, "ci95_method": method})
     return [numbers[i * n_rules : (i + 1) * n_rules] for i in range(n_ks)]
 
 
 def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> dict[str, Any]:
-    """What was asked for and what was there. A task is evaluated once all its queries are."""
-    per_query = predictions.groupby(["task", "query"], observed=True).size()
+    """Count the asked and the predicted; a task is evaluated once all its queries are."""
+    per_query = predictions.groupby(["task", "query"], observed=True).size()  # variants used
     predicted = set(per_query.index)
-    outputs = [(task.id, q) for task in tasks for q in range(len(task.queries))]
-    labelled = sum(pair.output is not None for task in tasks for pair in task.queries)
-    evaluated = sum(
-        bool(task.queries) and all((task.id, q) in predicted for q in range(len(task.queries)))
-        for task in tasks
-    )
-    unlabelled_tasks = sum(all(pair.output is None for pair in task.queries) for task in tasks)
+    outputs = {task.id: [(task.id, q) for q in range(len(task.queries))] for task in tasks}
+    unlabelled = [[pair.output is None for pair in task.queries] for task in tasks]
+    evaluated = sum(bool(of) and predicted.issuperset(of) for of in outputs.values())
     not_fitting = 0
     if "fits" in predictions:
         misfit = predictions["fits"].astype("boolean").eq(False).fillna(False)
@@ -208,11 +185,11 @@ def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> 
     return {
         "tasks_asked": len(tasks),
         "tasks_evaluated": evaluated,
-        "tasks_unlabelled": unlabelled_tasks,
+        "tasks_unlabelled": sum(all(of_task) for of_task in unlabelled),
         "partial": evaluated < len(tasks),
-        "test_outputs": len(outputs),
-        "test_outputs_predicted": sum(output in predicted for output in outputs),
-        "test_outputs_unlabelled": len(outputs) - labelled,
+        "test_outputs": sum(map(len, outputs.values())),
+        "test_outputs_predicted": len(predicted),
+        "test_outputs_unlabelled": sum(map(sum, unlabelled)),
         "outputs_not_fitting_canvas": not_fitting,
         "predictions": len(predictions),
         "variants": variants,
@@ -220,22 +197,12 @@ def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> 
     }
 
 
-def _single_variant(ranked: pd.DataFrame, hit: np.ndarray, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Share of individual predictions of labelled outputs that are right, before any voting."""
-    truths = _truths(tasks)
-    rows = zip(ranked["task"].tolist(), ranked["query"].tolist(), strict=True)
-    labelled = np.fromiter((row in truths for row in rows), dtype=bool, count=len(ranked))
-    votes = ranked["count"].to_numpy()
-    right, total = int(votes[hit].sum()), int(votes[labelled].sum())
-    return {"numerator": right, "denominator": total, "value": right / total if total else None}
-
-
 def _voting_gain(
     passes: dict[str, Any], single: float | None, partial: bool
 ) -> dict[str, float | None]:
-    """pass@1 (task_fraction) against single-variant exact match.
+    """Compare pass@1 (task_fraction) with the exact match of single variants.
 
-    Undefined (None) for a partial evaluation: its pass@1 counts the tasks that are missing.
+    None for a partial evaluation: its pass@1 counts the tasks that are missing.
     """
     first = passes["1"]["task_fraction"]["value"] if "1" in passes else None
     if first is None or single is None or partial:

@@ -1,4 +1,4 @@
-"""Voting over variants, pass@k with its denominators, and the Kaggle submission.
+"""Voting: predictions of all variants to ranked candidates.
 
 A *candidate* is a distinct grid that at least one variant predicted for one (task, query).
 Rules follow the evaluator of the TRM code (`evaluators/arc.py`): candidates are ordered by votes,
@@ -11,29 +11,24 @@ is allowed) and `q_halt` (logit). Row order is prediction order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    pass
-
 
 def vote(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Ranked candidates of every (task, query), best first.
+    """Return the ranked candidates of every (task, query), best first.
 
-    Returns the columns task, query, rank (from 1), height, width, grid, count (votes) and q_mean
-    (mean sigmoid(q_halt), 0-1; a logit that is not a number counts as 0).
+    Columns: task, query, rank (from 1), height, width, grid, count (votes) and q_mean (mean
+    sigmoid(q_halt), 0-1; a logit that is not a number counts as 0).
     """
     keys = ["task", "query", "height", "width", "grid"]
     groups = predictions.groupby(keys, sort=False, observed=True, dropna=False)
     code = groups.ngroup().to_numpy()  # candidates numbered in the order first seen
     logit = predictions["q_halt"].to_numpy(dtype=np.float64, na_value=np.nan)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # exp of a very negative logit is inf, and 1 / inf is 0
         confidence = np.nan_to_num(1.0 / (1.0 + np.exp(-logit)), nan=0.0)
-    count = np.bincount(code)
-    q_mean = np.bincount(code, weights=confidence) / count
+    count = np.bincount(code)  # votes
+    q_mean = np.bincount(code, weights=confidence) / count  # mean over the candidate's votes
     first = predictions.loc[~pd.Series(code, index=predictions.index).duplicated(), keys]
     query_code = first.groupby(["task", "query"], sort=False, observed=True).ngroup().to_numpy()
     order = np.lexsort((-q_mean, -count, query_code))  # stable: ties stay first seen first
@@ -45,5 +40,5 @@ def vote(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_array(height: int, width: int, grid: bytes) -> np.ndarray:
-    """The grid of one predictions row as uint8 [height, width]."""
+    """Return the grid of one predictions row as uint8 [height, width]."""
     return np.frombuffer(grid, dtype=np.uint8).reshape(int(height), int(width))

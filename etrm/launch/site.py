@@ -1,4 +1,4 @@
-"""What a SLURM cluster is asked for: the site's own settings, and the resources of a stage.
+"""Resources requested from a SLURM cluster: the site's own settings, and the resources of a stage.
 
 `slurm/config.yaml`, the profile, and the rules take their values from here. A site's settings are
 in `slurm/site.yaml`, which git ignores; `slurm/site.example.yaml` has every key with its default.
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.files import read_file
-from etrm.config.schema import ConfigError, Problem, option, parse, show
+from etrm.config.schema import ConfigError, ConfigProblem, option, parse
+from etrm.config.text import show
 
 SITE = Path("slurm/site.yaml")
 VARIABLE = "ETRM_SITE"
@@ -22,7 +23,7 @@ STAGES = ("pretrain", "overfit", "full", "evaluate")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What one attempt of a stage may take. A run that needs longer goes on in another job."""
+    """Time limit of one attempt of a stage. A run that needs longer resumes in another job."""
 
     pretrain: int = option("a pretraining job", 1440, unit="minutes", ge=1)
     overfit: int = option("an overfit job", 480, unit="minutes", ge=1)
@@ -79,17 +80,17 @@ class SiteConfig:
     )
     extra: str = option("further options of sbatch, as one text", "")
 
-    def problems(self) -> list[Problem]:
-        """A warning that comes before there was time for much."""
+    def problems(self) -> list[ConfigProblem]:
+        """Reject a warning so early that a job has no time to train."""
         minutes = min(getattr(self.runtime, stage) for stage in STAGES)
         if 2 * self.warn < 60 * minutes:
             return []
         expected = f"less than half of the shortest job ({minutes} minutes)"
-        return [Problem("warn", f"{self.warn} seconds", expected)]
+        return [ConfigProblem("warn", f"{self.warn} seconds", expected)]
 
     @property
     def options(self) -> str:
-        """Options of sbatch that Snakemake has no resource for.
+        """Return options of sbatch that Snakemake has no resource for.
 
         The signal goes to the job's step, where training is; without `append`, a requeued job
         would overwrite its own log.
@@ -98,12 +99,12 @@ class SiteConfig:
 
     @property
     def memory(self) -> str:
-        """MB per core as an expression of Snakemake."""
+        """Return the MB per core as an expression of Snakemake."""
         wanted = f"{self.memory_per_cpu} * (1 + attempt) // 2"
         return f"min({max(self.memory_per_cpu, self.most_memory_per_cpu)}, {wanted})"
 
     def resources(self, stage: str, gpus: int = 1, nodes: int = 1) -> dict[str, Any]:
-        """Resources of a stage's rule, on `nodes` with so many GPUs each; None is one not set.
+        """Return a stage's resources on `nodes` with so many GPUs each; None is one not set.
 
         SLURM counts `gpu` over all nodes, and `gres` on each. The plugin wraps a job in an `srun`
         of one process, on one node, unless it is an MPI job, one with `mpi` and `tasks`: such are
@@ -126,7 +127,7 @@ class SiteConfig:
         }
 
     def _minutes(self, stage: str) -> Callable[..., int]:
-        """More in each attempt, up to the most."""
+        """Ask for more in each attempt, up to the most."""
         first: int = getattr(self.runtime, stage)
 
         def runtime(wildcards: Any, attempt: int) -> int:
@@ -136,7 +137,7 @@ class SiteConfig:
 
 
 def read_site(path: Path | None = None) -> SiteConfig:
-    """The settings of `path`, else of the file that ETRM_SITE names, else of `slurm/site.yaml`.
+    """Read the settings of `path`, else of the file in ETRM_SITE, else of `slurm/site.yaml`.
 
     The defaults where there is no such file. Raises `ConfigError` with all that is wrong in it.
     """
@@ -146,7 +147,7 @@ def read_site(path: Path | None = None) -> SiteConfig:
         return SiteConfig()
     document = read_file(where, f"the file of settings that {VARIABLE} names")
     if document is not None and not isinstance(document, Mapping):
-        problem = Problem("(top level)", show(document), "a block of keys")
+        problem = ConfigProblem("(top level)", show(document), "a block of keys")
         raise ConfigError([problem], str(where))
     try:
         site: SiteConfig = parse(SiteConfig, document or {})

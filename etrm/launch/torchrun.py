@@ -31,6 +31,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from etrm.errors import UserError
 from etrm.launch.job import Job, read_job, write_job
 from etrm.runtime.distributed import ranks_of_this_run
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, Interruption, signal_name
@@ -54,7 +55,7 @@ STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
 AGAIN = "Run the same command again to go on from the last state"
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """A rank of a run has failed, or cannot be started."""
 
 
@@ -203,7 +204,8 @@ def train_on_nodes(job: Job, size: int, nodes: int) -> None:
         srun.wait()
         for file in (path, path.with_suffix(STOPPED)):
             file.unlink(missing_ok=True)
-    if (code == 0 and stopped) or (sent and code in (-TO_SRUN, 128 + TO_SRUN)):
+    before_training = sent and code in (-TO_SRUN, 128 + TO_SRUN)
+    if (code == 0 and stopped) or code == EXIT_INTERRUPTED or before_training:
         raise interrupted
     if code:
         raise LaunchError(
@@ -239,9 +241,13 @@ def this_node(environment: Mapping[str, str]) -> Node:
             " that `srun` has started within a SLURM job"
         ) from None
     command = ["scontrol", "show", "hostnames", names]
-    hosts = tuple(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    )
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    hosts = tuple(done.stdout.split())
+    if not 0 <= number < len(hosts):
+        raise LaunchError(
+            f"SLURM_STEP_NODELIST: found {len(hosts)} hosts in {names!r} for node {number}"
+            f" {done.stderr.strip()}, expected one host for each node"
+        )
     return Node(number, hosts, FIRST_PORT + (job + 101 * step) % PORTS)
 
 

@@ -1,8 +1,10 @@
 """Adaptive computation time: the carry of a batch of slots, and one ACT step of all of them.
 
-A slot holds one sample until it halts, then takes a new one. Everything that belongs to a sample
-(inputs, labels, demos, states, steps) travels in the carry, so that a sample that goes on is
-always scored against its own labels. States are detached in one place, at the end of a step.
+A slot holds one sample until it halts, then takes a new one. All that belongs to a sample (inputs,
+labels, demos, states, steps) travels in the carry, so its loss is always against its own labels.
+States are detached in one place, at the end of a step (TRM, 2510.04871: deep supervision).
+
+Shape suffixes: B slots of one lane, P context tokens, S grid tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,23 +25,22 @@ class Model(nn.Module):
 
     def __init__(self, context: ContextSource, decoder: Decoder) -> None:
         super().__init__()
-        self.context = context
-        self.decoder = decoder
+        self.context, self.decoder = context, decoder
 
     @property
     def config(self) -> ModelConfig:
-        """Sizes of the decoder."""
+        """Return the sizes of the decoder."""
         return self.decoder.config
 
 
 @dataclass
 class Carry:
-    """The slots of one lane between two ACT steps; B slots, P context tokens, D width."""
+    """The state of the slots of one lane between two ACT steps, without gradients."""
 
     batch: Batch
     z_H: Tensor  # [B, P+S, D]
     z_L: Tensor  # [B, P+S, D]
-    state: Tensor | None  # the context source's own state, [B, ...]
+    state: Tensor | None  # of the context source, [B, ...]
     context: Tensor | None  # [B, P, D] where encodings are cached
     steps: Tensor  # [B] int64: ACT steps done
     halted: Tensor  # [B] bool: takes a new sample next
@@ -47,21 +48,20 @@ class Carry:
 
 @dataclass
 class StepOutput:
-    """What one ACT step gives, before states were detached; B slots of one lane."""
+    """Results of one ACT step, with gradients."""
 
     logits: Tensor  # [B, S, V]
     q_halt: Tensor  # [B]
     context: Tensor  # [B, P, D], see `Encoded.summary`
-    losses: dict[str, Tensor]  # of the context source, each a [B] per-sample value
+    losses: dict[str, Tensor]  # of the context source, per sample [B]
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
 
 
 def empty_carry(model: Model, batch: Batch, dtype: torch.dtype) -> Carry:
-    """A carry in which every slot is free; `batch` only gives shapes."""
+    """Return a carry in which every slot is free; `batch` only gives shapes."""
     size, tokens = batch.inputs.shape
     context = model.context.context_size(batch.cells)
     z_H, z_L = model.decoder.initial_states(size, tokens, context)
-    device = batch.inputs.device
     state = model.context.initial_state(size)
     return Carry(
         batch=batch,
@@ -69,8 +69,8 @@ def empty_carry(model: Model, batch: Batch, dtype: torch.dtype) -> Carry:
         z_L=z_L.to(dtype).clone(),
         state=None if state is None else state.detach(),
         context=None,
-        steps=torch.zeros(size, dtype=torch.int64, device=device),
-        halted=torch.ones(size, dtype=torch.bool, device=device),
+        steps=torch.zeros_like(batch.puzzle),
+        halted=torch.ones_like(batch.puzzle, dtype=torch.bool),
     )
 
 
@@ -81,38 +81,39 @@ def act_step(
     cache_context: bool = False,
     encoded: Encoded | None = None,
 ) -> tuple[Carry, StepOutput]:
-    """Free slots take their sample of `incoming`; then every slot does one ACT step.
+    """Give free slots their sample of `incoming`, then do one ACT step of every slot.
 
-    The returned carry is detached, its `steps` counted, its `halted` still that of before: the
-    caller decides halting (`decide_halting` in training, the step limit in evaluation).
-    `encoded` is used instead of encoding again (evaluation). `cache_context` keeps the encoding
-    of a sample's first step, whose gradient the later steps then lack (the negative control).
+    The returned carry is detached and its `steps` counted, but its `halted` is still the old one:
+    the caller decides halting (`decide_halting` in training, the step limit in evaluation).
+    `encoded` replaces encoding anew (evaluation). `cache_context` reuses the encoding of a
+    sample's first step, so the later steps send it no gradient (the negative control).
     """
     free = carry.halted
+    column = free[:, None, None]
     batch = Batch.where(free, incoming, carry.batch)
     slots, length, _ = carry.z_H.shape
-    z_H0, z_L0 = model.decoder.initial_states(slots, length, context=0)
-    z_H = torch.where(free[:, None, None], z_H0.to(carry.z_H.dtype), carry.z_H)
-    z_L = torch.where(free[:, None, None], z_L0.to(carry.z_L.dtype), carry.z_L)
-    state = _restarted(model, carry, free)
-    encoded = model.context(batch, state) if encoded is None else encoded
+    z_H0, z_L0 = model.decoder.initial_states(slots, length, context=0)  # length includes P
+    z_H = torch.where(column, z_H0.to(carry.z_H.dtype), carry.z_H)
+    z_L = torch.where(column, z_L0.to(carry.z_L.dtype), carry.z_L)
+    if encoded is None:
+        state = model.context.initial_state(slots)
+        if state is not None and carry.state is not None:
+            state = torch.where(free.view(-1, *[1] * (state.dim() - 1)), state, carry.state)
+        encoded = model.context(batch, state)
     fresh = torch.ones_like(free)
     if cache_context:
-        tokens = encoded.tokens
-        old = torch.zeros_like(tokens) if carry.context is None else carry.context
-        tokens, fresh = torch.where(free[:, None, None], tokens, old), free
-        encoded = replace(encoded, tokens=tokens)
+        old = torch.zeros_like(encoded.tokens) if carry.context is None else carry.context
+        encoded, fresh = replace(encoded, tokens=torch.where(column, encoded.tokens, old)), free
     z_H, z_L, logits, q = model.decoder(
         batch.inputs, encoded.tokens, z_H, z_L, encoded.real, encoded.places
     )
-    steps = torch.where(free, torch.zeros_like(carry.steps), carry.steps) + 1
     after = Carry(
         batch=batch,
         z_H=z_H.detach(),
         z_L=z_L.detach(),
         state=None if encoded.state is None else encoded.state.detach(),
         context=encoded.tokens.detach() if cache_context else None,
-        steps=steps,
+        steps=torch.where(free, 0, carry.steps) + 1,
         halted=free,
     )
     return after, StepOutput(logits, q[:, 0], encoded.summary(), encoded.losses, fresh)
@@ -121,24 +122,16 @@ def act_step(
 def decide_halting(
     steps: Tensor, q_halt: Tensor, halting: HaltingConfig, explore: Tensor, minimum: Tensor
 ) -> Tensor:
-    """Which slots halt, in training [B] bool.
+    """Return bool [B]: the slots that halt after this step, in training.
 
-    A slot halts at the step limit, or when its q-head says that its answer is right, unless it
-    explores (`explore` < exploration_prob): then not before `minimum`, uniform in [0, 1), has
-    been turned into a number of steps from 2 to the limit. Official TRM's rule.
+    A slot halts at the step limit, or when its q-head says that its answer is right. A slot that
+    explores (`explore` < exploration_prob) waits for a least number of steps, which `minimum`,
+    uniform in [0, 1), spreads evenly over 2 to the limit. Official TRM's rule.
     """
     last = steps >= halting.max_steps
     if halting.max_steps == 1:
         return last
-    span = halting.max_steps - 1
+    span = halting.max_steps - 1  # how many numbers 2..max_steps are
     least = 2 + (minimum * span).long().clamp(max=span - 1)
-    least = torch.where(explore < halting.exploration_prob, least, torch.zeros_like(least))
+    least = torch.where(explore < halting.exploration_prob, least, 0)
     return (last | (q_halt > 0)) & (steps >= least)
-
-
-def _restarted(model: Model, carry: Carry, free: Tensor) -> Tensor | None:
-    initial = model.context.initial_state(free.shape[0])
-    if initial is None or carry.state is None:
-        return None
-    mask = free.reshape(-1, *[1] * (initial.dim() - 1))
-    return torch.where(mask, initial, carry.state)

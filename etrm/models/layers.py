@@ -1,14 +1,14 @@
-"""The building blocks that encoders and decoder share.
+"""The building blocks that encoders and decoder share, and the initial values of all weights.
 
-Shapes: B batch, N tokens (of the sequence that attends), M tokens attended to, D width, H heads.
-Initial values, all drawn here: linear weights 1/√fan_in, embeddings 1/√D, both truncated at two
-standard deviations (TRM, arXiv 2510.04871, after JAX's initialisers).
+Shape suffixes: B batch, N tokens that attend, M tokens attended to, P context tokens, D width,
+H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,81 +17,95 @@ from torch import Tensor, nn
 from etrm.arc.grid import MAX_SIDE, VOCAB_SIZE
 
 NORM_EPS = 1e-5
-# Standard deviation of a unit normal cut at ±2: dividing by it keeps the spread that was asked for.
-CUT_STD = 0.8796256610342398
+Angles = tuple[Tensor, Tensor]  # cos and sin of rotary positions, [N, D/H] or [B, N, D/H]
 
-Branch = Callable[[Tensor], Tensor]
+STD_VECTOR = 1.0  # first states, learned queries, CLS tokens: as long as an RMS-normed token
+STD_POSITION = 0.5  # learned rows, columns and grids: three of them are added to a token
+Q_BIAS = -5.0  # halting starts improbable, so samples use their steps before they learn to stop
+# A unit normal cut at ±2 has this standard deviation: dividing by it restores the one asked for.
+CUT_STD = 0.8796256610342398
 
 
 def init_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill with a normal of standard deviation `std`, cut at two standard deviations."""
+    """Fill `tensor` with a normal of deviation `std`, cut at two deviations of the uncut normal.
+
+    | weights | standard deviation |
+    |---|---|
+    | linear maps | 1/√fan_in; biases are 0 |
+    | token embeddings [V, D] | 1/√D; the stream multiplies them by √D, to an RMS of 1 |
+    | H_init, L_init, learned vectors of encoders | `STD_VECTOR` |
+    | learned positions of encoders | `STD_POSITION` |
+    | q-head, table of puzzle embeddings | 0; the q-head's bias is `Q_BIAS` |
+    | query of attention pooling | 1, uncut |
+    | layer scale | 0, at the value of the option |
+
+    The initialisers of TRM (2510.04871), which follow JAX's.
+    """
     with torch.no_grad():
         bound = 2.0 * std / CUT_STD
         return nn.init.trunc_normal_(tensor, std=std / CUT_STD, a=-bound, b=bound)
 
 
-class Linear(nn.Linear):
-    """A linear map whose float32 weights are used in the number format of what comes in.
+def learned(*shape: int, std: float = STD_VECTOR) -> nn.Parameter:
+    """Return a parameter of `shape` with initial values of `init_normal_`."""
+    return nn.Parameter(init_normal_(torch.empty(shape), std))
 
-    `hoisted` is the weight cast once for many uses (`etrm.models.compute`); without it, each use
-    casts anew.
-    """
+
+class Linear(nn.Linear):
+    """A linear map whose float32 weights are cast to the number format of its input."""
+
+    hoisted: Tensor | None = None  # the weight cast once for many uses, by `models.compute`
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias=bias)
-        self.hoisted: Tensor | None = None
+        init_normal_(self.weight, 1.0 / math.sqrt(inputs))
+        if bias:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Map [..., inputs] to [..., outputs]."""
         weight = self.weight.to(input.dtype) if self.hoisted is None else self.hoisted
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, weight, bias)
 
 
-def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:
-    """A linear map with weights of standard deviation 1/√inputs and zero bias."""
-    layer = Linear(inputs, outputs, bias=bias)
-    init_normal_(layer.weight, 1.0 / math.sqrt(inputs))
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
 def rms_norm(x: Tensor) -> Tensor:
-    """`x` divided by its root mean square over the last axis, in float32, without weights."""
-    y = x.float()
+    """Divide `x` [..., D] by its root mean square over the last axis (1910.07467, no weights)."""
+    y = x.float()  # squares of bfloat16 would lose most digits
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
 
 
 class TokenEmbedding(nn.Module):
-    """Token ids [...] → [..., D], in the number format that the model computes in (`dtype`)."""
+    """Embed token ids [...] to [..., D]."""
 
-    dtype = torch.float32
+    dtype = torch.float32  # the number format of the stream, set by `models.compute`
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.embedding_weight = nn.Parameter(torch.empty(VOCAB_SIZE, width))
-        init_normal_(self.embedding_weight, 1.0 / math.sqrt(width))
+        self.embedding_weight = learned(VOCAB_SIZE, width, std=1.0 / math.sqrt(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the rows of `tokens`."""
         return F.embedding(tokens, self.embedding_weight.to(self.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in float32, whatever comes in."""
+    """Layer norm, computed in float32 for inputs of every number format."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise [..., D] over the last axis."""
         return super().forward(input.float()).to(input.dtype)
 
 
 class Rotary(nn.Module):
     """Rotary positions of P context tokens and the cells of a canvas (Su et al., 2104.09864).
 
-    A cell's position is that of the 30×30 canvas whatever the lane, so that weights mean the same
-    in all lanes. `rope`: P + 30·row + column. `rope_2d`: the first half of a head turns with the
+    A cell has its position on the 30×30 canvas in every lane, so that weights mean the same in all
+    lanes. `rope`: position P + 30·row + column. `rope_2d`: the first half of a head turns with the
     row, the second with the column; context token p stands at row 30, column p.
     """
 
-    cos: Tensor
+    cos: Tensor  # [P + 900, head width]
     sin: Tensor
 
     def __init__(self, head_width: int, context_tokens: int, kind: str, theta: float) -> None:
@@ -103,45 +117,41 @@ class Rotary(nn.Module):
         context = torch.arange(context_tokens)
         if kind == "rope":
             cells = context_tokens + MAX_SIDE * row + column
-            angles = torch.cat([context, cells.flatten()])[:, None].float() * frequencies
+            positions = [torch.cat([context, cells.flatten()])]
         else:
             rows = torch.cat([torch.full_like(context, MAX_SIDE), row.flatten()])
-            columns = torch.cat([context, column.flatten()])
-            angles = torch.cat([p[:, None].float() * frequencies for p in (rows, columns)], dim=-1)
-        angles = torch.cat([angles, angles], dim=-1)
+            positions = [rows, torch.cat([context, column.flatten()])]
+        angles = torch.cat([p[:, None].float() * frequencies for p in positions], dim=-1)
+        angles = torch.cat([angles, angles], dim=-1)  # `rotate` pairs channel i with i + half
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, side: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [P + side², head width] for a canvas of `side` cells."""
+    def forward(self, side: int) -> Angles:
+        """Return cos and sin [P + side², head width] for a canvas of `side` × `side` cells."""
         cells = torch.arange(side, device=self.cos.device)
         index = (self.context_tokens + MAX_SIDE * cells[:, None] + cells).flatten()
         index = torch.cat([torch.arange(self.context_tokens, device=index.device), index])
         return self.cos[index], self.sin[index]
 
-    def beside(self, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, C + side², head width] of cells of a canvas after C others of its cells.
+    def beside(self, places: Tensor, side: int) -> Angles:
+        """Return cos and sin [B, C + side², head width] for C tokens in front of a canvas.
 
-        `places` [B, C]: their numbers on the canvas; -1 for the first context token.
+        `places` [B, C] int64: their cells on the canvas, in reading order; -1 for no cell, which
+        has the position of the first context token.
         """
-        row, column = places // side, places % side
-        index = self.context_tokens + MAX_SIDE * row + column
+        index = self.context_tokens + MAX_SIDE * (places // side) + places % side  # [B, C]
         index = torch.where(places < 0, 0, index)
-        own = self.context_tokens + torch.arange(side * side, device=places.device)
-        cos, sin = self(side)
-        own = own.expand(len(places), -1)
-        pairs = ((self.cos, cos), (self.sin, sin))
-        return tuple(torch.cat([table[index], mine[own]], dim=1) for table, mine in pairs)  # type: ignore[return-value]
+        cos, sin = (t[self.context_tokens :].expand(len(places), -1, -1) for t in self(side))
+        return torch.cat([self.cos[index], cos], dim=1), torch.cat([self.sin[index], sin], dim=1)
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + half) of each head of `x` [B, N, H, head width].
+def rotate(x: Tensor, rotary: Angles) -> Tensor:
+    """Turn the pairs of channels (i, i + half) of each head of `x` [B, N, H, head width].
 
-    `rotary` is cos and sin, [N, head width] or, where sequences differ, [B, N, head width].
+    `rotary`: cos and sin, [N, head width] or, where sequences differ, [B, N, head width].
     """
-    cos, sin = (t.unsqueeze(-2) for t in rotary)
-    half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
+    cos, sin = (t.unsqueeze(-2) for t in rotary)  # the same for all heads
+    left, right = x.chunk(2, dim=-1)
     turned = torch.cat([-right, left], dim=-1)
     return (x * cos + turned * sin).to(x.dtype)  # in float32, as cos and sin are
 
@@ -152,20 +162,18 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads, self.qk_norm = heads, qk_norm
-        self.qkv_proj = linear(width, 3 * width)
-        self.o_proj = linear(width, width)
+        self.qkv_proj = Linear(width, 3 * width)
+        self.o_proj = Linear(width, width)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """`mask` [B, N] or [B, N, N] is true where a token may be attended to."""
-        qkv = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1))
-        both, v = qkv.split([2 * self.heads, self.heads], dim=2)  # queries and keys, values
+    def forward(self, x: Tensor, rotary: Angles | None, mask: Tensor | None) -> Tensor:
+        """Attend where `mask`, bool [B, N] of keys or [B, N, N] of pairs, is true."""
+        qkv = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1))  # [B, N, 3H, D/H]
+        qk, v = qkv.split([2 * self.heads, self.heads], dim=2)  # q and k are treated alike
         if self.qk_norm:
-            both = rms_norm(both)
+            qk = rms_norm(qk)
         if rotary is not None:
-            both = rotate(both, rotary)
-        q, k = both.chunk(2, dim=2)
+            qk = rotate(qk, rotary)
+        q, k = qk.chunk(2, dim=2)
         return self.o_proj(attend(q, k, v, mask))
 
 
@@ -175,13 +183,13 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads, self.qk_norm = heads, qk_norm
-        self.q_proj = linear(width, width)
-        self.kv_proj = linear(width, 2 * width)
-        self.o_proj = linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.kv_proj = Linear(width, 2 * width)
+        self.o_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` [B, M] is true where a token may be attended to."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, -1))
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend to the tokens where `mask`, bool [B, M], is true."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, -1))  # [B, N, H, D/H]
         k, v = self.kv_proj(tokens).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
@@ -189,107 +197,102 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention [B, N, H, D/H] → [B, N, D].
+    """Scaled dot-product attention, [B, N, H, D/H] → [B, N, D].
 
-    `mask` is [B, M], or [B, N, M] where it differs by query; each row of it needs one true.
+    `mask` is bool [B, M], or [B, N, M] where it differs by query; each row of it needs one true.
     """
-    full = None if mask is None else mask[:, None] if mask.dim() == 3 else mask[:, None, None]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=full).transpose(1, 2).flatten(-2)
+    if mask is not None:  # to [B, heads, queries, keys]
+        mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, D/H]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
 
 
 def inner_width(width: int, expansion: float) -> int:
-    """Inner width of a SwiGLU: 2/3 · expansion · width, rounded up to 256s as in TRM."""
+    """Return the inner width of a SwiGLU: 2/3 · expansion · width, rounded up to 256s as in TRM."""
     return -(-round(expansion * width * 2 / 3) // 256) * 256
 
 
 def block_bytes(width: int, expansion: float, item: int) -> int:
-    """What the backward pass of a `Block` keeps of a token, in bytes, with `item` bytes a number.
+    """Return the bytes of a token that a `Block` saves for its backward pass.
 
-    Kept are: its input, q and k before and after rotation with v, the attention's output, the
-    input of the feed-forward, its gate, up, activation and product, and both norms' inputs, these
-    in float32.
+    `item`: bytes of a number. Saved are the block's input, q and k before and after rotation, v,
+    the attention's output, the input of the feed-forward, its gate, up, activation and product,
+    and, in float32, the inputs of both norms.
     """
     return item * (8 * width + 4 * inner_width(width, expansion)) + 8 * width
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward [.., D] → [.., D]."""
+    """Gated feed-forward (Shazeer, 2002.05202), [..., D] → [..., D]."""
 
     def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
         inner = inner_width(width, expansion)
-        self.gate_up_proj = linear(width, 2 * inner)
-        self.down_proj = linear(inner, width)
+        self.gate_up_proj = Linear(width, 2 * inner)
+        self.down_proj = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return down(silu(gate(x)) · up(x))."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
-class Block(nn.Module):
-    """Self-attention and SwiGLU with residuals.
+class Residuals(nn.Module):
+    """Norm placement and layer scale of the branches of a block.
 
     `norm`: `post` (TRM: RMS norm after each residual) or `pre` (LayerNorm before each branch);
-    `layer_scale`: a learned factor per channel on each branch, starting there (2103.17239).
+    `layer_scale`: first value of a learned factor per channel of each branch (2103.17239).
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        expansion: float,
-        norm: str = "post",
-        layer_scale: float | None = None,
-        qk_norm: bool = False,
+        self, width: int, norm: str = "post", layer_scale: float | None = None, branches: int = 2
     ) -> None:
-        super().__init__()
-        self.self_attn = Attention(width, heads, qk_norm)
-        self.mlp = SwiGLU(width, expansion)
-        self.residuals = Residuals(width, 2, norm, layer_scale)
-
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        x = self.residuals(0, x, lambda y: self.self_attn(y, rotary, mask))
-        return self.residuals(1, x, self.mlp)
-
-
-class CrossBlock(nn.Module):
-    """Queries [B, N, D] read tokens [B, M, D] by cross-attention, then a SwiGLU."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        expansion: float,
-        norm: str = "post",
-        layer_scale: float | None = None,
-        qk_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        self.cross_attn = CrossAttention(width, heads, qk_norm)
-        self.mlp = SwiGLU(width, expansion)
-        self.residuals = Residuals(width, 2, norm, layer_scale)
-
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.residuals(0, x, lambda y: self.cross_attn(y, tokens, mask))
-        return self.residuals(1, x, self.mlp)
-
-
-class Residuals(nn.Module):
-    """Norm placement and layer scale of a block's branches, written once."""
-
-    def __init__(self, width: int, branches: int, norm: str, layer_scale: float | None) -> None:
         super().__init__()
         self.norm = norm
-        pre = norm == "pre"
-        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(branches if pre else 0))
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(branches * (norm == "pre")))
         scales = [] if layer_scale is None else [layer_scale] * branches
         self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), s)) for s in scales)
 
-    def forward(self, branch: int, x: Tensor, function: Branch) -> Tensor:
+    def forward(self, branch: int, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add branch number `branch`, computed by `function`, to `x` [..., D]."""
         y = function(self.norms[branch](x) if self.norm == "pre" else x)
         if self.scales:
-            y = y * self.scales[branch]
+            y = y * self.scales[branch].to(y.dtype)  # the stream keeps its number format
         return x + y if self.norm == "pre" else rms_norm(x + y)
+
+
+class Block(nn.Module):
+    """Self-attention and SwiGLU with residuals, [B, N, D] → [B, N, D]; `style` of `Residuals`."""
+
+    branch = "self_attn"  # its name in checkpoints
+    attention: type[nn.Module] = Attention
+
+    def __init__(
+        self, width: int, heads: int, expansion: float, qk_norm: bool = False, **style: Any
+    ) -> None:
+        super().__init__()
+        self.add_module(self.branch, self.attention(width, heads, qk_norm))
+        self.mlp = SwiGLU(width, expansion)
+        self.residuals = Residuals(width, **style)
+
+    def forward(self, x: Tensor, read: Any = None, mask: Tensor | None = None) -> Tensor:
+        """Return `x` after both branches; `read`, `mask`: arguments of the attention."""
+        attention = getattr(self, self.branch)
+        x = self.residuals(0, x, lambda y: attention(y, read, mask))
+        return self.residuals(1, x, self.mlp)
+
+
+class CrossBlock(Block):
+    """Queries [B, N, D] that read tokens [B, M, D] by cross-attention, then a SwiGLU."""
+
+    branch, attention = "cross_attn", CrossAttention
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after the other, each with the same further arguments."""
+
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        """Return `x` [B, N, D] after all blocks."""
+        for block in self:
+            x = block(x, *rest)
+        return x

@@ -10,10 +10,10 @@ from etrm.storage.records import DESCRIBED, read_run, read_score
 
 
 def collect(files: Iterable[str | Path]) -> list[RunView]:
-    """A view of every `run.json` among the files, in their order.
+    """Return a view of every `run.json` among the files, in their order.
 
-    A run's verdict is the `verdict.json` in its folder, its score and predictions are those whose
-    `score.json` names its experiment, stage and seed; each only where it is among the files.
+    A run's verdict is the `verdict.json` in its folder; its score and predictions are those whose
+    `score.json` names its experiment, stage and seed: each only if it is among the files.
     """
     paths = [Path(f) for f in files]
     verdicts = {p.parent: p for p in paths if p.name == "verdict.json"}
@@ -29,12 +29,7 @@ def collect(files: Iterable[str | Path]) -> list[RunView]:
         run = read_run(path.parent, DESCRIBED)
         score = scores.get((run["experiment"], run["stage"], run["seed"]))
         predictions = score.with_name("predictions.parquet") if score else None
-        views.append(
-            load_run(
-                path.parent,
-                verdict=verdicts.get(path.parent),
-                score=score,
-                predictions=predictions if predictions in paths else None,
-            )
-        )
+        given = predictions if predictions in paths else None
+        verdict = verdicts.get(path.parent)
+        views.append(load_run(path.parent, verdict=verdict, score=score, predictions=given))
     return views

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, flat
+from etrm.config.text import first_few
 from etrm.report.run_view import RunView, distinct
-from etrm.report.tables import NONE, status
+from etrm.report.tables import NONE, outcome
 from etrm.storage.files import atomic_write
 
 PASSING_TEST = 0.05  # the guide's criterion 2: exact match on unseen tasks
 _SHOWN = 5  # packages that differ from the locked ones; run.json has all
+_RULES = {"task_fraction": "mean over a task's tests", "all_tests": "all tests right"}
 _TITLES = {
     "pretrain": "Pretraining results",
     "overfit": "Phase 1 results (overfit)",
@@ -21,33 +23,28 @@ _TITLES = {
 
 
 def write_record(
-    path: Path | str,
-    views: Sequence[RunView],
-    *,
-    goal: str = "",
-    baseline: RunView | None = None,
+    path: Path, views: Sequence[RunView], *, goal: str = "", baseline: RunView | None = None
 ) -> Path:
-    """Writes the record of one experiment, from the runs given (one seed's or all)."""
-    text = record(views, goal=goal, baseline=baseline)
-    with atomic_write(Path(path)) as part:
-        part.write_text(text, encoding="utf-8")
-    return Path(path)
+    """Write the record of one experiment, from the runs given (one seed's or all)."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(record(views, goal=goal, baseline=baseline), encoding="utf-8")
+    return path
 
 
 def record(views: Sequence[RunView], *, goal: str = "", baseline: RunView | None = None) -> str:
-    """The record as Markdown.
+    """Return the record as Markdown.
 
     `goal` is the experiment's question; `baseline` a run of another experiment in the same stage as
-    one of `views`, against whose configuration the changes are listed. Raises ValueError unless
+    one of `views`, against whose configuration the changes are listed. Raises `ValueError` unless
     `views` are runs of one experiment.
     """
     names = distinct(view.experiment for view in views)
     if len(names) != 1:
         raise ValueError(f"a record is of one experiment, the runs given are of {names or 'none'}")
-    lines = [f"# Experiment: {names[0]}", ""]
-    lines += [f"**Date**: {_dates(views)}", ""]
-    lines += [f"**Goal**: {goal or NONE}", ""]
-    lines += ["**Changes from baseline**:", "", *_changes(views, baseline), ""]
+    days = sorted(str(view.run["started"])[:10] for view in views if view.run.get("started"))
+    dates = " to ".join(distinct([days[0], days[-1]])) if days else NONE
+    lines = [f"# Experiment: {names[0]}", "", f"**Date**: {dates}", "", f"**Goal**: {goal or NONE}"]
+    lines += ["", "**Changes from baseline**:", "", *_changes(views, baseline), ""]
     lines += ["## Configuration", "", *_configuration(views[-1]), ""]
     for stage, title in _TITLES.items():
         of_stage = [view for view in views if view.stage == stage]
@@ -60,18 +57,13 @@ def record(views: Sequence[RunView], *, goal: str = "", baseline: RunView | None
     return "\n".join(lines) + "\n"
 
 
-def _dates(views: Sequence[RunView]) -> str:
-    days = sorted(str(view.run["started"])[:10] for view in views if view.run.get("started"))
-    return " to ".join(distinct([days[0], days[-1]])) if days else NONE
-
-
 def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
     if baseline is None or baseline.experiment == views[0].experiment:
         return ["- none: this is the baseline" if baseline is not None else f"- {NONE}"]
     same_stage = [view for view in views if view.stage == baseline.stage]
     if not same_stage:
         return [f"- {NONE} (no {baseline.stage} run to compare with {baseline.experiment})"]
-    own_names = ("experiment", "stage", "seed")
+    own_names = ("experiment", "stage", "seed")  # differ between any two runs
     found = changes(same_stage[0].run.get("config", {}), baseline.run.get("config", {}))
     lines = [f"- `{key}`: {old} → {new}" for key, old, new in found if key not in own_names]
     return [f"Against `{baseline.experiment}` ({baseline.stage}):", "", *(lines or ["- none"])]
@@ -79,7 +71,7 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
 
 def _configuration(view: RunView) -> list[str]:
     config = dict(flat(view.run.get("config", {})))
-    initial = config.get("decoder.init")
+    initial = config.get("decoder.init")  # experiment or file of the first weights
     source = config.get("context.source", NONE)
     named = {
         "Embedding" if view.is_trm else "Encoder": f"`{source}`",
@@ -90,40 +82,36 @@ def _configuration(view: RunView) -> list[str]:
         "Parameters": f"{view.run['num_params']:,}" if "num_params" in view.run else NONE,
     }
     lines = [f"- {name}: {value}" for name, value in named.items()]
-    lines += [
-        "",
-        f"All of it but the health rules ({view.stage}):",
-        "",
-        "| key | value |",
-        "| --- | --- |",
-    ]
-    shown = {key: value for key, value in config.items() if not key.startswith("health.")}
-    return lines + [f"| `{key}` | {_cell(value)} |" for key, value in sorted(shown.items())]
+    lines += ["", f"All of it but the health rules ({view.stage}):", ""]
+    shown = sorted((k, _cell(v)) for k, v in config.items() if not k.startswith("health."))
+    return [*lines, "| key | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in shown)]
 
 
 def _results(view: RunView) -> list[str]:
     run, verdict = view.run, view.verdict
-    lines = [f"- Train exact match at the end: {_percent(view.final('train/exact_accuracy'))}"]
-    lines += [f"- Train token accuracy at the end: {_percent(view.final('train/accuracy'))}"]
-    lines += [f"- Average ACT steps at the end: {_number(view.final('train/steps'))}"]
-    lines += [f"- Steps: {run.get('steps_done', NONE)} in {_number(run.get('seconds'))} s"]
+    lines = [
+        f"- Train exact match at the end: {_percent(view.final('train/exact_accuracy'))}",
+        f"- Train token accuracy at the end: {_percent(view.final('train/accuracy'))}",
+        f"- Average ACT steps at the end: {_number(view.final('train/steps'))}",
+        f"- Steps: {run.get('steps_done', NONE)} in {_number(run.get('seconds'))} s",
+    ]
     if run.get("stopped_early"):
         lines += [f"- Ended early: {run['stopped_early']}"]
     if verdict is not None:
-        exact, threshold = verdict["exact_accuracy"], verdict["threshold"]
-        lines += [
-            f"- Exact match over the episodes: {_percent(exact)} (gate: {_percent(threshold)})"
-        ]
-        lines += [f"- Steps to reach the gate: {_steps_to(view, threshold)}"]
+        threshold, evaluated = verdict["threshold"], view.series("all.exact_accuracy")
+        reached = evaluated.index[evaluated >= threshold]
+        first = reached[0] if len(reached) else "not reached at an evaluation"
+        gate = f"{_percent(verdict['exact_accuracy'])} (gate: {_percent(threshold)})"
+        lines += [f"- Exact match over the episodes: {gate}", f"- Steps to reach the gate: {first}"]
         issues = [_finding(finding) for finding in verdict["diagnosis"]]
         lines += ["- Issues encountered: " + ("none" if not issues else ""), *issues]
     if view.score is not None:
         lines += _test_results(view.score)
-    return [line.rstrip() for line in [*lines, f"- Status: {_outcome(view)}"]]
+    return [line.rstrip() for line in [*lines, f"- Status: {_judgement(view)}"]]
 
 
 def held_out_text(held_out: Mapping[str, Any]) -> str:
-    """Whether the tasks that were scored were really held out, in words."""
+    """Say in words whether the tasks that were scored were held out from training."""
     if held_out["status"] == "seen":
         seen = f"{held_out['seen']} of {held_out['of']} were seen in training, by id or content"
         answers = held_out.get("answers", 0)
@@ -143,40 +131,38 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
     lines = []
     for k, rules in score["pass"].items():
         for rule, one in rules.items():
-            words = {"task_fraction": "mean over a task's tests", "all_tests": "all tests right"}[
-                rule
-            ]
             counted = f"{one['numerator']:.4g}/{one['denominator']}"
             counted += ", partial" if score["partial"] else ""
             text = f"{_percent(one['value'])} ({counted})"
             if one["ci95"]:
                 text += f", 95 % interval {_percent(one['ci95'][0])} to {_percent(one['ci95'][1])}"
-            lines.append(f"- Test pass@{k} ({words}): {text}")
+            lines.append(f"- Test pass@{k} ({_RULES[rule]}): {text}")
     single, gain = score["single_variant_exact"], score["voting_gain"]["difference"]
     counted = f"{single['numerator']}/{single['denominator']} predictions"
-    lines += [f"- Test exact match of a single variant: {_percent(single['value'])} ({counted})"]
-    lines += [f"- Voting gain: {NONE if gain is None else f'{100 * gain:+.1f} points'}"]
-    lines += [f"- Average ACT steps: {_number(score['metrics'].get('all.steps'))}"]
-    asked = (
-        f"{score['tasks_evaluated']} of {score['tasks_asked']} tasks, {score['variants']} variants"
-    )
-    lines += [f"- Evaluated: {asked}" + (" (**partial**)" if score["partial"] else "")]
-    lines += [f"- Held-out tasks: {held_out_text(score['held_out'])}"]
-    lines += [f"- Test outputs that do not fit their canvas: {score['outputs_not_fitting_canvas']}"]
-    return lines
+    asked = f"{score['tasks_evaluated']} of {score['tasks_asked']} tasks"
+    asked += f", {score['variants']} variants" + (" (**partial**)" if score["partial"] else "")
+    return [
+        *lines,
+        f"- Test exact match of a single variant: {_percent(single['value'])} ({counted})",
+        f"- Voting gain: {NONE if gain is None else f'{100 * gain:+.1f} points'}",
+        f"- Average ACT steps: {_number(score['metrics'].get('all.steps'))}",
+        f"- Evaluated: {asked}",
+        f"- Held-out tasks: {held_out_text(score['held_out'])}",
+        f"- Test outputs that do not fit their canvas: {score['outputs_not_fitting_canvas']}",
+    ]
 
 
-def _outcome(view: RunView) -> str:
-    """The template's words: pass, partial generalisation or fail."""
+def _judgement(view: RunView) -> str:
+    """Return the template's judgement: pass, some generalisation or fail."""
     if view.stage == "overfit" and view.verdict is not None:
-        return "✅ pass" if view.verdict["passed"] else f"❌ fail ({status(view)})"
+        return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
     if view.score is None or view.score["metrics"].get("ARC/pass@1") is None:
-        return status(view)
-    exact = view.score["metrics"]["ARC/pass@1"]
+        return outcome(view)
+    exact = view.score["metrics"]["ARC/pass@1"]  # 0-1, over all tasks asked for
     if view.is_trm:
-        return f"{status(view)} (its embeddings have seen the evaluation demos)"
+        return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
     if view.score["held_out"]["status"] == "seen":
-        return f"{status(view)} (no measure of generalisation: held-out tasks were seen)"
+        return f"{outcome(view)} (no measure of generalisation: held-out tasks were seen)"
     if exact >= PASSING_TEST:
         return f"✅ pass (pass@1 ≥ {_percent(PASSING_TEST)})"
     return "⚠️ some generalisation" if exact > 0 else "❌ fail (no task solved at pass@1)"
@@ -186,11 +172,11 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
     lines = []
     for view in views:
         where = f"seed {view.seed}, {view.stage}"
-        lines.append(f"- {where}: {status(view)}.")
+        lines.append(f"- {where}: {outcome(view)}.")
         train = view.final("train/exact_accuracy")
         test = view.score["metrics"].get("ARC/pass@1") if view.score else None
         if train is not None and test is not None:
-            gap = f"{100 * (train - test):+.1f} points"
+            gap = f"{100 * (train - test):+.1f} points"  # of generalisation, percentage points
             lines.append(f"- {where}: gap between train exact match and test pass@1 {gap}.")
         variance = view.final("train/encoder_cross_sample_var")
         gradient = view.final("grad/encoder_norm")
@@ -223,7 +209,7 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
 
 
 def _environment(environment: Mapping[str, Any]) -> str:
-    """Kind, name, and whether it is the locked one: `conda etrm, as locked`."""
+    """Return kind, name, and whether it is the locked one: `conda etrm, as locked`."""
     name = " ".join(str(part) for part in (environment["kind"], environment["name"]) if part)
     if environment["locked"] is None:
         return f"{name}, no lock file to compare it with"
@@ -231,15 +217,7 @@ def _environment(environment: Mapping[str, Any]) -> str:
         return f"{name}, as locked"
     differs = environment["differs"].items()
     shown = [f"{package} {here or 'missing'} ({locked})" for package, (here, locked) in differs]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"{name}, not as locked: {', '.join(shown[:_SHOWN])}{more}"
-
-
-def _steps_to(view: RunView, threshold: float) -> str:
-    """The first evaluation (`all.exact_accuracy`) at the threshold."""
-    exact = view.series("all.exact_accuracy")
-    reached = exact.index[exact >= threshold]
-    return str(reached[0]) if len(reached) else "not reached at an evaluation"
+    return f"{name}, not as locked: {', '.join(first_few(shown, _SHOWN))}"
 
 
 def _cell(value: Any) -> str:

@@ -1,15 +1,17 @@
-"""The figures of the paper. Each function takes what to show and returns a Figure: no files here.
+"""Curves over training. Each figure is a function from a `StudyView` to a `Figure`: no files here.
 
 Curves are means over samples smoothed over a twentieth of the run; several seeds of an experiment
-become their mean with a band from the lowest to the highest. TRM is dashed, ETRM solid. Give the
-names of all experiments of a study as `names` and each keeps its colour in every figure.
+become their mean with a band from the lowest to the highest. TRM is dashed, ETRM solid. An
+experiment has the same colour in every figure of a study.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,159 +20,154 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from etrm.report.qualitative import qualitative
-from etrm.report.run_view import STAGES, RunView, distinct, load_run
+from etrm.config.health import HealthConfig, guide_rules
+from etrm.report.run_view import STAGES, RunView, StudyView, distinct
 from etrm.report.style import GUIDE, Look, legend_below, looks, say, theme
 
-if TYPE_CHECKING:
-    from etrm.config.execution import FigureStyle
-
-__all__ = [
-    "RunView",
-    "encoder_statistics",
-    "gradient_flow",
-    "load_run",
-    "qualitative",
-    "training_curves",
-]
-
-ENCODER_STATISTICS = {
-    "train/encoder_cross_sample_var": "Cross-sample variance",
-    "train/encoder_output_std": "Output standard deviation",
-    "train/encoder_output_norm": "Output norm",
-    "train/encoder_token_std": "Standard deviation across tokens",
-}
+PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
 
 
-def training_curves(
-    runs: Sequence[RunView], style: FigureStyle, *, names: Sequence[str] | None = None
-) -> Figure:
-    """Train exact match (`train/exact_accuracy`) over steps, one panel per stage.
+def training_curves(study: StudyView) -> Figure:
+    """Draw train exact match (`train/exact_accuracy`) over steps, one panel per stage.
 
-    A dot is a run's last `all.exact_accuracy`, over all training episodes with averaged weights:
-    what the gate judges, whose threshold is a line on the overfit panel. A cross marks where an
+    A dot is a run's last `all.exact_accuracy`, over all training episodes with averaged weights,
+    which the gate judges; its threshold is a line on the overfit panel. A cross marks where an
     experiment was stopped, by its verdict or by a health rule.
     """
-    look_of = looks(names or [view.experiment for view in runs])
+    look_of, style = looks(view.experiment for view in study.runs), study.style
     with theme(style):
         fig = Figure(figsize=(style.width, 0.4 * style.width), layout="constrained")
         panels = fig.subplots(1, len(STAGES), sharey=True)
         drawn: list[RunView] = []
-        evaluated = False
         for axes, stage in zip(panels, STAGES, strict=True):
-            views = [view for view in runs if view.stage == stage]
-            title = {"pretrain": "pretraining", "overfit": "overfit", "full": "full"}[stage]
+            title = {"pretrain": "pretraining"}.get(stage, stage)
             axes.set_title(title.capitalize())
-            shown = _curves(axes, views, "train/exact_accuracy", look_of)
-            _stops(axes, shown, look_of)
-            evaluated |= _evaluated(axes, shown, look_of)
+            runs = [view for view in study.runs if view.stage == stage]
+            shown = _curves(axes, runs, "train/exact_accuracy", look_of)
+            for view in shown:
+                _end_mark(axes, view, look_of[view.experiment].colour)
             _steps_axis(axes)
             drawn += shown
             if not shown:
                 say(axes, f"no {title} run has finished yet")
-        panels[0].set_ylim(-0.02, 1.02)
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
+        panels[0].yaxis.set_major_formatter(PERCENT())
         first = next((axes for axes in panels if axes.axison), panels[0])
         first.set_ylabel("train exact match")
-        first.tick_params(labelleft=True)
-        handles = _handles(drawn, look_of)
-        handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
-        marks = {"stopped": ("X", any(view.stopped for view in drawn))}
-        marks["all episodes"] = ("o", evaluated)
-        handles += [
-            Line2D([], [], label=label, color=GUIDE, marker=marker, ms=6, linestyle="none")
-            for label, (marker, used) in marks.items()
-            if used
-        ]
+        first.tick_params(labelleft=True)  # sharing the axis has taken its labels
+        handles = _handles(drawn, look_of) + _gate_lines(panels[STAGES.index("overfit")], drawn)
+        ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
+        for label, marker, used in (
+            ("stopped", "X", any(view.stopped for view in drawn)),
+            ("all episodes", "o", any(not view.stopped for view in ended)),
+        ):
+            if used:
+                mark: dict[str, Any] = {"color": GUIDE, "marker": marker, "ms": 6, "ls": "none"}
+                handles.append(Line2D([], [], label=label, **mark))
         legend_below(fig, handles, style)
     return fig
 
 
-def encoder_statistics(
-    runs: Sequence[RunView],
-    style: FigureStyle,
-    *,
-    stage: str = "overfit",
-    names: Sequence[str] | None = None,
-    variance_lines: tuple[float, float] = (0.1, 0.3),
-) -> Figure:
-    """The encoder's output in one stage: cross-sample variance, spread, norm, spread over tokens.
+@dataclass(frozen=True)
+class Panel:
+    """One metric over steps, with thresholds (value, words) and its axis."""
 
-    `variance_lines` are the bounds under which the variance means collapse and a warning.
-    """
-    look_of = looks(names or [view.experiment for view in runs])
+    metric: str
+    title: str
+    lines: tuple[tuple[float, str], ...] = ()
+    linear_below: float | None = None  # logarithmic above; None: linear
+    percent: bool = False
+
+
+def encoder_statistics(study: StudyView) -> Figure:
+    """Draw the encoder's output in overfit runs: variance across samples, spread, norm, tokens."""
+    fail, warn = bounds(study.health, "collapse")
+    return _overfit_panels(
+        study,
+        Panel(
+            "train/encoder_cross_sample_var",
+            "Cross-sample variance",
+            ((fail, f"collapse\n< {fail:g}"), (warn, f"good\n> {warn:g}")),
+            linear_below=min(fail, warn) / 10,
+        ),
+        Panel("train/encoder_output_std", "Output standard deviation"),
+        Panel("train/encoder_output_norm", "Output norm"),
+        Panel("train/encoder_token_std", "Standard deviation across tokens"),
+        height=0.68,
+        subject="encoder statistics",
+    )
+
+
+def gradient_flow(study: StudyView) -> Figure:
+    """Draw the gradient that reaches the encoder in overfit runs: its norm, and its share."""
+    fail, warn = bounds(study.health, "gradient_starvation")
+    least, _ = bounds(study.health, "low_gradient_share")
+    return _overfit_panels(
+        study,
+        Panel(
+            "grad/encoder_norm",
+            "Gradient norm of the encoder",
+            ((fail, f"starved\n< {fail:g}"), (warn, f"good\n> {warn:g}")),
+            linear_below=fail,  # so that a gradient of exactly zero can be seen
+        ),
+        Panel(
+            "grad/encoder_share",
+            "Encoder's share of the gradient",
+            ((least, f"bad\n< {100 * least:g} %"),),
+            percent=True,
+        ),
+        height=0.42,
+        subject="gradient norms",
+    )
+
+
+def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
+    """Return where a rule fails and where it warns; the guide's if the study has no such rule."""
+    rule = health.rules.get(finding) or guide_rules()[finding]
+    given = [bound for bound in (rule.fail, rule.warn, rule.stop) if bound is not None]
+    return (given[0], given[min(1, len(given) - 1)]) if given else (0.0, 0.0)
+
+
+def _overfit_panels(study: StudyView, *panels: Panel, height: float, subject: str) -> Figure:
+    """Draw metrics of ETRM's overfit runs, two panels a row; `height` in widths of the figure."""
+    look_of, style = looks(view.experiment for view in study.runs), study.style
+    logged = [view for view in study.runs if view.stage == "overfit" and not view.is_trm]
+    views = [view for view in logged if any(len(view.series(panel.metric)) for panel in panels)]
     with theme(style):
-        fig = Figure(figsize=(style.width, 0.68 * style.width), layout="constrained")
-        views = _encoder_runs(runs, stage, tuple(ENCODER_STATISTICS))
         if not views:
-            return _only_words(fig, f"no ETRM {stage} run with encoder statistics has finished yet")
-        panels = fig.subplots(2, 2, sharex=True).ravel()
-        for axes, (metric, title) in zip(panels, ENCODER_STATISTICS.items(), strict=True):
-            axes.set_title(title)
-            if not _curves(axes, views, metric, look_of):
-                say(axes, f"no run has logged {metric}")
+            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
+            say(fig.subplots(), f"no ETRM overfit run with {subject} has finished yet")
+            return fig
+        fig = Figure(figsize=(style.width, height * style.width), layout="constrained")
+        grid = fig.subplots(len(panels) // 2, 2, sharex=True, squeeze=False)
+        for axes, panel in zip(grid.ravel(), panels, strict=True):
+            axes.set_title(panel.title)
+            if not _curves(axes, views, panel.metric, look_of):
+                say(axes, f"no run has logged {panel.metric}")
                 continue
-            if metric.endswith("cross_sample_var"):
-                _log_axis(axes, min(variance_lines) / 10)
-                _threshold(axes, variance_lines[0], f"collapse\n< {variance_lines[0]:g}")
-                _threshold(axes, variance_lines[1], f"good\n> {variance_lines[1]:g}")
+            low, high = axes.get_ylim()
+            if panel.linear_below is not None:
+                _log_axis(axes, panel.linear_below)
+            elif panel.percent:
+                axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
+                axes.yaxis.set_major_formatter(PERCENT())
             else:
-                low, high = axes.get_ylim()
                 axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
-        for axes in panels:
-            _steps_axis(axes, labelled=axes in panels[2:])
-        legend_below(fig, _handles(views, look_of), style)
-    return fig
-
-
-def gradient_flow(
-    runs: Sequence[RunView],
-    style: FigureStyle,
-    *,
-    stage: str = "overfit",
-    names: Sequence[str] | None = None,
-    norm_lines: tuple[float, float] = (0.05, 0.2),
-    share_line: float = 0.1,
-) -> Figure:
-    """Gradient that reaches the encoder in one stage: its norm and its share of the total.
-
-    `norm_lines` are the bounds of starvation and of a warning, `share_line` that of the share. The
-    norm's axis is linear below the first, so that a gradient of exactly zero can be seen.
-    """
-    look_of = looks(names or [view.experiment for view in runs])
-    with theme(style):
-        fig = Figure(figsize=(style.width, 0.42 * style.width), layout="constrained")
-        views = _encoder_runs(runs, stage, ("grad/encoder_norm", "grad/encoder_share"))
-        if not views:
-            return _only_words(fig, f"no ETRM {stage} run with gradient norms has finished yet")
-        norm, share = fig.subplots(1, 2)
-        norm.set_title("Gradient norm of the encoder")
-        share.set_title("Encoder's share of the gradient")
-        if _curves(norm, views, "grad/encoder_norm", look_of):
-            _log_axis(norm, norm_lines[0])
-            _threshold(norm, norm_lines[0], f"starved\n< {norm_lines[0]:g}")
-            _threshold(norm, norm_lines[1], f"good\n> {norm_lines[1]:g}")
-        else:
-            say(norm, "no run has logged grad/encoder_norm")
-        if _curves(share, views, "grad/encoder_share", look_of):
-            share.set_ylim(bottom=-0.02)
-            share.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-            _threshold(share, share_line, f"bad\n< {100 * share_line:g} %")
-        else:
-            say(share, "no run has logged grad/encoder_share")
-        for axes in (norm, share):
-            _steps_axis(axes)
+            for value, words in panel.lines:
+                _threshold(axes, value, words)
+        for axes in grid.ravel():
+            _steps_axis(axes, labelled=axes in list(grid[-1]))
         legend_below(fig, _handles(views, look_of), style)
     return fig
 
 
 def smoothed(view: RunView, metric: str) -> pd.Series:
-    """The metric's mean over samples in a window of a twentieth of the logged values.
+    """Return the metric's mean over samples in a window of a twentieth of the logged values.
 
     The window is centred, and at both ends it is the first or last full one.
     """
     values, weights = view.series(metric), view.weights(metric)
-    window = max(1, len(values) // 20)
+    window = max(1, len(values) // 20)  # in logged values
     start = np.clip(np.arange(len(values)) - window // 2, 0, len(values) - window)
     sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (values * weights, weights)]
     total, weight = (part[start + window] - part[start] for part in sums)
@@ -178,13 +175,13 @@ def smoothed(view: RunView, metric: str) -> pd.Series:
 
 
 def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
-    """Mean, low and high over seeds at every step that any of them has.
+    """Return mean, low and high over seeds at every step that any of them has.
 
     Between its own steps a curve is interpolated; outside of them it does not count.
     """
-    steps = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
+    steps = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))  # sorted
     table = [np.interp(steps, curve.index, curve, left=np.nan, right=np.nan) for curve in curves]
-    frame = pd.DataFrame(np.stack(table, axis=1), index=steps)
+    frame = pd.DataFrame(np.stack(table, axis=1), index=steps)  # [step, seed], NaN outside a run
     return pd.DataFrame(
         {"mean": frame.mean(axis=1), "low": frame.min(axis=1), "high": frame.max(axis=1)}
     )
@@ -193,13 +190,13 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 def _curves(
     axes: Axes, views: Sequence[RunView], metric: str, look_of: dict[str, Look]
 ) -> list[RunView]:
-    """Draws one line per experiment; returns the runs that have the metric."""
+    """Draw one line per experiment; return the runs that have the metric."""
     shown = [view for view in views if len(view.series(metric))]
     for name in distinct(view.experiment for view in shown):
         seeds = [view for view in shown if view.experiment == name]
         look = look_of[name]
         curve = over_seeds([smoothed(view, metric) for view in seeds])
-        if len(seeds) == 1:
+        if len(seeds) == 1:  # the raw values, faint; several seeds have a band instead
             raw = seeds[0].series(metric)
             axes.plot(raw.index, raw, color=look.colour, alpha=0.15, linewidth=0.5, zorder=1.5)
         else:
@@ -218,28 +215,13 @@ def _curves(
     return shown
 
 
-def _stops(axes: Axes, views: Sequence[RunView], look_of: dict[str, Look]) -> None:
-    for view in views:
-        if view.stopped:
-            curve = smoothed(view, "train/exact_accuracy")
-            (cross,) = axes.plot(
-                curve.index[-1:], curve[-1:], marker="X", ms=6, mec="white", zorder=4
-            )
-            cross.set(color=look_of[view.experiment].colour, clip_on=False)
-
-
-def _evaluated(axes: Axes, views: Sequence[RunView], look_of: dict[str, Look]) -> bool:
-    """A dot at the last evaluation over all episodes of each run; were there any?"""
-    found = False
-    for view in views:
-        values = view.series("all.exact_accuracy")
-        if len(values) and not view.stopped:
-            (dot,) = axes.plot(
-                values.index[-1:], values[-1:], marker="o", ms=6, mec="white", zorder=4
-            )
-            dot.set(color=look_of[view.experiment].colour, clip_on=False)
-            found = True
-    return found
+def _end_mark(axes: Axes, view: RunView, colour: str) -> None:
+    """Mark the end: a cross for a stopped run, else a dot at the last evaluation, if any."""
+    values, marker = view.series("all.exact_accuracy"), "o"
+    if view.stopped:
+        values, marker = smoothed(view, "train/exact_accuracy"), "X"
+    (mark,) = axes.plot(values.index[-1:], values[-1:], marker=marker, ms=6, mec="white", zorder=4)
+    mark.set(color=colour, clip_on=False)  # whole also at the edge of a panel
 
 
 def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:
@@ -254,66 +236,41 @@ def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:
 
 
 def _handles(views: Sequence[RunView], look_of: dict[str, Look]) -> list[Line2D]:
-    """Legend entries of the experiments, in the order given."""
+    """Return legend entries of the experiments, in the order given."""
     handles = {}
     for view in views:
-        look = look_of[view.experiment]
-        handles[view.experiment] = Line2D(
-            [],
-            [],
-            label=view.experiment,
-            color=look.colour,
-            marker=look.marker,
-            linestyle="--" if view.is_trm else "-",
-        )
+        name, line = view.experiment, "--" if view.is_trm else "-"
+        look = look_of[name]
+        handles[name] = Line2D([], [], label=name, color=look.colour, marker=look.marker, ls=line)
     return list(handles.values())
-
-
-def _encoder_runs(runs: Sequence[RunView], stage: str, metrics: Sequence[str]) -> list[RunView]:
-    views = [view for view in runs if view.stage == stage and not view.is_trm]
-    return [view for view in views if any(len(view.series(metric)) for metric in metrics)]
 
 
 def _steps_axis(axes: Axes, labelled: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2k for 2000
     axes.set_xlim(left=0)
     if labelled:
         axes.set_xlabel("step")
 
 
 def _log_axis(axes: Axes, linear_below: float) -> None:
-    """Logarithmic, and linear from 0 to `linear_below`, so that zeros stay in sight."""
-    linear_below = max(linear_below, 1e-3)
+    """Make the axis logarithmic, but linear up to `linear_below`: zeros stay in sight."""
+    linear_below = max(linear_below, 1e-3)  # a bound of 0 has no logarithm
     axes.set_yscale("symlog", linthresh=linear_below, linscale=0.5)
     top = max(float(np.nanmax(np.asarray(line.get_ydata(), dtype=float))) for line in axes.lines)
-    top = 1.3 * max(top, 10 * linear_below)
+    top = 1.3 * max(top, 10 * linear_below)  # at least one decade
     decades = range(math.ceil(math.log10(linear_below)), math.floor(math.log10(top)) + 1)
-    decades = decades[:: math.ceil(len(decades) / 6)]
+    decades = decades[:: math.ceil(len(decades) / 6)]  # at most six labels
     axes.set_yticks([0.0, *(10.0**decade for decade in decades)])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(-0.15 * linear_below, top)
+    axes.set_ylim(-0.15 * linear_below, top)  # room for a line at zero
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _threshold(axes: Axes, value: float, words: str) -> None:
-    """A line at `value`, named at the right of the panel."""
+    """Draw a line at `value`, named at the right of the panel."""
     axes.axhline(value, color=GUIDE, linestyle=":", linewidth=1.0, zorder=1.2)
-    axes.annotate(
-        words,
-        xy=(1, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize="x-small",
-        linespacing=0.9,
-        color=GUIDE,
-        annotation_clip=False,
-    )
-
-
-def _only_words(fig: Figure, words: str) -> Figure:
-    fig.set_figheight(0.25 * fig.get_figwidth())
-    say(fig.subplots(), words)
-    return fig
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    look: dict[str, Any] = {"va": "center", "fontsize": "x-small", "linespacing": 0.9}
+    look |= {"color": GUIDE, "annotation_clip": False}  # outside of the panel
+    axes.annotate(words, xy=(1, value), xytext=(3, 0), **place, **look)

@@ -1,4 +1,4 @@
-"""The qualitative figure: what each experiment answers to a few held-out test inputs."""
+"""The qualitative figure: the answers of each experiment to a few held-out test inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etrm.evaluation.voting import to_array, vote
+from etrm.report.run_view import StudyView
 from etrm.report.style import RIGHT, WRONG, draw_grid, say, theme, wrap
+from etrm.storage.records import read_predictions
 
 if TYPE_CHECKING:
     from etrm.arc.task import Task
@@ -33,28 +35,40 @@ class Attempt:
     predictions: int
 
 
-def qualitative(
+def qualitative(study: StudyView) -> Figure:
+    """Draw the answers of every evaluated experiment, one of its seeds each: the first."""
+    answers: dict[str, pd.DataFrame] = {}
+    for view in study.runs:
+        # Said wherever answers of a partial evaluation are shown.
+        partial = " (partial)" if view.score is not None and view.score["partial"] else ""
+        if view.predictions is not None and view.experiment + partial not in answers:
+            answers[view.experiment + partial] = read_predictions(view.predictions).to_pandas()
+    return draw_answers(study.tasks, answers, study.style)
+
+
+def draw_answers(
     tasks: Sequence[Task],
     predictions: Mapping[str, pd.DataFrame],
     style: FigureStyle,
     *,
     seed: int = 0,
 ) -> Figure:
-    """Rows: test queries; columns: a demo pair, test input, truth, each experiment's top attempt.
+    """Draw test queries in rows; a demo pair, test input, truth and attempts in columns.
 
     `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`). The
-    tasks are drawn with `seed` among those that have a known output and, where there are such,
-    that all experiments predicted: never by how well they were answered. Under an attempt: right or
+    tasks are drawn with `seed` among those that have a known output and, if there are such, that
+    all experiments predicted: never by how well they were answered. Under an attempt: right or
     wrong, and its votes out of all predictions.
     """
     chosen = choose(tasks, predictions, style.qualitative_tasks, seed)
     with theme(style):
         if not predictions or not chosen:
             fig = Figure(figsize=(style.width, 0.25 * style.width))
-            missing = "no experiment has been evaluated yet"
-            if predictions:
-                missing = "no evaluated test query has a known output"
-            say(fig.subplots(), missing)
+            none = "no experiment has been evaluated yet"
+            say(
+                fig.subplots(),
+                "no evaluated test query has a known output" if predictions else none,
+            )
             return fig
         attempts = {name: _attempts(frame, chosen) for name, frame in predictions.items()}
         return _Page(style, list(predictions)).draw(chosen, attempts)
@@ -63,14 +77,14 @@ def qualitative(
 def choose(
     tasks: Sequence[Task], predictions: Mapping[str, pd.DataFrame], count: int, seed: int
 ) -> list[tuple[Task, int]]:
-    """Up to `count` (task, query): the first predicted query with a known output of drawn tasks."""
+    """Draw up to `count` tasks; return each with its first predicted query of a known output."""
     predicted = [
         set(zip(frame["task"].tolist(), frame["query"].tolist(), strict=True))
         for frame in predictions.values()
     ]
     if not predicted:
         return []
-    for enough in (set.intersection(*predicted), set.union(*predicted)):
+    for enough in (set.intersection(*predicted), set.union(*predicted)):  # of all, else of any
         candidates: dict[str, tuple[Task, int]] = {}
         for task in sorted(tasks, key=lambda task: task.id):
             for query, pair in enumerate(task.queries):
@@ -78,6 +92,7 @@ def choose(
                     candidates.setdefault(task.id, (task, query))
         if candidates:
             rng = np.random.default_rng(seed)
+            # Indices.
             drawn = rng.choice(len(candidates), min(count, len(candidates)), replace=False)
             return [list(candidates.values())[i] for i in sorted(drawn)]
     return []
@@ -89,36 +104,36 @@ def _attempts(
     few = predictions[predictions["task"].isin([task.id for task, _ in chosen])]
     if few.empty:
         return {}
-    ranked = vote(few)
-    top = ranked[ranked["rank"] == 1]
+    ranked = vote(few)  # of the chosen tasks only: a vote over all takes long
+    top = ranked[ranked["rank"] == 1]  # one candidate a query
     total = ranked.groupby(["task", "query"], observed=True)["count"].sum().to_dict()
-    columns = ("task", "query", "height", "width", "grid", "count")
+    columns = ["task", "query", "height", "width", "grid", "count"]
     return {
         (task, query): Attempt(to_array(*grid), votes, total[task, query])
-        for task, query, *grid, votes in zip(*(top[name].tolist() for name in columns), strict=True)
+        for task, query, *grid, votes in top[columns].itertuples(index=False, name=None)
     }
 
 
 class _Page:
-    """Places panels on a figure, in inches from the top left.
+    """Place panels on a figure, in inches from the top left.
 
     All panels of a row have one frame in cells, which is as wide as a panel or, for a row of tall
     grids, as high as a panel is wide.
     """
 
     def __init__(self, style: FigureStyle, names: Sequence[str]) -> None:
-        self.font = 6.5 * style.font_scale
+        self.font = 6.5 * style.font_scale  # points
         self.per_line = min(PER_LINE, len(names))
         starts = range(0, len(names), self.per_line)
         self.lines = [list(names[i : i + self.per_line]) for i in starts]
         gaps = LABEL + CLOSE * (1 + self.per_line) + 2 * APART + MARGIN
         panels = len(HEADS) + self.per_line
-        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)
+        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)  # inches
         self.width = gaps + panels * self.panel
-        self.lefts = [LABEL]
+        self.lefts = [LABEL]  # left edge of each column, inches
         for gap in (CLOSE, APART, CLOSE, APART, *[CLOSE] * (self.per_line - 1)):
             self.lefts.append(self.lefts[-1] + self.panel + gap)
-        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))
+        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))  # that fit over a panel
         self.titles = {name: wrap(name, letters) for name in (*HEADS, *names)}
 
     def draw(
@@ -134,7 +149,7 @@ class _Page:
         return self.fig
 
     def _tops(self, rows: Sequence[_Row]) -> tuple[list[list[float]], float]:
-        """Top of every panel line of every row; and the height of the page."""
+        """Return the top of every panel line of every row, and the height of the page."""
         y = MARGIN
         tops: list[list[float]] = []
         for i, row in enumerate(rows):
@@ -163,13 +178,8 @@ class _Page:
             for column, name in enumerate(names, len(HEADS)):
                 self._attempt(axes(column, top, name), row, row.answers[name])
         y = 1 - (tops[0] + row.height * self.panel / 2) / self.height
-        place: dict[str, Any] = {
-            "rotation": 90,
-            "ha": "center",
-            "va": "center",
-            "fontsize": self.font,
-        }
-        self.fig.text(LABEL / 2 / self.width, y, row.label, **place)
+        place: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
+        self.fig.text(LABEL / 2 / self.width, y, row.label, fontsize=self.font, **place)
 
     def _attempt(self, axes: Axes, row: _Row, attempt: Attempt | None) -> None:
         if attempt is None:
@@ -177,21 +187,15 @@ class _Page:
             return
         draw_grid(axes, attempt.grid, row.frame, "empty", self.font)
         right = np.array_equal(attempt.grid, row.truth)
-        axes.annotate(
-            f"{'✓' if right else '✗'} {attempt.votes}/{attempt.predictions}",
-            xy=(0.5, 0),
-            xycoords="axes fraction",
-            xytext=(0, -3),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=self.font,
-            color=RIGHT if right else WRONG,
-        )
+        mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        place |= {"ha": "center", "va": "top", "fontsize": self.font, "color": colour}
+        votes = f"{mark} {attempt.votes}/{attempt.predictions}"
+        axes.annotate(votes, xy=(0.5, 0), xytext=(0, -3), **place)
 
 
 class _Row:
-    """What one row shows: grids, their common frame in cells, and the label."""
+    """One row: its grids, their common frame in cells, and the label."""
 
     def __init__(
         self, task: Task, query: int, attempts: Mapping[str, Mapping[tuple[str, int], Attempt]]
@@ -201,7 +205,7 @@ class _Row:
         self.truth = np.asarray(pair.output)
         self.answers = {name: found.get((task.id, query)) for name, found in attempts.items()}
         grids = [answer.grid for answer in self.answers.values() if answer is not None]
-        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]
+        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]  # in cells
         highest, widest = max(h for h, _ in shapes), max(w for _, w in shapes)
         side = max(highest, widest)
         self.frame = (max(highest, side // 2), side)  # not so flat that its label would not fit

@@ -1,11 +1,11 @@
-"""What the report knows of a run: `RunView`, read from a run folder without torch."""
+"""The runs of a study as the report sees them, read from run folders without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,11 @@ from etrm.storage.records import (
     read_verdict,
 )
 
+if TYPE_CHECKING:
+    from etrm.arc.task import Task
+    from etrm.config.execution import FigureStyle
+    from etrm.config.health import HealthConfig
+
 STAGES = ("pretrain", "overfit", "full")
 # Means over the samples that halted in a step: without a value where `train/count` is 0.
 _OF_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps")
@@ -26,7 +31,7 @@ _OF_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy",
 
 @dataclass(frozen=True)
 class RunView:
-    """One training run and what is known about it; `verdict` and `score` may be absent."""
+    """One training run and its results; `verdict` and `score` may be absent."""
 
     run: dict[str, Any]  # run.json
     metrics: pd.DataFrame  # metrics.parquet: `step` and one column per metric
@@ -36,24 +41,27 @@ class RunView:
 
     @property
     def experiment(self) -> str:
+        """The name of its experiment."""
         return str(self.run["experiment"])
 
     @property
     def stage(self) -> str:
+        """One of `STAGES`."""
         return str(self.run["stage"])
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return int(self.run["seed"])
 
     @property
     def is_trm(self) -> bool:
-        """Learned puzzle embeddings, not an encoder."""
+        """Whether the context is a learned puzzle embedding, not an encoder's output."""
         return bool(self.run["kind"] == "trm")
 
     @property
     def stopped(self) -> bool:
-        """Stopped by its verdict or, where it has none, by a health rule.
+        """Whether its verdict stopped it or, where it has none, a health rule.
 
         Ending a run because it reached its target (`stopped_early` names the target) is a success.
         """
@@ -63,28 +71,38 @@ class RunView:
         return bool(reason) and "target" not in reason
 
     def series(self, name: str) -> pd.Series:
-        """The metric over steps (index), without the steps on which it has no finite value."""
+        """Return the metric over steps (index), without steps on which it has no finite value."""
         if name not in self.metrics:
             return pd.Series(dtype=np.float64, name=name)
         values = self.metrics.set_index("step")[name].astype(np.float64)
         if name in _OF_HALTED and "train/count" in self.metrics:
             values = values[self.metrics["train/count"].fillna(0).to_numpy() > 0]
-        return values[np.isfinite(values)]
+        return values[np.isfinite(values)]  # not logged on this step, or diverged
 
     def weights(self, name: str) -> pd.Series:
-        """The samples that each value of `series(name)` is a mean of; else 1."""
+        """Return the number of samples that each value of `series(name)` is a mean of; else 1."""
         values = self.series(name)
         if name not in _OF_HALTED or "train/count" not in self.metrics:
             return pd.Series(1.0, index=values.index)
         return self.metrics.set_index("step")["train/count"].loc[values.index].astype(np.float64)
 
     def final(self, name: str) -> float | None:
-        """The metric at the end: the mean over samples in its last tenth of logged values."""
+        """Return the mean over samples in the last tenth of the metric's logged values."""
         values, weights = self.series(name), self.weights(name)
-        last = -(-len(values) // 10)
+        last = -(-len(values) // 10)  # a tenth, rounded up
         if not last:
             return None
         return float(np.average(values.iloc[-last:], weights=weights.iloc[-last:]))
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """All that the figures of a study show."""
+
+    runs: Sequence[RunView]
+    style: FigureStyle
+    health: HealthConfig  # whose bounds are drawn
+    tasks: Sequence[Task] = ()  # held out
 
 
 def load_run(
@@ -94,9 +112,9 @@ def load_run(
     score: Path | str | None = None,
     predictions: Path | str | None = None,
 ) -> RunView:
-    """Reads `run.json` and `metrics.parquet`; also `verdict` and `score` where a file is given.
+    """Read `run.json` and `metrics.parquet`; also `verdict` and `score` where a file is given.
 
-    Raises FileNotFoundError for a file that is missing, `DamagedFileError` for one that cannot be
+    Raises `FileNotFoundError` for a file that is missing, `DamagedFileError` for one that cannot be
     used.
     """
     folder = Path(folder)
@@ -114,5 +132,5 @@ def load_run(
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Without repetition, in the order first seen."""
+    """Return the names without repetition, in the order first seen."""
     return list(dict.fromkeys(names))

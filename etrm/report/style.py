@@ -33,7 +33,7 @@ ARC_COLOURS = (
 )  # fmt: skip
 ARC_MAP = ListedColormap(list(ARC_COLOURS), name="arc")
 ARC_NORM = BoundaryNorm(np.arange(-0.5, 10.5), ncolors=10)
-RIGHT, WRONG = "#009E73", "#D55E00"
+RIGHT, WRONG = "#009E73", "#D55E00"  # from the palette: apart for the colour-blind
 GUIDE = "#555555"  # thresholds and notes
 CELL_LINE = "#555555"
 
@@ -48,63 +48,49 @@ class Look:
 
 @contextlib.contextmanager
 def theme(style: FigureStyle) -> Iterator[None]:
-    """The settings under which a figure is built; the global ones stay as they are."""
+    """Set the look under which a figure is built; the global settings stay as they are."""
+    scale = style.font_scale
     settings: dict[str, Any] = dict(sns.axes_style("ticks"))
-    settings |= sns.plotting_context("paper", font_scale=style.font_scale)
-    small = 7.5 * style.font_scale
+    settings |= sns.plotting_context("paper", font_scale=scale)
+    settings |= dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 7.5 * scale)
+    settings |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7 * scale)
+    settings |= dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+    settings |= dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5)
     settings |= {
-        "font.size": small,
-        "axes.labelsize": small,
-        "axes.titlesize": 8.5 * style.font_scale,
-        "xtick.labelsize": 7 * style.font_scale,
-        "ytick.labelsize": 7 * style.font_scale,
-        "legend.fontsize": small,
+        "axes.titlesize": 8.5 * scale,
         "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same letters everywhere
-        "axes.linewidth": 0.6,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.5,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.major.size": 2.5,
-        "ytick.major.size": 2.5,
-        "lines.linewidth": 1.3,
-        "lines.markersize": 3.5,
-        "legend.frameon": False,
+        **{"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4"},
+        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+        **{"grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 3.5},
     }
     with mpl.rc_context(cast(Any, settings)):
         yield
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, all different. Give all names of a study for the same in each figure.
+    """Return a look for each name, all different.
 
     A name starts from a colour of its own (a hash), so that adding an experiment leaves most
     others as they are; once all colours are taken, lines get markers.
     """
-    free = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]
+    free = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]  # best first
     chosen: dict[str, Look] = {}
     for i, name in enumerate(sorted(set(names))):
         if not free:  # beyond 49 experiments, looks repeat
             chosen[name] = Look(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % 7])
             continue
-        wanted = PALETTE[zlib.crc32(name.encode()) % len(PALETTE)]
-        rank = {colour: i for i, colour in enumerate(PALETTE)}
-        start = rank[wanted]
-        look = min(
-            free, key=lambda x: (MARKERS.index(x.marker), (rank[x.colour] - start) % len(PALETTE))
-        )
-        free.remove(look)
-        chosen[name] = look
+        start = zlib.crc32(name.encode()) % len(PALETTE)  # hash() differs from process to process
+        marker = free[0].marker
+        colours = [look.colour for look in free if look.marker == marker]
+        wanted = next(c for c in (*PALETTE[start:], *PALETTE[:start]) if c in colours)
+        chosen[name] = Look(wanted, marker)
+        free.remove(chosen[name])
     return chosen
 
 
 def wrap(name: str, width: int) -> str:
-    """The name over as many lines as it needs, broken after `_`, `-` or a space where it can."""
-    spaced = name.replace("_", "_ ").replace("-", "- ")
+    """Break a name into lines, after `_`, `-` or a space if possible."""
+    spaced = name.replace("_", "_ ").replace("-", "- ")  # places where a line may end
     lines: list[str] = []
     for word in spaced.split(" "):
         for piece in textwrap.wrap(word, width) or [""]:
@@ -117,37 +103,29 @@ def wrap(name: str, width: int) -> str:
 
 
 def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> None:
-    """A legend under all panels (the figure needs constrained layout): it never covers data."""
+    """Put a legend under all panels, where it covers no data; needs a constrained layout."""
     if not handles:
         return
     for handle in handles:
         handle.set_label(wrap(str(handle.get_label()), 34))
     longest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
-    inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72
+    inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72  # an entry: letters and its line
     columns = max(1, min(len(handles), int(style.width / inches)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of equal length
     fig.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
 def say(axes: Axes, words: str) -> None:
-    """Replaces an empty panel by words."""
+    """Replace an empty panel by words."""
     axes.set_axis_off()
-    axes.text(
-        0.5,
-        0.5,
-        textwrap.fill(words, 26),
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=GUIDE,
-        style="italic",
-    )
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+    axes.text(0.5, 0.5, textwrap.fill(words, 26), color=GUIDE, style="italic", **place)
 
 
 def draw_grid(
     axes: Axes, grid: np.ndarray | None, frame: tuple[int, int], missing: str, font: float
 ) -> None:
-    """An ARC grid (uint8 [height, width]) in the middle of a frame of (height, width) cells.
+    """Draw an ARC grid (uint8 [height, width]) in the middle of a frame of (height, width) cells.
 
     One frame makes grids of different sizes comparable: their cells are equally large. A grid that
     is None or empty gives the word `missing`, in points `font`.
@@ -159,19 +137,19 @@ def draw_grid(
         axes.text(0.5, 0.5, missing, color=GUIDE, fontsize=font, **center)
         return
     height, width = grid.shape
-    top, left = (rows - height) / 2, (columns - width) / 2
-    extent = (left, left + width, top + height, top)
+    top, left = (rows - height) / 2, (columns - width) / 2  # centred
+    extent = (left, left + width, top + height, top)  # row 0 at the top
     axes.imshow(grid, cmap=ARC_MAP, norm=ARC_NORM, extent=extent, interpolation="none", zorder=1)
-    thin = 0.5 if max(frame) <= 12 else 0.25
+    thin = 0.5 if max(frame) <= 12 else 0.25  # points; large grids would drown in lines
     line: dict[str, Any] = {"colors": CELL_LINE, "linewidth": thin, "clip_on": False}
     axes.hlines(top + np.arange(height + 1), left, left + width, zorder=2, **line)
     axes.vlines(left + np.arange(width + 1), top, top + height, zorder=2, **line)
     axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
+    axes.set_ylim(rows, 0)  # downwards, like rows of a grid
 
 
 def save(fig: Figure, stem: Path | str, formats: Sequence[str], dpi: int) -> list[Path]:
-    """Writes `<stem>.<format>` for each format and returns the paths.
+    """Write `<stem>.<format>` for each format and return the paths.
 
     A file appears whole or not at all, and the same figure gives the same bytes: no dates.
     """
@@ -184,7 +162,7 @@ def save(fig: Figure, stem: Path | str, formats: Sequence[str], dpi: int) -> lis
     paths = []
     for kind in formats:
         path = Path(f"{stem}.{kind}")
-        with mpl.rc_context(settings), atomic_write(path) as part:
-            fig.savefig(part, format=kind, dpi=dpi, metadata=metadata.get(kind))
+        with mpl.rc_context(settings), atomic_write(path) as temporary:
+            fig.savefig(temporary, format=kind, dpi=dpi, metadata=metadata.get(kind))
         paths.append(path)
     return paths

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from etrm.errors import is_explained
+
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 log = logging.getLogger(__name__)
 
 
 def say(text: str, level: int = logging.INFO) -> None:
-    """A line for the log and for the terminal; once, where the log is the terminal."""
+    """Write a line to the log and to the terminal; once, where the log is the terminal."""
     log.log(level, "%s", text)
     streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
     if sys.stderr not in streams or not log.isEnabledFor(level):
@@ -22,13 +24,13 @@ def say(text: str, level: int = logging.INFO) -> None:
 
 
 def _print(text: str) -> None:
-    """A line for the terminal, which may be a file on a full disk: that ends nothing."""
+    """Print a line on the terminal, which may be a file on a full disk: that ends nothing."""
     with suppress(OSError):
         print(text, file=sys.stderr)
 
 
 def history_of(path: Path) -> Path:
-    """The log of all attempts at a job, beside that of the last."""
+    """Return the log of all attempts at a job, beside that of the last."""
     return path.with_suffix(f".all{path.suffix}")
 
 
@@ -36,13 +38,12 @@ def history_of(path: Path) -> Path:
 def job_log(
     path: str | Path | None, name: str = "", level: int = logging.INFO, history: bool = False
 ) -> Iterator[None]:
-    """Log to a file, or to the terminal; an error that explains itself ends the job with its
-    message alone.
+    """Log to a file, or to the terminal; an error of the user ends the job with its message alone.
 
-    Those are `ValueError`, `RuntimeError` and `OSError` raised by this package; anything else is
-    a defect, and keeps its traceback. `name` stands before every message: which of several
-    processes it is that writes to the same place. `history`: also log to a file beside it that is
-    never begun anew: Snakemake deletes a job's log whenever it starts the job again.
+    Anything else is a defect, and keeps its traceback (`etrm.errors`). `name` stands before every
+    message: which of several processes it is that writes to the same place. `history`: also log to
+    a file beside it that is never begun anew: Snakemake deletes a job's log whenever it starts the
+    job again.
     """
     form = "%(message)s"
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -55,14 +56,11 @@ def job_log(
     logging.captureWarnings(True)
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__module__.split(".")[0] != "etrm":
+    except Exception as error:
+        if not is_explained(error):
             logging.exception("unexpected error")
             raise
         if path is not None:
             logging.error("%s", error)
         _print(f"error: {name}{error}")
         sys.exit(1)
-    except Exception:
-        logging.exception("unexpected error")
-        raise

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from etrm.errors import UserError
 from etrm.storage.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk that more room would men
 RAW, EMA = "raw.", "ema."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that is no usable checkpoint: says what was found, and what to do."""
 
 

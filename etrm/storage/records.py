@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import file_digest
 
 Keys = Mapping[str, type | tuple[type, ...]]
@@ -39,7 +40,7 @@ MEND = "delete it and run its study again, which restores it or makes it anew"
 _MISSING = object()
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UserError):
     """A file of a study that cannot be used: which one, what is wrong, and what mends it."""
 
     def __init__(self, path: Path, found: str, expected: str) -> None:
@@ -84,7 +85,7 @@ def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes() or b"null")
     except FileNotFoundError:
-        raise
+        raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except OSError as error:
         raise DamagedFileError(path, f"an unreadable file ({error.strerror})", expected) from None
     except ValueError as error:
@@ -121,7 +122,7 @@ def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.T
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except FileNotFoundError:
-        raise
+        raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["of no known kind"])[0]
         raise DamagedFileError(path, f"no readable parquet file ({reason})", expected) from None

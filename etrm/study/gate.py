@@ -1,4 +1,4 @@
-"""Whether an overfit run passed the gate, and the refusal of full runs that did not."""
+"""The gate between an overfit run and its full run: criterion 1 of the verdict."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.health import GateConfig
+from etrm.errors import UserError
 from etrm.storage.records import read_run, read_verdict
 
 
-class GateError(RuntimeError):
-    """A full run was asked for whose experiment did not pass criterion 1."""
+class GateError(UserError):
+    """A full run whose overfit run did not pass the gate."""
 
 
 def judge(verdict: Mapping[str, Any], gate: GateConfig) -> bool:
-    """Does a recorded verdict pass a gate: exact match reached, and no finding that fails."""
-    failed = [f for f in verdict["diagnosis"] if f["severity"] == "fail"]
+    """Return whether a verdict passes: exact match reached, and no finding that fails."""
+    failed = any(f["severity"] == "fail" for f in verdict["diagnosis"])
     return verdict["exact_accuracy"] >= gate.exact_accuracy and not failed
 
 
 def require_passed(verdict: Path, gate: GateConfig | None = None) -> None:
     """Raise `GateError` unless a verdict is a pass of the overfit run in whose folder it is.
 
-    `gate`: today's, by which it is judged; None: as it was recorded. Raises `DamagedFileError`
-    where the verdict, or the record of that run, cannot be read.
+    It is judged by `gate`; by None, as it was recorded. Raises `DamagedFileError` where the
+    verdict, or the record of that run, cannot be read.
     """
     content = read_verdict(verdict)
     name = f"{content['experiment']}, seed {content['seed']}: the full run does not start, because"
     if content.get("run_key") != read_run(verdict.parent)["key"]:
         raise GateError(
-            f"{name} {verdict} is the verdict on an earlier overfit run, expected one on that in"
+            f"{name} {verdict} is the verdict on an earlier overfit run, expected one on the run in"
             f" {verdict.parent}: run `snakemake gate`"
         )
     if gate is not None:
@@ -43,14 +44,13 @@ def require_passed(verdict: Path, gate: GateConfig | None = None) -> None:
 
 
 def describe(verdict: Mapping[str, Any]) -> str:
-    """A verdict in one line."""
+    """Return a verdict in one line; warnings only where nothing failed."""
     exact, threshold = verdict["exact_accuracy"], verdict["threshold"]
-    sign = "≥" if exact >= threshold else "<"
-    text = f"exact match {exact:.1%} {sign} {threshold:.0%}"
-    failed = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "fail"]
-    hints = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "warn"]
+    text = f"exact match {exact:.1%} {'≥' if exact >= threshold else '<'} {threshold:.0%}"
+    failed, hints = (
+        ", ".join(dict.fromkeys(f["finding"] for f in verdict["diagnosis"] if f["severity"] == s))
+        for s in ("fail", "warn")
+    )
     if failed:
-        text += ", failed " + ", ".join(dict.fromkeys(failed))
-    elif not verdict["passed"] and hints:
-        text += " (" + ", ".join(dict.fromkeys(hints)) + ")"
-    return text
+        return f"{text}, failed {failed}"
+    return f"{text} ({hints})" if hints and not verdict["passed"] else text

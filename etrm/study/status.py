@@ -1,14 +1,15 @@
-"""What a study has on disk, compared with what its configuration and code would make today.
+"""Status of runs and evaluations: missing, incomplete, stale (and why), up to date, or cached.
 
-`run.json` and `score.json` are the record: each says which configuration, code, tables and first
-weights it was made with. Nothing else is read of a result, so that hundreds are told in seconds.
+This is the one place that decides it; the rules, the plan, the doctor and the gate ask here.
+`run.json` and `score.json` are the evidence: each records the configuration, code, tables and first
+weights of its result. Nothing else is read, so that hundreds are compared in seconds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 from etrm.config.compare import changes, in_words
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
+from etrm.config.text import first_few
+from etrm.errors import UserError
+from etrm.storage import records
 from etrm.storage.digests import (
     code_digest,
     code_digests,
@@ -27,197 +31,254 @@ from etrm.storage.digests import (
 )
 from etrm.storage.files import file_digest
 from etrm.storage.finished import LIST, RUN_FILES, SCORE_FILES
-from etrm.storage.records import RUN, SCORE, DamagedFileError, Keys, read_record
-from etrm.study.gate import GateError, require_passed
-from etrm.study.layout import Pipeline, Run
+from etrm.study.gate import GateError, judge, require_passed
+from etrm.study.layout import Layout, Run
 
 STATES = "step*.state"  # as `etrm.storage.checkpoint` names them
-TABLES = ("tasks", "augmentations")
-SHOWN = 3  # differences of a kind in `why`
+SHOWN = 3  # differences of a kind in `differences`
+
+
+class ParentError(UserError):
+    """First weights from outside the study are missing."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """A run or an evaluation, and how it differs from what would be made today.
+    """Status of one run or evaluation: its files, and how it differs from the current study.
 
-    What a record does not say counts as equal: a difference that is named is one.
+    A field that a record lacks counts as equal, so that older records stay valid.
     """
 
-    record: dict[str, Any] | None = None  # run.json or score.json; None: there is none, or damaged
-    files: tuple[str, ...] = ()  # of its files, those that are there
+    record: dict[str, Any] | None = None  # run.json or score.json; None: missing or damaged
+    files: tuple[str, ...] = ()  # names of its files that are there
     missing: tuple[str, ...] = ()
     config: tuple[tuple[str, Any, Any], ...] = ()  # (dotted key, value then, value now)
-    code: tuple[str, ...] = ()  # files of the package; ("",): some, the record does not say which
-    data: tuple[str, ...] = ()  # tables that are others now
-    origin: str | None = None  # what it was made from is another now, in words
-    step: int | None = None  # a run of today's configuration was interrupted there, and goes on
-    kept: bool = False  # finished before, as it would be today: it is taken back, not made again
+    code: tuple[str, ...] = ()  # changed files; ("",): some, the record does not say which
+    data: tuple[str, ...] = ()  # changed tables
+    origin: str | None = None  # in words: other first weights, or of another run
+    step: int | None = None  # of the newest state that the current run would resume from
+    cached: bool = False  # the current result is in the cache: restored, not computed again
 
     @property
-    def exists(self) -> bool:
-        """Is there anything of it?"""
-        return bool(self.files)
-
-    @property
-    def whole(self) -> bool:
-        """All files are there, and the record can be read."""
+    def complete(self) -> bool:
+        """Return whether all files are there and the record can be read."""
         return self.record is not None and not self.missing
 
     @property
-    def current(self) -> bool:
-        """Whole, and what would be made today."""
-        return self.whole and not self.differences()
+    def stale(self) -> bool:
+        """Return whether it was made with another configuration, code, data or first weights."""
+        return bool(self.config or self.code or self.data or self.origin)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Return whether it is complete and not stale."""
+        return self.complete and not self.stale
 
     def differences(self) -> list[str]:
-        """How it differs from today's, in words; the configuration first."""
-        found = _some(list(map(in_words, self.config)))
-        found += _some([f"code {name}".rstrip() for name in self.code])
+        """Return why it is stale, in words; the configuration first."""
+        found = first_few(map(in_words, self.config), SHOWN)
+        found += first_few((f"code {name}".rstrip() for name in self.code), SHOWN)
         found += [f"new data ({name})" for name in self.data]
         return found + ([self.origin] if self.origin else [])
 
+    def reasons(self) -> list[str]:
+        """Return why it is not up to date: missing files, a damaged record, differences."""
+        found = [f"{name} is missing" for name in self.missing]
+        if self.record is None and not self.missing:
+            name = "run.json" if "run.json" in self.files else "score.json"
+            found.append(f"{name} cannot be read: `etrm doctor` says how to mend it")
+        return found + self.differences()
+
 
 class StudyStatus:
-    """Statuses of the runs and evaluations of a study; each record is read once."""
+    """Statuses of the runs and evaluations of a study; each record of a run is read once."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._runs: dict[Run, Status] = {}
 
     def run(self, run: Run) -> Status:
-        """A training run."""
+        """Return the status of a training run."""
         if run not in self._runs:
             self._runs[run] = self._run(run)
         return self._runs[run]
 
-    def score(self, run: Run) -> Status:
-        """The evaluation of a run."""
-        pipeline, config = self.pipeline, self.pipeline.study.experiments[run.experiment]
-        paths, code = pipeline.score_files(run), score_code(config.context.source)
-        files, missing, record = _read(paths, "score.json", SCORE)
-        today = evaluation_settings(config.evaluation)
-        trained = self.run(run).record
-        return Status(
-            record,
-            files,
-            missing,
-            **_compared(record, "evaluation", today, code, self._tables()),
-            origin=_other_run(record, trained),
-            kept=self._score_kept(run, today, code),
-        )
-
-    def weights(self, run: Run) -> str | None:
-        """SHA-256 that a run's weights have, or will have where they are taken back."""
-        status, key = self.run(run), self.key(run)
-        if key is None:
-            return None
-        if status.whole and status.record is not None and status.record["key"] == key:
-            return str(status.record["weights_sha256"])
-        kept = _kept(self._store(run, run.stage), key, RUN_FILES)
-        return str(kept["model.safetensors"]) if kept else None
-
     def _run(self, run: Run) -> Status:
-        today = plain(self.pipeline.config_of(run))
+        today, key = plain(self.layout.config_of(run)), self.key(run)
         code = train_code(today["context"]["source"])
-        files, missing, record = _read(self.pipeline.run_files(run), "run.json", RUN)
-        then, now = _origin(record), self._first_weights(run)
-        key = self.key(run)
-        return Status(
-            record,
-            files,
-            missing,
-            **_compared(record, "config", today, code, self._tables()),
+        found = self._compared(self.layout.run_files(run), "run.json", today, code)
+        then, now = ((found.record or {}).get("init") or {}).get("sha256"), self.first_weights(run)
+        states = (self.layout.state / key[:16]).glob(STATES) if key else ()
+        steps = [path.stem.removeprefix("step") for path in states]
+        return replace(
+            found,
             origin="other first weights" if then and now and then != now else None,
-            step=_newest_step(self.pipeline.state / key[:16]) if key else None,
-            kept=bool(key and _kept(self._store(run, run.stage), key, RUN_FILES)),
+            step=max((int(step) for step in steps if step.isdecimal()), default=None),
+            cached=bool(key and _cached(self.layout.cache(run, run.stage), key, RUN_FILES)),
         )
 
-    def _store(self, run: Run, name: str) -> Path:
-        return self.pipeline.state / "finished" / run.experiment / name / f"seed{run.seed}"
+    def score(self, run: Run) -> Status:
+        """Return the status of a run's evaluation."""
+        config, layout = self.layout.study.experiments[run.experiment], self.layout
+        today, code = evaluation_settings(config.evaluation), score_code(config.context.source)
+        found = self._compared(layout.score_files(run), "score.json", today, code)
+        trained, record, origin = self.run(run).record, found.record, None
+        if record is not None and trained is not None:
+            weights = trained["weights_sha256"]
+            if record["run_key"] != trained["key"]:
+                origin = "of another run"
+            elif record.get("weights_sha256", weights) != weights:
+                origin = "of other weights"
+        key, own, cached = self.key(run), self.weights(run), False
+        if key is not None and own is not None:
+            tables = list(self._tables().values())
+            wanted = evaluation_key(today, key, own, tables, code_digest(*code))
+            cached = _cached(layout.cache(run, "evaluation"), wanted, SCORE_FILES) is not None
+        return replace(found, origin=origin, cached=cached)
 
-    def _tables(self) -> dict[str, str]:
-        """Digests of the tables that are there."""
-        paths = (self.pipeline.tasks, self.pipeline.augmentations)
-        return {path.stem: found for path in paths if (found := _digest(path))}
+    def _compared(
+        self, paths: Sequence[str], name: str, today: Mapping[str, Any], code: tuple[str, ...]
+    ) -> Status:
+        """Return files and record of a result, and how its settings, code and tables differ."""
+        there = tuple(Path(path).name for path in paths if Path(path).is_file())
+        missing = tuple(n for path in paths if (n := Path(path).name) not in there)
+        # The block of an evaluation is named as the study has it; that of a run is the whole.
+        keys, block, prefix = records.RUN, "config", ""
+        if name == "score.json":
+            keys, block, prefix = records.SCORE, "evaluation", "evaluation."
+        try:
+            record = records.read_record(Path(paths[0]).with_name(name), keys, "a record")
+        except (records.DamagedFileError, FileNotFoundError):
+            return Status(None, there, missing)
+        found = [(prefix + key, then, now) for key, then, now in changes(today, record[block])]
+        # Tags first: a tag, such as context.source, explains the other changes of its block.
+        found.sort(key=lambda change: change[0].rpartition(".")[2] not in TAGS)
+        data = record.get("data", {})  # SHA-256 of tables
+        tables = tuple(n for n, now in self._tables().items() if data.get(n, now) != now)
+        return Status(record, there, missing, tuple(found), _changed_code(record, code), tables)
 
     def key(self, run: Run) -> str | None:
-        """Key of the run as it would be made now; None where what it depends on is missing."""
-        tables, has_parent = self._tables(), self.pipeline.parent_path(run) is not None
-        if len(tables) < len(TABLES):
+        """Return the key of the current run; None where its tables or its parent are missing."""
+        tables, weights = self._tables(), self.first_weights(run)
+        if len(tables) < 2 or (weights is None and self.layout.parent_path(run) is not None):
             return None
-        weights = self._first_weights(run, read=True)
-        if has_parent and weights is None:
-            return None
-        today = plain(self.pipeline.config_of(run))
+        today = plain(self.layout.config_of(run))
         code = code_digest(*train_code(today["context"]["source"]))
         return run_key(today, list(tables.values()), weights, code)
 
-    def _first_weights(self, run: Run, read: bool = False) -> str | None:
-        """SHA-256 of what a run starts from; an official checkpoint is large: only if to `read`."""
-        parent, path = self.pipeline.parent(run), self.pipeline.parent_path(run)
-        if parent is not None:
-            return self.weights(parent)
-        if path is None:
+    def weights(self, run: Run) -> str | None:
+        """Return the SHA-256 of the current run's weights, in its folder or in the cache."""
+        status, key = self.run(run), self.key(run)
+        if key is None:
             return None
-        if path.is_dir():
-            record = _json(path / "run.json") or {}
-            return record.get("weights_sha256")
-        return _digest(path) if read else None
+        if status.complete and status.record is not None and status.record["key"] == key:
+            return str(status.record["weights_sha256"])
+        cached = _cached(self.layout.cache(run, run.stage), key, RUN_FILES)
+        return cached["model.safetensors"] if cached else None
 
-    def _score_kept(self, run: Run, today: Any, code: Sequence[str]) -> bool:
-        key, weights, tables = self.key(run), self.weights(run), self._tables()
-        if key is None or weights is None:
-            return False
-        wanted = evaluation_key(today, key, weights, list(tables.values()), code_digest(*code))
-        return _kept(self._store(run, "evaluation"), wanted, SCORE_FILES) is not None
+    def first_weights(self, run: Run) -> str | None:
+        """Return the SHA-256 of a run's first weights; None from scratch, and for missing ones."""
+        parent = self.layout.parent(run)
+        return self.outside_weights(run) if parent is None else self.weights(parent)
+
+    def outside_weights(self, run: Run) -> str | None:
+        """Return the SHA-256 of first weights from outside the study; None for any others.
+
+        Their content decides, not their time: a file may be replaced by one of the same age.
+        """
+        path = self.layout.parent_path(run)
+        if path is None or self.layout.parent(run) is not None:
+            return None
+        return _json(path / "run.json").get("weights_sha256") or _digest(path)
+
+    def verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
+        """Return the verdict on the overfit run that is there.
+
+        None where it is missing, on an earlier run, or on a run of another configuration. Read anew
+        by each call, since a running study replaces it. Raises `DamagedFileError`.
+        """
+        run, path = Run(experiment, "overfit", seed), self.layout.verdict(experiment, seed)
+        if not (path.is_file() and path.with_name("run.json").is_file()):
+            return None
+        verdict, record = records.read_verdict(path), records.read_run(path.parent)
+        same = verdict.get("run_key") == record["key"]
+        today = plain(self.layout.config_of(run))
+        return verdict if same and not changes(today, record["config"]) else None
+
+    def expects_full(self, experiment: str, seed: int) -> bool:
+        """Return whether the full run is expected to start; raises as `verdict` does.
+
+        A known verdict is judged by the current threshold; without one, a pass is expected.
+        """
+        verdict = self.verdict(experiment, seed)
+        return verdict is None or judge(verdict, self.layout.study.experiments[experiment].gate)
+
+    def _tables(self) -> dict[str, str]:
+        """Return the digests of the tables that are there."""
+        paths = (self.layout.tasks, self.layout.augmentations)
+        return {path.stem: found for path in paths if (found := _digest(path))}
 
 
-def require_gate(pipeline: Pipeline, run: Run) -> None:
-    """Raise `GateError` unless a full run may start, by a verdict on today's overfit run.
+def check_records(layout: Layout) -> None:
+    """Raise for a file that the study needs and that cannot be used.
+
+    `DamagedFileError` for a record of a run or an evaluation; `ParentError` for first weights from
+    outside the study that are missing.
+    """
+    for run in layout.runs():
+        folders = [layout.folder(run)]
+        if layout.parent(run) is None:
+            files = map(Path, layout.parent_files(run))
+            missing = [path for path in files if not path.is_file()]
+            if missing:
+                raise ParentError(
+                    f"experiments.{run.experiment}.decoder.init: found no file {missing[0]},"
+                    " expected a run folder of another study, or a checkpoint of official TRM"
+                )
+            folders += filter(None, [layout.parent_path(run)])
+        for folder in folders:
+            if (folder / "run.json").is_file():
+                records.read_run(folder)
+    for path in map(layout.score, layout.scored()):
+        if path.is_file():
+            records.read_score(path)
+
+
+def require_gate(layout: Layout, run: Run) -> None:
+    """Raise `GateError` unless a full run may start, by a verdict on an up-to-date overfit run.
 
     Raises `DamagedFileError` where a record cannot be read.
     """
     overfit = Run(run.experiment, "overfit", run.seed)
-    path, status = pipeline.verdict(run.experiment, run.seed), StudyStatus(pipeline).run(overfit)
-    name = f"{run.experiment}, seed {run.seed}: the full run does not start, because"
-    for needed in (pipeline.folder(overfit) / "run.json", path):
+    path, name = layout.verdict(run.experiment, run.seed), f"{run.experiment}, seed {run.seed}"
+    seed = f" --seed {run.seed}" if run.seed else ""
+    for needed, command in (
+        (layout.folder(overfit) / "run.json", f"run {run.experiment} overfit{seed}"),
+        (path, f"gate {run.experiment}{seed}"),
+    ):
         if not needed.is_file():
-            target = path if needed == path else pipeline.folder(overfit) / "model.safetensors"
-            raise GateError(f"{name} there is no {needed}: `snakemake --cores 2 {target}` makes it")
-    differences = status.differences()
+            raise GateError(
+                f"{name}: the full run does not start, because there is no {needed}:"
+                f" `etrm {command}` makes it, or `snakemake` does, as part of the study"
+            )
+    require_up_to_date(layout, overfit)
+    require_passed(path, layout.study.experiments[run.experiment].gate)
+
+
+def require_up_to_date(layout: Layout, run: Run) -> None:
+    """Raise `GateError` where an overfit run is stale: no verdict on it opens the gate."""
+    differences = StudyStatus(layout).run(run).differences()
     if differences:
         raise GateError(
-            f"{name} its overfit run is not what would be made today ({'; '.join(differences)}):"
-            " run the overfit stage and the gate again"
+            f"{run.experiment}, seed {run.seed}: the overfit run in {layout.folder(run)} is stale"
+            f" ({'; '.join(differences)}): run the overfit stage and the gate again"
         )
-    require_passed(path, pipeline.study.experiments[run.experiment].gate)
 
 
-def _compared(
-    record: Mapping[str, Any] | None,
-    name: str,
-    today: Mapping[str, Any],
-    code: Sequence[str],
-    tables: Mapping[str, str],
-) -> dict[str, Any]:
-    """The fields `config`, `code` and `data` of a status; `name` is the config's in the record."""
-    if record is None:
-        return {}
-    # The block of an evaluation is named as the study has it; that of a run is the whole.
-    prefix = "" if name == "config" else f"{name}."
-    found = [(prefix + key, then, now) for key, then, now in changes(today, record[name])]
-    config = sorted(found, key=lambda change: not _is_tag(change[0]))
-    data = record.get("data", {})
-    return {
-        "config": tuple(config),
-        "code": _changed_code(record, code),
-        "data": tuple(n for n, found in tables.items() if data.get(n, found) != found),
-    }
-
-
-def _changed_code(record: Mapping[str, Any], code: Sequence[str]) -> tuple[str, ...]:
-    now, then = _digests(tuple(code)), record.get("code")
+def _changed_code(record: Mapping[str, Any], code: tuple[str, ...]) -> tuple[str, ...]:
+    now, then = _digests(code), record.get("code")  # digests by module
     if then is None:
-        old = record.get("code_digest")
+        old = record.get("code_digest")  # of all modules together
         return ("",) if old not in (None, code_digest(*code)) else ()
     changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     return tuple(sorted(map(source_file, changed)))
@@ -228,81 +289,31 @@ def _digests(code: tuple[str, ...]) -> dict[str, str]:
     return code_digests(*code)
 
 
-def _is_tag(key: str) -> bool:
-    """A tag, such as context.source, explains the changes of its block."""
-    return key.rpartition(".")[2] in TAGS
-
-
-def _other_run(score: Mapping[str, Any] | None, trained: Mapping[str, Any] | None) -> str | None:
-    """Is a score of another run, or of other weights, than those that are there?"""
-    if score is None or trained is None:
-        return None
-    if score["run_key"] != trained["key"]:
-        return "of another run"
-    weights = trained["weights_sha256"]
-    return "of other weights" if score.get("weights_sha256", weights) != weights else None
-
-
-def _origin(record: Mapping[str, Any] | None) -> str | None:
-    """SHA-256 of the weights that a run started from."""
-    found = ((record or {}).get("init") or {}).get("sha256")
-    return None if found is None else str(found)
-
-
-def _read(
-    paths: Sequence[str], name: str, keys: Keys
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any] | None]:
-    """Files that are there, that are missing, and the record: None for one that is damaged."""
-    there = [Path(path) for path in paths if Path(path).is_file()]
-    names = tuple(path.name for path in there)
-    missing = tuple(n for path in paths if (n := Path(path).name) not in names)
-    path = next((path for path in there if path.name == name), None)
-    try:
-        record = None if path is None else read_record(path, keys, "a record")
-    except (DamagedFileError, FileNotFoundError):
-        record = None
-    return names, missing, record
-
-
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
-def _kept(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | None:
-    """Digests of the files that are kept under this key (`etrm.storage.finished`)."""
+def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Return the digests of the files that are cached under a key (`etrm.storage.finished`)."""
     folder = store / key[:16]
-    kept = _json(folder / LIST)
-    if kept is None or kept.get("key") != key or not all((folder / n).is_file() for n in names):
-        return None
-    digests: dict[str, str] = kept["sha256"]
-    return digests
-
-
-def _newest_step(folder: Path) -> int | None:
-    """The step of the newest state of an interrupted run."""
-    names = [path.name.removeprefix("step").removesuffix(".state") for path in folder.glob(STATES)]
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    found = _json(folder / LIST)
+    there = found.get("key") == key and all((folder / name).is_file() for name in names)
+    return found["sha256"] if there else None
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, taken once while it stays as it is; None where there is none."""
+    """Return the SHA-256 of a file, computed once while it is unchanged; None where missing."""
     try:
         found = path.stat()
-    except OSError:
+        return _computed(path, found.st_mtime_ns, found.st_size)
+    except OSError:  # a folder, too
         return None
-    return _taken(path, found.st_mtime_ns, found.st_size)
 
 
 @cache
-def _taken(path: Path, time: int, size: int) -> str:
+def _computed(path: Path, time: int, size: int) -> str:
     return file_digest(path)
-
-
-def _some(found: Sequence[str]) -> list[str]:
-    """The first few, and how many more there are."""
-    more = len(found) - SHOWN
-    return [*found[:SHOWN], *([f"+{more} more"] if more > 0 else [])]

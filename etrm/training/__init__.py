@@ -1,1 +1,1 @@
-"""The trainer and everything of one training run."""
+"""Training: one run, from its tables and configuration to its run folder."""

@@ -1,7 +1,7 @@
-"""Weights of our runs, written for others: the decoder in the format of official TRM.
+"""Export of weights: the decoder in the format of official TRM, the encoder beside it.
 
-A run with an encoder has weights that official TRM has no place for. They go into a second file
-beside the first, so that the two together hold everything that the run has learned.
+Official TRM has no place for an encoder's weights. They go into a second file beside the first, so
+that the two together hold everything that the run has learned.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
     """Write a run's weights as `.pt` or `.safetensors`; return each file with its tensors' names.
 
     `out` is a checkpoint of official TRM: the decoder, and TRM's table of embeddings where the run
-    has one. Of a run with another context source, `<stem>.encoder<suffix>` beside it holds the
-    tensors of that source, under their names in our model (`context.…`); as safetensors, it names
-    the `source` in its metadata. `raw` weights include buffers; `ema` are the averaged parameters
-    alone, as official EMA files are. Reading a file back gives the same bits.
+    has one. `<stem>.encoder<suffix>` beside it holds the tensors of another context source under
+    their names in our model (`context.…`); as safetensors, it names the `source` in its metadata.
+    `raw` weights include buffers; `ema` are the averaged parameters alone, as official EMA files
+    are. Reading a file back gives the same bits.
 
-    Raises `CheckpointError` for another suffix, and where the weights are missing or are not those
-    that `run.json` recorded.
+    Raises `CheckpointError` for another suffix, and for weights that are missing or differ from
+    the digest in `run.json`.
     """
+    path = run_folder / WEIGHTS
     if out.suffix not in SUFFIXES:
         raise CheckpointError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if not (run_folder / WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{run_folder / WEIGHTS}: no such file, expected the weights of a run"
-        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected the weights of a run")
     run = read_parent(run_folder, None)
-    assert run.record is not None  # of a run folder
+    assert run.record is not None, f"{run_folder}: read as a checkpoint of unknown origin"
     source = run.record["config"]["context"]["source"]
     weights = load_weights(run.weights, which, buffers=which == "raw")
     official, encoder = {}, {}
@@ -49,7 +48,7 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
         if name.startswith("decoder."):
             official[WRITTEN_PREFIX + name.removeprefix("decoder.")] = tensor
         elif source == "embedding":
-            official[WRITTEN_PREFIX + TABLE] = tensor
+            official[WRITTEN_PREFIX + TABLE] = tensor  # TRM's own context source
         else:
             encoder[name] = tensor
     files = {out: sorted(official)}
@@ -57,12 +56,12 @@ def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[s
         beside = out.with_name(out.stem + ENCODER + out.suffix)
         _write(beside, encoder, {"source": source, "weights": which})
         files[beside] = sorted(encoder)
-    _write(out, official)
+    _write(out, official)  # last: where it is, the two are complete
     return files
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
-    """Write tensors; `about` is metadata, for which a `.pt` file has no place."""
+    """Write tensors; `about` is metadata of safetensors, for which `.pt` has no place."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         if path.suffix == ".pt":

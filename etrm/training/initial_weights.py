@@ -1,5 +1,4 @@
-"""What a run starts from: an earlier run or an official checkpoint, what is known of it, and
-whether a strict run may start from it."""
+"""First weights of a run: an earlier run or an official checkpoint, its origin, and leaks by it."""
 
 from __future__ import annotations
 
@@ -10,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from etrm.arc.canonical import Touch
+from etrm.arc.canonical import Overlap
 from etrm.arc.task import Task
-from etrm.config.load import DECODER_SIZES
+from etrm.config.parents import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig
-from etrm.data.leaks import read_seen_run, touching
+from etrm.config.text import first_few
+from etrm.data.seen_tasks import find_touched, read_seen_run
+from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
 from etrm.storage.official import check_sha256, decoder_weights
 
@@ -22,52 +23,51 @@ WEIGHTS = "model.safetensors"
 MAX_NAMED = 5  # tasks named in an error
 
 
-class LeakError(ValueError):
+class LeakError(UserError):
     """A strict run would start from weights that have seen held-out tasks."""
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Weights that a run starts from; `record` is their run.json, None for an unknown origin."""
+    """Weights that a run starts from."""
 
-    path: Path
+    path: Path  # run folder or checkpoint
     weights: Path
-    sha256: str
-    record: dict[str, Any] | None
+    sha256: str  # of the weights
+    record: dict[str, Any] | None  # run.json; None for an unknown origin
 
     @property
     def name(self) -> str:
-        """The experiment, or the path of a checkpoint of unknown origin."""
+        """Return the experiment, or the path of a checkpoint of unknown origin."""
         return str(self.path) if self.record is None else str(self.record["experiment"])
 
     @property
     def unproven(self) -> list[str]:
-        """Checkpoints of unknown origin among its ancestors, itself included."""
+        """Return the checkpoints of unknown origin among its ancestors, itself included."""
         return [str(self.path)] if self.record is None else list(self.record["unproven"])
 
 
 def read_parent(path: Path, sha256: str | None) -> Parent:
-    """A run folder, its `model.safetensors`, or an official checkpoint file.
+    """Read the parent at a run folder, its `model.safetensors`, or an official checkpoint file.
 
-    Raises `CheckpointError` for a file that is missing, or is not the one that was expected: by
-    `sha256`, or by the digest that the run recorded of its weights; `DamagedFileError`
-    for a `run.json` that is not whole.
+    Raises `CheckpointError` for a file that is missing or has another digest than `sha256`, or
+    than the run recorded of its weights; `DamagedFileError` for an incomplete `run.json`.
     """
     folder = path if path.is_dir() else path.parent
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file, expected weights to start from")
     found = check_sha256(weights, sha256)
+    # A `model.safetensors` beside a run.json is a run's own; all else is of unknown origin.
     if weights.name != WEIGHTS or not (folder / "run.json").is_file():
         if path.is_dir():
             raise CheckpointError(f"{path}: found no run.json, expected a run folder")
         return Parent(path, weights, found, None)
     record = read_seen_run(folder)
-    recorded = record["weights_sha256"]
-    if recorded != found:
+    if record["weights_sha256"] != found:
         raise CheckpointError(
-            f"{weights}: found SHA-256 {found}, expected {recorded} from its run.json: the file was"
-            " changed or damaged; run its stage again"
+            f"{weights}: found SHA-256 {found}, expected {record['weights_sha256']} from its"
+            " run.json: the file was changed or damaged; run its stage again"
         )
     return Parent(folder, weights, found, record)
 
@@ -77,7 +77,7 @@ def refuse_leak(
 ) -> None:
     """Raise `LeakError` where a strict run would start from weights that saw a held-out task.
 
-    Seen is what `Seen.touching` says: by its id, or by its content up to dihedral and colours.
+    `SeenContent` defines it: by its id, or by its content up to dihedral and colours.
     Weights of unknown origin are refused unless `decoder.init_trust` accepts them. `strict_parents`
     are the strict TRMs of the study, which an error proposes.
     """
@@ -91,64 +91,57 @@ def refuse_leak(
         )
     if parent.record is None:
         return
-    leaked = touching(parent.record["seen_tasks"], held_out)
+    leaked = find_touched(parent.record["seen_tasks"], held_out)
     if leaked:
+        named = ", ".join(first_few(leaked, MAX_NAMED))
         raise LeakError(
             f"{run.experiment} is strict, but its decoder.init {parent.name!r} has seen"
-            f" {len(leaked)} of {len(held_out)} held-out tasks ({_named(list(leaked))}):"
+            f" {len(leaked)} of {len(held_out)} held-out tasks ({named}):"
             f" {_advice(run, parent, leaked, strict_parents)}"
         )
 
 
 def _advice(
-    run: RunConfig, parent: Parent, leaked: Mapping[str, Touch], strict_parents: Sequence[str]
+    run: RunConfig, parent: Parent, leaked: Mapping[str, Overlap], strict_parents: Sequence[str]
 ) -> str:
-    """What to do about a parent that is refused.
-
-    Where it is strict itself, its training tasks are the cause, and are named.
-    """
+    """Return advice on a refused parent; one that is strict itself leaked by its training tasks."""
+    # A strict TRM must not be told to start from itself.
     others = [name for name in strict_parents if name not in (parent.name, run.experiment)]
-    found = [f"start from {' or '.join(map(repr, others))}"] if others else []
+    advice = [f"start from {' or '.join(map(repr, others))}"] if others else []
     if leaked and parent.record is not None and parent.record["split"] == "strict":
-        tasks = _named(sorted({name for touch in leaked.values() for name in touch.tasks}))
+        names = sorted({name for touch in leaked.values() for name in touch.tasks})
+        tasks = ", ".join(first_few(names, MAX_NAMED))
         if run.decoder.init in strict_parents:
             again = f"run the stage `tasks` and {parent.name!r} again, with today's code and data:"
-            found.append(f"{again} that leaves out its training tasks {tasks}")
+            advice.append(f"{again} that leaves out its training tasks {tasks}")
         else:
-            found.append(f"train {parent.name!r} again without its training tasks {tasks}")
-    if not found and run.context.source == "embedding":
-        found.append("set decoder.init: null, to train it from the beginning")
-    return ", or ".join(found or ["pretrain a strict TRM"])
+            advice.append(f"train {parent.name!r} again without its training tasks {tasks}")
+    if not advice and run.context.source == "embedding":
+        advice.append("set decoder.init: null, to train it from the beginning")
+    return ", or ".join(advice or ["pretrain a strict TRM"])
 
 
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
-
-
-def start_from(
+def load_initial_weights(
     decoder: nn.Module, parent: Parent, which: str, model: ModelConfig
 ) -> dict[str, Any]:
-    """Load a decoder's first weights; returns what was loaded, skipped and left new, for run.json.
+    """Load a decoder's first weights; return names loaded, skipped and left new, for run.json.
 
-    Raises `CheckpointError` where sizes or cycles are not those of `model`, printing both.
+    Raises `CheckpointError` where sizes or cycles differ from those of `model`.
     """
-    if parent.record is not None:
+    if parent.record is not None:  # one of our runs
         theirs = parent.record["config"]["model"]
-        wrong = [
-            f"{k} {theirs[k]} there and {getattr(model, k)} here"
-            for k in DECODER_SIZES
-            if theirs[k] != getattr(model, k)
-        ]
-        if wrong:
+        pairs = [(name, theirs[name], getattr(model, name)) for name in DECODER_SIZES]
+        differing = [f"{name} {its} there and {our} here" for name, its, our in pairs if its != our]
+        if differing:
             raise CheckpointError(
-                f"{parent.path}: found another model: {', '.join(wrong)}; expected the sizes and"
-                " cycles of the experiment"
+                f"{parent.path}: found another model: {', '.join(differing)}; expected the sizes"
+                " and cycles of the experiment"
             )
         report = {**init_decoder(decoder, parent.weights, which), "unchecked": []}
     else:
         ours = decoder.state_dict()
         given, skipped, unchecked = decoder_weights(parent.weights, ours, model)
-        decoder.load_state_dict(given, strict=False)
+        decoder.load_state_dict(given, strict=False)  # an EMA file has no buffers
         report = {
             "weights": "as in the file",
             "loaded": [f"decoder.{n}" for n in ours if n in given],

@@ -1,4 +1,4 @@
-"""The metrics of training and evaluation, under the experiment guide's names.
+"""The metrics of training, under the experiment guide's names.
 
 `train/accuracy`, `train/exact_accuracy`, `train/q_halt_accuracy` and `train/steps` are means over
 the samples that halted (as official TRM counts them); `train/exact_accuracy_all` is over all
@@ -17,34 +17,33 @@ from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
 ONE = Ranks()
-HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+OF_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
 class Window:
     """Sums over the steps between two logged rows, on the device where they arise."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor | float] = {}
+        self.sums: dict[str, Tensor] = {}  # [2] float64 each: Σ total, Σ weight
 
     def add(self, name: str, total: Tensor, weight: Tensor | float = 1.0) -> None:
-        """`total` is a sum over `weight` things; the row has total / weight over all calls."""
+        """Add a sum over `weight` items; a row holds Σ total / Σ weight, in float64."""
         total = total.detach().double()
-        weight = weight.detach().double() if isinstance(weight, Tensor) else float(weight)
-        self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.weights[name] = self.weights[name] + weight if name in self.weights else weight
+        if not isinstance(weight, Tensor):  # filled on the device: a copy would hold up the step
+            weight = total.new_full((), weight)
+        pair = torch.stack([total, weight.detach().double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor, share: float) -> None:
-        """One lane's ACT step: per-sample losses, who halted and after how many steps.
+        """Add one ACT step of B slots: losses, `halted` [B] bool, ACT `steps` [B] int64.
 
-        `share`: this lane's part of all slots, so that `train/count` is per step, not per lane.
+        `share`: of these slots among all, so that `train/count` is per step, not per micro-batch.
         """
         counted = halted & losses.labelled
-        number = counted.sum()
-        right = (losses.accuracy, losses.exact.double(), losses.q_right.double(), steps.double())
-        for name, value in zip(HALTED, right, strict=True):
+        number, size = counted.sum(), len(halted)
+        right = (losses.accuracy, losses.exact, losses.q_right, steps)
+        for name, value in zip(OF_HALTED, right, strict=True):
             self.add(f"train/{name}", torch.where(counted, value.double(), 0.0).sum(), number)
-        size = len(halted)
         self.add("train/count", number, share)
         self.add("train/lm_loss", losses.lm.sum(), size)
         self.add("train/q_halt_loss", losses.q_halt.sum(), size)
@@ -53,43 +52,33 @@ class Window:
             self.add(f"train/{name}_loss", value.sum(), size)
 
     def totals(self, ranks: Ranks = ONE) -> dict[str, tuple[float, float]]:
-        """Sums and weights over all ranks by name, fetched in one transfer."""
+        """Return sums and weights over all ranks by name, fetched in one transfer."""
         names = sorted(self.sums)
         if not names:
             return {}
-        device = self.sums[names[0]].device
-        weights = [self.weights[n] for n in names]
-        known = torch.tensor(
-            [0.0 if isinstance(w, Tensor) else w for w in weights], dtype=torch.float64
-        )
-        zero = self.sums[names[0]].new_zeros(())
-        counted = torch.stack([w if isinstance(w, Tensor) else zero for w in weights])
-        table = torch.stack([torch.stack([self.sums[n] for n in names]), counted])
-        table[1] += known.to(device, non_blocking=True)
+        table = torch.stack([self.sums[name] for name in names])  # [names, 2]
         ranks.sum_(table)
-        totals, summed = table.tolist()
-        return dict(zip(names, zip(totals, summed, strict=True), strict=True))
+        return {name: (t, w) for name, (t, w) in zip(names, table.tolist(), strict=True)}
 
     def row(self, ranks: Ranks = ONE) -> dict[str, float]:
-        """All means; names that nothing was counted for are absent. Begins the next row."""
+        """Return all means, without names of weight zero, and start the next row."""
         means = {n: total / weight for n, (total, weight) in self.totals(ranks).items() if weight}
-        self.sums, self.weights = {}, {}
+        self.sums = {}
         return means
 
     def load(self, totals: Mapping[str, tuple[float, float]], device: torch.device) -> None:
-        """Go on from `totals`."""
+        """Resume from `totals`."""
         self.sums = {
-            n: torch.tensor(t, dtype=torch.float64, device=device) for n, (t, _) in totals.items()
+            name: torch.tensor(pair, dtype=torch.float64, device=device)
+            for name, pair in totals.items()
         }
-        self.weights = {n: w for n, (_, w) in totals.items()}
 
 
 def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
-    """Statistics of context tokens [B, P, D]: the guide's, and scale-free ones.
+    """Return statistics of context tokens [B, P, D]: the guide's, and one free of scale.
 
     `encoder_cross_sample_var`: variance over samples, mean over tokens and channels.
-    `encoder_relative_var`: the same divided by the mean square, so that it does not change when
-    the encoder's output is scaled.
+    `encoder_relative_var`: the same over the mean square, unchanged when the output is scaled.
     """
     x = context.detach().float()
     variance = x.var(dim=0, unbiased=False).mean() if len(x) > 1 else x.new_zeros(())
@@ -97,7 +86,7 @@ def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
         "train/encoder_cross_sample_var": variance,
         "train/encoder_relative_var": variance / x.square().mean().clamp(min=1e-12),
         "train/encoder_output_mean": x.mean(),
-        "train/encoder_output_norm": x.norm(dim=-1).mean(),
+        "train/encoder_output_norm": x.norm(dim=-1).mean(),  # of a token's vector
         "train/encoder_output_std": x.std(unbiased=False),
-        "train/encoder_token_std": x.std(dim=1, unbiased=False).mean(),
+        "train/encoder_token_std": x.std(dim=1, unbiased=False).mean(),  # over the P tokens
     }

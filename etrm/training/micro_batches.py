@@ -1,8 +1,8 @@
-"""How many slots go through a forward and backward pass at once, from a budget of memory.
+"""Slots that go through a forward and backward pass at once, from a budget of memory.
 
-Activations that a backward pass needs are most of what training holds. They are counted from the
-sizes, so that the same machine always cuts the same micro-batches and a run that resumes stays
-equal to one that was never interrupted.
+Activations kept for the backward pass are most of the memory that training takes. They are counted
+from the sizes, so that the same machine always cuts the same micro-batches and a resumed run
+equals one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -20,39 +20,37 @@ from etrm.models.layers import block_bytes
 GIB = 2**30
 # Shares of all memory that activations may take; the rest is for weights, carries, other jobs.
 OF_GPU, OF_HOST = 0.7, 0.3
-# Temporaries of a backward pass and of the loss, relative to what is kept for it.
-MARGIN = 1.25
+MARGIN = 1.25  # temporaries of a backward pass and of the loss, relative to the activations kept
 
 
-def budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> float:
-    """Bytes that the activations of this process may take, of so many `ranks` on this machine."""
-    if execution.memory is not None:
+def activation_budget(execution: ExecutionConfig, device: torch.device, ranks: int) -> float:
+    """Return the bytes that activations of one of `ranks` processes on this machine may take."""
+    if execution.memory is not None:  # in GiB: of a GPU, or of the machine that ranks share
         return execution.memory * GIB / (1 if device.type == "cuda" else ranks)
     if device.type == "cuda":
         return OF_GPU * torch.cuda.get_device_properties(device).total_memory
     return OF_HOST * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
 
 
-def sample_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
-    """What the backward pass of one slot of a lane keeps, in bytes: the last H-cycle, the encoder.
+def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
+    """Return the bytes kept for the backward pass of one slot: encoder and last H-cycle.
 
     Demos are computed without their padding, so the mean over the lane's questions counts.
     """
-    sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4
-    shown, most = 0.0, dict.fromkeys(("aligned", "concat"), 0)
-    if lane.room is not None:
-        room = lane.room.showing(run.episodes.max_demos)
-        shown, most = float(room.concat.sum(axis=1).mean()), room.most_cells()
-    tokens = model.context.context_size(most) + lane.side**2
-    blocks = sizes.layers * (sizes.L_cycles + 1)
+    sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4  # bytes a number
+    mean_tokens, most_cells = 0.0, dict.fromkeys(("aligned", "concat"), 0)
+    if lane.token_bounds is not None:
+        bounds = lane.token_bounds.truncate_demos(run.episodes.max_demos)
+        mean_tokens, most_cells = float(bounds.concat.sum(axis=1).mean()), bounds.most_cells()
+    tokens = model.context.context_size(most_cells) + lane.side**2  # P + S
+    blocks = sizes.layers * (sizes.L_cycles + 1)  # of one H-cycle: its L-cycles, then z_H
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)
-    encoder = model.context.activation_bytes(shown, item)
-    return MARGIN * (decoder + encoder)
+    return MARGIN * (decoder + model.context.activation_bytes(mean_tokens, item))
 
 
-def most_slots(
-    run: RunConfig, model: Model, lane: Episodes, execution: ExecutionConfig, bytes_: float
+def max_slots(
+    run: RunConfig, model: Model, lane: Episodes, execution: ExecutionConfig, budget: float
 ) -> int:
-    """The most slots of a lane that one pass may take: at least one."""
-    fitting = max(1, int(bytes_ / sample_bytes(run, model, lane)))
+    """Return the most slots of a lane in one pass with `budget` bytes: at least one."""
+    fitting = max(1, int(budget / slot_bytes(run, model, lane)))
     return min(fitting, execution.micro_batch or fitting)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,71 +22,59 @@ class AdamATan2(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
+        self, params: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 state = self.state[p]
                 if not state:
                     state["step"] = 0
                     state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
-                gradient = p.grad
-                assert gradient is not None
-                state["m"].lerp_(gradient, 1 - beta1)
-                state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                state["m"].lerp_(p.grad, 1 - beta1)  # m ← β₁ m + (1 − β₁) g
+                state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 t = state["step"]
-                scale = (state["v"] / (1 - beta2**t)).sqrt_()
-                p.mul_(1 - lr * group["weight_decay"])
+                scale = (state["v"] / (1 - beta2**t)).sqrt_()  # √v, free of its bias
+                p.mul_(1 - lr * group["weight_decay"])  # decoupled
                 p.add_(torch.atan2(state["m"], scale), alpha=-lr / (1 - beta1**t))
 
 
 class FlatParameters:
     """Parameters by part, made views of one tensor each, and their gradients of one in all.
 
-    An update, a norm, or a sum over ranks is then a handful of operations, however many layers
-    there are.
+    An update, a norm, or a sum over ranks is then a few operations, however many layers there are.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Parameter]]) -> None:
         given = [p for parameters in parts.values() for p in parameters]
-        total = sum(p.numel() for p in given)
         # One format, one device: a model's weights are float32 whatever it computes in.
-        self.gradient = given[0].new_zeros(total)
-        self.flat: dict[str, nn.Parameter] = {}
+        self.gradient = given[0].new_zeros(sum(p.numel() for p in given))
+        self.flat: dict[str, nn.Parameter] = {}  # without parts that have no parameter
         start = 0
         for name, parameters in parts.items():
-            end = start + sum(p.numel() for p in parameters)
-            if end > start:
-                self.flat[name] = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
-                self.flat[name].grad = self.gradient[start:end]
-                self._make_views(parameters, self.flat[name])
-            start = end
+            if not parameters:
+                continue
+            flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
+            gradient = self.gradient[start : start + flat.numel()]
+            sizes = [p.numel() for p in parameters]
+            views = zip(parameters, flat.data.split(sizes), gradient.split(sizes), strict=True)
+            for p, values, gradients in views:
+                p.data, p.grad = values.view_as(p), gradients.view_as(p)
+            flat.grad, self.flat[name] = gradient, flat
+            start += flat.numel()
 
-    def part(self, name: str) -> Tensor:
-        """The gradient of a part [n]; empty where it has no parameter."""
+    def gradient_of(self, name: str) -> Tensor:
+        """Return the gradient of a part [n]; empty where it has no parameter."""
         found = self.flat[name].grad if name in self.flat else None
         return self.gradient[:0] if found is None else found
-
-    def _make_views(self, parameters: Sequence[nn.Parameter], flat: nn.Parameter) -> None:
-        assert flat.grad is not None
-        start = 0
-        for p in parameters:
-            end = start + p.numel()
-            p.data = flat.data[start:end].view_as(p)
-            p.grad = flat.grad[start:end].view_as(p)
-            start = end
 
 
 class SignSGD:
@@ -96,16 +85,16 @@ class SignSGD:
 
     @torch.no_grad()
     def step(self, lr: float, ranks: Ranks = ONE, slots: int = 0) -> None:
-        """Rows used several times move once, by the sign of their summed gradient.
+        """Move each used row once, by the sign of its summed gradient.
 
         `slots`: of all `ranks`; every rank makes the update of all of them. Nothing waits for the
         device, and all slots with the same puzzle write the same values to its row.
         """
-        puzzles, gradients = self.embedding.take_gradients()
+        puzzles, gradients = self.embedding.take_gradients()  # [B], [B, D]
         puzzles, gradients = ranks.all_gather(puzzles, slots), ranks.all_gather(gradients, slots)
-        same = puzzles[:, None] == puzzles
+        same = puzzles[:, None] == puzzles  # [B, B]
         first = same.to(torch.uint8).argmax(dim=1)  # of the slots with this puzzle
-        total = (same.to(gradients.dtype) @ gradients)[first]
+        total = (same.to(gradients.dtype) @ gradients)[first]  # one order of summation a puzzle
         rows = self.embedding.weights[puzzles] * (1 - lr * self.weight_decay)
         self.embedding.weights[puzzles] = rows - lr * total.sign()
 
@@ -119,12 +108,25 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """values ← decay · values + (1 − decay) · parameters."""
+        """Set values ← decay · values + (1 − decay) · parameters."""
         parameters = dict(module.named_parameters())
         given = [parameters[name].detach() for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), given, 1 - self.decay)
 
 
-def warmed_up(step: int, warmup_steps: int) -> float:
-    """Factor of the learning rate at update `step` (from 1): linear, then 1."""
+@contextmanager
+def averaged_weights(module: nn.Module, ema: EMA) -> Iterator[None]:
+    """Give `module` its averaged parameters within the block."""
+    raw = {name: parameter.data for name, parameter in module.named_parameters()}
+    try:
+        for name, parameter in module.named_parameters():
+            parameter.data = ema.values[name]  # swapped, not copied
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.data = raw[name]
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Return the factor of the learning rate at update `step` (from 1): linear, then 1."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0

@@ -1,8 +1,12 @@
-"""The slots of a batch, shared out over canvas lanes, ranks and micro-batches."""
+"""The slots of a batch, apportioned to canvas lanes, ranks and micro-batches.
+
+A lane is one canvas shape (rows, columns). A slot belongs to one lane and one rank for a whole
+run, and takes the same samples whatever the numbers of ranks and micro-batches. B slots.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,171 +14,182 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etrm.config.execution import ExecutionConfig
 from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
-from etrm.data.packing import Room
+from etrm.data.packing import TokenBounds
+from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
+from etrm.training.micro_batches import activation_budget, max_slots
 
-CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")
-
-
-class SlotError(ValueError):
-    """Questions that cannot be shared out over the slots of a batch."""
+CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")  # tensors of a carry, in a state
 
 
-@dataclass
-class Lane:
-    """Slots of one canvas side that go through the model together."""
-
-    side: int
-    sampler: Sampler
-    carry: Carry
-    slots: Tensor  # [B] int64: their numbers in the whole batch
-    places: Tensor  # [B] int64: their numbers among the slots of this side, on the host
-    followed: Followed | None = None  # where the host must know what they hold
-
-    def batch(self, step: int) -> Batch:
-        """New samples for a step, with what is known of the samples that are held after it."""
-        batch = self.sampler.batch(step)
-        batch.room = None if self.followed is None else self.followed.room(step)
-        return batch
+class SlotError(UserError):
+    """Questions that the slots of a batch cannot be apportioned to."""
 
 
-class Followed:
-    """Which question each slot holds, known to the host without holding up the device.
+class HostSlotTracker:
+    """The question that each slot holds, known to the host without holding up the device.
 
-    The flags of slots that halted are copied when they are there. The host looks at them when it
-    puts the next step's batch together; by then the device is at work on what came after them.
+    Flags of halted slots are copied when they are there. The host reads them when it assembles the
+    next step's batch; by then the device is at work on later operations.
     """
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.slots = sampler, sampler.slots.cpu()
-        self.held = np.zeros(len(self.slots), dtype=np.int64)
+        self.questions = np.zeros(len(self.slots), dtype=np.int64)  # [B] held by each slot
         self._halted = torch.ones(len(self.slots), dtype=torch.bool)
         self._copied: torch.cuda.Event | None = None
-        if sampler.slots.device.type == "cuda":
+        if sampler.slots.device.type == "cuda":  # an asynchronous copy needs pinned memory
             self._halted, self._copied = self._halted.pin_memory(), torch.cuda.Event()
 
-    def note(self, halted: Tensor) -> None:
-        """These slots [B] take the next step's questions."""
+    def record_halted(self, halted: Tensor) -> None:
+        """Start to copy the flags [B] of slots that take the next step's questions."""
         self._halted.copy_(halted, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
 
-    def room(self, step: int) -> Room | None:
-        """Bounds for the demos of what the slots hold when those that halted have new questions."""
+    def token_bounds(self, step: int) -> TokenBounds | None:
+        """Return bounds for the demos held at `step`, when halted slots have new questions."""
         if self._copied is not None:
             self._copied.synchronize()
         new = self.sampler.questions(step, self.slots).numpy()
-        self.held = np.where(self._halted.numpy(), new, self.held)
-        return self.sampler.room(self.held)
+        self.questions = np.where(self._halted.numpy(), new, self.questions)
+        return self.sampler.token_bounds(self.questions)
 
 
-def make_lanes(
+@dataclass
+class LaneSlots:
+    """Slots of one lane that go through the model together: one micro-batch."""
+
+    side: int  # of the lane's canvas, in cells
+    sampler: Sampler
+    carry: Carry
+    slots: Tensor  # [B] int64, on the device: numbers in the whole batch
+    positions: Tensor  # [B] int64, on the host: numbers among the slots of this lane
+    host_tracker: HostSlotTracker | None = None  # where demos are packed by bounds
+
+    def batch(self, step: int) -> Batch:
+        """Return new samples of `step`, with token bounds for the samples held after it."""
+        batch = self.sampler.batch(step)
+        if self.host_tracker is not None:
+            batch.token_bounds = self.host_tracker.token_bounds(step)
+        return batch
+
+
+def make_lane_slots(
     run: RunConfig,
     model: Model,
     corpus: Corpus,
     episodes: Sequence[Episodes],
     ranks: Ranks,
     dtype: torch.dtype,
-    most: Callable[[Episodes], int],
-) -> list[Lane]:
-    """This rank's slots, all free, at most `most` of a lane together.
+    execution: ExecutionConfig,
+) -> list[LaneSlots]:
+    """Return this rank's slots, all free, in micro-batches that memory allows.
 
-    Neither ranks nor micro-batches change which samples a slot takes.
+    Raises `SlotError` where there are fewer slots than lanes or ranks.
     """
     size, demos = run.train.batch_size, model.context.needs_demos
+    budget = activation_budget(execution, corpus.device, ranks.local_world_size)
     if size < ranks.world_size:
         raise SlotError(
             f"train.batch_size: found {size}, expected at least one slot for each of the"
             f" {ranks.world_size} ranks; raise it or use fewer GPUs"
         )
-    lanes, first = [], 0
-    for lane, count in zip(episodes, share_out(episodes, size), strict=True):
-        own = ranks.own(torch.arange(first, first + count))
-        parts = -(-len(own) // most(lane)) or 1
-        for slots in own.tensor_split(parts) if len(own) else ():
-            numbers, noise = slots.to(corpus.device), model.context.noise_size
-            sampler = Sampler(corpus, lane, numbers, run.seed, run.episodes, demos, noise)
+    groups, first = [], 0
+    for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
+        own = ranks.own(torch.arange(first, first + count))  # numbers in the whole batch
+        parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
+        for numbers in own.tensor_split(parts) if len(own) else ():
+            slots, noise = numbers.to(corpus.device), model.context.noise_size
+            sampler = Sampler(corpus, lane, slots, run.seed, run.episodes, demos, noise)
             carry = empty_carry(model, sampler.batch(0), dtype)
-            # On every device, so that a state goes on with any; `meta` has no values to follow.
-            follow = demos and corpus.device.type != "meta"
-            followed = Followed(sampler) if follow else None
-            lanes.append(Lane(lane.side, sampler, carry, numbers, slots - first, followed))
+            # On every device, so that any can resume a state; `meta` tensors have no values.
+            track = demos and corpus.device.type != "meta"
+            tracker = HostSlotTracker(sampler) if track else None
+            groups.append(LaneSlots(lane.side, sampler, carry, slots, numbers - first, tracker))
         first += count
-    return lanes
+    return groups
 
 
-def share_out(episodes: Sequence[Episodes], slots: int) -> list[int]:
-    """Slots per lane in proportion to its questions (largest remainders), at least one each."""
+def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
+    """Return slots per lane in proportion to its questions (largest remainders), at least one.
+
+    Raises `SlotError` where there is no question, or fewer slots than lanes.
+    """
     if not episodes:
         raise SlotError(
             "found no training question, expected at least one: the tasks trained on have too few"
             " pairs (for episodes.queries), or all of them are held out"
         )
     if slots < len(episodes):
-        sides = [lane.side for lane in episodes]
         raise SlotError(
             f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
-            f" lanes {sides}; raise it or use fewer lanes"
+            f" lanes {[lane.side for lane in episodes]}; raise it or use fewer lanes"
         )
     total = sum(len(lane) for lane in episodes)
     exact = [len(lane) * slots / total for lane in episodes]
     sizes = [max(1, int(share)) for share in exact]
+    # The minimum of one can make the sum too large, rounding down too small.
     while sum(sizes) != slots:
-        grow = 1 if sum(sizes) < slots else -1
-        able = [i for i, size in enumerate(sizes) if size + grow >= 1]
-        best = max(able, key=lambda i: grow * (exact[i] - sizes[i]))
-        sizes[best] += grow
+        change = 1 if sum(sizes) < slots else -1
+        able = [i for i, size in enumerate(sizes) if size + change >= 1]
+        sizes[max(able, key=lambda i: change * (exact[i] - sizes[i]))] += change
     return sizes
 
 
-def gather(lanes: Sequence[Lane], ranks: Ranks) -> list[dict[str, Any]] | None:
-    """What all slots of all ranks hold, by lane in order of slots; None but on rank 0."""
-    parts = ranks.gather([_state(lane) for lane in lanes])
-    if parts is None:
+def gather_carries(groups: Sequence[LaneSlots], ranks: Ranks) -> list[dict[str, Any]] | None:
+    """Return the carries of all ranks' slots, one a lane, slots in order; None but on rank 0."""
+    gathered = ranks.gather([_state(group) for group in groups])
+    if gathered is None:
         return None
-    found = [part for of_rank in parts for part in of_rank]
-    sides = sorted({part["side"] for part in found})
-    return [_joined([part for part in found if part["side"] == side]) for side in sides]
+    parts = [part for of_rank in gathered for part in of_rank]
+    sides = sorted({part["side"] for part in parts})
+    return [_merge_parts([part for part in parts if part["side"] == side]) for side in sides]
 
 
-def scatter(lanes: Sequence[Lane], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Give this rank's slots back what `gather` has found in them, on however many ranks."""
+def restore_carries(groups: Sequence[LaneSlots], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Give this rank's slots their rows of `gather_carries`, from however many ranks."""
     by_side = {state["side"]: state for state in saved}
-    for lane in lanes:
-        state, place, device = by_side[lane.side], lane.places, lane.slots.device
+    for group in groups:
+        state, rows, device = by_side[group.side], group.positions, group.slots.device
 
-        def own(value: Tensor | None, place: Tensor = place, to: torch.device = device) -> Any:
-            return None if value is None else value[place.to(value.device)].to(to)
+        def own(value: Tensor | None, rows: Tensor = rows, to: torch.device = device) -> Any:
+            return None if value is None else value[rows.to(value.device)].to(to)
 
-        batch = Batch(**{k: own(v) for k, v in state["batch"].items()})
-        batch.most_cells = lane.sampler.most_cells
-        lane.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
-        if lane.followed is not None:
-            lane.followed.held = own(state["held"], to=torch.device("cpu")).numpy()
-            lane.followed.note(lane.carry.halted)
-
-
-def _state(lane: Lane) -> dict[str, Any]:
-    values = {name: getattr(lane.carry, name) for name in CARRIED}
-    host = {n: None if t is None else t.detach().cpu() for n, t in values.items()}
-    batch = {name: tensor.cpu() for name, tensor in lane.carry.batch.tensors().items()}
-    held = None if lane.followed is None else torch.from_numpy(lane.followed.held)
-    return {"side": lane.side, "places": lane.places, "held": held, "batch": batch, **host}
+        batch = Batch(**{name: own(tensor) for name, tensor in state["batch"].items()})
+        batch.most_cells = group.sampler.most_cells
+        group.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
+        if group.host_tracker is not None:
+            group.host_tracker.questions = own(state["held"], to=torch.device("cpu")).numpy()
+            group.host_tracker.record_halted(group.carry.halted)  # read at the next step
 
 
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The parts of one lane in order of places."""
-    order = torch.cat([part["places"] for part in parts]).argsort()
+def _state(group: LaneSlots) -> dict[str, Any]:
+    carry, tracker = group.carry, group.host_tracker
+    values = {name: getattr(carry, name) for name in CARRIED}
+    return {
+        "side": group.side,
+        "positions": group.positions,
+        "held": None if tracker is None else torch.from_numpy(tracker.questions),
+        "batch": {name: tensor.cpu() for name, tensor in carry.batch.tensors().items()},
+        **{name: None if t is None else t.detach().cpu() for name, t in values.items()},
+    }
 
-    def join(values: list[Tensor | None]) -> Tensor | None:
+
+def _merge_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of one lane, of all ranks and micro-batches, in order of positions."""
+    order = torch.cat([part["positions"] for part in parts]).argsort()
+
+    def merge(values: list[Tensor | None]) -> Tensor | None:
         tensors = [value for value in values if value is not None]
         return torch.cat(tensors)[order] if tensors else None
 
-    batch = {name: join([part["batch"][name] for part in parts]) for name in parts[0]["batch"]}
-    carried = {name: join([part[name] for part in parts]) for name in (*CARRIED, "held")}
+    batch = {name: merge([part["batch"][name] for part in parts]) for name in parts[0]["batch"]}
+    carried = {name: merge([part[name] for part in parts]) for name in (*CARRIED, "held")}
     return {"side": parts[0]["side"], "batch": batch, **carried}

@@ -1,10 +1,9 @@
-"""The trainer: one model, its optimizers, the slots of every lane, and one step of all of them."""
+"""The trainer: one model, the slots of every lane, and one ACT step and update of all of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,23 +18,22 @@ from etrm.evaluation.decode import all_variants, thin_out, training_metrics
 from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
-from etrm.models.encoders.embedding import PuzzleEmbedding
 from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.runtime.distributed import Ranks
 from etrm.training.metrics import Window, encoder_statistics
-from etrm.training.micro_batches import budget, most_slots
-from etrm.training.optim import EMA, AdamATan2, FlatParameters, SignSGD, warmed_up
+from etrm.training.optim import averaged_weights, warmup_factor
 from etrm.training.probe import Probe, make_probe
-from etrm.training.slots import Lane, gather, make_lanes, scatter
+from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, restore_carries
+from etrm.training.update import Updater
 
-ONE, AS_IT_COMES = Ranks(), ExecutionConfig()
+ONE, DEFAULTS = Ranks(), ExecutionConfig()
 
 
 class Trainer:
     """Trains a model on the questions of a corpus. A step is one ACT step of every slot.
 
-    All lanes do their forward and backward pass, on all ranks, then there is one update: the loss
-    is the mean over all slots of the batch. Methods are called on all ranks alike.
+    All micro-batches of all ranks do their forward and backward pass, then there is one update:
+    the loss is the mean over all slots of the batch. All ranks call the same methods.
     """
 
     def __init__(
@@ -45,165 +43,137 @@ class Trainer:
         corpus: Corpus,
         episodes: Sequence[Episodes],
         ranks: Ranks = ONE,
-        execution: ExecutionConfig = AS_IT_COMES,
+        execution: ExecutionConfig = DEFAULTS,
         compute: Compute | None = None,
     ) -> None:
-        """`compute`: number format and ways of computing, by default those of `run`."""
+        """`episodes`: by lane. `compute`: the number format and its variants, default: `run`'s."""
         self.run, self.model, self.corpus, self.ranks = run, model, corpus, ranks
-        self.train, self.halting = run.train, run.halting
+        self.train, self.halting, self.episodes = run.train, run.halting, list(episodes)
         self.compute = compute or Compute(DTYPES[run.train.dtype])
-        self.step_number = 0
-        self.episodes = list(episodes)
-        room = budget(execution, corpus.device, ranks.local_world_size)
-        self.lanes = make_lanes(
-            run,
-            model,
-            corpus,
-            episodes,
-            ranks,
-            self.compute.dtype,
-            lambda lane: most_slots(run, model, lane, execution, room),
-        )
-        self.ema = EMA(model, run.train.ema_decay)
-        context, decoder = list(model.context.parameters()), list(model.decoder.parameters())
-        self.parameters = FlatParameters({"decoder": decoder, "context": context})
-        self.optimizer = self._optimizer()
-        table = model.context if isinstance(model.context, PuzzleEmbedding) else None
-        self.embedding = SignSGD(table, run.train.embedding_weight_decay) if table else None
+        self.step_number = 0  # of the step under way, or the last one done
+        dtype = self.compute.dtype
+        self.lane_slots = make_lane_slots(run, model, corpus, episodes, ranks, dtype, execution)
+        self.updater = Updater(run, model, ranks)
+        self.ema = self.updater.ema
+        self.has_context = "context" in self.updater.parameters.flat
         self.window = Window()
-        # Contexts of all slots at the last step, and their tasks: the contrastive loss' others.
-        self.bank: tuple[Tensor, Tensor] | None = None
-        self._since = (time.perf_counter(), 0)
+        # Mean contexts [slots, D] and tasks [slots] of the last step: the negatives and positives
+        # of the contrastive loss.
+        self.contrastive_bank: tuple[Tensor, Tensor] | None = None
+        self._row_time, self._row_step = time.perf_counter(), 0  # of the last row
         if compiles(execution.compile, corpus.device):
             compile_blocks(model)
         model.train()
 
     def step(self) -> None:
-        """One ACT step of every slot, and one update."""
+        """Do one ACT step of every slot, and one update."""
         self.step_number += 1
         contexts = []
-        for lane in self.lanes:
-            output, losses, halted = self._forward_backward(lane)
-            share = len(lane.slots) / self.train.batch_size
-            self.window.add_samples(losses, halted, lane.carry.steps, share)
-            self.window.add(
-                "train/steps_share",
-                (halted * lane.carry.steps).sum() / self.halting.max_steps,
-                halted.sum(),
-            )
-            if "context" in self.parameters.flat:
-                encoded = output.encoded.sum()
+        for group in self.lane_slots:
+            output, losses, halted = self._forward_backward(group)
+            steps, share = group.carry.steps, len(group.slots) / self.train.batch_size
+            self.window.add_samples(losses, halted, steps, share)
+            share_of_steps = (halted * steps).sum() / self.halting.max_steps
+            self.window.add("train/steps_share", share_of_steps, halted.sum())
+            if self.has_context:
+                encoded = output.encoded.sum()  # samples whose encoding carries a gradient
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
-        self._remember(contexts)
-        last = self.step_number == self.train.steps  # its row is logged as well
-        if contexts and (last or self.step_number % self.train.log_every == 0):
+        self._fill_contrastive_bank(contexts)
+        if contexts and self._due(self.train.log_every):
             every = self.ranks.all_gather(torch.cat(contexts), self.train.batch_size)
-            for name, value in encoder_statistics(every).items():
-                self._note(name, value)
+            self._add_shared(encoder_statistics(every))
         self._update()
-        every_n = self.train.probe_every
-        if every_n and (last or self.step_number % every_n == 0):
-            for name, value in self._probed().items():
-                self._note(name, value)
+        # The probe measures the updated weights, and changes none.
+        if self._due(self.train.probe_every) and self.probe is not None:
+            self._add_shared(self.probe.measure(self.model, self.compute))
 
     def row(self) -> dict[str, float]:
-        """The metrics since the last row, one transfer from the device."""
-        means = self.window.row(self.ranks)
-        share = means.get("grad/encoder_norm"), means.get("grad/total_norm")
-        if share[0] is not None and share[1]:
-            means["grad/encoder_share"] = share[0] / share[1]
-        now, then = time.perf_counter(), self._since[0]
-        done = (self.step_number - self._since[1]) * self.train.batch_size
-        self._since = (now, self.step_number)
-        means["train/lr"] = self.train.lr * warmed_up(self.step_number, self.train.warmup_steps)
-        means["train/decoder_frozen"] = float("decoder" in self._frozen())
-        means["train/encoder_frozen"] = float("context" in self._frozen())
+        """Return the metrics since the last row, in one transfer from the device."""
+        means, step = self.window.row(self.ranks), self.step_number
+        encoder, total = means.get("grad/encoder_norm"), means.get("grad/total_norm")
+        if encoder is not None and total:
+            means["grad/encoder_share"] = encoder / total
+        frozen = self.updater.frozen(step)
+        now, samples = time.perf_counter(), (step - self._row_step) * self.train.batch_size
+        means["train/lr"] = self.train.lr * warmup_factor(step, self.train.warmup_steps)
+        means["train/decoder_frozen"] = float("decoder" in frozen)
+        means["train/encoder_frozen"] = float("context" in frozen)
         means["num_params"] = float(num_parameters(self.model))
-        means["perf/examples_per_second"] = done / max(now - then, 1e-9)
-        return {"step": float(self.step_number), **means}
+        means["perf/examples_per_second"] = samples / max(now - self._row_time, 1e-9)
+        self._row_time, self._row_step = now, step
+        return {"step": float(step), **means}
 
     @cached_property
     def probe(self) -> Probe | None:
-        """The fixed questions on which representations are measured; None without an encoder."""
-        if not self.model.context.needs_demos:
-            return None
-        return make_probe(self.run, self.corpus, self.episodes)
-
-    def _probed(self) -> dict[str, Tensor]:
-        return {} if self.probe is None else self.probe.measure(self.model, self.compute)
+        """Fixed questions on which representations are measured; None without an encoder."""
+        demos = self.model.context.needs_demos
+        return make_probe(self.run, self.corpus, self.episodes) if demos else None
 
     def evaluate(self) -> dict[str, float]:
-        """`all.*` over the training questions in all their variants, with the averaged weights."""
-        most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
-        shown = [lane.showing(most) for lane in self.episodes]
-        lanes = all_variants(self.corpus, shown)
-        lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
+        """Return `all.*` over the training questions in all variants, with averaged weights."""
+        # Without activations to keep, a pass takes more samples than in training.
         started, size = time.perf_counter(), max(self.train.batch_size, 64)
-        with Averaged(self.model, self.ema):
+        most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
+        lanes = all_variants(self.corpus, [lane.truncate_demos(most) for lane in self.episodes])
+        lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
+        with averaged_weights(self.model, self.ema):
             means = training_metrics(
                 self.model, self.corpus, lanes, self.halting, size, self.compute.dtype, self.ranks
             )
-        # Throughput is that of training alone.
-        self._since = (self._since[0] + time.perf_counter() - started, self._since[1])
+        self._row_time += time.perf_counter() - started  # throughput is that of training alone
         return means
 
     def state_dict(self) -> dict[str, Any] | None:
-        """All that the next step depends on, whatever the ranks; None but on rank 0."""
-        lanes, totals = gather(self.lanes, self.ranks), self.window.totals(self.ranks)
+        """Return all that the next step depends on, for any number of ranks; None off rank 0."""
+        lanes, totals = gather_carries(self.lane_slots, self.ranks), self.window.totals(self.ranks)
         if lanes is None:
             return None
         return {
             "step": self.step_number,
             "model": self.model.state_dict(),
             "ema": self.ema.values,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.updater.optimizer.state_dict(),
             "lanes": lanes,
-            "window": totals,
-            "bank": self.bank,
+            "window": totals,  # of the row under way
+            "bank": self.contrastive_bank,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a trainer with the same configuration, on any ranks."""
-        self.step_number = state["step"]
-        self._since = (time.perf_counter(), self.step_number)
+        """Resume from the `state_dict()` of a trainer of the same run, on any number of ranks."""
+        self.step_number = self._row_step = state["step"]
+        self._row_time = time.perf_counter()
         self.model.load_state_dict(state["model"])
         for name, value in self.ema.values.items():
             value.copy_(state["ema"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        scatter(self.lanes, state["lanes"])
+        self.updater.optimizer.load_state_dict(state["optimizer"])
+        restore_carries(self.lane_slots, state["lanes"])
         if state["bank"] is not None:
             vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
-            self.bank = (vectors, tasks)
-        # The sums so far are counted once, by rank 0.
+            self.contrastive_bank = vectors, tasks
         self.window = Window()
-        self.window.load(state["window"] if self.ranks.is_rank_zero else {}, self.corpus.device)
+        if self.ranks.is_rank_zero:  # the sums so far are of all ranks: counted once
+            self.window.load(state["window"], self.corpus.device)
 
-    def micro_batches(self) -> dict[str, int]:
-        """Passes of this rank by canvas side."""
-        sides = [lane.side for lane in self.lanes]
+    def micro_batches_per_lane(self) -> dict[str, int]:
+        """Return the number of this rank's passes by canvas side."""
+        sides = [group.side for group in self.lane_slots]
         return {str(side): sides.count(side) for side in sorted(set(sides))}
 
-    def _optimizer(self) -> AdamATan2:
-        train, scales = self.train, {"decoder": 1.0, "context": self.train.context_lr_scale}
-        groups = [
-            {"params": [flat], "scale": scales[name]} for name, flat in self.parameters.flat.items()
-        ]
-        return AdamATan2(groups, train.lr, (train.betas[0], train.betas[1]), train.weight_decay)
-
-    def _forward_backward(self, lane: Lane) -> tuple[StepOutput, SampleLoss, Tensor]:
-        incoming = lane.batch(self.step_number)
+    def _forward_backward(self, group: LaneSlots) -> tuple[StepOutput, SampleLoss, Tensor]:
+        """Do an ACT step of a micro-batch; return its output, losses, and who halted [B] bool."""
+        incoming = group.batch(self.step_number)
         with computing(self.model, self.compute):
-            carry, output = act_step(self.model, lane.carry, incoming, self.train.cache_context)
-        losses = sample_losses(output, carry.batch.labels)
-        if self.model.context.loss_weights.get("contrastive"):
-            losses.context["contrastive"] = self._contrastive(lane, carry, output)
-        total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
-        (total.sum() / self.train.batch_size).backward()
-        carry.halted = self._halting(carry, output.q_halt.detach(), lane.slots, self.halting)
-        lane.carry = carry
-        if lane.followed is not None:
-            lane.followed.note(carry.halted)
+            carry, output = act_step(self.model, group.carry, incoming, self.train.cache_context)
+        losses, weights = sample_losses(output, carry.batch.labels), self.model.context.loss_weights
+        if weights.get("contrastive"):
+            losses.context["contrastive"] = self._contrastive(group, carry, output)
+        total = losses.total(self.halting.loss_weight, weights)
+        (total.sum() / self.train.batch_size).backward()  # added up over micro-batches
+        carry.halted = self._halting(carry, output.q_halt.detach(), group.slots, self.halting)
+        group.carry = carry
+        if group.host_tracker is not None:
+            group.host_tracker.record_halted(carry.halted)
         return output, losses, carry.halted
 
     def _halting(
@@ -214,86 +184,31 @@ class Trainer:
         minimum = random.uniform(seed, step, random.MINIMUM, slots)[:, 0]
         return decide_halting(carry.steps, q_halt, halting, explore, minimum)
 
-    def _contrastive(self, lane: Lane, carry: Carry, output: StepOutput) -> Tensor:
-        vectors = output.context.mean(dim=1)
-        if self.bank is None:
+    def _contrastive(self, group: LaneSlots, carry: Carry, output: StepOutput) -> Tensor:
+        vectors = output.context.mean(dim=1)  # [B, D]
+        if self.contrastive_bank is None:  # at the first step
             return vectors.new_zeros(len(vectors))
-        temperature = self.run.context.contrastive_temperature
-        return contrastive_loss(vectors, carry.batch.task, lane.slots, *self.bank, temperature)
+        temperature, tasks = self.run.context.contrastive_temperature, carry.batch.task
+        return contrastive_loss(vectors, tasks, group.slots, *self.contrastive_bank, temperature)
 
-    def _remember(self, contexts: list[Tensor]) -> None:
-        """Keep this step's contexts of all slots for the contrastive loss of the next."""
+    def _fill_contrastive_bank(self, contexts: list[Tensor]) -> None:
+        """Store this step's contexts [B, P, D] of all slots for the next step's loss."""
         if self.model.context.loss_weights.get("contrastive"):
-            tasks = torch.cat([lane.carry.batch.task for lane in self.lanes])
             vectors = torch.cat([each.mean(dim=1) for each in contexts])
-            slots = self.train.batch_size
-            self.bank = self.ranks.all_gather(vectors, slots), self.ranks.all_gather(tasks, slots)
+            tasks = torch.cat([group.carry.batch.task for group in self.lane_slots])
+            vectors = self.ranks.all_gather(vectors, self.train.batch_size)
+            self.contrastive_bank = vectors, self.ranks.all_gather(tasks, self.train.batch_size)
 
-    def _frozen(self) -> set[str]:
-        """Parts that this step does not train."""
-        decoder, step = self.run.decoder, self.step_number
-        frozen = {"decoder"} if decoder.frozen or step <= decoder.frozen_steps else set()
-        return frozen | ({"context"} if step <= self.train.context_frozen_steps else set())
+    def _due(self, every: int | None) -> bool:
+        """Return whether this step is one of `every` steps, or the last, whose row is logged."""
+        last = self.step_number == self.train.steps
+        return every is not None and (last or self.step_number % every == 0)
 
-    def _note(self, name: str, value: Tensor) -> None:
-        """A value that all ranks have: counted once."""
+    def _add_shared(self, values: Mapping[str, Tensor]) -> None:
+        """Add values that every rank has to the metrics: counted on rank 0 alone."""
         weight = float(self.ranks.is_rank_zero)
-        self.window.add(name, value * weight, weight)
+        for name, value in values.items():
+            self.window.add(name, value * weight, weight)
 
     def _update(self) -> None:
-        self.ranks.sum_(self.parameters.gradient)
-        self._clip_gradients()
-        factor = warmed_up(self.step_number, self.train.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.train.lr * factor * group["scale"]
-        with self._held():
-            self.optimizer.step()
-        if self.embedding is not None:
-            lr = self.train.embedding_lr * factor
-            self.embedding.step(lr, self.ranks, self.train.batch_size)
-        self.parameters.gradient.zero_()
-        self.ema.update(self.model)
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Within the block, a frozen part has no gradient, so that no update touches it."""
-        flat = self.parameters.flat
-        held = {name: flat[name].grad for name in self._frozen() if name in flat}
-        for name in held:
-            flat[name].grad = None
-        yield
-        for name, gradient in held.items():
-            flat[name].grad = gradient
-
-    def _clip_gradients(self) -> None:
-        """Clip; log all norms before clipping, and that of what the update uses after it."""
-        norms = {name: self.parameters.part(name).norm() for name in ("context", "decoder")}
-        total = torch.stack(list(norms.values())).norm()
-        frozen = self._frozen()
-        used = [norm * (name not in frozen) for name, norm in norms.items()]
-        clipped = torch.stack(used).norm() if frozen else total
-        if self.train.grad_clip is not None:
-            factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)
-            self.parameters.gradient.mul_(factor)
-            clipped = clipped * factor
-        if "context" in self.parameters.flat:
-            self._note("grad/encoder_norm", norms["context"])
-        self._note("grad/inner_norm", norms["decoder"])
-        self._note("grad/total_norm", total)
-        self._note("grad/total_norm_clipped", clipped)
-
-
-class Averaged:
-    """Within the block, a model's parameters are the averaged ones."""
-
-    def __init__(self, model: Model, ema: EMA) -> None:
-        self.model, self.ema = model, ema
-        self._raw: dict[str, Tensor] = {}
-
-    def __enter__(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            self._raw[name], parameter.data = parameter.data, self.ema.values[name]
-
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.data = self._raw[name]
+        self._add_shared(self.updater.apply(self.step_number))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.canonical import Seen, Touch, content, pair_key
+from etrm.arc.canonical import Overlap, SeenContent, TaskContent, pair_key
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -31,17 +31,13 @@ def test_variants_of_a_pair_have_its_key(
 
 
 def brute_force(a: Pair, b: Pair) -> bool:
-    """Is there a dihedral and a renaming of colours that makes one the other?"""
+    """Return whether a dihedral and a renaming of colours make one the other."""
     for dihedral in range(8):
         turned = [apply_dihedral(grid, dihedral) for grid in (a.input, a.output)]
         if [g.shape for g in turned] != [b.input.shape, b.output.shape]:
             continue
-        cells = zip(
-            np.concatenate([g.ravel() for g in turned]).tolist(),
-            np.concatenate([b.input.ravel(), b.output.ravel()]).tolist(),
-            strict=True,
-        )
-        names = set(cells)
+        cells = [np.concatenate([x.ravel(), y.ravel()]) for x, y in (turned, (b.input, b.output))]
+        names = set(zip(*map(np.ndarray.tolist, cells), strict=True))
         if len(names) == len({x for x, _ in names}) == len({y for _, y in names}):
             return True
     return False
@@ -61,9 +57,9 @@ def test_keys_agree_with_brute_force_on_all_small_pairs() -> None:
 
 def test_an_unlabelled_pair_shares_nothing() -> None:
     grid = np.ones((2, 2), np.uint8)
-    hidden = Task("t", (Pair(grid, grid),), (Pair(grid, None),))
-    assert content(hidden).cells == {pair_key(Pair(grid, grid)): 8}
-    assert content(hidden).answers == frozenset()
+    hidden = TaskContent.of(Task("t", (Pair(grid, grid),), (Pair(grid, None),)))
+    assert hidden.cells == {pair_key(Pair(grid, grid)): 8}
+    assert hidden.answers == frozenset()
     assert pair_key(Pair(grid, None)) != pair_key(Pair(grid, grid))
 
 
@@ -80,16 +76,15 @@ def test_overlaps_of_the_public_sets(
     arc: Path, ours: tuple[str, ...], theirs: str, found: dict[str, str]
 ) -> None:
     def load(name: str) -> list[Task]:
-        stem = arc / f"arc-agi_{name}"
-        source = KaggleSource(
-            challenges=f"{stem}_challenges.json", solutions=f"{stem}_solutions.json"
-        )
-        return load_sources({name: source})[name]
+        stem = f"{arc}/arc-agi_{name}"
+        files = (f"{stem}_challenges.json", f"{stem}_solutions.json")
+        return load_sources({name: KaggleSource(challenges=files[0], solutions=files[1])})[name]
 
-    touches = Seen.of(task for name in ours for task in load(name)).touching(load(theirs))
-    assert {name: hidden for hidden, touch in touches.items() for name in touch.tasks} == found
-    answers = {name: hidden for hidden, touch in touches.items() for name in touch.answers}
-    assert answers == found  # each of them holds a test pair
+    seen = SeenContent.of(task for name in ours for task in load(name))
+    overlaps = seen.find_touched(load(theirs))
+    assert {name: hidden for hidden, o in overlaps.items() for name in o.tasks} == found
+    # Each of them holds a test pair.
+    assert {name: hidden for hidden, o in overlaps.items() for name in o.answers} == found
 
 
 RNG = np.random.default_rng(0)
@@ -106,8 +101,8 @@ def tiny(count: int) -> list[Pair]:
     return [Pair(grid, grid[:1, :1]) for grid in grids]
 
 
-def touch(seen: list[Task], held_out: Task) -> Touch | None:
-    return Seen.of(seen).touching([held_out]).get(held_out.id)
+def overlap(seen: list[Task], held_out: Task) -> Overlap | None:
+    return SeenContent.of(seen).find_touched([held_out]).get(held_out.id)
 
 
 def task(name: str, demos: list[Pair], queries: list[Pair] | None = None) -> Task:
@@ -117,28 +112,28 @@ def task(name: str, demos: list[Pair], queries: list[Pair] | None = None) -> Tas
 def test_a_telling_pair_or_several_smaller_ones_are_an_overlap() -> None:
     large, (a, b) = pairs(1, side=4), pairs(2)
     held_out = task("held", [*large, a, *pairs(6)], [b])
-    assert touch([task("t", pairs(3) + large)], held_out) == Touch(("t",), (), ())
-    assert touch([task("t", [*pairs(3), a])], held_out) is None  # 18 cells, by chance perhaps
-    assert touch([task("t", [*pairs(3), a], [b])], held_out) == Touch(("t",), (), ("t",))
+    assert overlap([task("t", pairs(3) + large)], held_out) == Overlap(("t",), (), ())
+    assert overlap([task("t", [*pairs(3), a])], held_out) is None  # 18 cells, by chance perhaps
+    assert overlap([task("t", [*pairs(3), a], [b])], held_out) == Overlap(("t",), (), ("t",))
 
 
 def test_all_but_one_pair_of_a_small_task_are_an_overlap() -> None:
     """Both test pairs and all demos but one, less than 32 cells together."""
     demo, other, *tests = tiny(4)
     held_out = task("held", [demo, other], tests)
-    assert touch([task("t", [demo, *pairs(9)], tests)], held_out) == Touch(("t",), (), ("t",))
-    assert touch([task("t", [*tests, *pairs(9)])], held_out) is None
-    assert touch([task("t", tests)], held_out) is not None  # all demos of the smaller one
-    assert touch([task("t", tests, tiny(1))], held_out) is not None
+    assert overlap([task("t", [demo, *pairs(9)], tests)], held_out) == Overlap(("t",), (), ("t",))
+    assert overlap([task("t", [*tests, *pairs(9)])], held_out) is None
+    assert overlap([task("t", tests)], held_out) is not None  # all demos of the smaller one
+    assert overlap([task("t", tests, tiny(1))], held_out) is not None
 
 
 def test_a_tiny_pair_that_is_equal_by_chance_is_none() -> None:
     common, *rest = tiny(4)
     held_out = task("held", [common, rest[0]])
-    assert touch([task("t", [common, *rest[1:]])], held_out) is None
-    assert touch([task("t", [rest[1]], [common])], held_out) is None
-    assert touch([task("t", [common])], held_out) is not None  # all that it shows
-    assert touch([task("t", [common, *rest[1:]])], task("held", [common])) is not None
+    assert overlap([task("t", [common, *rest[1:]])], held_out) is None
+    assert overlap([task("t", [rest[1]], [common])], held_out) is None
+    assert overlap([task("t", [common])], held_out) is not None  # all that it shows
+    assert overlap([task("t", [common, *rest[1:]])], task("held", [common])) is not None
 
 
 def test_demos_spread_over_several_tasks_are_seen() -> None:
@@ -146,20 +141,20 @@ def test_demos_spread_over_several_tasks_are_seen() -> None:
     held_out = task("held", [a, b])
     one, two = task("one", [a, *pairs(3)]), task("two", [b, *pairs(3)])
     third = task("third", [*pairs(3), b, c])
-    assert touch([one], held_out) is None
-    found = touch([one, two, third], held_out)
-    assert found == Touch((), ("one", "third", "two"), ())
-    assert touch([two, third], held_out) is None
+    assert overlap([one], held_out) is None
+    found = overlap([one, two, third], held_out)
+    assert found == Overlap((), ("one", "third", "two"), ())
+    assert overlap([two, third], held_out) is None
 
 
 def test_a_task_is_touched_by_its_id_whatever_it_holds() -> None:
-    assert touch([task("held", pairs(2))], task("held", pairs(2))) == Touch(("held",), (), ())
+    assert overlap([task("held", pairs(2))], task("held", pairs(2))) == Overlap(("held",), (), ())
 
 
 def test_a_test_pair_that_is_a_demo_as_well_gives_no_answer_away() -> None:
     large, other = pairs(1, side=4), pairs(1)
-    assert touch([task("t", large)], task("held", large, large)) == Touch(("t",), ("t",), ())
-    assert touch([task("t", large)], task("held", other, large)) == Touch(("t",), (), ("t",))
+    assert overlap([task("t", large)], task("held", large, large)) == Overlap(("t",), ("t",), ())
+    assert overlap([task("t", large)], task("held", other, large)) == Overlap(("t",), (), ("t",))
 
 
 def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
@@ -167,7 +162,7 @@ def test_keys_alone_find_what_the_tasks_do_where_they_are_enough() -> None:
     a, b, *rest = tiny(4)
     held_out = task("held", [a, *rest])
     seen = [task("t", [a], [b])]
-    assert touch(seen, held_out) is not None
-    keys = {one.id: frozenset(content(one).cells) for one in seen}
-    assert Seen(keys).touching([held_out]) == {}
-    assert Seen({"t": frozenset([pair_key(a)])}).touching([held_out]).keys() == {"held"}
+    assert overlap(seen, held_out) is not None
+    keys = {one.id: frozenset(TaskContent.of(one).cells) for one in seen}
+    assert SeenContent(keys).find_touched([held_out]) == {}
+    assert SeenContent({"t": frozenset([pair_key(a)])}).find_touched([held_out]).keys() == {"held"}

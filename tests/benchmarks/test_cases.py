@@ -132,7 +132,7 @@ def test_scaling_rows(setting) -> None:
 
 def test_the_official_layout_has_ten_demo_slots(setting) -> None:
     trainer = make_trainer(setting, "etrm-standard", PADDED, "fp32")
-    [lane] = trainer.lanes
+    [lane] = trainer.lane_slots
     assert lane.carry.batch.demo_inputs.shape == (2, 10, 900)
     assert lane.carry.batch.demo_mask.sum(dim=1).max() < 10
     wide = trainer.episodes[0]

@@ -37,7 +37,7 @@ def test_training(model, layout, monkeypatch) -> None:
     # The plain attention is the one that PyTorch counts on a CPU; it keeps its products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.step()
-    [lane] = trainer.lanes
+    [lane] = trainer.lane_slots
     lengths = demo_lengths(trainer.run, lane.carry.batch, layout.padded)
     expected = training_flops(trainer.run, lane.side, lengths, attention=2.0)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from etrm.config.load import load_study
-from etrm.config.schema import ConfigError, Problem
+from etrm.config.schema import ConfigError, ConfigProblem
 from etrm.config.study import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def shipped(*patterns: str) -> list[Path]:
+    """Return the files of the project that match, without those that a user has put beside them.
+
+    Outside a git repository, as in an unpacked archive, all files that match.
+    """
+    run = subprocess.run(
+        ["git", "ls-files", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    files = [ROOT / name for name in run.stdout.splitlines()]
+    return sorted(files or (path for pattern in patterns for path in ROOT.glob(pattern)))
+
 
 DOCUMENT: dict[str, Any] = {
     "study": "small",
@@ -68,7 +82,7 @@ def study(**changes: Any) -> StudyConfig:
 
 def problems(content: Any) -> dict[str, str]:
     """Each problem of a bad document, by its path; the whole line."""
-    found: list[Problem] = []
+    found: list[ConfigProblem] = []
     try:
         load_study(content)
     except ConfigError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from documents import ROOT, document
+from documents import document, shipped
 
 from etrm.cli import main
 from etrm.config.files import check_files, read_file
@@ -16,7 +16,7 @@ from etrm.config.load import read_study
 from etrm.config.schema import ConfigError
 from etrm.launch.site import read_site
 
-SHIPPED = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("slurm/*.yaml")])
+SHIPPED = shipped("config/*.yaml", "slurm/*.yaml")
 TWICE = "experiments:\n  a: {seeds: [1]}\n  b: {}\n  a: {seeds: [2]}\n"
 
 

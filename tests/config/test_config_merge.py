@@ -29,10 +29,8 @@ def message(path: str) -> str:
 
 def test_a_block_changes_the_keys_that_it_names() -> None:
     base = {"a": {"b": 1, "c": {"d": 2, "e": 3}}, "f": [1, 2]}
-    assert merge(base, {"a": {"c": {"d": 9}}, "f": [3]}) == {
-        "a": {"b": 1, "c": {"d": 9, "e": 3}},
-        "f": [3],
-    }
+    merged = {"a": {"b": 1, "c": {"d": 9, "e": 3}}, "f": [3]}
+    assert merge(base, {"a": {"c": {"d": 9}}, "f": [3]}) == merged
     assert base == {"a": {"b": 1, "c": {"d": 2, "e": 3}}, "f": [1, 2]}
 
 
@@ -68,13 +66,8 @@ def test_experiments_are_differences_to_the_defaults() -> None:
 
 def test_health_rules_come_beside_those_of_the_guide() -> None:
     mine = {"metric": "train/lm_loss", "fail": 9.0}
-    rules = (
-        study(
-            defaults__health__rules={"collapse": {"fail": None}, "mine": mine},
-        )
-        .experiments["etrm"]
-        .health.rules
-    )
+    found = study(defaults__health__rules={"collapse": {"fail": None}, "mine": mine})
+    rules = found.experiments["etrm"].health.rules
     assert rules["collapse"].fail is None
     assert rules["collapse"].metric == "train/encoder_cross_sample_var"
     assert rules["mine"].fail == 9.0

@@ -49,14 +49,10 @@ def test_every_key_has_a_meaning_and_a_row() -> None:
         ("### `train`", TrainConfig),
         ("#### `health.rules.<name>`", HealthRule),
     ]
-    classes += [
-        (f"#### `data.sources.<name>` with `kind: {name}`", load())
-        for name, load in source_kinds().items()
-    ]
-    classes += [
-        (f"#### `context` with `source: {name}`", load())
-        for name, load in context_options().items()
-    ]
+    for kind, load in source_kinds().items():
+        classes.append((f"#### `data.sources.<name>` with `kind: {kind}`", load()))
+    for source, load in context_options().items():
+        classes.append((f"#### `context` with `source: {source}`", load()))
     for heading, cls in classes:
         for field in dataclasses.fields(cls):
             assert row(heading, field.name)[-1], f"{cls.__name__}.{field.name} has no meaning"

@@ -30,14 +30,12 @@ def reference(seed: int, step: int, stream: int, slot: int, column: int) -> floa
 
 
 def test_numbers_are_those_of_plain_integer_arithmetic() -> None:
-    slots = torch.tensor([0, 1, 5, 2**40])
-    for seed, step, stream in [(0, 0, 0), (3, 10**9, 6), (2**31, 17, 2)]:
-        found = uniform(seed, step, stream, slots, columns=3)
+    slots = [0, 1, 5, 2**40]
+    for counters in [(0, 0, 0), (3, 10**9, 6), (2**31, 17, 2)]:
+        found = uniform(*counters, torch.tensor(slots), columns=3)
         assert found.dtype == torch.float64
-        for i, slot in enumerate(slots.tolist()):
-            for column in range(3):
-                expected = reference(seed, step, stream, slot, column)
-                assert float(found[i, column]) == expected
+        expected = [[reference(*counters, slot, column) for column in range(3)] for slot in slots]
+        assert found.tolist() == expected
 
 
 def test_numbers_do_not_depend_on_the_other_slots_or_columns() -> None:
@@ -48,8 +46,7 @@ def test_numbers_do_not_depend_on_the_other_slots_or_columns() -> None:
 
 def test_numbers_are_uniform() -> None:
     found = uniform(0, 0, 0, torch.arange(4096), columns=8).flatten().numpy()
-    assert found.min() >= 0.0
-    assert found.max() < 1.0
+    assert 0.0 <= found.min() < found.max() < 1.0
     counts = np.bincount((found * 64).astype(int), minlength=64)
     expected = len(found) / 64
     chi_square = float(((counts - expected) ** 2 / expected).sum())
@@ -58,24 +55,22 @@ def test_numbers_are_uniform() -> None:
 
 @pytest.mark.parametrize("axis", ["seed", "step", "stream"])
 def test_counters_that_differ_give_numbers_that_are_not_correlated(axis: str) -> None:
-    base = {"seed": 4, "step": 9, "stream": 2}
-    slots = torch.arange(4096)
-    first = uniform(**base, slots=slots)[:, 0]
-    for other in (1, 2, 7):
-        second = uniform(**{**base, axis: base[axis] + other}, slots=slots)[:, 0]
-        assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / 64
-    lagged = torch.corrcoef(torch.stack([first[1:], first[:-1]]))[0, 1]
-    assert abs(float(lagged)) < 5 / 64
+    base, slots = {"seed": 4, "step": 9, "stream": 2}, torch.arange(4096)
+
+    def numbers(more: int) -> torch.Tensor:
+        return uniform(**{**base, axis: base[axis] + more}, slots=slots)[:, 0]
+
+    first = numbers(0)
+    pairs = [(first, numbers(more)) for more in (1, 2, 7)] + [(first[1:], first[:-1])]
+    for one, two in pairs:
+        assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 5 / 64
 
 
-def test_seed_and_step_are_not_exchangeable() -> None:
+def test_seed_and_step_are_not_exchangeable_and_streams_have_numbers_of_their_own() -> None:
     slots = torch.arange(8)
     assert not torch.equal(uniform(1, 2, 0, slots), uniform(2, 1, 0, slots))
-
-
-def test_streams_have_names_of_their_own() -> None:
     names = ("EPISODE", "VARIANT", "DEMOS", "OFFSET", "EXPLORE", "MINIMUM", "SUBSET")
-    assert len({getattr(random, name) for name in names}) == len(names)
+    assert len({getattr(random, name) for name in (*names, "NOISE", "PROBE")}) == len(names) + 2
 
 
 def test_integers_cover_their_range_and_stay_below_the_bound() -> None:

@@ -14,22 +14,16 @@ from tiny import grid, make_run, make_tasks, make_variants, questions_of
 from etrm.arc.task import Pair
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler
-from etrm.data.packing import GROUP_COST, groups_of, pair_room
-
-# --- groups ---
-
-
-def cost(lengths: list[int], cuts: list[int]) -> int:
-    """Padded tokens and groups of sorted lengths, cut at the given places."""
-    places = [0, *cuts, len(lengths)]
-    return sum(lengths[b - 1] * (b - a) + GROUP_COST for a, b in pairwise(places))
+from etrm.data.packing import GROUP_COST, groups_of, pair_token_bounds
 
 
 def cheapest(lengths: list[int]) -> int:
-    """By trying all ways to cut."""
-    inner = range(1, len(lengths))
-    ways = [[i for i in inner if mask >> i & 1] for mask in range(0, 1 << len(lengths), 2)]
-    return min(cost(lengths, cuts) for cuts in ways)
+    """The least padded tokens and groups of sorted lengths, by trying all ways to cut them."""
+    inner, costs = range(1, len(lengths)), []
+    for mask in range(0, 1 << len(lengths), 2):
+        places = [0, *(i for i in inner if mask >> i & 1), len(lengths)]
+        costs.append(sum(lengths[b - 1] * (b - a) + GROUP_COST for a, b in pairwise(places)))
+    return min(costs)
 
 
 @given(st.lists(st.integers(0, 1800), max_size=8))
@@ -40,10 +34,9 @@ def test_groups_hold_every_row_once_at_the_least_cost(lengths: list[int]) -> Non
     assert sorted(rows) == [i for i, n in enumerate(lengths) if n > 0]
     for group in groups:
         assert group.length == max(lengths[i] for i in group.rows)
-    real = sorted(n for n in lengths if n > 0)
-    if real:
+    if any(lengths):
         found = sum(g.length * len(g.rows) + GROUP_COST for g in groups)
-        assert found == cheapest(real)
+        assert found == cheapest(sorted(n for n in lengths if n > 0))
 
 
 def test_equal_lengths_are_one_group_and_far_ones_are_apart() -> None:
@@ -51,9 +44,6 @@ def test_equal_lengths_are_one_group_and_far_ones_are_apart() -> None:
     far = groups_of([1800, 20, 20, 20, 1790, 0])
     assert [(g.rows.tolist(), g.length) for g in far] == [([1, 2, 3], 20), ([0, 4], 1800)]
     assert groups_of([0, 0]) == []
-
-
-# --- bounds ---
 
 
 @pytest.mark.parametrize("translate", [False, True])
@@ -69,23 +59,22 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
     sampler, reached = Sampler(corpus, lane, torch.arange(7), 0, run.episodes), False
     for step in range(60):
         batch = sampler.batch(step)
-        room = sampler.room(sampler.questions(step).numpy())
-        assert room is not None
+        bounds = sampler.token_bounds(sampler.questions(step).numpy())
         inputs, outputs = batch.demo_inputs > 0, batch.demo_outputs > 0
         concat = (inputs.sum(dim=-1) + outputs.sum(dim=-1)).numpy()
         aligned = (inputs | outputs).sum(dim=-1).numpy()
-        assert (concat <= room.concat).all()
-        assert (aligned <= room.aligned).all()
-        assert not batch.demo_mask.numpy()[room.concat == 0].any()
-        reached |= bool((concat == room.concat).any() and (aligned == room.aligned).any())
+        assert (concat <= bounds.concat).all()
+        assert (aligned <= bounds.aligned).all()
+        assert not batch.demo_mask.numpy()[bounds.concat == 0].any()
+        reached |= bool((concat == bounds.concat).any() and (aligned == bounds.aligned).any())
     assert reached or side == 5  # without room for EOS the bound of all places is not reached
 
 
 def test_the_bound_of_a_pair_is_its_cells_and_end_marks() -> None:
     rng = np.random.default_rng(0)
     pair = Pair(grid(rng, 2, 3), grid(rng, 4, 1))
-    assert pair_room(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
+    assert pair_token_bounds(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
     full = Pair(grid(rng, 3, 3), grid(rng, 3, 3))
-    assert pair_room(full, 3) == (9 + 9, 9)
-    assert pair_room(full, 4) == (15 + 15, 15)
-    assert pair_room(Pair(pair.input, None), 30) == (11, 11)
+    assert pair_token_bounds(full, 3) == (9 + 9, 9)
+    assert pair_token_bounds(full, 4) == (15 + 15, 15)
+    assert pair_token_bounds(Pair(pair.input, None), 30) == (11, 11)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,48 +12,50 @@ from typing import Any
 import numpy as np
 import pytest
 
+from etrm.arc.augment import Augmentation
 from etrm.arc.sources import SourceError
 from etrm.arc.task import Pair, Task
-from etrm.config.sources import FolderSource, SourceConfig
+from etrm.config.sources import FolderSource
 from etrm.config.study import DataConfig
-from etrm.data.leaks import seen_tasks, touching
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
+from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
 
 
-def write_source(folder: Path, sides: dict[str, int], output_side: int = 3) -> FolderSource:
-    """A folder of tasks whose demos and query inputs have the given sides."""
+def write_source(folder: Path, tasks: Sequence[Task]) -> FolderSource:
+    """A folder of the given tasks."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(list(folder.name.encode()))
-    for name, side in sides.items():
-        pairs = [
-            {
-                "input": rng.integers(0, 10, (side, 2)).tolist(),
-                "output": rng.integers(0, 10, (output_side, 2)).tolist(),
-            }
-            for _ in range(3)
-        ]
-        task = {"train": pairs[:2], "test": pairs[2:]}
-        (folder / f"{name}.json").write_text(json.dumps(task))
-    return FolderSource(kind="folder", path=str(folder), labelled=True, hint="")
+    for task in tasks:
+        pairs = {"train": task.demos, "test": task.queries}
+        text = {
+            key: [{"input": p.input.tolist(), "output": np.array(p.output).tolist()} for p in each]
+            for key, each in pairs.items()
+        }
+        (folder / f"{task.id}.json").write_text(json.dumps(text))
+    return FolderSource(path=str(folder))
+
+
+def task_of_side(name: str, side: int) -> Task:
+    """A task of random grids; demos and query inputs have the given side."""
+    rng = np.random.default_rng(list(name.encode()))
+    first, second, query = (
+        Pair(rng.integers(0, 10, (side, 2)), rng.integers(0, 10, (3, 2))) for _ in range(3)
+    )
+    return Task(name, (first, second), (query,))
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataConfig:
-    return DataConfig(
-        sources={
-            "a": write_source(tmp_path / "a", {f"a{i:02}": 3 + i % 4 for i in range(20)}),
-            "b": write_source(tmp_path / "b", {f"b{i:02}": 3 + i % 4 for i in range(20)}),
-            "c": write_source(tmp_path / "c", {"c0": 5, "c1": 3}),
-        },
-        training=("c", "a"),
-        evaluation=("b",),
-        max_side=None,
-        training_tasks=None,
-        evaluation_tasks=None,
-        variants=8,
-        seed=0,
-    )
+    """Twenty tasks a00, a01, … and b00, b01, … of sides 3 to 6, and two more."""
+    sides = {f"{source}{i:02}": 3 + i % 4 for source in "ab" for i in range(20)}
+    sides |= {"c0": 5, "c1": 3}
+    sources = {
+        s: write_source(
+            tmp_path / s, [task_of_side(n, side) for n, side in sides.items() if n[0] == s]
+        )
+        for s in "abc"
+    }
+    return DataConfig(sources=sources, training=("c", "a"), evaluation=("b",), variants=8)
 
 
 def prepared(data: DataConfig, out: Path) -> list[TaskRecord]:
@@ -60,103 +63,81 @@ def prepared(data: DataConfig, out: Path) -> list[TaskRecord]:
     return read_tasks(out)
 
 
-def ids(records: list[TaskRecord], split: str) -> list[str]:
+def ids(records: list[TaskRecord], split: str = "training") -> list[str]:
     return [record.task.id for record in records if record.split == split]
 
 
 def test_tasks_are_in_the_order_of_the_sources(data: DataConfig, tmp_path: Path) -> None:
     records = prepared(data, tmp_path / "tasks.parquet")
-    assert ids(records, "training") == ["c0", "c1", *(f"a{i:02}" for i in range(20))]
+    assert ids(records) == ["c0", "c1", *(f"a{i:02}" for i in range(20))]
     assert ids(records, "evaluation") == [f"b{i:02}" for i in range(20)]
-    assert {record.task.id[0]: record.source for record in records} == {
-        "a": "a",
-        "b": "b",
-        "c": "c",
-    }
+    assert all(record.source == record.task.id[0] for record in records)
     assert records[0].task.queries[0].output is not None
 
 
 def test_only_named_sources_are_loaded(data: DataConfig, tmp_path: Path) -> None:
-    missing = FolderSource(kind="folder", path=str(tmp_path / "no"), labelled=True, hint="")
+    missing = FolderSource(path=str(tmp_path / "no"))
     data = replace(data, sources={**data.sources, "missing": missing}, training=("c",))
-    assert ids(prepared(data, tmp_path / "t.parquet"), "training") == ["c0", "c1"]
+    assert ids(prepared(data, tmp_path / "t.parquet")) == ["c0", "c1"]
 
 
 def test_max_side_looks_at_demos_and_query_inputs_only(tmp_path: Path) -> None:
     """Each task has one grid of side 7; only where it is the answer is the task kept."""
-    folder = tmp_path / "s"
-    folder.mkdir()
-    small, large = [[1]], [[1]] * 7
-    grids = {"demo_in": 0, "demo_out": 1, "query_in": 2, "query_out": 3}
-    for name, place in grids.items():
+    small, large = np.ones((1, 1), np.uint8), np.ones((7, 1), np.uint8)
+    tasks = []
+    for place, name in enumerate(("demo_in", "demo_out", "query_in", "query_out")):
         four = [large if i == place else small for i in range(4)]
-        task = {
-            "train": [{"input": four[0], "output": four[1]}],
-            "test": [{"input": four[2], "output": four[3]}],
-        }
-        (folder / f"{name}.json").write_text(json.dumps(task))
-    source = FolderSource(kind="folder", path=str(folder), labelled=True, hint="")
+        tasks.append(Task(name, (Pair(*four[:2]),), (Pair(*four[2:]),)))
+    source = write_source(tmp_path / "s", tasks)
     data = DataConfig(sources={"s": source}, training=("s",), evaluation=(), max_side=6)
-    assert ids(prepared(data, tmp_path / "t.parquet"), "training") == ["query_out"]
-    kept = ids(prepared(replace(data, max_side=7), tmp_path / "t.parquet"), "training")
-    assert kept == sorted(grids)
+    assert ids(prepared(data, tmp_path / "t.parquet")) == ["query_out"]
+    assert len(prepared(replace(data, max_side=7), tmp_path / "t.parquet")) == 4
 
 
 def test_a_larger_draw_keeps_the_tasks_of_a_smaller_one(data: DataConfig, tmp_path: Path) -> None:
-    draws = [
-        ids(prepared(replace(data, training_tasks=n), tmp_path / "t.parquet"), "training")
-        for n in (1, 5, 12, 22, 100)
-    ]
+    def drawn(**change: Any) -> list[str]:
+        return ids(prepared(replace(data, **change), tmp_path / "t.parquet"))
+
+    draws = [drawn(training_tasks=n) for n in (1, 5, 12, 22, 100)]
     assert [len(draw) for draw in draws] == [1, 5, 12, 22, 22]
     for small, large in pairwise(draws):
-        assert set(small) < set(large) or small == large
         assert [task_id for task_id in large if task_id in small] == small
-    other = replace(data, training_tasks=12, seed=1)
-    assert ids(prepared(other, tmp_path / "t.parquet"), "training") != draws[2]
-
-
-def test_the_draw_does_not_depend_on_other_tasks(data: DataConfig, tmp_path: Path) -> None:
-    """Of the tasks drawn before, those still there are drawn again when a source is added."""
-    alone = replace(data, training=("a",), training_tasks=10)
-    before = set(ids(prepared(alone, tmp_path / "t.parquet"), "training"))
-    after = ids(prepared(replace(alone, training=("a", "c")), tmp_path / "t.parquet"), "training")
+    assert drawn(training_tasks=12, seed=1) != draws[2]
+    # Of the tasks drawn before, those still there are drawn again when a source is added.
+    before = drawn(training=("a",), training_tasks=10)
+    after = drawn(training=("a", "c"), training_tasks=10)
     from_a = {task_id for task_id in after if task_id.startswith("a")}
     assert len(from_a) >= 8
-    assert from_a <= before
+    assert from_a <= set(before)
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
 def test_an_empty_result_is_an_error(data: DataConfig, tmp_path: Path, split: str) -> None:
-    out = tmp_path / "tasks.parquet"
     small = replace(data, max_side=2)
     if split == "evaluation":
-        (tmp_path / "d").mkdir()
-        tiny = {"train": [{"input": [[1]], "output": [[1]]}], "test": [{"input": [[1]]}]}
-        (tmp_path / "d" / "d0.json").write_text(json.dumps(tiny))
-        source = FolderSource(kind="folder", path=str(tmp_path / "d"), labelled=False, hint="")
+        cell = Pair(np.ones((1, 1), np.uint8), np.ones((1, 1), np.uint8))
+        source = write_source(tmp_path / "d", [Task("d0", (cell,), (cell,))])
         small = replace(small, sources={**data.sources, "d": source}, training=("d",))
     with pytest.raises(ValueError, match=f"no {split} task left: 0 of .*max_side = 2.* has 3"):
-        prepare_tasks(small, out)
-    assert not out.exists()
+        prepare_tasks(small, tmp_path / "tasks.parquet")
+    assert not (tmp_path / "tasks.parquet").exists()
 
 
 def test_nothing_is_written_for_bad_sources(data: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "a" / "a03.json").write_text("{}")
     (tmp_path / "b" / "b03.json").write_text("[")
     out = tmp_path / "results" / "tasks.parquet"
-    with pytest.raises(SourceError) as caught:
+    with pytest.raises(SourceError, match=r"(?s)a03\.json.*b03\.json: found truncated"):
         prepare_tasks(data, out)
-    assert "a03.json: task a03" in str(caught.value)
-    assert "b03.json: found truncated JSON" in str(caught.value)
     assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training": ("a", "x")}, "no source 'x'; it has a, b, c"),
-        ({"evaluation": ("a",)}, "source 'a' is named twice"),
-        ({"training": (), "evaluation": ()}, "name no source"),
+        ({"evaluation": ("a",)}, "'a' twice"),
+        ({"training": ("c", "c")}, "'c' twice"),
+        ({"training": (), "evaluation": ()}, "no source"),
     ],
 )
 def test_names_that_cannot_be_meant(
@@ -166,7 +147,7 @@ def test_names_that_cannot_be_meant(
         prepare_tasks(replace(data, **change), tmp_path / "t.parquet")
 
 
-def test_the_summary_counts_what_was_kept(data: DataConfig, tmp_path: Path) -> None:
+def test_the_summary_counts_tasks_and_pairs(data: DataConfig, tmp_path: Path) -> None:
     summary = prepare_tasks(replace(data, max_side=4, evaluation_tasks=5), tmp_path / "t.parquet")
     assert summary.splitlines() == [
         "training: 11 tasks kept of 11 small enough of 22; 22 demos, 11 queries",
@@ -174,48 +155,29 @@ def test_the_summary_counts_what_was_kept(data: DataConfig, tmp_path: Path) -> N
     ]
 
 
-def test_both_tables_are_the_same_bytes_each_time(data: DataConfig, tmp_path: Path) -> None:
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        prepare_tasks(data, folder / "t.parquet")
-        prepare_augmentations(folder / "t.parquet", folder / "a.parquet", data.variants, data.seed)
-    for name in ("t.parquet", "a.parquet"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
 def test_augmentations_of_all_tasks(data: DataConfig, tmp_path: Path) -> None:
+    """Equal bytes each time; adding a task changes no other task's variants."""
     tasks, out = tmp_path / "t.parquet", tmp_path / "a.parquet"
-    records = prepared(data, tasks)
-    summary = prepare_augmentations(tasks, out, 8, seed=0)
-    assert summary == "336 augmented puzzles of 42 tasks"
-    variants = read_augmentations(out)
-    assert list(variants) == [record.task.id for record in records]
-    assert {len(drawn) for drawn in variants.values()} == {8}
-    for drawn in variants.values():
-        assert drawn.dihedral[0] == 0
-        assert drawn.permutation[0].tolist() == list(range(10))
-
-
-def test_adding_a_task_changes_no_other_tasks_variants(data: DataConfig, tmp_path: Path) -> None:
-    tasks, out = tmp_path / "t.parquet", tmp_path / "a.parquet"
-    read = []
-    for training in (("a",), ("c", "a")):
-        prepare_tasks(replace(data, training=training), tasks)
-        prepare_augmentations(tasks, out, 6, seed=0)
+    written, read = [], []
+    for training in (("c", "a"), ("c", "a"), ("a",)):
+        records = prepared(replace(data, training=training), tasks)
+        summary = prepare_augmentations(tasks, out, data.variants, data.seed)
+        written.append((tasks.read_bytes(), out.read_bytes()))
         read.append(read_augmentations(out))
-    before, after = read
-    assert set(after) - set(before) == {"c0", "c1"}
-    for task_id, drawn in before.items():
-        assert np.array_equal(drawn.dihedral, after[task_id].dihedral)
-        assert np.array_equal(drawn.permutation, after[task_id].permutation)
-        assert np.array_equal(drawn.digest, after[task_id].digest)
+        assert list(read[-1]) == [record.task.id for record in records]
+        assert summary == f"{8 * len(records)} augmented puzzles of {len(records)} tasks"
+    assert written[0] == written[1]
+    assert set(read[0]) - set(read[2]) == {"c0", "c1"}
+    for task_id, drawn in read[2].items():
+        assert drawn[0] == Augmentation(0, tuple(range(10)))
+        assert np.array_equal(drawn.dihedral, read[0][task_id].dihedral)
+        assert np.array_equal(drawn.permutation, read[0][task_id].permutation)
+        assert np.array_equal(drawn.digest, read[0][task_id].digest)
 
 
 def test_the_summary_names_tasks_with_few_variants(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    folder.mkdir()
-    dot = {"input": [[0]], "output": [[3]]}
-    (folder / "dot.json").write_text(json.dumps({"train": [dot], "test": [dot]}))
-    source = FolderSource(kind="folder", path=str(folder), labelled=True, hint="")
+    dot = Pair(np.array([[0]]), np.array([[3]]))
+    source = write_source(tmp_path / "s", [Task("dot", (dot,), (dot,))])
     data = DataConfig(sources={"s": source}, training=("s",), evaluation=())
     prepare_tasks(data, tmp_path / "t.parquet")
     summary = prepare_augmentations(tmp_path / "t.parquet", tmp_path / "a.parquet", 1000, seed=0)
@@ -225,27 +187,7 @@ def test_the_summary_names_tasks_with_few_variants(tmp_path: Path) -> None:
     ]
 
 
-def test_a_held_out_task_under_another_id_is_marked_and_reported(
-    data: DataConfig, tmp_path: Path
-) -> None:
-    """Turned, recoloured, its pairs in another order: the content gives it away."""
-    source = data.sources["b"]
-    assert isinstance(source, FolderSource)
-    content = json.loads((Path(source.path) / "b07.json").read_text())
-    swap = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
-    for pair in [*content["train"], *content["test"]]:
-        for key in ("input", "output"):
-            turned = np.rot90(np.array(pair[key])).tolist()
-            pair[key] = [[swap[c] for c in row] for row in turned]
-    content["train"], content["test"] = content["test"] + content["train"][:1], content["train"][1:]
-    folder = Path(data.sources["a"].path)  # type: ignore[union-attr]
-    (folder / "hidden.json").write_text(json.dumps(content))
-    summary = prepare_tasks(data, tmp_path / "t.parquet")
-    assert "training task hidden holds a test pair of held-out task b07" in summary
-    assert marks(tmp_path / "t.parquet") == {"hidden": ("b07", "b07")}
-
-
-# --- leaks ---
+# --- training tasks that touch a held-out one ---
 
 
 def marks(tasks: Path) -> dict[str, tuple[str | None, str | None]]:
@@ -254,28 +196,29 @@ def marks(tasks: Path) -> dict[str, tuple[str | None, str | None]]:
     return {name: both for name, both in marked.items() if any(both)}
 
 
-def studied(folder: Path, training: list[Task], held_out: list[Task]) -> DataConfig:
-    """A study of these tasks, written to `folder`."""
-    sources: dict[str, SourceConfig] = {}
-    for name, tasks in (("training", training), ("held_out", held_out)):
-        (folder / name).mkdir(parents=True)
-        for task in tasks:
-            (folder / name / f"{task.id}.json").write_text(json.dumps(as_json(task)))
-        path = str(folder / name)
-        sources[name] = FolderSource(kind="folder", path=path, labelled=True, hint="")
-    return DataConfig(sources=sources, training=("training",), evaluation=("held_out",))
-
-
-def as_json(task: Task) -> dict[str, Any]:
-    def pairs(of: tuple[Pair, ...]) -> list[dict[str, Any]]:
-        return [{"input": p.input.tolist(), "output": np.array(p.output).tolist()} for p in of]
-
-    return {"train": pairs(task.demos), "test": pairs(task.queries)}
+def prepare_study(folder: Path, training: Sequence[Task], held_out: Sequence[Task]) -> str:
+    """Write `t.parquet` of these tasks, and return the summary."""
+    sources = {
+        "training": write_source(folder / "training", training),
+        "held_out": write_source(folder / "held_out", held_out),
+    }
+    data = DataConfig(sources=sources, training=("training",), evaluation=("held_out",))
+    return prepare_tasks(data, folder / "t.parquet")
 
 
 def some_pairs(count: int, side: int = 3, colors: int = 10, seed: int = 0) -> list[Pair]:
     grids = np.random.default_rng(seed).integers(0, colors, (count, 2, side, side), dtype=np.uint8)
     return [Pair(*both) for both in grids]
+
+
+def test_a_held_out_task_under_another_id_is_marked_and_reported(tmp_path: Path) -> None:
+    """Turned, recoloured, its pairs in another order: the content gives it away."""
+    held_out = Task("held", tuple(some_pairs(2)), tuple(some_pairs(1, seed=1)))
+    turned = Augmentation(1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1)).apply_to_task(held_out)
+    hidden = Task("hidden", (*turned.queries, turned.demos[0]), turned.demos[1:])
+    summary = prepare_study(tmp_path, [hidden, task_of_side("other", 4)], [held_out])
+    assert "training task hidden holds a test pair of held-out task held" in summary
+    assert marks(tmp_path / "t.parquet") == {"hidden": ("held", "held")}
 
 
 def test_demos_spread_over_training_tasks_are_marked_and_reported(tmp_path: Path) -> None:
@@ -284,13 +227,11 @@ def test_demos_spread_over_training_tasks_are_marked_and_reported(tmp_path: Path
     held_out = Task("held", (a, b), (rest[0],))
     spread = [Task("one", (a, *rest[1:5]), (rest[5],)), Task("two", (b, *rest[6:9]), (rest[9],))]
     other = Task("other", tuple(rest[10:13]), (rest[13],))
-    data = studied(tmp_path, [*spread, other], [held_out])
-    summary = prepare_tasks(data, tmp_path / "t.parquet")
+    summary = prepare_study(tmp_path, [*spread, other], [held_out])
     assert "training tasks one, two hold all demos of held-out task held" in summary
     assert marks(tmp_path / "t.parquet") == {"one": ("held", None), "two": ("held", None)}
-    kept = [r.task for r in read_tasks(tmp_path / "t.parquet") if r.duplicate_of is None]
-    assert touching(seen_tasks(kept[:1], []), [held_out]) == {}
-    assert touching(seen_tasks(spread, []), [held_out]).keys() == {"held"}
+    assert find_touched(seen_tasks([other], []), [held_out]) == {}
+    assert find_touched(seen_tasks(spread, []), [held_out]).keys() == {"held"}
 
 
 def test_most_of_a_small_task_is_marked_and_reported(tmp_path: Path) -> None:
@@ -298,7 +239,7 @@ def test_most_of_a_small_task_is_marked_and_reported(tmp_path: Path) -> None:
     demo, other, *rest = some_pairs(20)
     held_out = Task("held", (demo, other), tuple(rest[:2]))
     most = Task("most", (demo, *rest[:2], *rest[3:9]), (rest[9],))
-    summary = prepare_tasks(studied(tmp_path, [most], [held_out]), tmp_path / "t.parquet")
+    summary = prepare_study(tmp_path, [most], [held_out])
     assert "training task most holds a test pair of held-out task held" in summary
     assert marks(tmp_path / "t.parquet") == {"most": ("held", "held")}
 
@@ -307,7 +248,7 @@ def test_a_shared_demo_gives_no_answer_away(tmp_path: Path) -> None:
     large, *rest = some_pairs(9, side=4)
     held_out = Task("held", (large, rest[0]), (rest[1],))
     part = Task("part", (large, rest[2]), (rest[3],))
-    summary = prepare_tasks(studied(tmp_path, [part], [held_out]), tmp_path / "t.parquet")
+    summary = prepare_study(tmp_path, [part], [held_out])
     assert "training task part shares pairs with held-out task held" in summary
     assert marks(tmp_path / "t.parquet") == {"part": ("held", None)}
 
@@ -325,21 +266,18 @@ def test_nothing_that_strict_training_keeps_touches_a_held_out_task(
         return [Task(f"{prefix}{i}", tuple(p[:3]), tuple(p[3:])) for i, p in enumerate(drawn)]
 
     training, held_out = tasks("t", 15), tasks("h", 6)
-    prepare_tasks(studied(tmp_path, training, held_out), tmp_path / "t.parquet")
+    prepare_study(tmp_path, training, held_out)
     left_out = marks(tmp_path / "t.parquet")
     kept = [task for task in training if task.id not in left_out]
     assert 0 < len(left_out) < len(training)
-    assert touching(seen_tasks(kept, []), held_out) == {}
-    assert touching(seen_tasks(training, []), held_out) != {}
+    assert find_touched(seen_tasks(kept, []), held_out) == {}
+    assert find_touched(seen_tasks(training, []), held_out) != {}
 
 
 def test_a_task_of_300_demos_is_prepared(tmp_path: Path) -> None:
-    pairs = some_pairs(302, side=2)
-    many, held_out = (
-        Task("many", tuple(pairs[:300]), (pairs[300],)),
-        Task("h", *[(pairs[301],)] * 2),
-    )
-    prepare_tasks(studied(tmp_path, [many], [held_out]), tmp_path / "t.parquet")
+    *pairs, query, other = some_pairs(302, side=2)
+    many = Task("many", tuple(pairs), (query,))
+    prepare_study(tmp_path, [many], [Task("h", (other,), (other,))])
     assert read_tasks(tmp_path / "t.parquet")[0].task == many
     prepare_augmentations(tmp_path / "t.parquet", tmp_path / "a.parquet", 4, seed=0)
     assert len(read_augmentations(tmp_path / "a.parquet")["many"]) == 4

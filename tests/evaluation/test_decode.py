@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 from tiny import grid, make_corpus, make_run, make_task, make_tasks, make_variants, recolour
-from torch import Tensor
 
 import etrm.evaluation.decode
 from etrm.arc.augment import Augmentation
@@ -19,7 +18,7 @@ from etrm.arc.task import Pair, Task
 from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import held_out_questions, on_lanes
+from etrm.data.episodes import group_by_lane, held_out_questions
 from etrm.evaluation.decode import (
     PREDICTIONS,
     Decoded,
@@ -39,7 +38,7 @@ F32 = torch.float32
 
 
 def held_out(corpus: Corpus, lanes: tuple[int, ...] = (3, 4)) -> list[Episodes]:
-    return on_lanes(corpus, held_out_questions(corpus), lanes)
+    return group_by_lane(corpus, held_out_questions(corpus), lanes)
 
 
 def tasks_of_two_lanes() -> list[Task]:
@@ -76,19 +75,15 @@ def table_of(
     return predict(model, corpus, chosen, halting, settings, F32)
 
 
-def knowing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, q_halt: float = 1.0) -> None:
-    """Decoding answers with the labels: as far as they are on the canvas."""
-
-    def oracle(
-        model: Model, batch: Batch, halting: HaltingConfig, *_: object
-    ) -> tuple[StepOutput, Tensor]:
-        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
-        size = len(batch)
-        known = torch.full((size,), q_halt)
-        output = StepOutput(logits, known, torch.zeros(size, 1, 1), {}, torch.ones(size).bool())
-        return output, torch.full((size,), halting.max_steps)
-
-    monkeypatch.setattr("etrm.evaluation.decode.decode", oracle)
+def steps_of(model: Model, batch: Batch, max_steps: int) -> list[StepOutput]:
+    carry = empty_carry(model, batch, F32)
+    outputs = []
+    for _ in range(max_steps):
+        with torch.no_grad():
+            carry, output = act_step(model, carry, batch)
+        carry.halted = torch.zeros_like(carry.halted)
+        outputs.append(output)
+    return outputs
 
 
 # --- everything exactly once ---
@@ -169,7 +164,8 @@ def test_the_model_is_left_in_its_mode(corpus: Corpus) -> None:
 # --- the augmentation undone ---
 
 
-def test_true_answers_are_correct_in_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("oracle")
+def test_true_answers_are_correct_in_every_variant() -> None:
     rng = np.random.default_rng(0)
     task = Task(
         "wide",
@@ -177,7 +173,6 @@ def test_true_answers_are_correct_in_every_variant(monkeypatch: pytest.MonkeyPat
         (Pair(grid(rng, 2, 4), grid(rng, 1, 3)), Pair(grid(rng, 3, 3), grid(rng, 4, 4))),
     )
     corpus = make_corpus([task, *make_tasks(2)], variants=40)
-    knowing(corpus, monkeypatch)
     frame = table_of(model_of("standard", corpus), corpus, held_out(corpus, (4,))).to_pandas()
     assert len(set(corpus.dihedral.tolist())) == 8
     assert frame["correct"].all()
@@ -209,7 +204,8 @@ def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
     assert correct[1] < len(batch) / 2
 
 
-def test_outputs_that_do_not_fit_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("oracle")
+def test_outputs_that_do_not_fit_are_wrong() -> None:
     rng = np.random.default_rng(0)
     small = grid(rng, 2, 2)
     task = Task(
@@ -218,7 +214,6 @@ def test_outputs_that_do_not_fit_are_wrong(monkeypatch: pytest.MonkeyPatch) -> N
         (Pair(small, grid(rng, 5, 2)), Pair(small, grid(rng, 2, 2))),
     )
     corpus = make_corpus([task], variants=8)
-    knowing(corpus, monkeypatch)
     lanes = held_out(corpus, (3,))
     model = model_of("standard", corpus)
     frame = table_of(model, corpus, lanes).to_pandas()
@@ -244,41 +239,32 @@ def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
         assert frame.loc[frame["query"] == 1, name].notna().all()
     lanes = all_variants(corpus, held_out(corpus))
     found = training_metrics(model, corpus, lanes, HALTING, 3, F32)
-    (labelled,) = on_lanes(corpus, held_out_questions(corpus)[1:], (4,))
-    again = on_lanes(corpus, held_out_questions(corpus)[1:], (3, 4))
+    (labelled,) = group_by_lane(corpus, held_out_questions(corpus)[1:], (4,))
+    again = group_by_lane(corpus, held_out_questions(corpus)[1:], (3, 4))
     assert len(labelled) == 1
     only = training_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
     assert found == pytest.approx(only)
 
 
-def test_predictions_are_what_the_model_said(corpus: Corpus) -> None:
+def test_predictions_are_the_answers_of_the_model(corpus: Corpus) -> None:
     """Rebuilt by hand from one question at a time."""
     model = model_of("standard", corpus)
     frame = table_of(model, corpus).to_pandas().set_index(["task", "query", "variant"])
-    for episodes in held_out(corpus):
-        for e in range(len(episodes)):
-            task = int(episodes.task[e])
-            for v in range(int(corpus.variant_count[task])):
-                batch = corpus.assemble(episodes, torch.tensor([e]), torch.tensor([v]))
-                carry = empty_carry(model, batch, F32)
-                for _ in range(HALTING.max_steps):
-                    with torch.no_grad():
-                        carry, output = act_step(model, carry, batch)
-                    carry.halted = torch.zeros(1, dtype=torch.bool)
-                side = episodes.side
-                tokens = output.logits.argmax(dim=-1).reshape(1, side, side).numpy()
-                puzzle = int(corpus.first_puzzle[task]) + v
-                recipe = Augmentation(
-                    int(corpus.dihedral[puzzle]), tuple(corpus.permutation[puzzle].tolist())
-                )
-                expected = recipe.inverse(crop(tokens)[0])
-                query = int(episodes.query[e]) - corpus.query_pairs[task].start
-                row = frame.loc[(corpus.tasks[task].id, query, v)]
-                assert (row["height"], row["width"]) == expected.shape
-                assert row["grid"] == expected.tobytes()
-                assert row["q_halt"] == pytest.approx(float(output.q_halt), abs=1e-3)
-                truth = corpus.pairs[int(episodes.query[e])].output
-                assert row["correct"] == np.array_equal(expected, truth)
+    for episodes, index, variant in all_variants(corpus, held_out(corpus)):
+        for e, v in zip(index.tolist(), variant.tolist(), strict=True):
+            task, side = int(episodes.task[e]), episodes.side
+            batch = corpus.assemble(episodes, torch.tensor([e]), torch.tensor([v]))
+            output = steps_of(model, batch, HALTING.max_steps)[-1]
+            tokens = output.logits.argmax(dim=-1).reshape(1, side, side).numpy()
+            puzzle = int(corpus.first_puzzle[task]) + v
+            colours = tuple(corpus.permutation[puzzle].tolist())
+            expected = Augmentation(int(corpus.dihedral[puzzle]), colours).inverse(crop(tokens)[0])
+            query = int(episodes.query[e])
+            row = frame.loc[(corpus.tasks[task].id, query - corpus.query_pairs[task].start, v)]
+            assert (row["height"], row["width"]) == expected.shape
+            assert row["grid"] == expected.tobytes()
+            assert row["q_halt"] == pytest.approx(float(output.q_halt), abs=1e-3)
+            assert row["correct"] == np.array_equal(expected, corpus.pairs[query].output)
 
 
 # --- metrics ---
@@ -294,15 +280,15 @@ def test_metrics_are_means_over_all_questions(corpus: Corpus) -> None:
     assert found[0]["all.steps"] == HALTING.max_steps
 
 
+@pytest.mark.usefixtures("oracle")
 def test_exact_means_every_token_and_correct_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong EOS costs exactness of tokens, not of the grid that is read off."""
     rng = np.random.default_rng(0)
     corpus = make_corpus([make_task("a", recolour(rng), rng, side=2)])
-    knowing(corpus, monkeypatch)
-    oracle = etrm.evaluation.decode.decode
+    told = etrm.evaluation.decode.decode
 
     def wrong_eos(*arguments: Any) -> Any:
-        output, steps = oracle(*arguments)
+        output, steps = told(*arguments)
         answer = output.logits.argmax(dim=-1)
         first = (answer == EOS).float().argmax(dim=1)
         output.logits[torch.arange(len(first)), first] = 0.0
@@ -336,17 +322,6 @@ def test_embeddings_are_looked_up_by_puzzle(corpus: Corpus) -> None:
 
 
 # --- halting early ---
-
-
-def steps_of(model: Model, batch: Batch, max_steps: int) -> list[StepOutput]:
-    carry = empty_carry(model, batch, F32)
-    outputs = []
-    for _ in range(max_steps):
-        with torch.no_grad():
-            carry, output = act_step(model, carry, batch)
-        carry.halted = torch.zeros_like(carry.halted)
-        outputs.append(output)
-    return outputs
 
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])

@@ -34,7 +34,7 @@ def answers(
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])
 def test_a_lane_is_the_padded_canvas_of_its_side(source: str, corpus: Corpus) -> None:
-    """On lanes 2 and 4, what stands on lane 4 is answered as with a canvas of 4 for everything."""
+    """On lanes 2 and 4, questions of lane 4 are answered as with a canvas of 4 for everything."""
     lanes = questions_of(make_run(source, episodes={"canvas": [2, 4]}), corpus)
     [padded] = questions_of(make_run(source, episodes={"canvas": [4]}), corpus)
     [large] = [lane for lane in lanes if lane.side == 4]

@@ -19,35 +19,18 @@ from tiny import make_run, make_tasks, write_study
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
-from etrm.data.batch import Batch
 from etrm.evaluation.decode import NotFiniteError
-from etrm.evaluation.run import evaluate_part, evaluate_run, held_out_tasks
-from etrm.evaluation.shards import Part
-from etrm.models.act import StepOutput
+from etrm.evaluation.run import evaluate_run, evaluate_shard, held_out_tasks
+from etrm.evaluation.shards import Shard
 from etrm.storage.files import file_digest
+from etrm.storage.finished import SCORE_FILES
 from etrm.storage.records import DamagedFileError
 from etrm.training.run import RunPaths, train_run
 
 CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
 TRAINING = make_tasks(3)
 HELD_OUT = make_tasks(3, seed=9, prefix="held_out")
-RUNS = {
-    "trm": ("embedding", {"split": "transductive", "experiment": "trm"}),
-    "etrm": ("standard", {"experiment": "etrm"}),
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunPaths]:
-    """A transductive run with embeddings, and a strict one with an encoder."""
-    folder = tmp_path_factory.mktemp("study")
-    paths = write_study(folder, TRAINING, HELD_OUT)
-    found = {}
-    for name, (source, blocks) in RUNS.items():
-        found[name] = replace(paths, out=folder / name)
-        run = make_run(source, train={"steps": 3}, **blocks)
-        train_run(run, found[name], TrackingConfig(wandb="disabled"), device="cpu")
-    return found
+RUNS = ("trm", "etrm")
 
 
 def evaluate(paths: RunPaths, out: Path, **changes: Any) -> dict[str, Any]:
@@ -59,28 +42,12 @@ def predictions(folder: Path) -> Any:
     return pq.read_table(folder / "predictions.parquet").to_pandas()
 
 
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding answers with the truth."""
-
-    def answer(model: object, batch: Batch, halting: Any, *_: object) -> Any:
-        logits = torch.nn.functional.one_hot(batch.labels, 12).float()
-        ones = torch.ones(len(batch))
-        return StepOutput(logits, ones, logits, {}, ones.bool()), ones.long()
-
-    monkeypatch.setattr("etrm.evaluation.decode.decode", answer)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_an_evaluation_leaves_its_files(
     name: str, runs: dict[str, RunPaths], tmp_path: Path
 ) -> None:
     result = evaluate(runs[name], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "predictions.parquet",
-        "score.json",
-        "submission.json",
-    }
+    assert {path.name for path in tmp_path.iterdir()} == set(SCORE_FILES)
     assert json.loads((tmp_path / "score.json").read_text()) == result
     frame = predictions(tmp_path)
     asked = [(t.id, q) for t in HELD_OUT for q in range(len(t.queries))]
@@ -95,6 +62,7 @@ def test_an_evaluation_leaves_its_files(
     record = json.loads((runs[name].out / "run.json").read_text())
     assert result["run_key"] == record["key"]
     assert result["data"] == record["data"]
+    assert result["weights_sha256"] == file_digest(runs[name].out / "model.safetensors")
     assert {"etrm.evaluation.run", "etrm.evaluation.voting", "etrm.models.act"} <= set(
         result["code"]
     )
@@ -143,24 +111,19 @@ def test_answers_that_a_parent_has_seen_are_counted(tmp_path: Path) -> None:
     assert (status["status"], status["seen"], status["answers"]) == ("seen", 3, 1)
 
 
+@pytest.mark.usefixtures("oracle")
 def test_a_part_of_the_tasks_is_a_partial_score(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """Tasks that are left out count as unsolved."""
     result = evaluate(runs["etrm"], tmp_path, tasks=2)
-    frame = predictions(tmp_path)
-    chosen = set(frame["task"])
+    chosen = set(predictions(tmp_path)["task"])
     assert len(chosen) == 2
     assert result["partial"] is True
     assert (result["tasks_asked"], result["tasks_evaluated"], result["tasks_of_split"]) == (3, 2, 3)
-    assert result["pass"]["1"]["task_fraction"]["denominator"] == 3
+    credit = result["pass"]["1"]["task_fraction"]
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
     again = evaluate(runs["trm"], tmp_path, tasks=1)
     assert set(predictions(tmp_path)["task"]) < chosen
     assert again["tasks_evaluated"] == 1
-
-
-@pytest.mark.usefixtures("oracle")
-def test_tasks_left_out_count_as_unsolved(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    result = evaluate(runs["etrm"], tmp_path, tasks=2)
-    credit = result["pass"]["1"]["task_fraction"]
-    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -179,13 +142,9 @@ def test_embeddings_are_those_of_the_puzzles_trained_on(
     runs: dict[str, RunPaths], tmp_path: Path
 ) -> None:
     """Rows of the table belong to the tasks of the run, in its order, not of the evaluation."""
-    paths = runs["trm"]
-    folder = tmp_path / "run"
-    folder.mkdir()
-    record = json.loads((paths.out / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    other = replace(paths, out=folder)
-    tensors = load_file(paths.out / "model.safetensors")
+    other = copied(runs["trm"], tmp_path)
+    record = json.loads((other.out / "run.json").read_text())
+    tensors = load_file(other.out / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(tensors["raw.context.weights"].shape, generator=generator)
     tensors["raw.context.weights"] = table
@@ -213,14 +172,10 @@ def test_averaged_weights_are_used_unless_raw_ones_are_asked_for(
 
 
 def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    source = runs["etrm"]
-    (folder / "run.json").write_text((source.out / "run.json").read_text(), encoding="utf-8")
-    tensors = load_file(source.out / "model.safetensors")
+    other = copied(runs["etrm"], tmp_path)
+    tensors = load_file(other.out / "model.safetensors")
     for kind in ("raw", "ema"):
         tensors[f"{kind}.decoder.q_head.bias"] = torch.tensor([9.0, 0.0])
-    other = replace(source, out=folder)
     rewrite(other, tensors)
     for early, expected in ((False, 3), (True, 1)):
         result = evaluate(other, tmp_path / str(early), halt_early=early)
@@ -253,7 +208,7 @@ def test_held_out_tasks_are_those_of_the_evaluation_split(runs: dict[str, RunPat
 
 
 def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    """Other test outputs of the same sizes or not: the predictions stay what they are."""
+    """Other test outputs of the same sizes or not: the predictions stay the same."""
     poison = np.full((4, 1), 9, dtype=np.uint8)
     poisoned = [
         Task(t.id, t.demos, tuple(Pair(q.input, poison) for q in t.queries)) for t in HELD_OUT
@@ -301,18 +256,13 @@ def test_weights_that_the_run_has_not_written_are_refused(
     expected = json.loads((paths.out / "run.json").read_text())["weights_sha256"]
     files = (paths.out, paths.tasks, paths.augmentations)
     whole = functools.partial(evaluate, paths, tmp_path / "out")
-    part = functools.partial(evaluate_part, *files, CONFIG, tmp_path / "part", Part(0, 2))
-    for call in (whole, part):
+    shard = functools.partial(evaluate_shard, *files, CONFIG, tmp_path / "shard", Shard(0, 2))
+    for call in (whole, shard):
         with pytest.raises(DamagedFileError) as error:
             call()
         assert str(error.value).startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
         assert expected in str(error.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_score_says_whose_weights_it_is_of(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    score = evaluate(runs["etrm"], tmp_path)
-    assert score["weights_sha256"] == file_digest(runs["etrm"].out / "model.safetensors")
 
 
 def test_answers_that_are_no_numbers_are_an_error(
@@ -338,8 +288,8 @@ def test_answers_that_are_no_numbers_are_an_error(
     assert set(sent) == {task.id for task in HELD_OUT}
     # The same from jobs that share it.
     tables = (paths.tasks, paths.augmentations)
-    parts = [tmp_path / f"part{number}" for number in range(2)]
-    for number, path in enumerate(parts):
-        evaluate_part(paths.out, *tables, CONFIG, path, Part(number, 2))
-    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", parts=parts)
+    shards = [tmp_path / f"shard{number}" for number in range(2)]
+    for number, path in enumerate(shards):
+        evaluate_shard(paths.out, *tables, CONFIG, path, Shard(number, 2))
+    shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", shards=shards)
     assert shared["pass"] == score["pass"]

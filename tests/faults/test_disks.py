@@ -30,7 +30,7 @@ from jobs import (
 from etrm.config.load import plain, read_study
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import file_digest
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 Mount = Callable[[Path, int], None]
 RETRY = 0.05
@@ -75,7 +75,7 @@ def test_a_full_disk_of_states_does_not_end_training(
     assert log.count("could not be written") == 1
     assert "step0000000012.state: the state could not be written (No space left on device" in log
     assert "MiB free there): make room" in log
-    assert "goes on from step 6" in log
+    assert "resumes from step 6" in log
     assert study.newest() == 6
     resumes(server, study, undisturbed, 6)
 
@@ -163,7 +163,7 @@ def test_room_for_the_state_alone_keeps_all_steps(
     job = waiting(server, study, mount)
     mount(states_of(study), 10_000)
     assert job.wait() == 1
-    assert "goes on from the state of step 36" in job.log.read_text()
+    assert "resumes from the state of step 36" in job.log.read_text()
     mount(study.out(), 10_000)
     assert "examples/s" not in resumes(server, study, undisturbed, 36)
 
@@ -197,7 +197,7 @@ def test_a_run_is_handed_over_when_it_could_be_saved(
     assert job.wait() == EXIT_INTERRUPTED
     assert ": saved step 34\n" in job.log.read_text()
     assert second.wait() == 0, second.log.read_text()
-    assert "going on from step 34 " in second.log.read_text()
+    assert "resuming from step 34 " in second.log.read_text()
     assert_same_run(study.out(), undisturbed.out())
 
 
@@ -236,11 +236,11 @@ def test_a_full_disk_of_results_leaves_the_state_that_they_are_written_from(
     assert "No space left on device" in log
     assert "Traceback" not in log
     last = study.newest()
-    assert f"goes on from the state of step {last}" in log
+    assert f"resumes from the state of step {last}" in log
     mount(study.out(), 10_000)
     code, log = server.run(study.command())
     assert code == 0, log
-    assert f"going on from step {last}" in log
+    assert f"resuming from step {last}" in log
     assert "examples/s" not in log, "no step is trained again"
     assert_same_run(study.out(), undisturbed.out())
     after = content(study.root)
@@ -280,7 +280,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     code, log = server.run(study.command())
     assert code == 0, log
     assert f"{newest} is damaged" in log
-    assert f"going on from step 12 ({before})" in log
+    assert f"resuming from step 12 ({before})" in log
     assert_same_run(study.out(), undisturbed.out())
 
 
@@ -314,7 +314,7 @@ def resumes(server: Server, study: Study, undisturbed: Study, step: int) -> str:
     """The run, started again, goes on from a step and comes to the same; returns its log."""
     code, log = server.run(study.command())
     assert code == 0, log
-    assert f"going on from step {step} " in log
+    assert f"resuming from step {step} " in log
     assert_same_run(study.out(), undisturbed.out())
     return log
 
@@ -347,8 +347,8 @@ def state_size(server: Server, study: Study, folder: Path) -> int:
 def states_of(study: Study) -> Path:
     """The folder of the run's states."""
     read = read_study(study.config)
-    pipeline = Pipeline(read)
+    layout = Layout(read)
     run = Run("etrm", "overfit", 0)
-    tables = [file_digest(path) for path in (pipeline.tasks, pipeline.augmentations)]
+    tables = [file_digest(path) for path in (layout.tasks, layout.augmentations)]
     code = code_digest(*train_code("standard"))
-    return study.state / run_key(plain(pipeline.config_of(run)), tables, None, code)[:16]
+    return study.state / run_key(plain(layout.config_of(run)), tables, None, code)[:16]

@@ -22,17 +22,17 @@ SAVING = [
     ("os:replace", 1),
     ("os:replace", 2),
     ("etrm.storage.checkpoint:_drop_all_but", 2),
-    ("etrm.training.loop:load_state", 1),
+    ("etrm.training.recorder:load_state", 1),
     ("etrm.training.trainer:Trainer.evaluate", 1),
 ]
 FINISHING = [
-    ("etrm.training.run:save_weights", 1),
+    ("etrm.training.outputs:save_weights", 1),
     ("etrm.tracking.tracker:Tracker.write", 1),
-    ("etrm.training.run:write_json_atomic", 1),
-    ("etrm.training.run:keep", 1),
+    ("etrm.training.outputs:write_json_atomic", 1),
+    ("etrm.training.outputs:keep", 1),
     ("etrm.storage.finished:_link", 2),
     ("pathlib:Path.rename", 1),
-    ("etrm.training.run:clear_states", 1),
+    ("etrm.training.outputs:clear_states", 1),
 ]
 
 
@@ -69,7 +69,7 @@ def kill(server: Server, study: Study, moment: Moment, marker: Path) -> bool:
     job = start(server, study, moment, marker)
     job.kill()
     killed, log = job.wait() == -9, job.log.read_text()
-    going_on = re.search(r"going on from step (\d+)", log)
+    going_on = re.search(r"resuming from step (\d+)", log)
     assert going_on is None or int(going_on[1]) == newest, log
     assert study.newest() >= newest
     return killed

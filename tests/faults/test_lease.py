@@ -88,7 +88,7 @@ def test_a_holder_hands_over(
     assert re.search(rf"handing {NAME} over to process \d+ on .*: saved step 20\n", log)
     log = ended(second, 0)
     assert f"{NAME} is with process {holder.pid} on " in log
-    assert "going on from step 20 " in log
+    assert "resuming from step 20 " in log
     assert_same_run(study.out(), undisturbed.out())
     assert not (study.state / "leases").exists()
 
@@ -103,7 +103,7 @@ def test_a_killed_holder_is_succeeded_at_once(
         holder.wait()
     log = ended(newcomer(server, study), 0)
     assert f"process {holder.pid} on {this_process()['host']} has ended: taking over" in log
-    assert "going on from step 18 " in log
+    assert "resuming from step 18 " in log
     assert_same_run(study.out(), undisturbed.out())
     holder.wait()
 
@@ -143,7 +143,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(
     [
         STEP,
         ("etrm.storage.checkpoint:_HashingWriter.write", 150),
-        ("etrm.training.run:_write_outputs", 1),
+        ("etrm.training.run:write_outputs", 1),
     ],
 )
 def test_a_holder_that_was_asleep_writes_nothing(
@@ -181,7 +181,7 @@ def test_of_many_newcomers_one_trains_at_a_time(
     logs = [job.log.read_text() for job in many]
     assert set(codes) <= {0, EXIT_INTERRUPTED}
     assert 0 in codes, logs
-    began = [int(n) for log in logs for n in re.findall(r"going on from step (\d+)", log)]
+    began = [int(n) for log in logs for n in re.findall(r"resuming from step (\d+)", log)]
     saved = [int(n) for log in logs for n in re.findall(r": saved step (\d+)", log)]
     assert sorted(began) == sorted([18, *saved]), "every step is trained once"
     assert sum("has ended: taking over" in log for log in logs) == 1
@@ -194,14 +194,14 @@ def test_what_the_holder_has_finished_is_used(
     server: Server, study: Study, undisturbed: Study, tmp_path: Path
 ) -> None:
     marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker, ("etrm.training.run:_write_outputs", 1))
+    holder = stalled(server, study, marker, ("etrm.training.run:write_outputs", 1))
     second = newcomer(server, study)
     says(second, WAITING)
     marker.unlink()
     ended(holder, 0)
     log = ended(second, 0)
     assert "the same run was finished" in log
-    assert "going on" not in log
+    assert "resuming" not in log
     assert "examples/s" not in log
     assert_same_run(study.out(), undisturbed.out())
 
@@ -241,7 +241,7 @@ def test_another_configuration_of_the_run_has_the_same_lease(
     )
     marker.unlink()
     ended(holder, EXIT_INTERRUPTED)
-    assert "going on" not in ended(second, 0)
+    assert "resuming" not in ended(second, 0)
     record = json.loads((study.out() / "run.json").read_text())
     assert record["steps_done"] == 8
     assert study.newest() == 20, "the earlier one can go on"
@@ -262,12 +262,12 @@ def test_ranks_wait_and_hand_over_together(server: Server, tmp_path: Path) -> No
     marker.unlink()
     assert ": saved step 20\n" in ended(first, EXIT_INTERRUPTED)
     wait_for(lambda: "step 24/" in log.read_text(), f"step 24 in {log}")
-    assert "going on from step 20 " in log.read_text()
+    assert "resuming from step 20 " in log.read_text()
     last = newcomer(server, study, **{SILENT: 60.0})
     assert ranks.wait(60) == EXIT_INTERRUPTED, log.read_text()
     step = int(re.findall(r": saved step (\d+)\n", log.read_text())[0])
     assert step >= 24
-    says(last, f"going on from step {step} ")
+    says(last, f"resuming from step {step} ")
     last.kill()
     assert last.wait() == -signal.SIGKILL
 

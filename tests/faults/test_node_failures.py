@@ -189,7 +189,7 @@ def test_a_signal_to_one_node_saves_and_stops_both(
     # It goes on with another number of ranks: two on the first machine alone.
     code, log = start(etrm(study, "--gpus", "2"), study.folder / "alone.log").end()
     assert code == 0, log
-    assert f"going on from step {saved} " in log
+    assert f"resuming from step {saved} " in log
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
 
 

@@ -74,7 +74,7 @@ def undisturbed_ranks(begun: Study, tmp_path_factory: pytest.TempPathFactory) ->
     study = begun.copy(tmp_path_factory.mktemp("torchrun") / "study")
     code, output = end(start(study, *TORCHRUN))
     assert code == 0, output
-    assert "going on from step 12 " in output
+    assert "resuming from step 12 " in output
     assert output.count("step 50: exact match") == 1, "one rank speaks"
     return study
 
@@ -104,7 +104,7 @@ def test_a_run_with_a_killed_rank_goes_on_on_as_many(
     newest = study.newest()
     code, output = end(start(study, more=("--gpus", "2")))
     assert code == 0, output
-    assert f"going on from step {newest} " in output
+    assert f"resuming from step {newest} " in output
     assert_same_run(study.out(), undisturbed_ranks.out())
 
 
@@ -117,7 +117,7 @@ def test_a_run_with_a_killed_rank_goes_on_alone(
     for each, step in ((study, newest), (alone, 12)):
         code, log = server.run(each.command())
         assert code == 0, log
-        assert f"going on from step {step} " in log
+        assert f"resuming from step {step} " in log
     assert_close(study.out(), alone.out())
 
 

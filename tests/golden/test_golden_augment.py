@@ -92,9 +92,9 @@ def test_recorded_augmentations_as_batches(golden: Path, arc: Path) -> None:
             np.zeros((1, 2), dtype=np.uint64),
         )
         turned = [augmentation.apply(grid).shape for grid in (pair.input, pair.output)]
-        room = [SIDE - int(n) + 1 for n in np.max(turned, axis=0)]
+        free = [SIDE - int(n) + 1 for n in np.max(turned, axis=0)]
         offset = offset_of(inputs, labels)
-        shifts.append([(o + 0.5) / r for o, r in zip(offset, room, strict=True)])
+        shifts.append([(o + 0.5) / r for o, r in zip(offset, free, strict=True)])
         tasks.append(task)
         expected.append((inputs, labels))
     corpus = Corpus(tasks, variants)

@@ -27,7 +27,7 @@ ABSOLUTE, LOSS, NORM = 1e-4, 1e-4, 1e-3
 
 @dataclass
 class Recorded:
-    """What was recorded: settings, tensors, and the run that they describe."""
+    """A recording: settings, tensors, and the run that they describe."""
 
     folder: Path
     settings: dict[str, Any]
@@ -138,7 +138,7 @@ class Replay:
 
 
 class Listening(Trainer):
-    """A trainer that tells what it has just computed."""
+    """A trainer that shows the losses and gradients of its last step."""
 
     losses: SampleLoss
     halted: Tensor
@@ -157,12 +157,15 @@ class Listening(Trainer):
         super()._update()
 
 
+Trained = tuple[Listening, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def trained(recorded: Recorded) -> tuple[Listening, list[dict[str, Any]]]:
-    """The trainer after the recorded steps, and what each step was."""
+def trained(recorded: Recorded) -> Trained:
+    """The trainer after the recorded steps, and the results of each step."""
     corpus = make_corpus()
     trainer = Listening(recorded.run, recorded.model(), corpus, questions_of(recorded.run, corpus))
-    (lane,) = trainer.lanes
+    (lane,) = trainer.lane_slots
     lane.sampler = Replay(recorded)  # type: ignore[assignment]
     lane.carry = empty_carry(trainer.model, recorded.batch(), torch.float32)
     steps = []
@@ -190,9 +193,7 @@ def trained(recorded: Recorded) -> tuple[Listening, list[dict[str, Any]]]:
     return trainer, steps
 
 
-def test_training_losses_and_metrics_are_official(
-    recorded: Recorded, trained: tuple[Listening, list[dict[str, Any]]]
-) -> None:
+def test_training_losses_and_metrics_are_official(recorded: Recorded, trained: Trained) -> None:
     for expected, found in zip(recorded.settings["train"], trained[1], strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=LOSS)
         assert found["halted"] == expected["halted"]
@@ -200,9 +201,7 @@ def test_training_losses_and_metrics_are_official(
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=LOSS, abs=1e-6)
 
 
-def test_logged_rows_are_the_official_sums_divided(
-    recorded: Recorded, trained: tuple[Listening, list[dict[str, Any]]]
-) -> None:
+def test_logged_rows_are_the_official_sums_divided(recorded: Recorded, trained: Trained) -> None:
     """Official logs divide losses by the batch and the other sums by how many halted."""
     size = recorded.settings["config"]["batch_size"]
     for expected, found in zip(recorded.settings["train"], trained[1], strict=True):
@@ -218,31 +217,22 @@ def test_logged_rows_are_the_official_sums_divided(
                 assert f"train/{name}" not in row
 
 
-def test_gradient_norms_are_official(
-    recorded: Recorded, trained: tuple[Listening, list[dict[str, Any]]]
-) -> None:
+def test_gradient_norms_are_official(recorded: Recorded, trained: Trained) -> None:
     for expected, found in zip(recorded.settings["train"], trained[1], strict=True):
         norms = {ours(name): norm for name, norm in expected["grad_norms"].items()}
         assert found["norms"] == pytest.approx(norms, rel=NORM, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "ema"])
 def test_weights_after_training_are_official(
-    recorded: Recorded, trained: tuple[Listening, list[dict[str, Any]]]
+    name: str, recorded: Recorded, trained: Trained
 ) -> None:
-    expected = recorded.weights(f"trm_checkpoint_step{len(recorded.settings['train'])}")
-    found = trained[0].model.state_dict()
+    expected = recorded.weights(f"trm_{name}_step{len(recorded.settings['train'])}")
+    trainer = trained[0]
+    found = trainer.model.state_dict() if name == "checkpoint" else trainer.ema.values
     assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert difference(found[name], tensor) <= ABSOLUTE, name
-    before = recorded.weights("trm_checkpoint_step0")["context.weights"]
-    assert difference(expected["context.weights"], before) > 1e-3
-
-
-def test_averaged_weights_after_training_are_official(
-    recorded: Recorded, trained: tuple[Listening, list[dict[str, Any]]]
-) -> None:
-    expected = recorded.weights(f"trm_ema_step{len(recorded.settings['train'])}")
-    found = trained[0].ema.values
-    assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert difference(found[name], tensor) <= ABSOLUTE, name
+    for key, tensor in expected.items():
+        assert difference(found[key], tensor) <= ABSOLUTE, key
+    if name == "checkpoint":
+        before = recorded.weights("trm_checkpoint_step0")["context.weights"]
+        assert difference(expected["context.weights"], before) > 1e-3

@@ -1,8 +1,11 @@
-"""Every way of computing gives what the plain one gives, but for the last digits."""
+"""Every way of computing has the results of the plain one, but for the last digits."""
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Iterator
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -16,24 +19,23 @@ from etrm.data.episodes import Sampler
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.compute import Compute, compile_blocks, compiles, computing
-from etrm.models.layers import Linear
+from etrm.models.layers import Block, Linear
 from etrm.models.losses import sample_losses
 from etrm.training.trainer import Trainer
 
 # A short recursion: each application of the network, untrained, multiplies rounding errors.
 SHORT = {"H_cycles": 1, "L_cycles": 1}
-PAIRINGS = ("aligned", "concat")
 
 
-def setting(pairing: str = "concat", **context: Any) -> tuple[Model, Batch]:
+def setting(source: str = "standard", **context: Any) -> tuple[Model, Batch]:
     """A model and a batch of tasks whose demos differ in number and size."""
     tasks = [*make_tasks(6, side=2), *make_tasks(6, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
-    run = make_run(model=SHORT, context={"pairing": pairing, **context}, episodes={"canvas": [5]})
+    run = make_run(source, model=SHORT, context=context, episodes={"canvas": [5]})
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
     batch = sampler.batch(1)
-    batch.room = sampler.room(sampler.questions(1).numpy())
+    batch.token_bounds = sampler.token_bounds(sampler.questions(1).numpy())
     return build_model(run, corpus.num_puzzles), batch
 
 
@@ -52,11 +54,11 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm() / second.norm())
 
 
-@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("pairing", ["aligned", "concat"])
 @pytest.mark.parametrize("packing", ["exact", "bounds", "auto"])
 @pytest.mark.parametrize("pooling", ["mean", "max", "attention", "weighted"])
 def test_packed_demos_give_what_padded_ones_give(pairing: str, packing: str, pooling: str) -> None:
-    model, batch = setting(pairing, pooling=pooling)
+    model, batch = setting(pairing=pairing, pooling=pooling)
     loss, gradient = loss_and_gradient(model, batch, Compute(packing="none"))
     found, of_packed = loss_and_gradient(model, batch, Compute(packing=packing))
     assert found == pytest.approx(loss, rel=1e-6)
@@ -139,28 +141,53 @@ def test_compilation_is_for_gpus_unless_asked_for() -> None:
     assert wanted == {"auto": [False, True], "on": [True, True], "off": [False, False]}
 
 
-def compiled_blocks(model: nn.Module) -> list[str]:
-    return [n for n, m in model.named_modules() if m._compiled_call_impl is not None]
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_blocks_give_what_plain_ones_give_with_few_graphs() -> None:
-    """Lanes, packings and micro-batches of any size share a handful of graphs."""
+@pytest.fixture
+def few_graphs() -> Iterator[None]:
+    """An error where shapes that change cost a graph each."""
     torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
+        yield
+
+
+@pytest.mark.usefixtures("few_graphs")
+def test_lanes_packings_and_micro_batches_share_a_handful_of_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as for a compiler, and run without one."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     sizes = {"width": 24, "heads": 1}  # equal to no other size, as sizes that happen to be equal
     (plain, batch), (fast, _) = setting(**sizes), setting(**sizes)
     fast.load_state_dict(plain.state_dict())
     compile_blocks(fast)
-    names = ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"]
-    assert sorted(compiled_blocks(fast)) == names
+    compiled = [n for n, m in fast.named_modules() if m._compiled_call_impl is not None]
+    assert sorted(compiled) == ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"]
     bf16 = Compute(torch.bfloat16)
-    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
-        for size in (9, 4, 7, 5):
-            part = Batch(**{k: v[:size] for k, v in batch.tensors().items()})
-            loss, gradient = loss_and_gradient(plain, part, bf16)
-            found, of_compiled = loss_and_gradient(fast, part, bf16)
-            assert found == pytest.approx(loss, rel=0.01)
-            assert distance(of_compiled, gradient) < 0.05
+    for size in (9, 4, 7):
+        part = Batch(**{k: v[:size] for k, v in batch.tensors().items()})
+        loss, gradient = loss_and_gradient(plain, part, bf16)
+        found, of_compiled = loss_and_gradient(fast, part, bf16)
+        assert found == pytest.approx(loss, rel=0.01)
+        assert distance(of_compiled, gradient) < 0.05
+
+
+@pytest.mark.usefixtures("few_graphs")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_block_computes_as_a_plain_one() -> None:
+    plain = nn.ModuleList([Block(8, 1, 0.1)])
+    fast = copy.deepcopy(plain)
+    compile_blocks(fast)
+    for size, length in ((3, 7), (4, 5)):
+        x = torch.randn(size, length, 8, generator=torch.Generator().manual_seed(0))
+        results = []
+        for model in (plain, fast):
+            model.zero_grad()
+            with computing(model, Compute(torch.bfloat16)):
+                y = model[0](x.bfloat16())
+            y.float().square().mul(x).sum().backward()
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            results.append((y.detach().float(), torch.cat(gradients)))
+        for expected, found in zip(*results, strict=True):
+            assert distance(found, expected) < 0.02
 
 
 # --- micro-batches ---
@@ -176,9 +203,9 @@ def test_micro_batches_give_what_whole_lanes_give(source: str) -> None:
         model = build_model(run, corpus.num_puzzles)
         execution = ExecutionConfig(micro_batch=most)
         trainer = Trainer(run, model, corpus, questions_of(run, corpus), execution=execution)
-        passes = sum(trainer.micro_batches().values())
+        passes = sum(trainer.micro_batches_per_lane().values())
         assert passes == {None: 2, 2: 5, 1: 9}[most]
-        assert max(len(lane.slots) for lane in trainer.lanes) <= (most or 9)
+        assert max(len(lane.slots) for lane in trainer.lane_slots) <= (most or 9)
         for _ in range(4):
             trainer.step()
         found.append((trainer.row(), trainer.state_dict()))

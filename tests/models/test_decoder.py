@@ -51,7 +51,7 @@ def test_one_step_is_the_published_recursion() -> None:
     def network(state: Tensor, injection: Tensor) -> Tensor:
         y = state + injection
         for block in model.L_level.layers:
-            y = rms_norm(y + block.self_attn(y, rotary))
+            y = rms_norm(y + block.self_attn(y, rotary, None))
             y = rms_norm(y + block.mlp(y))
         return y
 
@@ -69,55 +69,52 @@ def test_one_step_is_the_published_recursion() -> None:
 
 def test_gradients_flow_through_the_last_cycle_only() -> None:
     model = decoder(H_cycles=3, L_cycles=2)
-    tokens, context, z_H, z_L = inputs_of(model)
+    tokens, context, *start = inputs_of(model)
+
+    def gradients(H_cycles: int, z_H: Tensor, z_L: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        model.config = make_run(model={"H_cycles": H_cycles, "L_cycles": 2}).model
+        logits = model(tokens, context, z_H, z_L)[2]
+        logits.square().sum().backward()
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return logits, found
+
+    model.config = make_run(model={"H_cycles": 2, "L_cycles": 2}).model
     with torch.no_grad():
-        before = model(tokens, context, z_H, z_L)
-        model.config = make_run(model={"H_cycles": 2, "L_cycles": 2}).model
-        middle = model(tokens, context, z_H, z_L)
-    model.config = make_run(model={"H_cycles": 1, "L_cycles": 2}).model
-    last = model(tokens, context, middle[0], middle[1])
-    assert torch.allclose(last[2], before[2], atol=1e-5)
-    last[2].square().sum().backward()
-    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    model.config = make_run(model={"H_cycles": 3, "L_cycles": 2}).model
-    model(tokens, context, z_H, z_L)[2].square().sum().backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        middle = model(tokens, context, *start)[:2]
+    logits, expected = gradients(1, *middle)
+    whole, found = gradients(3, *start)
+    assert torch.allclose(whole, logits, atol=1e-5)
     assert set(found) == set(expected)
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-4), name
 
 
-def test_halting_starts_improbable() -> None:
-    model = decoder()
-    *_, q = model(*inputs_of(model))
-    assert q.tolist() == [[-5.0, -5.0]] * 2
-
-
-def test_initial_states_are_the_same_at_every_position() -> None:
+def test_a_decoder_starts_alike_at_every_position_and_unlikely_to_halt() -> None:
     model = decoder()
     z_H, z_L = model.initial_states(2, 9)
+    assert model(*inputs_of(model))[3].tolist() == [[-5.0, -5.0]] * 2
     assert z_H.shape == (2, 11, 16)
     assert torch.equal(z_H, model.H_init.expand(2, 11, 16))
     assert torch.equal(z_L, model.L_init.expand(2, 11, 16))
     assert not torch.equal(model.H_init, model.L_init)
 
 
-def test_sizes_and_positions_change_what_is_computed() -> None:
-    base = decoder()
-    tokens, context, z_H, z_L = inputs_of(base)
-    logits = base(tokens, context, z_H, z_L)[2]
-    for changes in (
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"positions": "rope_2d"},
         {"rope_theta": 10.0},
         {"H_cycles": 3},
         {"L_cycles": 2},
         {"heads": 4},
-    ):
-        other = decoder(**changes)
-        assert not torch.allclose(other(tokens, context, z_H, z_L)[2], logits), changes
-    assert len(decoder(layers=2).L_level.layers) == 2
-    assert decoder(expansion=40.0).L_level.layers[0].mlp.down_proj.weight.shape == (16, 512)
+    ],
+    ids=str,
+)
+def test_sizes_and_positions_change_the_logits(changes: dict[str, Any]) -> None:
+    base, other = decoder(), decoder(**changes)
+    inputs = inputs_of(base)
+    assert not torch.allclose(other(*inputs)[2], base(*inputs)[2])
 
 
 def on_canvas(batch: Batch, side: int) -> Batch:
@@ -150,16 +147,14 @@ def test_a_padded_batch_is_another_question_to_the_decoder(source: str) -> None:
     assert not torch.allclose(answers[0], answers[2], atol=1e-3)
 
 
-def test_a_padded_canvas_changes_no_encoding() -> None:
+@pytest.mark.parametrize("pairing", ["aligned", "concat"])
+@pytest.mark.parametrize("positions", ["rope", "rope_2d"])
+def test_a_padded_canvas_changes_no_encoding(positions: str, pairing: str) -> None:
     """The encoder masks PAD, and a cell's position is the same on every lane."""
-    for positions in ("rope", "rope_2d"):
-        for pairing in ("aligned", "concat"):
-            run = make_run(context={"pairing": pairing}, model={"positions": positions})
-            model = build_model(run, 8).eval()
-            batch = make_batch(2)
-            first = model.context(batch, None).tokens
-            second = model.context(on_canvas(batch, 6), None).tokens
-            assert torch.allclose(first, second, atol=1e-5), (positions, pairing)
+    run = make_run(context={"pairing": pairing}, model={"positions": positions})
+    model, batch = build_model(run, 8).eval(), make_batch(2)
+    first = model.context(batch, None).tokens
+    assert torch.allclose(model.context(on_canvas(batch, 6), None).tokens, first, atol=1e-5)
 
 
 def test_first_weights_are_drawn_from_the_seed_alone() -> None:

@@ -15,12 +15,12 @@ from etrm.models.layers import (
     Block,
     CrossAttention,
     CrossBlock,
+    Linear,
     Residuals,
     Rotary,
     SwiGLU,
     TokenEmbedding,
     init_normal_,
-    linear,
     rms_norm,
     rotate,
 )
@@ -59,10 +59,10 @@ def test_initial_values_have_the_spread_asked_for_and_no_tail(std: float) -> Non
 
 
 def test_linear_weights_are_scaled_by_their_inputs() -> None:
-    layer = linear(64, 4096, bias=True)
+    layer = Linear(64, 4096, bias=True)
     assert float(layer.weight.detach().std()) == pytest.approx(1 / 8, rel=0.02)
     assert not layer.bias.any()
-    assert linear(2, 3).bias is None
+    assert Linear(2, 3).bias is None
     table = TokenEmbedding(4096)
     assert float(table.embedding_weight.detach().std()) == pytest.approx(1 / 64, rel=0.02)
 
@@ -74,11 +74,8 @@ def test_rms_norm_divides_by_the_root_mean_square() -> None:
     x = torch.randn(3, 5, 16) * 7
     expected = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + NORM_EPS)
     assert torch.allclose(rms_norm(x), expected, atol=1e-6)
-
-
-def test_rms_norm_is_computed_in_float32_and_keeps_the_type() -> None:
     x = (torch.randn(4, 64) * 3).bfloat16()
-    found = rms_norm(x)
+    found = rms_norm(x)  # computed in float32
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, rms_norm(x.float()).bfloat16())
 
@@ -120,13 +117,20 @@ def test_rope_2d_turns_one_half_by_row_the_other_by_column() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rope", "rope_2d"])
-def test_positions_are_all_different(kind: str) -> None:
+def test_positions_are_all_different_and_turn_by_their_base(kind: str) -> None:
     cos, sin = Rotary(16, 4, kind, 10000.0)(30)
     assert len(torch.cat([cos, sin], dim=1).unique(dim=0)) == 904
+    assert not torch.equal(Rotary(16, 4, kind, 10.0).cos, cos)
 
 
-def test_the_base_of_the_frequencies_is_used() -> None:
-    assert not torch.equal(Rotary(8, 1, "rope", 100.0).cos, Rotary(8, 1, "rope", 10.0).cos)
+@pytest.mark.parametrize("kind", ["rope", "rope_2d"])
+def test_cells_in_front_of_a_canvas_have_the_positions_of_their_places(kind: str) -> None:
+    rotary = Rotary(8, 2, kind, 100.0)
+    places = torch.tensor([[-1, 0, 8], [4, -1, 3]])  # on a canvas of 3 × 3 cells
+    for found, whole in zip(rotary.beside(places, 3), rotary(3), strict=True):
+        assert found.shape == (2, 3 + 9, 8)
+        assert torch.equal(found[:, 3:], whole[2:].expand(2, 9, 8))
+        assert torch.equal(found[:, :3], whole[torch.where(places < 0, 0, places + 2)])
 
 
 def test_rotation_turns_pairs_of_channels() -> None:
@@ -168,18 +172,18 @@ def test_self_attention_is_masked_softmax_attention(qk_norm: bool, turned: bool)
     mask = torch.rand(3, 9) < 0.6
     mask[:, 4] = True
     rotary = positions("rope", 0, 3) if turned else None
-    q, k, v = F.linear(x, layer.qkv_proj.weight).chunk(3, dim=-1)
 
     def prepare(t: Tensor) -> Tensor:
-        heads = t.reshape(3, 9, 2, 8)
+        heads = t.unflatten(-1, (2, 8))
         heads = rms_norm(heads) if qk_norm else heads
-        if rotary is not None:
-            heads = rotate(heads, rotary)
-        return heads.reshape(3, 9, 16)
+        return (heads if rotary is None else rotate(heads, rotary)).flatten(-2)
 
+    q, k, v = F.linear(x, layer.qkv_proj.weight).chunk(3, dim=-1)
     expected = reference_attention(prepare(q), prepare(k), v, 2, mask)
     expected = F.linear(expected, layer.o_proj.weight)
     assert torch.allclose(layer(x, rotary, mask), expected, atol=1e-5)
+    pairs = mask[:, None].expand(3, 9, 9)  # a mask that could differ by query
+    assert torch.allclose(layer(x, rotary, pairs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -192,8 +196,7 @@ def test_cross_attention_is_masked_softmax_attention(qk_norm: bool) -> None:
     k, v = F.linear(tokens, layer.kv_proj.weight).chunk(2, dim=-1)
     if qk_norm:
         q, k = (rms_norm(t.unflatten(-1, (2, 8))).flatten(-2) for t in (q, k))
-    expected = reference_attention(q, k, v, 2, mask)
-    expected = F.linear(expected, layer.o_proj.weight)
+    expected = F.linear(reference_attention(q, k, v, 2, mask), layer.o_proj.weight)
     assert torch.allclose(layer(x, tokens, mask), expected, atol=1e-5)
 
 
@@ -215,43 +218,36 @@ def test_swiglu_has_the_official_inner_width(width: int, expansion: float, inner
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("layer_scale", [None, 0.3])
-def test_a_block_places_norms_and_scales(norm: str, layer_scale: float | None) -> None:
-    block = Block(16, 2, 4.0, norm, layer_scale)
-    x = torch.randn(2, 9, 16)
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_block_places_norms_and_scales(norm: str, layer_scale: float | None, cross: bool) -> None:
+    block = (CrossBlock if cross else Block)(16, 2, 4.0, norm=norm, layer_scale=layer_scale)
+    x, tokens = torch.randn(2, 9, 16), torch.randn(2, 5, 16)
     scale = 1.0 if layer_scale is None else layer_scale
+
+    def attention(y: Tensor) -> Tensor:
+        return block.cross_attn(y, tokens, None) if cross else block.self_attn(y, None, None)
+
     expected = x
-    for branch in (block.self_attn, block.mlp):
+    for branch in (attention, block.mlp):
         if norm == "pre":
             expected = expected + scale * branch(F.layer_norm(expected, (16,)))
         else:
             expected = rms_norm(expected + scale * branch(expected))
-    assert torch.allclose(block(x), expected, atol=1e-5)
+    found = block(x, tokens) if cross else block(x)
+    assert torch.allclose(found, expected, atol=1e-5)
     names = {name for name, _ in block.named_parameters() if "residuals" in name}
     assert any("scales" in name for name in names) == (layer_scale is not None)
     assert any("norms" in name for name in names) == (norm == "pre")
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("layer_scale", [None, 0.3])
-def test_a_cross_block_reads_its_tokens(norm: str, layer_scale: float | None) -> None:
-    block = CrossBlock(16, 2, 4.0, norm, layer_scale)
-    x, tokens = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
-    scale = 1.0 if layer_scale is None else layer_scale
-
-    def cross(y: Tensor) -> Tensor:
-        return block.cross_attn(y, tokens)
-
-    expected = x
-    for branch in (cross, block.mlp):
-        if norm == "pre":
-            expected = expected + scale * branch(F.layer_norm(expected, (16,)))
-        else:
-            expected = rms_norm(expected + scale * branch(expected))
-    assert torch.allclose(block(x, tokens), expected, atol=1e-5)
+def test_a_learned_scale_keeps_the_number_format(norm: str) -> None:
+    x = torch.randn(2, 9, 16).bfloat16()
+    assert Block(16, 2, 4.0, norm=norm, layer_scale=0.3)(x).dtype == torch.bfloat16
 
 
 def test_each_branch_has_its_own_norm_and_scale() -> None:
-    residuals = Residuals(4, 2, "pre", 0.5)
+    residuals = Residuals(4, "pre", 0.5)
     with torch.no_grad():
         residuals.scales[1].fill_(2.0)
         residuals.norms[1].bias.fill_(1.0)

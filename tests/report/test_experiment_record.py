@@ -12,11 +12,6 @@ from etrm.report.experiment_record import record, write_record
 from etrm.report.run_view import RunView
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("study"), steps=1000)
-
-
 def of(views: list[RunView], name: str) -> list[RunView]:
     return [view for view in views if view.experiment == name]
 
@@ -144,7 +139,7 @@ def test_provenance_names_parents_as_runs_and_says_what_is_unknown(tmp_path: Pat
     ("differing", "words"),
     [
         (1, "conda etrm, not as locked: p0 missing (2)"),
-        (6, "p3 1 (2), p4 1 (2) and 1 more"),
+        (6, "p3 1 (2), p4 1 (2), and 1 more"),
     ],
 )
 def test_an_environment_that_is_not_the_locked_one_says_what_differs(

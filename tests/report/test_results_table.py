@@ -1,4 +1,4 @@
-"""The results table: what its rows say, and that its three files say the same."""
+"""The results table: its rows, and that all its files say the same."""
 
 from __future__ import annotations
 
@@ -16,26 +16,16 @@ from hypothesis import strategies as st
 from etrm.report.run_view import RunView
 from etrm.report.tables import (
     escape_latex,
+    outcome,
     rendered,
     results_table,
-    status,
     to_latex,
     to_markdown,
     to_text,
-    write_results,
+    write_table,
 )
 
 STOPPED = "stopped: gradient_starvation, exact match 12.5 % < 90 %"
-
-
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("study"), steps=400)
-
-
-@pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
-    return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=400)
 
 
 def row_of(table: pd.DataFrame, experiment: str) -> pd.Series:
@@ -46,13 +36,8 @@ def row_of(table: pd.DataFrame, experiment: str) -> pd.Series:
 
 def test_every_experiment_has_its_row_the_stopped_one_too(views: list[RunView]) -> None:
     table = results_table(views)
-    assert table["experiment"].tolist() == [
-        "trm",
-        "trm_strict",
-        "etrm_standard_h16",
-        "etrm_standard_h8",
-        "etrm_cached_control",
-    ]
+    names = ["trm", "trm_strict", "etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control"]
+    assert table["experiment"].tolist() == names
     assert table["stage"].tolist() == ["pretrain", "pretrain", "full", "full", "overfit"]
     assert row_of(table, "etrm_cached_control")["status"] == STOPPED
     assert row_of(table, "etrm_cached_control")["gate"] == "stopped"
@@ -117,7 +102,7 @@ def test_no_runs_give_an_empty_table_with_its_columns(tmp_path: Path) -> None:
     table = results_table([])
     assert table.empty
     assert "Experiment" in to_text(table)
-    csv, markdown, latex, page = write_results(table, tmp_path / "results")
+    csv, markdown, latex, page = write_table(table, rendered(table), tmp_path / "results")
     assert "<table" in page.read_text()
     assert pd.read_csv(csv).columns.tolist() == table.columns.tolist()
     assert markdown.read_text().count("\n") == 2
@@ -126,9 +111,9 @@ def test_no_runs_give_an_empty_table_with_its_columns(tmp_path: Path) -> None:
 
 def test_status_of_a_verdict_that_failed_for_its_health_alone(tmp_path: Path) -> None:
     view = fake.run(tmp_path, reached=0.95, starved=True, steps=200)
-    assert status(view) == "stopped: gradient_starvation, exact match 95.0 % ≥ 90 %"
+    assert outcome(view) == "stopped: gradient_starvation, exact match 95.0 % ≥ 90 %"
     early = fake.run(tmp_path, stage="full", steps=200, stopped_early="collapse at step 120")
-    assert status(early) == "stopped: collapse at step 120"
+    assert outcome(early) == "stopped: collapse at step 120"
 
 
 def latex_cells(line: str) -> list[str]:
@@ -144,7 +129,7 @@ def test_the_three_files_say_the_same(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     table = results_table(request.getfixturevalue(which))
-    paths = write_results(table, tmp_path / "results")
+    paths = write_table(table, rendered(table), tmp_path / "results")
     kinds = ("csv", "md", "tex", "html")
     assert [path.name for path in paths] == [f"results.{kind}" for kind in kinds]
     csv, markdown, latex, page = paths
@@ -162,7 +147,7 @@ def test_the_three_files_say_the_same(
 
 def test_the_files_are_whole_tables(views: list[RunView]) -> None:
     table = results_table(views)
-    latex = to_latex(table)
+    latex = to_latex(rendered(table))
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(table)
     columns = re.search(r"\\begin\{tabular\}\{(l+)\}", latex)
@@ -170,13 +155,13 @@ def test_the_files_are_whole_tables(views: list[RunView]) -> None:
     assert all(len(line.split(" & ")) == len(columns[1]) for line in body)
     assert latex.count("{") == latex.count("}")
     assert "etrm\\_cached\\_control" in latex
-    pipes = {line.count("|") for line in to_markdown(table).splitlines()}
+    pipes = {line.count("|") for line in to_markdown(rendered(table)).splitlines()}
     assert pipes == {len(columns[1]) + 1}
 
 
 def test_a_pipe_in_a_name_does_not_break_markdown(tmp_path: Path) -> None:
     view = fake.run(tmp_path, stage="full", steps=200, experiment="a|b")
-    assert "a\\|b" in to_markdown(results_table([view]))
+    assert "a\\|b" in to_markdown(rendered(results_table([view])))
 
 
 def test_the_terminal_shows_aligned_columns(views: list[RunView]) -> None:
@@ -217,7 +202,7 @@ def test_an_ancestor_of_unknown_origin_takes_the_proof_away(tmp_path: Path) -> N
     table = results_table(views)
     assert row_of(table, "known")["held_out"] == "proven"
     assert row_of(table, "alien")["held_out"] == "not proven"
-    for text in (to_markdown(table), to_latex(table), to_text(table)):
+    for text in (to_markdown(rendered(table)), to_latex(rendered(table)), to_text(table)):
         assert text.count("held-out: not proven") == 1
 
 
@@ -246,11 +231,11 @@ def test_every_rendering_shows_the_status_of_the_score(
     view = fake.run(tmp_path, stage="full", steps=200, split=split, scored=scored)
     table = results_table([view])
     assert rendered(table)["Split"].tolist() == [words]
-    paths = write_results(table, tmp_path / "results")
+    paths = write_table(table, rendered(table), tmp_path / "results")
     assert rendered(pd.read_csv(paths[0]))["Split"].tolist() == [words]
     assert all(words in path.read_text() for path in paths[1:])
     assert f"  {brief or words}  " in to_text(table)
-    assert ("strict: held out" in to_markdown(table)) is (words == "strict: held out")
+    assert ("strict: held out" in to_markdown(rendered(table))) is (words == "strict: held out")
 
 
 def test_the_seed_that_saw_most_speaks_for_all(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import etrm.report.figures
 from etrm.report.run_view import RunView, load_run
 
 RUN = {"experiment": "e", "stage": "overfit", "seed": 0, "kind": "etrm", "split": "strict"}
@@ -39,7 +38,6 @@ def test_a_run_is_read_with_what_is_given(tmp_path: Path) -> None:
     assert loaded.verdict == verdict
     assert loaded.score is None
     assert loaded.predictions == tmp_path / "p.parquet"
-    assert etrm.report.figures.load_run is load_run
 
 
 def test_incomplete_runs_are_errors_that_say_what_is_missing(tmp_path: Path) -> None:

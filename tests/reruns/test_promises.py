@@ -181,8 +181,8 @@ def test_a_plan_tells_what_a_retrained_run_takes_along(study: Path) -> None:
     assert code == 0, text
     stages = json.loads(text)["stages"]
     of_two = {stage["stage"]: stage for stage in stages if stage["experiment"] == "two"}
-    assert of_two["overfit"]["why"] == ["its parent strict runs again"]
-    assert of_two["evaluate"]["why"] == ["its run runs again"]
+    assert of_two["overfit"]["why"] == ["its parent strict is rerun"]
+    assert of_two["evaluate"]["why"] == ["its run is rerun"]
     assert not any(stage["kept"] for stage in of_two.values())
 
 

@@ -185,7 +185,7 @@ STEPS: list[Step] = [
             change(f"{EXP}.strict.seeds", [0, 1]),
         ],
         {"verdict stopped 0", "train_pretrain strict 1"}
-        | {f"{r} two {s}" for r in ("evaluate_part", "evaluate_gather") for s in (0, 5)}
+        | {f"{r} two {s}" for r in ("evaluate_shard", "merge_shards") for s in (0, 5)}
         | {*shown("strict", "stopped", "two"), *CONFIG},
     ),
     (

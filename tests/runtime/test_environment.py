@@ -15,8 +15,6 @@ import pytest
 
 from etrm.runtime import environment as module
 from etrm.runtime.environment import LOCK, environment, search_first, versions
-from etrm.storage import digests as provenance
-from etrm.storage.digests import code_digest
 
 IMAGE_ID = bytes(range(16))
 VARIABLES = ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "PYTHONPATH", *module.SLURM.values()]
@@ -135,24 +133,6 @@ def test_it_is_quick() -> None:
         environment()
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.3
-
-
-@pytest.mark.parametrize(("changed", "same"), [("environment.py", True), ("keep.py", False)])
-def test_it_is_no_part_of_any_key(
-    changed: str, same: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    """Results of two environments have the same key, whatever is recorded of those."""
-    request.addfinalizer(provenance._module.cache_clear)
-    names, read = ("etrm.training.run", "etrm.evaluation.run"), Path.read_text
-    before = [code_digest(name) for name in names]
-
-    def with_more(path: Path, **options: str) -> str:
-        return read(path, **options) + ("\nUNUSED = 1\n" if path.name == changed else "")
-
-    monkeypatch.setattr(Path, "read_text", with_more)
-    provenance._module.cache_clear()
-    after = [code_digest(name) for name in names]
-    assert [a == b for a, b in zip(after, before, strict=True)] == [same, same]
 
 
 def test_versions_are_those_of_what_results_depend_on() -> None:

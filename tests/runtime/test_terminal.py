@@ -18,7 +18,7 @@ import yaml
 from etrm import cli
 from etrm.config.load import read_study
 from etrm.runtime.terminal import stand_in
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODINGS = ("latin-1", "ascii")
@@ -41,10 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "experiments": {"etrm": {"context": {"source": "standard"}, "seeds": [0, 1]}},
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
-    pipeline = Pipeline(read_study(folder / "study.yaml"))
+    layout = Layout(read_study(folder / "study.yaml"))
     for seed, reached in enumerate((0.95, 0.5)):
         made = fake.run(folder / "made", experiment="etrm", seed=seed, reached=reached)
-        target = folder / pipeline.folder(Run("etrm", "overfit", seed))
+        target = folder / layout.folder(Run("etrm", "overfit", seed))
         target.parent.mkdir(parents=True, exist_ok=True)
         (folder / "made" / f"etrm-overfit-{seed}").rename(target)
         assert made.stage == "overfit"

@@ -176,7 +176,7 @@ def test_a_job_that_is_warned_of_its_time_limit_puts_itself_back(studies: Studie
     saved = int(re.search(r"SIGUSR1: saved step (\d+)", text)[1])
     assert 30 <= saved < 40
     assert f"SLURM job {number}: back in the queue" in text
-    assert f"going on from step {saved} " in text
+    assert f"resuming from step {saved} " in text
 
 
 def test_a_job_that_is_requeued_in_flight_goes_on(studies: Studies) -> None:
@@ -185,7 +185,7 @@ def test_a_job_that_is_requeued_in_flight_goes_on(studies: Studies) -> None:
     text = history(studies.there, STRICT)
     saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
     assert saved >= 40
-    assert f"going on from step {saved} " in text
+    assert f"resuming from step {saved} " in text
 
 
 def test_a_job_that_is_preempted_goes_on_where_slurm_would_cancel_it(studies: Studies) -> None:
@@ -196,7 +196,7 @@ def test_a_job_that_is_preempted_goes_on_where_slurm_would_cancel_it(studies: St
     saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
     assert saved >= 30
     assert f"SLURM job {number}: back in the queue" in text
-    assert f"going on from step {saved} " in text
+    assert f"resuming from step {saved} " in text
 
 
 def test_a_job_that_runs_out_of_time_is_submitted_again_with_more(studies: Studies) -> None:
@@ -204,7 +204,7 @@ def test_a_job_that_runs_out_of_time_is_submitted_again_with_more(studies: Studi
     assert states()[first][-1] == "TIMEOUT"
     assert states()[second][-1] == "COMPLETED"
     assert show(second)["TimeLimit"] == "00:10:00", "twice as much"
-    assert "going on from step 30 " in history(studies.there, PRETRAINED)
+    assert "resuming from step 30 " in history(studies.there, PRETRAINED)
 
 
 def test_a_driver_that_was_killed_is_started_again(studies: Studies) -> None:
@@ -215,7 +215,7 @@ def test_a_driver_that_was_killed_is_started_again(studies: Studies) -> None:
     text = history(studies.there, FULL)
     saved = int(re.search(r"SLURM job \d+.*: saved step (\d+)", text)[1])
     assert saved >= 30
-    assert f"going on from step {saved} " in text
+    assert f"resuming from step {saved} " in text
     assert states()[first][-1] == "FAILED"
     assert states()[second][-1] == "COMPLETED"
     assert "othing to mend" in etrm(studies.there, "doctor")

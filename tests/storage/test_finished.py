@@ -194,5 +194,5 @@ def test_a_result_that_cannot_be_kept_is_a_result(
     with caplog.at_level(logging.WARNING):
         train(paths, train={"steps": 3})
         evaluate(paths)
-    assert caplog.text.count("is complete, but could not be kept") == 2
+    assert caplog.text.count("is complete, but could not be") == 2
     assert list(paths.state.rglob("*.state")), "a run that is not kept keeps its state"

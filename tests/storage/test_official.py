@@ -24,7 +24,7 @@ from etrm.storage.checkpoint import CheckpointError, load_weights
 from etrm.storage.official import read_official
 from etrm.storage.records import DamagedFileError
 from etrm.training.export import export
-from etrm.training.initial_weights import read_parent, start_from
+from etrm.training.initial_weights import load_initial_weights, read_parent
 from etrm.training.run import RunPaths, train_run
 
 OFF = TrackingConfig(wandb="disabled")
@@ -53,7 +53,7 @@ def decoder() -> torch.nn.Module:
 def start(path: Path, **model: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
     module = decoder()
     sizes = make_run(model=model).model
-    return module, start_from(module, read_parent(path, None), "ema", sizes)
+    return module, load_initial_weights(module, read_parent(path, None), "ema", sizes)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -192,7 +192,9 @@ def test_recorded_official_checkpoints_are_read(golden: Path) -> None:
 def test_other_sizes_print_both(checkpoint: Path, model: dict[str, int], message: str) -> None:
     module = build_model(make_run(model=model), 1).decoder
     with pytest.raises(CheckpointError, match=message):
-        start_from(module, read_parent(checkpoint, None), "ema", make_run(model=model).model)
+        load_initial_weights(
+            module, read_parent(checkpoint, None), "ema", make_run(model=model).model
+        )
 
 
 def test_cycles_are_checked_where_the_official_config_is_beside(checkpoint: Path) -> None:
@@ -213,7 +215,7 @@ def test_sizes_and_cycles_of_our_own_runs(run_folder: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"heads 2 there and 4 here, H_cycles 2 there and 3 here"
     ):
-        start_from(decoder(), read_parent(run_folder, None), "ema", model)
+        load_initial_weights(decoder(), read_parent(run_folder, None), "ema", model)
 
 
 def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -257,7 +259,7 @@ def refused(path: Path) -> str:
     module = decoder()
     before = {n: t.clone() for n, t in module.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        start_from(module, read_parent(path, None), "ema", make_run().model)
+        load_initial_weights(module, read_parent(path, None), "ema", make_run().model)
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
     assert str(path) in str(error.value)
     assert re.search(r"found|no such file", str(error.value))

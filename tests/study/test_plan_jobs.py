@@ -1,4 +1,4 @@
-"""Snakemake's reasons in words, and what is said where it cannot answer."""
+"""Snakemake's reasons in words, and the errors where it cannot answer."""
 
 from __future__ import annotations
 
@@ -10,44 +10,31 @@ import pytest
 
 from etrm.study.plan.jobs import Job, Jobs, PlanError, changed_params, snakemake_jobs
 
-PARAMS = {
-    "style": {"dpi": 100, "formats": ["png"]},
-    "gate": {"exact_accuracy": 0.9},
-    "variants": 4,
-    "code": "abc",
-    "state": "results/s/state",
-}
+STYLE, GATE = {"dpi": 100, "formats": ["png"]}, {"exact_accuracy": 0.9}
+PARAMS = {"style": STYLE, "gate": GATE, "variants": 4, "code": "abc", "state": "results/s/state"}
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "words"),
+    ("old", "new", "words"),
     [
-        ("gate", {"exact_accuracy": 0.8}, ["gate.exact_accuracy 0.8 → 0.9"]),
-        ("style", {"dpi": 200, "formats": ["png"]}, ["figures.dpi 200 → 100"]),
-        ("variants", 3, ["data.variants 3 → 4"]),
-        ("code", "abd", ["code"]),
-        ("state", "results/t/state", ["state"]),
+        ([{"exact_accuracy": 0.8}], [GATE], ["gate.exact_accuracy 0.8 → 0.9"]),
+        ([{"dpi": 200, "formats": ["png"]}], [STYLE], ["figures.dpi 200 → 100"]),
+        ([3], [4], ["data.variants 3 → 4"]),
+        (["abd"], ["abc"], ["code"]),
+        (["results/t/state"], ["results/s/state"], ["state"]),
+        (  # each meets its own old value, whatever the order
+            [{"exact_accuracy": 0.8}, "abd", {"dpi": 200, "formats": ["png"]}],
+            [STYLE, GATE, "abc"],
+            ["figures.dpi 200 → 100", "gate.exact_accuracy 0.8 → 0.9", "code"],
+        ),
+        ([], [4], ["data.variants is new"]),
+        (["gone"], [], ["parameters"]),
     ],
 )
-def test_a_changed_parameter_is_named_as_in_the_configuration(
-    name: str, old: Any, words: list[str]
+def test_changed_parameters_are_named_as_in_the_configuration(
+    old: list[Any], new: list[Any], words: list[str]
 ) -> None:
-    assert changed_params(PARAMS, [old], [PARAMS[name]]) == words
-
-
-def test_several_parameters_meet_their_own_old_values() -> None:
-    old = [{"exact_accuracy": 0.8}, "abd", {"dpi": 200, "formats": ["png"]}]
-    new = [PARAMS["style"], PARAMS["gate"], PARAMS["code"]]
-    assert changed_params(PARAMS, old, new) == [
-        "figures.dpi 200 → 100",
-        "gate.exact_accuracy 0.8 → 0.9",
-        "code",
-    ]
-
-
-def test_a_parameter_without_an_old_value_is_new_and_one_that_is_gone_is_said() -> None:
-    assert changed_params(PARAMS, [], [4]) == ["data.variants is new"]
-    assert changed_params(PARAMS, ["gone"], []) == ["parameters"]
+    assert changed_params(PARAMS, old, new) == words
 
 
 def test_jobs_are_counted_by_rule_and_found_by_run() -> None:
@@ -58,15 +45,10 @@ def test_jobs_are_counted_by_rule_and_found_by_run() -> None:
     assert len(jobs.runs()) == 2
 
 
-def test_without_snakemake_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "snakemake", None)
-    with pytest.raises(PlanError, match=r"Snakemake is not installed here.*etrm run"):
-        snakemake_jobs("config/smoke.yaml")
-
-
-def test_away_from_the_project_the_error_says_where_to_go(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_errors_name_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PlanError, match=f"{tmp_path}: found no Snakefile"):
+        snakemake_jobs("config/smoke.yaml")
+    monkeypatch.setitem(sys.modules, "snakemake", None)
+    with pytest.raises(PlanError, match="etrm run"):
         snakemake_jobs("config/smoke.yaml")

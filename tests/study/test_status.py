@@ -1,4 +1,4 @@
-"""What is on disk beside what would be made today."""
+"""Status of runs and evaluations on disk, compared with the current study."""
 
 from __future__ import annotations
 
@@ -7,125 +7,129 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import planning
 import pytest
-from planning import ETRM, FULL, STRICT, rewrite, scored, study, trained
+from planning import ETRM, FULL, STRICT, rewrite, study, trained, write
 
+from etrm.config.load import load_study
 from etrm.storage.checkpoint import state_path
 from etrm.storage.files import file_digest
-from etrm.study.layout import Pipeline
-from etrm.study.status import Status, StudyStatus
+from etrm.storage.records import DamagedFileError
+from etrm.study.layout import Layout
+from etrm.study.status import ParentError, Status, StudyStatus, check_records
 
 
-def of_etrm(pipeline: Pipeline) -> Status:
-    return StudyStatus(pipeline).run(ETRM)
+def of_etrm(layout: Layout) -> Status:
+    return StudyStatus(layout).run(ETRM)
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Pipeline:
-    pipeline = study(tmp_path)
-    for run in (STRICT, ETRM, FULL):
-        trained(pipeline, run)
-    scored(pipeline, FULL)
-    return pipeline
+def made(tmp_path: Path) -> Layout:
+    return planning.made(study(tmp_path))
 
 
-def test_what_is_as_today_is_current(made: Pipeline) -> None:
+def test_finished_results_are_up_to_date(made: Layout) -> None:
     status = StudyStatus(made)
     for found in (status.run(STRICT), status.run(ETRM), status.score(FULL)):
-        assert found.whole
-        assert found.current
-        assert found.differences() == []
-        assert found.kept
-        assert found.step is None
+        assert found.complete
+        assert found.up_to_date
+        assert found.cached
+        assert (found.reasons(), found.step) == ([], None)
 
 
-def test_what_is_not_there_does_not_exist(tmp_path: Path) -> None:
+def test_missing_results_have_no_differences(tmp_path: Path) -> None:
     status = StudyStatus(study(tmp_path))
     for found in (status.run(ETRM), status.score(FULL)):
-        assert not any((found.exists, found.whole, found.current, found.kept))
-        assert found.differences() == []
+        assert not any((found.files, found.complete, found.up_to_date, found.cached, found.stale))
     assert set(status.run(ETRM).missing) == {"model.safetensors", "metrics.parquet", "run.json"}
 
 
-def test_changes_of_the_configuration_are_named_the_tag_first(made: Pipeline) -> None:
+def test_changes_of_the_configuration_are_named_the_tag_first(made: Layout) -> None:
     found = of_etrm(study(made.root.parent, train={"lr": 1.0e-3}))
     assert found.config == (("train.lr", 1.0e-4, 1.0e-3),)
     assert found.differences() == ["train.lr 0.0001 → 0.001"]
-    assert found.whole
-    assert not found.current
-    assert not found.kept
+    assert found.complete
+    assert not found.up_to_date
+    assert not found.cached
     small = {"source": "set_transformer", "width": 16, "heads": 2}
     found = of_etrm(study(made.root.parent, context=small))
     assert found.differences()[0] == "context.source standard → set_transformer"
     assert found.differences()[3].endswith(" more")
 
 
-def test_a_change_that_is_taken_back_takes_the_run_back(made: Pipeline) -> None:
-    pipeline = study(made.root.parent, train={"lr": 1.0e-3})
-    shutil.rmtree(pipeline.folder(ETRM))
-    trained(pipeline, ETRM)
-    assert of_etrm(pipeline).current
+def test_a_reverted_change_restores_the_run(made: Layout) -> None:
+    layout = study(made.root.parent, train={"lr": 1.0e-3})
+    shutil.rmtree(layout.folder(ETRM))
+    trained(layout, ETRM)
+    assert of_etrm(layout).up_to_date
     found = of_etrm(made)
     assert found.differences() == ["train.lr 0.001 → 0.0001"]
-    assert found.kept
+    assert found.cached
 
 
-def test_changed_code_is_named_by_file(made: Pipeline) -> None:
+def test_changed_code_is_named_by_file_where_the_record_has_modules(made: Layout) -> None:
     path = made.folder(ETRM) / "run.json"
     code = json.loads(path.read_text())["code"]
     rewrite(path, code={**code, "etrm.models.losses": "0" * 16, "etrm.gone": "1" * 16})
-    found = of_etrm(made)
-    assert found.differences() == ["code etrm/gone.py", "code etrm/models/losses.py"]
+    assert of_etrm(made).differences() == ["code etrm/gone.py", "code etrm/models/losses.py"]
     rewrite(path, code={**code, "etrm.data": "0" * 16})
     assert of_etrm(made).differences() == ["code etrm/data/__init__.py"]
-
-
-def test_a_record_without_modules_tells_that_some_code_changed(made: Pipeline) -> None:
-    path = made.folder(ETRM) / "run.json"
-    record = json.loads(path.read_text())
-    del record["code"]
-    path.write_text(json.dumps(record))
-    assert of_etrm(made).current
+    rewrite(path, "code")
+    assert of_etrm(made).up_to_date
     rewrite(path, code_digest="0" * 16)
     assert of_etrm(made).differences() == ["code"]
 
 
-def test_another_table_is_new_data_for_runs_and_evaluations(made: Pipeline) -> None:
+def test_another_table_is_new_data_for_runs_and_evaluations(made: Layout) -> None:
     made.augmentations.write_text("others")
     status = StudyStatus(made)
     assert status.run(ETRM).differences() == ["new data (augmentations)"]
     assert status.score(FULL).differences() == ["new data (augmentations)"]
-    assert not status.run(ETRM).kept
-    record = json.loads((made.folder(ETRM) / "run.json").read_text())
-    del record["data"]
-    (made.folder(ETRM) / "run.json").write_text(json.dumps(record))
-    assert of_etrm(made).current, "it does not say with which data it was made"
+    assert not status.run(ETRM).cached
+    rewrite(made.folder(ETRM) / "run.json", "data")
+    assert of_etrm(made).up_to_date, "it does not say with which data it was made"
 
 
-def test_other_weights_of_the_parent_are_seen_by_its_children(made: Pipeline) -> None:
+def test_other_weights_of_the_parent_make_its_children_stale(made: Layout) -> None:
     weights = made.folder(STRICT) / "model.safetensors"
-    weights.unlink()  # not through the link to what is kept
+    weights.unlink()  # not through the link to the cache
     weights.write_text("trained once more")
-    rewrite_apart(made.folder(STRICT) / "run.json", weights_sha256=file_digest(weights))
+    rewrite(made.folder(STRICT) / "run.json", weights_sha256=file_digest(weights))
     status = StudyStatus(made)
-    assert status.run(STRICT).current
+    assert status.run(STRICT).up_to_date
     assert status.run(ETRM).differences() == ["other first weights"]
-    assert not status.run(ETRM).kept
+    assert not status.run(ETRM).cached
 
 
-def rewrite_apart(path: Path, **changes: object) -> None:
-    """Change a record, but not the one that is kept under the same inode."""
-    text = path.read_text(encoding="utf-8")
-    path.unlink()
-    path.write_text(text, encoding="utf-8")
-    rewrite(path, **changes)
+def test_first_weights_from_outside_count_by_content(tmp_path: Path) -> None:
+    outside = write(tmp_path / "official.pt", "weights")
+    document = planning.document(tmp_path)
+    document["experiments"]["etrm"]["decoder"]["init"] = str(outside)
+    layout = planning.with_tables(Layout(load_study(document)))
+    init = {"sha256": file_digest(outside)}
+    trained(layout, STRICT)
+    path = layout.folder(ETRM)
+    trained(layout, ETRM, init=init)
+    assert of_etrm(layout).up_to_date
+    outside.write_text("others")
+    assert of_etrm(layout).differences() == ["other first weights"]
+    check_records(layout)
+    outside.unlink()
+    with pytest.raises(ParentError, match=r"etrm\.decoder\.init.*official\.pt"):
+        check_records(layout)
+    write(outside, "")
+    write(path / "run.json", "{")
+    with pytest.raises(DamagedFileError, match="overfit"):
+        check_records(layout)
 
 
-def test_an_evaluation_of_another_run_or_setting_is_told(made: Pipeline) -> None:
-    pipeline = study(made.root.parent, evaluation={"variants": 3})
-    found = StudyStatus(pipeline).score(FULL)
-    assert found.differences() == ["evaluation.variants 1000 → 3"]
-    rewrite_apart(made.folder(FULL) / "run.json", key="another")
+def test_an_evaluation_of_another_run_or_setting_is_stale(made: Layout) -> None:
+    layout = study(made.root.parent, evaluation={"variants": 3})
+    assert StudyStatus(layout).score(FULL).differences() == ["evaluation.variants 1000 → 3"]
+    record = made.folder(FULL) / "run.json"
+    rewrite(made.score(FULL), weights_sha256="others")
+    assert StudyStatus(made).score(FULL).differences() == ["of other weights"]
+    rewrite(record, key="another")
     assert StudyStatus(made).score(FULL).differences() == ["of another run"]
 
 
@@ -133,12 +137,8 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def damaged(folder: Path) -> None:
-    (folder / "run.json").write_text('{"config": ')
-
-
-def foreign(folder: Path) -> None:
-    (folder / "run.json").write_text('{"config": {}}')
+def with_record(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "run.json").write_text(text) and None
 
 
 @pytest.mark.parametrize(
@@ -146,43 +146,42 @@ def foreign(folder: Path) -> None:
     [
         (without("model.safetensors"), ("model.safetensors",)),
         (without("run.json"), ("run.json",)),
-        (damaged, ()),
-        (foreign, ()),
+        (with_record('{"config": '), ()),
+        (with_record('{"config": {}}'), ()),
     ],
 )
-def test_a_run_of_which_something_is_lost_is_not_whole(
-    made: Pipeline, harm: Callable[[Path], None], missing: tuple[str, ...]
+def test_a_run_that_has_lost_a_file_is_not_complete(
+    made: Layout, harm: Callable[[Path], None], missing: tuple[str, ...]
 ) -> None:
     harm(made.folder(ETRM))
     found = of_etrm(made)
-    assert found.exists
-    assert not found.whole
-    assert not found.current
+    assert found.files
+    assert not found.complete
+    assert not found.up_to_date
     assert found.missing == missing
+    assert len(found.reasons()) == 1
 
 
 def test_the_newest_state_of_an_interrupted_run_is_found(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    trained(pipeline, STRICT)
-    key = json.loads((trained(pipeline, ETRM, kept=False) / "run.json").read_text())["key"]
-    shutil.rmtree(pipeline.folder(ETRM))
-    assert of_etrm(pipeline).step is None
+    layout = study(tmp_path)
+    trained(layout, STRICT)
+    key = json.loads((trained(layout, ETRM, cached=False) / "run.json").read_text())["key"]
+    shutil.rmtree(layout.folder(ETRM))
+    assert of_etrm(layout).step is None
     for step in (20, 40):
-        path = state_path(pipeline.state / key[:16], step)
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    assert of_etrm(pipeline).step == 40
+        write(state_path(layout.state / key[:16], step), "")
+    assert of_etrm(layout).step == 40
     assert of_etrm(study(tmp_path, train={"lr": 1.0e-3})).step is None, "of another configuration"
-    pipeline.tasks.write_text("others")
-    assert of_etrm(pipeline).step is None, "of other data"
+    layout.tasks.write_text("others")
+    assert of_etrm(layout).step is None, "of other data"
 
 
-def test_a_run_whose_parent_is_missing_has_no_state_to_go_on_from(tmp_path: Path) -> None:
-    pipeline = study(tmp_path)
-    trained(pipeline, STRICT)
-    trained(pipeline, ETRM)
-    shutil.rmtree(pipeline.folder(STRICT))
-    assert of_etrm(pipeline).kept, "its parent is taken back, and has the same weights then"
-    shutil.rmtree(pipeline.state / "finished" / "strict")
-    assert not of_etrm(pipeline).kept
-    assert of_etrm(pipeline).current, "nothing says that it is not"
+def test_a_run_is_restorable_as_long_as_its_parent_is(tmp_path: Path) -> None:
+    layout = study(tmp_path)
+    trained(layout, STRICT)
+    trained(layout, ETRM)
+    shutil.rmtree(layout.folder(STRICT))
+    assert of_etrm(layout).cached, "its parent is restored, with the same weights"
+    shutil.rmtree(layout.state / "finished" / "strict")
+    assert not of_etrm(layout).cached
+    assert of_etrm(layout).up_to_date, "nothing says that it is not"

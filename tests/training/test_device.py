@@ -39,11 +39,9 @@ def test_a_training_step_stays_on_its_device(source: str, cached: bool) -> None:
     trainer, _ = on_meta(source, **changes)
     trainer.step()
     trainer.step()
-    for parameter in trainer.model.parameters():
-        assert parameter.device == META
-    for lane in trainer.lanes:
-        assert all(t.device == META for t in lane.carry.batch.tensors().values())
-    assert all(total.device == META for total in trainer.window.sums.values())
+    batches = [t for lane in trainer.lane_slots for t in lane.carry.batch.tensors().values()]
+    tensors = [*trainer.model.parameters(), *batches, *trainer.window.sums.values()]
+    assert {tensor.device for tensor in tensors} == {META}
 
 
 class FromHost(TorchDispatchMode):

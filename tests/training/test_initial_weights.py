@@ -1,4 +1,4 @@
-"""Refused first weights: what the error says, and whether its advice helps."""
+"""Refused first weights: the tasks that an error names, and its advice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tiny import make_run, make_tasks
 
 from etrm.arc.task import Task
-from etrm.data.leaks import seen_tasks
+from etrm.data.seen_tasks import seen_tasks
 from etrm.training.initial_weights import LeakError, Parent, refuse_leak
 
 HELD_OUT = make_tasks(2, seed=7, prefix="held")
@@ -34,39 +34,39 @@ def refusal(given: Parent, strict: tuple[str, ...], source: str = "standard", **
     return str(refused.value)
 
 
-def test_a_strict_parent_of_the_study_is_to_be_trained_again() -> None:
-    """It is of older data or code, which did not leave out what gives held-out tasks away."""
-    text = refusal(parent("trm_strict", [*SPREAD, HIDDEN]), ("trm_strict",))
-    assert "'trm_strict' has seen 2 of 2 held-out tasks (held0, held1): run the stage" in text
-    assert "run the stage `tasks` and 'trm_strict' again" in text
-    assert text.endswith("that leaves out its training tasks first, hidden, second, third")
-    assert "pretrain a strict TRM" not in text
+@pytest.mark.parametrize(
+    ("tasks", "study", "advised", "not_advised"),
+    [
+        # Of older data or code, it did not leave out tasks that give held-out ones away.
+        (
+            [*SPREAD, HIDDEN],
+            ("a",),
+            ["stage `tasks` and 'a'", "first, hidden, second"],
+            "strict TRM",
+        ),
+        ([HIDDEN], ("a", "b"), ["start from 'b', or", "stage `tasks` and 'a'"], "strict TRM"),
+        # The stage `tasks` of this study does not change the training of a parent from elsewhere.
+        ([HIDDEN], (), ["train 'a' again", "hidden"], "stage `tasks`"),
+    ],
+)
+def test_advice_on_a_strict_parent(
+    tasks: list[Task], study: tuple[str, ...], advised: list[str], not_advised: str
+) -> None:
+    text = refusal(parent("a", tasks), study)
+    assert ("(held0, held1)" if len(tasks) > 1 else "(held0)") in text
+    assert all(each in text for each in advised)
+    assert not_advised not in text
 
 
-def test_another_strict_parent_is_proposed_first() -> None:
-    text = refusal(parent("a", [HIDDEN]), ("a", "b"))
-    assert "(held0): start from 'b', or run the stage `tasks` and 'a' again" in text
-
-
-def test_a_strict_parent_from_elsewhere_is_to_be_trained_without_what_it_saw() -> None:
-    """The stage `tasks` of this study does not change what it trains on."""
-    text = refusal(parent("elsewhere", [HIDDEN]), ())
-    assert text.endswith(": train 'elsewhere' again without its training tasks hidden")
-
-
-def test_a_transductive_parent_is_to_be_replaced_by_a_strict_one() -> None:
-    leaky = parent("trm", [HIDDEN], "transductive")
-    assert refusal(leaky, ()).endswith(": pretrain a strict TRM")
+def test_advice_on_a_transductive_or_unknown_parent() -> None:
+    """A strict TRM is not told to pretrain one, or to start from itself."""
+    leaky, unknown = parent("a", [HIDDEN], "transductive"), Parent(Path("x"), Path("x"), "", None)
+    assert refusal(leaky, ()).endswith("pretrain a strict TRM")
     assert refusal(leaky, ("trm_strict",)).endswith(": start from 'trm_strict'")
-
-
-def test_a_strict_trm_is_not_told_to_pretrain_one_or_to_start_from_itself() -> None:
-    leaky = parent("trm", [HIDDEN], "transductive")
-    text = refusal(leaky, ("tiny",), source="embedding")
-    assert text.endswith(": set decoder.init: null, to train it from the beginning")
-    unknown = Parent(Path("x.pt"), Path("x.pt"), "", None)
-    text = refusal(unknown, ("tiny",), source="embedding")
-    assert "has seen: set decoder.init: null, to train it from the beginning, or set" in text
+    for given in (leaky, unknown):
+        text = refusal(given, ("tiny",), source="embedding")
+        assert ": set decoder.init: null" in text
+        assert ("decoder.init_trust: true" in text) == (given is unknown)
 
 
 def test_weights_that_saw_no_held_out_task_are_accepted() -> None:

@@ -18,7 +18,7 @@ from etrm.models.act import act_step
 from etrm.models.build import build_model
 from etrm.models.compute import computing
 from etrm.models.losses import sample_losses
-from etrm.training.micro_batches import GIB, MARGIN, budget, most_slots, sample_bytes
+from etrm.training.micro_batches import GIB, MARGIN, activation_budget, max_slots, slot_bytes
 from etrm.training.trainer import Trainer
 
 
@@ -40,7 +40,7 @@ def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus,
 
 def kept_bytes(trainer: Trainer) -> int:
     """Bytes that a backward pass keeps, each storage once, without the model's own."""
-    (lane,) = trainer.lanes
+    (lane,) = trainer.lane_slots
     own = {t.untyped_storage().data_ptr() for t in trainer.model.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -72,24 +72,24 @@ def test_the_estimate_is_what_is_kept(source: str, dtype: str) -> None:
     run, corpus, lane = setting(source, dtype)
     model = build_model(run, corpus.num_puzzles)
     trainer = Trainer(run, model, corpus, [lane])
-    estimate = 12 * sample_bytes(run, model, lane) / MARGIN
+    estimate = 12 * slot_bytes(run, model, lane) / MARGIN
     assert estimate == pytest.approx(kept_bytes(trainer), rel=0.2)
 
 
 def test_a_lane_is_cut_to_its_budget() -> None:
     run, corpus, lane = setting("standard", "bf16")
     model = build_model(run, corpus.num_puzzles)
-    one = sample_bytes(run, model, lane)
+    one = slot_bytes(run, model, lane)
     asked = ExecutionConfig(memory=5.5 * one / GIB)
-    room = budget(asked, torch.device("cpu"), 1)
-    assert most_slots(run, model, lane, asked, room) == 5
-    assert most_slots(run, model, lane, asked, budget(asked, torch.device("cpu"), 2)) == 2
-    assert most_slots(run, model, lane, asked, one / 9) == 1
+    room = activation_budget(asked, torch.device("cpu"), 1)
+    assert max_slots(run, model, lane, asked, room) == 5
+    assert max_slots(run, model, lane, asked, activation_budget(asked, torch.device("cpu"), 2)) == 2
+    assert max_slots(run, model, lane, asked, one / 9) == 1
     few = ExecutionConfig(memory=5.5 * one / GIB, micro_batch=3)
-    assert most_slots(run, model, lane, few, room) == 3
+    assert max_slots(run, model, lane, few, room) == 3
     trainer = Trainer(run, model, corpus, [lane], execution=asked)
-    assert [len(part.slots) for part in trainer.lanes] == [4, 4, 4]
-    assert trainer.micro_batches() == {"9": 3}
+    assert [len(part.slots) for part in trainer.lane_slots] == [4, 4, 4]
+    assert trainer.micro_batches_per_lane() == {"9": 3}
 
 
 def test_paper_size_etrm_fits_a_gpu_of_24_gb() -> None:
@@ -106,16 +106,16 @@ def test_paper_size_etrm_fits_a_gpu_of_24_gb() -> None:
     corpus = make_corpus(tasks)
     built = build_model(run, corpus.num_puzzles)
     card, execution = 24e9, ExecutionConfig(memory=0.7 * 24e9 / GIB)
-    room = budget(execution, torch.device("cuda"), 1)
+    room = activation_budget(execution, torch.device("cuda"), 1)
     trainer = Trainer(run, built, corpus, questions_of(run, corpus), execution=execution)
     by_side = {episodes.side: episodes for episodes in trainer.episodes}
     assert len(by_side) == 5
-    passes = [len(p.slots) * sample_bytes(run, built, by_side[p.side]) for p in trainer.lanes]
+    passes = [len(p.slots) * slot_bytes(run, built, by_side[p.side]) for p in trainer.lane_slots]
     assert max(passes) <= room
-    assert max(trainer.micro_batches().values()) > 1  # without them it would not fit
+    assert max(trainer.micro_batches_per_lane().values()) > 1  # without them it would not fit
     carries = sum(
-        t.nbytes for p in trainer.lanes for t in (p.carry.z_H, p.carry.z_L) if t is not None
+        t.nbytes for p in trainer.lane_slots for t in (p.carry.z_H, p.carry.z_L) if t is not None
     )
-    carries += sum(t.nbytes for p in trainer.lanes for t in p.carry.batch.tensors().values())
+    carries += sum(t.nbytes for p in trainer.lane_slots for t in p.carry.batch.tensors().values())
     weights = 4 * sum(p.numel() for p in built.parameters()) * 5  # raw, averaged, gradient, m, v
     assert max(passes) + 2 * carries + weights < 0.9 * card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,15 +12,11 @@ from torch import Tensor
 
 from etrm.config.study import TrainConfig
 from etrm.models.encoders.base import Encoded
-from etrm.training.probe import VIEWS, make_probe, reordered, separation
+from etrm.training.probe import VIEWS, make_probe, permute_contexts, separation
 from etrm.training.trainer import Trainer
 
-NAMES = {
-    "encoder/between_task_ratio",
-    "encoder/effective_rank",
-    "encoder/task_knn_accuracy",
-    "encoder/context_swap_drop",
-}
+MEASURES = ("between_task_ratio", "effective_rank", "task_knn_accuracy", "context_swap_drop")
+NAMES = {f"encoder/{name}" for name in MEASURES}
 
 
 def trainer_of(source: str = "standard", **train: Any) -> Trainer:
@@ -30,41 +27,42 @@ def trainer_of(source: str = "standard", **train: Any) -> Trainer:
 # --- separation, by cases whose answer is known ---
 
 
+def measures(x: Tensor, tasks: Tensor) -> dict[str, float]:
+    return {name.partition("/")[2]: float(value) for name, value in separation(x, tasks).items()}
+
+
 def test_contexts_that_are_their_task_are_told_apart_perfectly() -> None:
     tasks = torch.tensor([0, 0, 1, 1, 2, 2])
-    x = torch.eye(3)[tasks] * 5.0
-    found = separation(x, tasks)
-    assert float(found["encoder/between_task_ratio"]) == pytest.approx(1.0)
-    assert float(found["encoder/task_knn_accuracy"]) == 1.0
-    assert float(found["encoder/effective_rank"]) == pytest.approx(2.0)  # centred: a plane
+    found = measures(torch.eye(3)[tasks] * 5.0, tasks)
+    # Centred, they lie in a plane.
+    expected = {"between_task_ratio": 1.0, "task_knn_accuracy": 1.0, "effective_rank": 2.0}
+    assert found == pytest.approx(expected)
 
 
 def test_contexts_without_a_task_in_them_are_not() -> None:
     generator = torch.Generator().manual_seed(0)
     tasks = torch.arange(40).repeat_interleave(2)
-    found = separation(torch.randn(80, 16, generator=generator), tasks)
+    found = measures(torch.randn(80, 16, generator=generator), tasks)
     # Of two random vectors, half of the variance is that of their mean.
-    assert float(found["encoder/between_task_ratio"]) == pytest.approx(0.5, abs=0.1)
-    assert float(found["encoder/task_knn_accuracy"]) < 0.2
-    assert float(found["encoder/effective_rank"]) > 14.0
+    assert found["between_task_ratio"] == pytest.approx(0.5, abs=0.1)
+    assert found["task_knn_accuracy"] < 0.2
+    assert found["effective_rank"] > 14.0
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_measures_do_not_depend_on_the_scale_or_the_origin(scale: float) -> None:
     tasks = torch.tensor([0, 0, 1, 1, 2, 2])
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    usual, other = separation(x, tasks), separation(scale * (x + 7.0), tasks)
-    for name, value in usual.items():
-        assert float(other[name]) == pytest.approx(float(value), rel=1e-2), name
+    assert measures(scale * (x + 7.0), tasks) == pytest.approx(measures(x, tasks), rel=1e-2)
 
 
 def test_a_collapsed_encoder_has_rank_one_and_no_crash() -> None:
     tasks = torch.tensor([0, 0, 1, 1])
     line = torch.tensor([[1.0], [2.0], [3.0], [5.0]]) @ torch.ones(1, 8)
-    assert float(separation(line, tasks)["encoder/effective_rank"]) == pytest.approx(1.0, abs=1e-3)
-    constant = separation(torch.ones(4, 8), tasks)
-    assert float(constant["encoder/between_task_ratio"]) == 0.0
-    assert all(bool(torch.isfinite(value)) for value in constant.values())
+    assert measures(line, tasks)["effective_rank"] == pytest.approx(1.0, abs=1e-3)
+    constant = measures(torch.ones(4, 8), tasks)
+    assert constant["between_task_ratio"] == 0.0
+    assert all(map(math.isfinite, constant.values()))
 
 
 # --- swapping ---
@@ -93,7 +91,6 @@ class Telling(torch.nn.Module):
 def test_a_swapped_context_is_that_of_another_task() -> None:
     trainer = trainer_of()
     probe = trainer.probe
-    assert probe is not None
     seen: list[tuple[Tensor, Tensor]] = []
     decoder = trainer.model.decoder
     forward = decoder.forward
@@ -102,8 +99,8 @@ def test_a_swapped_context_is_that_of_another_task() -> None:
         seen.append((inputs, context[:, 0, 0]))
         return forward(inputs, context, *rest)
 
-    decoder.forward = listen  # type: ignore[method-assign]
-    trainer.model.context = Telling(16, 2, True)  # type: ignore[assignment]
+    decoder.forward = listen
+    trainer.model.context = Telling(16, 2, True)
     probe.measure(trainer.model, trainer.compute)
     own: dict[tuple[int, ...], int] = {}
     for batch in probe.batches:
@@ -118,8 +115,7 @@ def test_a_swapped_context_is_that_of_another_task() -> None:
 
 def test_a_decoder_that_is_told_nothing_loses_nothing() -> None:
     trainer = trainer_of()
-    trainer.model.context = Telling(16, 2, False)  # type: ignore[assignment]
-    assert trainer.probe is not None
+    trainer.model.context = Telling(16, 2, False)
     found = trainer.probe.measure(trainer.model, trainer.compute)
     assert float(found["encoder/context_swap_drop"]) == 0.0
 
@@ -127,21 +123,17 @@ def test_a_decoder_that_is_told_nothing_loses_nothing() -> None:
 def test_reordering_takes_everything_along() -> None:
     tokens, order = torch.randn(3, 2, 4), torch.tensor([2, 0, 1])
     real, places = torch.rand(3, 2) < 0.5, torch.arange(6).reshape(3, 2)
-    found = reordered(Encoded(tokens, real=real, places=places), order)
+    found = permute_contexts(Encoded(tokens, real=real, places=places), order)
     assert torch.equal(found.tokens, tokens[order])
-    assert found.real is not None
-    assert found.places is not None
-    assert torch.equal(found.real, real[order])
-    assert torch.equal(found.places, places[order])
+    for moved, given in ((found.real, real), (found.places, places)):
+        assert torch.equal(moved, given[order])
 
 
 # --- the set ---
 
 
 def test_views_of_a_task_are_other_questions_with_other_demos() -> None:
-    trainer = trainer_of()
-    probe = trainer.probe
-    assert probe is not None
+    probe = trainer_of().probe
     assert probe.act_steps == 3  # no more than halting allows
     for batch in probe.batches:
         tasks = batch.task.reshape(-1, VIEWS)
@@ -152,13 +144,12 @@ def test_views_of_a_task_are_other_questions_with_other_demos() -> None:
 
 
 def test_the_set_is_fixed_by_the_seed_and_has_its_size() -> None:
-    def inputs(**changes: Any) -> list[list[int]]:
-        probe = trainer_of(**changes).probe
-        assert probe is not None
-        return [t for batch in probe.batches for t in batch.task.tolist()]  # type: ignore[misc]
+    def tasks(**changes: Any) -> list[int]:
+        batches = trainer_of(**changes).probe.batches
+        return [task for batch in batches for task in batch.task.tolist()]
 
-    assert inputs() == inputs()
-    assert len(inputs(probe_tasks=4)) == 4 * VIEWS < len(inputs())
+    assert tasks() == tasks()
+    assert len(tasks(probe_tasks=4)) == 4 * VIEWS < len(tasks())
 
 
 def test_without_two_tasks_to_tell_apart_there_is_no_probe() -> None:

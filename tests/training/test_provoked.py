@@ -1,4 +1,4 @@
-"""Every way to fail, provoked in a real run, is named for what it is; a healthy run is left alone.
+"""Every way to fail, provoked in a real run, is found; a healthy run is left alone.
 
 With the guide's own rules and thresholds, a row of metrics at every step.
 """
@@ -10,13 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from tiny import make_corpus, make_run, make_task, make_trainer, recolour
 
 from etrm.config.health import GateConfig
-from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
-from etrm.training.health import check_rules, check_stuck, stop_reason, verdict
+from etrm.training.health import Finding, check_rules, check_stuck, find_stop, verdict
 from etrm.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
@@ -49,98 +47,84 @@ def trained(
 
 def findings(rows: Rows, trainer: Trainer) -> dict[str, str]:
     """Names with severities of all findings."""
-    found = [*check_rules(rows, trainer.run.health), *check_stuck(rows, trainer.run.health)]
+    health = trainer.run.health
+    found = [*check_rules(rows, health), *check_stuck(rows, health)]
     return {f.finding: f.severity for f in found}
 
 
-def encoding(trainer: Trainer, change: Callable[[Encoded], Encoded]) -> None:
-    """Change what the encoder hands over."""
-    source = trainer.model.context
-    forward = source.forward
-
-    def changed(batch: Batch, state: Any) -> Encoded:
-        return change(forward(batch, state))
-
-    source.forward = changed  # type: ignore[method-assign]
+def stop_of(rows: Rows, trainer: Trainer) -> Finding | None:
+    return find_stop(rows, trainer.run.health)
 
 
-@pytest.fixture(scope="module")
-def healthy() -> tuple[Rows, Trainer]:
-    return trained(300)
+def encoding(change: Callable[[Encoded], Encoded]) -> Callable[[Trainer], None]:
+    """A change of a trainer's encodings."""
+
+    def apply(trainer: Trainer) -> None:
+        source = trainer.model.context
+        forward = source.forward
+        source.forward = lambda batch, state: change(forward(batch, state))
+
+    return apply
 
 
-def test_a_healthy_run_raises_none_at_any_step(healthy: tuple[Rows, Trainer]) -> None:
-    rows, trainer = healthy
+def test_a_healthy_run_raises_none_at_any_step() -> None:
+    rows, trainer = trained(200, train={"batch_size": 8})
+    health = trainer.run.health
     assert rows[-1]["train/exact_accuracy"] > 0.9
     assert findings(rows, trainer) == {}
-    for end in range(20, 300, 20):
-        assert stop_reason(rows[:end], trainer.run.health) is None
-    judged = verdict(
-        [*rows, {"step": 300.0, "all.exact_accuracy": 1.0}], trainer.run.health, GateConfig()
-    )
+    assert all(find_stop(rows[:end], health) is None for end in range(20, 200, 20))
+    judged = verdict([*rows, {"step": 200.0, "all.exact_accuracy": 1.0}], health, GateConfig())
     assert judged["passed"]
     assert judged["diagnosis"] == []
 
 
 def test_a_detached_encoder_starves() -> None:
-    def detach(trainer: Trainer) -> None:
-        encoding(trainer, lambda e: replace(e, tokens=e.tokens.detach()))
-
-    rows, trainer = trained(25, detach)
+    rows, trainer = trained(25, encoding(lambda e: replace(e, tokens=e.tokens.detach())))
     assert findings(rows, trainer)["gradient_starvation"] == "stop"
-    reason = stop_reason(rows, trainer.run.health)
-    assert reason is not None
-    assert reason.finding == "gradient_starvation"
-    assert reason.step == 25
+    reason = stop_of(rows, trainer)
+    assert (reason.finding, reason.step) == ("gradient_starvation", 25)
 
 
-def test_encodings_that_are_cached_starve_the_encoder_too() -> None:
-    rows, trainer = trained(
-        40, train={"cache_context": True}, halting={"max_steps": 8, "exploration_prob": 1.0}
-    )
+def test_cached_encodings_starve_the_encoder_too() -> None:
+    """The negative control, which no gate passes."""
+    halting = {"max_steps": 8, "exploration_prob": 1.0}
+    rows, trainer = trained(40, train={"cache_context": True}, halting=halting)
     assert findings(rows, trainer)["gradient_starvation"] == "stop"
-    coverage = [row["grad/encoder_coverage"] for row in rows[-10:]]
-    assert np.median(coverage) < 0.5
+    assert np.median([row["grad/encoder_coverage"] for row in rows[-10:]]) < 0.5
+    rows = [*rows, {"step": 40.0, "all.exact_accuracy": 1.0}]
+    assert not verdict(rows, trainer.run.health, GateConfig())["passed"]
 
 
 def test_a_constant_encoder_has_collapsed() -> None:
     """One context for all, with gradients in plenty."""
 
-    def flatten(trainer: Trainer) -> None:
-        encoding(
-            trainer,
-            lambda e: replace(e, tokens=e.tokens.mean(dim=0, keepdim=True).expand_as(e.tokens)),
-        )
+    def flatten(e: Encoded) -> Encoded:
+        return replace(e, tokens=e.tokens.mean(dim=0, keepdim=True).expand_as(e.tokens))
 
-    rows, trainer = trained(110, flatten)
-    found = findings(rows, trainer)
-    assert found["collapse"] == "stop"
-    reason = stop_reason(rows, trainer.run.health)
-    assert reason is not None
-    assert reason.finding in ("collapse", "gradient_starvation")
+    rows, trainer = trained(110, encoding(flatten))
+    assert findings(rows, trainer)["collapse"] == "stop"
+    assert stop_of(rows, trainer).finding in ("collapse", "gradient_starvation")
     assert rows[-1]["train/encoder_cross_sample_var"] < 1e-6
 
 
 def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
     rows, trainer = trained(60, train={"lr": 30.0, "grad_clip": None})
-    reason = stop_reason(rows, trainer.run.health)
-    assert reason is not None
-    assert reason.finding == "divergence"
-    assert (
-        verdict(rows, trainer.run.health, GateConfig())["diagnosis"][0]["finding"] == "divergence"
+    assert stop_of(rows, trainer).finding == "divergence"
+    judged = verdict(rows, trainer.run.health, GateConfig())
+    assert judged["diagnosis"][0]["finding"] == "divergence"
+
+
+def test_a_q_head_that_never_halts_is_found() -> None:
+    rows, trainer = trained(
+        150, train={"batch_size": 4}, halting={"loss_weight": 0.0, "exploration_prob": 0.0}
     )
-
-
-def test_a_q_head_that_never_halts_is_said_to() -> None:
-    rows, trainer = trained(150, halting={"loss_weight": 0.0, "exploration_prob": 0.0})
     assert all(row["train/steps_share"] == 1.0 for row in rows if "train/steps_share" in row)
     assert findings(rows, trainer)["never_halts"] == "warn"
 
 
 def test_a_run_that_does_not_move_is_stuck() -> None:
-    rows, trainer = trained(320, train={"lr": 1e-9})
-    found = findings(rows, trainer)
-    assert found["stuck"] == "stop"
+    rows, trainer = trained(320, train={"lr": 1e-9, "batch_size": 4}, model={"width": 16})
+    assert findings(rows, trainer)["stuck"] == "stop"
     judged = verdict(rows, trainer.run.health, GateConfig())
     assert not judged["passed"]
     assert "stuck" in {each["finding"] for each in judged["diagnosis"]}

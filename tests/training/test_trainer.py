@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Sequence
@@ -14,15 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import (
-    make_corpus,
-    make_run,
-    make_task,
-    make_tasks,
-    make_trainer,
-    questions_of,
-    recolour,
-)
+from tiny import make_corpus, make_run, make_task, make_tasks, make_trainer, questions_of, recolour
 from torch import Tensor
 
 from etrm.config.registry import CONTEXT_SOURCES
@@ -31,46 +22,25 @@ from etrm.evaluation.decode import all_variants, thin_out
 from etrm.models.build import build_model
 from etrm.models.compute import Compute
 from etrm.storage.checkpoint import load_state, save_state
-from etrm.training.slots import share_out
-from etrm.training.trainer import Averaged, Trainer
+from etrm.training.optim import averaged_weights
+from etrm.training.slots import SlotError, apportion_slots
+from etrm.training.trainer import Trainer
 
 GOLDEN_LOSSES = Path(__file__).parent / "golden_losses.json"
 SOURCES = ("embedding", "standard")
 # The experiment guide's names, of runs with an encoder and of runs with embeddings.
 COMMON = {
-    "train/accuracy",
-    "train/exact_accuracy",
-    "train/lm_loss",
-    "train/q_halt_loss",
-    "train/q_halt_accuracy",
-    "train/steps",
-    "train/lr",
-    "train/count",
-    "train/decoder_frozen",
-    "grad/inner_norm",
-    "grad/total_norm",
-    "num_params",
+    *("train/accuracy", "train/exact_accuracy", "train/lm_loss", "train/q_halt_loss"),
+    *("train/q_halt_accuracy", "train/steps", "train/lr", "train/count", "train/decoder_frozen"),
+    *("grad/inner_norm", "grad/total_norm", "num_params"),
 }
 OF_ENCODERS = {
-    "train/encoder_cross_sample_var",
-    "train/encoder_output_mean",
-    "train/encoder_output_norm",
-    "train/encoder_output_std",
-    "train/encoder_token_std",
-    "grad/encoder_norm",
-    "grad/encoder_share",
+    *("train/encoder_cross_sample_var", "train/encoder_output_mean", "train/encoder_output_norm"),
+    *("train/encoder_output_std", "train/encoder_token_std"),
+    *("grad/encoder_norm", "grad/encoder_share"),
 }
-ALL = {
-    f"all.{name}"
-    for name in (
-        "accuracy",
-        "exact_accuracy",
-        "lm_loss",
-        "q_halt_accuracy",
-        "q_halt_loss",
-        "steps",
-    )
-}
+EVALUATED = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
+ALL = {f"all.{name}" for name in EVALUATED}
 
 
 def two_lanes() -> list[Any]:
@@ -83,7 +53,7 @@ def trainer_of(source: str = "standard", **blocks: Any) -> Trainer:
 
 
 def rows_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    """Train, and the logged rows but for what depends on the clock."""
+    """Train; the logged rows but for columns that depend on the clock."""
     rows = []
     for _ in range(steps):
         trainer.step()
@@ -115,20 +85,17 @@ def assert_equal(first: Any, second: Any) -> None:
 # --- exact resumption ---
 
 
-def check_halves_equal_the_whole(
+def check_resumption(
     source: str, blocks: dict[str, Any], steps: int, saved: int, folder: Path
 ) -> None:
-    """A run of some steps, and one that is saved on the way and taken up by another trainer."""
+    """A run that saves on the way, and another trainer that resumes there, end equal."""
     whole = trainer_of(source, **blocks)
-    rows = rows_of(whole, steps)
-    first = trainer_of(source, **blocks)
-    half = rows_of(first, saved)
-    save_state(folder, saved, {"trainer": first.state_dict()})
+    rows_of(whole, saved)
+    save_state(folder, saved, {"trainer": whole.state_dict()})
     loaded = load_state(folder)
-    assert loaded is not None
     second = trainer_of(source, **blocks)
     second.load_state_dict(loaded["trainer"])
-    assert [*half, *rows_of(second, steps - saved)] == rows
+    assert rows_of(second, steps - saved) == rows_of(whole, steps - saved)
     assert_equal(second.state_dict(), whole.state_dict())
 
 
@@ -143,8 +110,7 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
         "halting": {"max_steps": 4},
         "decoder": {"frozen_steps": 8},
     }
-    assert len(trainer_of(source, **blocks).lanes) == 2
-    check_halves_equal_the_whole(source, blocks, 12, 6, tmp_path)
+    check_resumption(source, blocks, 12, 6, tmp_path)
 
 
 @pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
@@ -155,31 +121,18 @@ def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> No
         "halting": {"max_steps": 4},
         "context": {"contrastive_weight": 0.1},
     }
-    check_halves_equal_the_whole(source, blocks, 6, 4, tmp_path)
-
-
-def test_a_state_holds_everything_that_changes() -> None:
-    """Whatever a step changes in a trainer is in its state, or made anew at every step."""
-    trainer = trainer_of()
-    before = copy.deepcopy(trainer.state_dict())
-    trainer.step()
-    changed = {
-        name.split(".")[1]
-        for name, value in flat(trainer.state_dict()).items()
-        if not isinstance(value, Tensor)
-        or not torch.equal(value, flat(before).get(name, value * 0))
-    }
-    assert changed >= {"step", "model", "ema", "optimizer", "lanes", "window"}
+    check_resumption(source, blocks, 6, 4, tmp_path)
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_an_evaluation_changes_nothing(source: str) -> None:
+def test_evaluating_and_saving_change_nothing(source: str) -> None:
     first, second = trainer_of(source), trainer_of(source)
     for step in range(6):
         first.step()
         second.step()
         if step % 2:
             second.evaluate()
+            second.state_dict()
     assert_equal(first.state_dict(), second.state_dict())
     assert second.model.training
 
@@ -201,7 +154,7 @@ def test_another_seed_is_another_run() -> None:
     for each in (first, second):
         each.step()
     assert not torch.equal(first.model.decoder.lm_head.weight, second.model.decoder.lm_head.weight)
-    batches = [each.lanes[0].sampler.batch(1) for each in (first, second)]
+    batches = [each.lane_slots[0].sampler.batch(1) for each in (first, second)]
     assert not torch.equal(batches[0].inputs, batches[1].inputs)
 
 
@@ -219,7 +172,7 @@ def twenty_losses(source: str) -> list[float]:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_twenty_losses_are_those_on_record(source: str) -> None:
-    """A change that moves them says why. To record: `python tests/training/test_engine.py`."""
+    """A change that moves them says why. To record: `python tests/training/test_trainer.py`."""
     recorded = json.loads(GOLDEN_LOSSES.read_text())
     assert twenty_losses(source) == pytest.approx(recorded[source], rel=1e-5)
     assert recorded[source][-1] < recorded[source][0]
@@ -228,25 +181,15 @@ def test_twenty_losses_are_those_on_record(source: str) -> None:
 # --- slots and lanes ---
 
 
-class Sized:
-    """As much of a lane's episodes as sharing out looks at."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.side = size, 3
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def shared(sizes: Sequence[int], slots: int) -> list[int]:
-    return share_out([Sized(n) for n in sizes], slots)  # type: ignore[misc]
+def apportioned(sizes: Sequence[int], slots: int) -> list[int]:
+    return apportion_slots([range(n) for n in sizes], slots)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 300))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_slots_are_shared_in_proportion(sizes: list[int], extra: int) -> None:
+def test_slots_are_apportioned_in_proportion(sizes: list[int], extra: int) -> None:
     slots = len(sizes) + extra
-    found = shared(sizes, slots)
+    found = apportioned(sizes, slots)
     assert sum(found) == slots
     assert min(found) >= 1
     exact = [slots * n / sum(sizes) for n in sizes]
@@ -254,28 +197,26 @@ def test_slots_are_shared_in_proportion(sizes: list[int], extra: int) -> None:
         assert all(abs(a - b) < 1 for a, b in zip(found, exact, strict=True))
 
 
-def test_slots_are_shared_by_largest_remainders() -> None:
-    assert shared([1, 1], 4) == [2, 2]
-    assert shared([10, 70, 20], 10) == [1, 7, 2]
-    assert shared([1, 999], 4) == [1, 3]
-    assert shared([26, 26, 48], 10) == [3, 2, 5] or shared([26, 26, 48], 10) == [2, 3, 5]
+def test_slots_are_apportioned_by_largest_remainders() -> None:
+    assert apportioned([1, 1], 4) == [2, 2]
+    assert apportioned([10, 70, 20], 10) == [1, 7, 2]
+    assert apportioned([1, 999], 4) == [1, 3]
+    assert apportioned([26, 26, 48], 10) in ([3, 2, 5], [2, 3, 5])
 
 
-def test_fewer_slots_than_lanes_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"train\.batch_size: found 1, .* lanes \[3, 4\]"):
+def test_fewer_slots_than_lanes_and_no_question_at_all_are_errors() -> None:
+    with pytest.raises(SlotError, match=r"train\.batch_size: found 1, .* lanes \[3, 4\]"):
         trainer_of(train={"batch_size": 1})
-
-
-def test_no_question_at_all_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="no training question"):
-        shared([], 4)
+    with pytest.raises(SlotError, match="no training question"):
+        apportioned([], 4)
 
 
 def test_slots_of_all_lanes_have_numbers_of_their_own() -> None:
     trainer = trainer_of(train={"batch_size": 11})
-    numbers = torch.cat([lane.slots for lane in trainer.lanes])
+    assert len(trainer.lane_slots) == 2
+    numbers = torch.cat([lane.slots for lane in trainer.lane_slots])
     assert numbers.tolist() == list(range(11))
-    assert all(torch.equal(lane.sampler.slots, lane.slots) for lane in trainer.lanes)
+    assert all(torch.equal(lane.sampler.slots, lane.slots) for lane in trainer.lane_slots)
 
 
 def test_batches_come_in_the_order_of_steps() -> None:
@@ -283,7 +224,7 @@ def test_batches_come_in_the_order_of_steps() -> None:
     trainer = trainer_of(halting={"max_steps": 1})
     for step in range(1, 6):
         trainer.step()
-        for lane in trainer.lanes:
+        for lane in trainer.lane_slots:
             expected = lane.sampler.batch(step).tensors()
             for name, tensor in lane.carry.batch.tensors().items():
                 assert torch.equal(tensor, expected[name])
@@ -294,8 +235,8 @@ def test_gradients_of_all_lanes_make_one_update(monkeypatch: pytest.MonkeyPatch)
     trainer, apart = trainer_of(), trainer_of()
     apart.step_number = 1
     parts = []
-    for lane in apart.lanes:
-        apart.parameters.gradient.zero_()
+    for lane in apart.lane_slots:
+        apart.updater.parameters.gradient.zero_()
         apart._forward_backward(lane)
         parts.append({n: p.grad.clone() for n, p in apart.model.named_parameters()})
     found: list[dict[str, Tensor]] = []
@@ -308,59 +249,55 @@ def test_gradients_of_all_lanes_make_one_update(monkeypatch: pytest.MonkeyPatch)
         assert torch.allclose(gradient, parts[0][name] + parts[1][name], atol=1e-6), name
 
 
-# --- what the host knows of the slots ---
+# --- host slot tracker ---
 
 
-def following(**blocks: Any) -> Trainer:
+def tracking(**blocks: Any) -> Trainer:
     """A trainer that packs demos as it does for a GPU."""
     run, corpus = make_run(halting={"max_steps": 3}, **blocks), make_corpus(two_lanes())
     model, episodes = build_model(run, corpus.num_puzzles), questions_of(run, corpus)
     return Trainer(run, model, corpus, episodes, compute=Compute(packing="bounds"))
 
 
-def test_the_host_follows_what_slots_hold() -> None:
-    """By their questions, so that bounds hold; also after a resumption, on any micro-batches."""
-    trainer = following(episodes={"max_demos": 2})
+def check_tracked(trainer: Trainer) -> None:
+    """The host knows the questions that slots hold, and their demos are within its bounds."""
+    for lane in trainer.lane_slots:
+        batch, tracker, bounds = lane.carry.batch, lane.host_tracker, lane.carry.batch.token_bounds
+        cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
+        assert (cells.numpy() <= bounds.concat).all()
+        tasks = lane.sampler.episodes.task[torch.from_numpy(tracker.questions)]
+        assert torch.equal(tasks, batch.task)
+
+
+def test_the_host_tracks_the_questions_of_slots() -> None:
+    """Also after a resumption."""
+    trainer = tracking(episodes={"max_demos": 2})
     with torch.no_grad():
         trainer.model.decoder.q_head.bias.fill_(0.5)  # some halt by themselves
     held: list[int] = []
     for step in range(8):
         if step == 5:
-            again = following(episodes={"max_demos": 2})
             state = trainer.state_dict()
-            assert state is not None
-            again.load_state_dict(state)
-            trainer = again
+            trainer = tracking(episodes={"max_demos": 2})
+            trainer.load_state_dict(state)
         trainer.step()
-        for lane in trainer.lanes:
-            batch, room = lane.carry.batch, lane.carry.batch.room
-            assert room is not None
-            assert lane.followed is not None
-            cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
-            assert (cells.numpy() <= room.concat).all()
-            tasks = lane.sampler.episodes.task[torch.from_numpy(lane.followed.held)]
-            assert torch.equal(tasks, batch.task)
-        held += [int(lane.carry.steps.max()) for lane in trainer.lanes]
+        check_tracked(trainer)
+        held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]
     assert max(held) > 1
 
 
-def test_a_state_from_a_cpu_goes_on_where_bounds_are_needed() -> None:
-    first, second = trainer_of(halting={"max_steps": 3}), following()
+def test_a_state_from_a_cpu_resumes_where_bounds_are_needed() -> None:
+    first, second = trainer_of(halting={"max_steps": 3}), tracking()
     rows_of(first, 2)
     state = first.state_dict()
-    assert state is not None
     second.load_state_dict(state)
     rows_of(second, 1)
-    for lane in second.lanes:
-        assert lane.followed is not None
-        tasks = lane.sampler.episodes.task[torch.from_numpy(lane.followed.held)]
-        assert torch.equal(tasks, lane.carry.batch.task)
+    check_tracked(second)
 
 
 def test_bounds_and_looking_give_the_same_run() -> None:
-    trainers = [trainer_of(halting={"max_steps": 3}), following()]
     states = []
-    for trainer in trainers:
+    for trainer in (trainer_of(halting={"max_steps": 3}), tracking()):
         rows_of(trainer, 3)
         states.append(trainer.state_dict())
     for name, value in states[0]["model"].items():
@@ -373,18 +310,19 @@ def test_bounds_and_looking_give_the_same_run() -> None:
 def test_norms_are_logged_before_and_after_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(train={"grad_clip": 0.01})
     norms: dict[str, float] = {}
-    log = trainer._clip_gradients
+    clip = trainer.updater._clip
 
     def norm() -> float:
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
-    def listen() -> None:
+    def listen(step: int) -> dict[str, Tensor]:
         norms["before"] = norm()
-        log()
+        found = clip(step)
         norms["after"] = norm()
+        return found
 
-    monkeypatch.setattr(trainer, "_clip_gradients", listen)
+    monkeypatch.setattr(trainer.updater, "_clip", listen)
     trainer.step()
     row = trainer.row()
     assert norms["after"] == pytest.approx(0.01, rel=1e-3)
@@ -398,9 +336,7 @@ def test_norms_are_logged_before_and_after_clipping(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("clip", [None, 1e9])
 def test_small_gradients_are_not_scaled(clip: float | None) -> None:
-    trainer = trainer_of(train={"grad_clip": clip})
-    trainer.step()
-    row = trainer.row()
+    (row,) = rows_of(trainer_of(train={"grad_clip": clip}), 1)
     assert row["grad/total_norm_clipped"] == row["grad/total_norm"]
 
 
@@ -409,36 +345,31 @@ def changed(trainer: Trainer, steps: int) -> set[str]:
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     for _ in range(steps):
         trainer.step()
-    return {
-        n.split(".")[0]
-        for n, p in trainer.model.named_parameters()
-        if not torch.equal(p, before[n])
-    }
+    moved = (n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n]))
+    return {name.split(".")[0] for name in moved}
 
 
-def test_a_frozen_decoder_stays_for_its_steps_and_then_moves() -> None:
-    trainer = trainer_of(decoder={"frozen_steps": 3}, train={"weight_decay": 0.5})
-    assert changed(trainer, 3) == {"context"}
-    assert trainer.row()["train/decoder_frozen"] == 1.0
-    assert changed(trainer, 1) == {"context", "decoder"}
-    assert trainer.row()["train/decoder_frozen"] == 0.0
-
-
-def test_a_decoder_can_stay_frozen_throughout() -> None:
-    trainer = trainer_of(decoder={"frozen": True}, train={"weight_decay": 0.5})
-    assert changed(trainer, 5) == {"context"}
+@pytest.mark.parametrize(
+    ("blocks", "frozen", "trained"),
+    [
+        ({"decoder": {"frozen_steps": 3}}, "decoder", "context"),
+        ({"train": {"context_frozen_steps": 3}}, "encoder", "decoder"),
+        ({"decoder": {"frozen": True}}, "decoder", "context"),
+    ],
+)
+def test_a_frozen_part_stays_for_its_steps_and_then_moves(
+    blocks: dict[str, Any], frozen: str, trained: str
+) -> None:
+    train = {"weight_decay": 0.5, **blocks.get("train", {})}
+    trainer, flags = trainer_of(**{**blocks, "train": train}), ("decoder", "encoder")
+    assert changed(trainer, 3) == {trained}
     row = trainer.row()
-    assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (1.0, 0.0)
-    assert row["grad/inner_norm"] > 0.0  # what it would do is still to be seen
-
-
-def test_a_frozen_encoder_stays_for_its_steps_and_then_moves() -> None:
-    trainer = trainer_of(train={"context_frozen_steps": 3, "weight_decay": 0.5})
-    assert changed(trainer, 3) == {"decoder"}
+    assert [row[f"train/{part}_frozen"] for part in flags] == [part == frozen for part in flags]
+    assert row["grad/inner_norm"] > 0.0  # gradients of a frozen decoder are still measured
+    throughout = "frozen" in blocks.get("decoder", {})
+    assert changed(trainer, 1) == ({trained} if throughout else {"context", "decoder"})
     row = trainer.row()
-    assert (row["train/decoder_frozen"], row["train/encoder_frozen"]) == (0.0, 1.0)
-    assert changed(trainer, 1) == {"context", "decoder"}
-    assert trainer.row()["train/encoder_frozen"] == 0.0
+    assert max(row[f"train/{part}_frozen"] for part in flags) == float(throughout)
 
 
 def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:
@@ -448,7 +379,7 @@ def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:
     for frozen in (0, 9):
         trainer = trainer_of(decoder={"frozen_steps": frozen}, train={"grad_clip": clip})
         trainer.step()
-        m = trainer.optimizer.state[trainer.parameters.flat["context"]]["m"]
+        m = trainer.updater.optimizer.state[trainer.updater.parameters.flat["context"]]["m"]
         rows.append((trainer.row(), float(m.norm()) / 0.1))  # m is a tenth of the first gradient
     (free, of_free), (row, of_frozen) = rows
     share = free["grad/encoder_share"]
@@ -465,30 +396,39 @@ def test_the_context_source_has_its_own_learning_rate() -> None:
     rates = []
     for _ in range(5):
         trainer.step()
-        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        rates.append([group["lr"] for group in trainer.updater.optimizer.param_groups])
         assert trainer.row()["train/lr"] == pytest.approx(rates[-1][0])
     expected = [[0.1 * f, 0.025 * f] for f in (0.25, 0.5, 0.75, 1.0, 1.0)]
     assert rates == [pytest.approx(each) for each in expected]
 
 
 def test_every_parameter_is_optimized_once() -> None:
+    def extent(p: Tensor) -> tuple[int, int]:
+        return p.data_ptr(), p.data_ptr() + 4 * p.numel()
+
     for source in SOURCES:
         trainer = trainer_of(source)
-        groups = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        places = [(p.data_ptr(), p.data_ptr() + 4 * p.numel()) for p in trainer.model.parameters()]
-        assert sum(p.numel() for p in groups) == sum(p.numel() for p in trainer.model.parameters())
-        for start, end in places:
-            inside = [p.data_ptr() <= start and end <= p.data_ptr() + 4 * p.numel() for p in groups]
-            assert inside.count(True) == 1
+        optimizer, parameters = trainer.updater.optimizer, list(trainer.model.parameters())
+        groups = [extent(p) for group in optimizer.param_groups for p in group["params"]]
+        assert sum(end - start for start, end in groups) == 4 * sum(p.numel() for p in parameters)
+        for start, end in map(extent, parameters):
+            assert [first <= start and end <= last for first, last in groups].count(True) == 1
+
+
+def test_a_parameter_outside_the_optimizer_groups_is_named() -> None:
+    run, corpus = make_run(), make_corpus()
+    model = build_model(run, corpus.num_puzzles)
+    model.register_parameter("stray", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(AssertionError, match="stray"):
+        Trainer(run, model, corpus, questions_of(run, corpus))
 
 
 def test_the_embedding_warms_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("embedding", train={"warmup_steps": 4, "embedding_lr": 0.1})
     rates: list[float] = []
-    assert trainer.embedding is not None
-    step = trainer.embedding.step
+    step = trainer.updater.embedding.step
     monkeypatch.setattr(
-        trainer.embedding, "step", lambda lr, *other: (rates.append(lr), step(lr, *other))
+        trainer.updater.embedding, "step", lambda lr, *other: (rates.append(lr), step(lr, *other))
     )
     for _ in range(5):
         trainer.step()
@@ -503,11 +443,11 @@ def test_averaged_weights_are_used_inside_the_block_only() -> None:
     rows_of(trainer, 3)
     raw = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     ema = {n: t.clone() for n, t in trainer.ema.values.items()}
-    with Averaged(trainer.model, trainer.ema):
+    with averaged_weights(trainer.model, trainer.ema):
         inside = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     assert all(torch.equal(tensor, ema[name]) for name, tensor in inside.items())
     assert any(not torch.equal(tensor, raw[name]) for name, tensor in inside.items())
-    with pytest.raises(ZeroDivisionError), Averaged(trainer.model, trainer.ema):
+    with pytest.raises(ZeroDivisionError), averaged_weights(trainer.model, trainer.ema):
         _ = 1 / 0
     for name, p in trainer.model.named_parameters():
         assert torch.equal(p, raw[name])
@@ -531,10 +471,9 @@ def test_a_part_of_the_evaluation_is_the_same_for_the_same_seed() -> None:
     assert total > 60
 
     def drawn(most: int | None, seed: int) -> list[tuple[int, int, int]]:
-        kept = thin_out(lanes, most, seed)
         return [
             (lane.side, i, v)
-            for lane, index, variant in kept
+            for lane, index, variant in thin_out(lanes, most, seed)
             for i, v in zip(index.tolist(), variant.tolist(), strict=True)
         ]
 

@@ -61,7 +61,7 @@ def without(*files: str) -> Callable[[Path], str]:
     return change
 
 
-DERIVED = {(OTHER, "gate"): ("run", "its overfit run runs again")}
+DERIVED = {(OTHER, "gate"): ("run", "its overfit run is rerun")}
 CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
     "nothing": (
         config(),
@@ -78,7 +78,7 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {
             (OTHER, "overfit"): ("run", "halting.exploration_prob 0.5 → 0.25"),
             (OTHER, "full"): ("waits", "halting.exploration_prob 0.5 → 0.25"),
-            (OTHER, "evaluate"): ("waits", "its run runs again"),
+            (OTHER, "evaluate"): ("waits", "its run is rerun"),
             (PASSING, "overfit"): ("done", ""),
             **DERIVED,
         },
@@ -93,7 +93,7 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         config(experiments={"trm_strict": {"train": {"lr": 1.0e-3}}}),
         {
             ("trm_strict", "pretrain"): ("run", "train.lr 0.002 → 0.001"),
-            (PASSING, "overfit"): ("run", "its parent trm_strict runs again"),
+            (PASSING, "overfit"): ("run", "its parent trm_strict is rerun"),
             ("trm", "pretrain"): ("done", ""),
         },
         {},
@@ -155,8 +155,8 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
     "weights deleted": (
         without(f"runs/{OTHER}/full/seed0/model.safetensors"),
         {
-            (OTHER, "full"): ("run", "finished before, is taken back"),
-            (OTHER, "evaluate"): ("run", "finished before, is taken back"),
+            (OTHER, "full"): ("run", "restorable from cache"),
+            (OTHER, "evaluate"): ("run", "restorable from cache"),
         },
         {},
     ),
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_and_a_kept_one_is_taken_back(study: Path) ->
         (study / ROOT / name).unlink()
     found = of(plan(study), OTHER, "overfit")
     assert found["state"] == "run"
-    assert found["why"] == ["finished before, is taken back"]
+    assert found["why"] == ["restorable from cache"]
     assert found["kept"]
     assert found["hours"] == 0
     shutil.rmtree(study / ROOT / f"state/finished/{OTHER}/overfit")
@@ -216,7 +216,7 @@ def test_an_interrupted_run_goes_on_and_a_kept_one_is_taken_back(study: Path) ->
     (states / "step0000000600.state").touch()
     document = plan(study)
     found = of(document, OTHER, "overfit")
-    assert found["why"] == ["interrupted at step 600 of 800, goes on"]
+    assert found["why"] == ["interrupted at step 600 of 800, resumes there"]
     assert found["step"] == 600
     changed = variant(study, {"experiments": {OTHER: {"train": {"lr": 1.0e-3}}}})
     found = of(plan(study, changed), OTHER, "overfit")
@@ -248,8 +248,8 @@ def test_the_paper_study_fits_on_a_screen(tmp_path: Path) -> None:
     assert "waits 3" in run.stdout
     assert "data/arc-agi_concept_challenges.json" in run.stdout
     assert not (folder / "results").exists()
-    document = plan(folder, "config/paper.yaml", "etrm_lpn*", "--stage", "full")
-    assert {s["group"] for s in document["stages"]} == {"immediate", "encoders"}
+    document = plan(folder, STUDY, "etrm_act*", "--stage", "full")
+    assert {s["experiment"] for s in document["stages"]} == {PASSING, OTHER}
     assert all(s["stage"] == "full" and s["state"] == "waits" for s in document["stages"])
 
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_planned_is_said_without_a_traceback(tmp_path: Path) -> N
         assert text in run.stderr
         assert "Traceback" not in run.stderr
     rules = folder / "workflow/rules/data.smk"
-    rules.write_text(rules.read_text().replace("PIPELINE.tasks,", "PIPELINE.no_such_path,", 1))
+    rules.write_text(rules.read_text().replace("LAYOUT.tasks,", "LAYOUT.no_such_path,", 1))
     run = etrm(folder, "--configfile", STUDY)
     assert run.returncode == 1
     assert "Snakemake cannot plan the study" in run.stderr

@@ -70,7 +70,7 @@ def test_a_run_goes_on_in_a_retry_and_in_another_invocation(tmp_path: Path) -> N
     assert interrupted.returncode != 0
     assert (folder / "killed").exists()
     assert "Trying to restart job" in output + errors
-    assert "going on from step 20 " in log_of(folder)
+    assert "resuming from step 20 " in log_of(folder)
     saved = newest(folder)
     assert saved > 30, "saved when it was interrupted, between two states"
     assert f"SIGINT: saved step {saved}; run the same command again" in output + errors
@@ -79,7 +79,7 @@ def test_a_run_goes_on_in_a_retry_and_in_another_invocation(tmp_path: Path) -> N
     (folder / "interrupted").touch()
     run = snakemake(folder, "--cores", "1", TARGET, config=config)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert f"going on from step {saved} " in log_of(folder)
+    assert f"resuming from step {saved} " in log_of(folder)
     found, ours = outcome(folder)
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights.items())
     assert ours == rows
@@ -90,7 +90,7 @@ def test_a_run_goes_on_in_a_retry_and_in_another_invocation(tmp_path: Path) -> N
     assert run.returncode == 0, run.stdout + run.stderr
     assert "gpu=2" in run.stdout + run.stderr
     assert "starting 2 ranks" in log_of(folder)
-    assert log_of(folder).count("taken back") == 1, "one rank writes"
+    assert log_of(folder).count("restored from") == 1, "one rank writes"
     assert outcome(folder)[1] == rows
 
 

@@ -1,4 +1,4 @@
-# The validated study, and the few functions that rules share. All paths come from PIPELINE.
+# The validated study, and the few functions that rules share. All paths come from LAYOUT.
 import signal
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.storage.finished import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.study.layout import FIGURES, PART_FILE, TABLE_FORMATS, ParentError, Pipeline, Run
+from etrm.report.registry import FIGURES, TABLES, modules
+from etrm.study.layout import SHARD_FILE, Layout, Run
+from etrm.study.status import ParentError, StudyStatus, check_records
 from etrm.storage.finished import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, script_digest, train_code
+from etrm.storage.digests import code_digest, score_code, script_digest, train_code
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
@@ -22,14 +24,15 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-PIPELINE = Pipeline(STUDY)
-ROOT = PIPELINE.root
+LAYOUT = Layout(STUDY)
+STATUS = StudyStatus(LAYOUT)
+ROOT = LAYOUT.root
 # Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
 # no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
-# What a refused run is told to start from: an advice, no parameter either.
-config["strict_parents"] = PIPELINE.strict_parents()
+# Named in the message of a refused run as what to start from: advice, no parameter either.
+config["strict_parents"] = LAYOUT.strict_parents()
 config["resolved"] = resolved = to_yaml(STUDY)
 
 # SLURM warns all processes of a job before its time is over. It is for training to save then;
@@ -41,16 +44,20 @@ def run_code(run):
     return code_digest(*train_code(STUDY.experiments[run.experiment].context.source))
 
 
-# What the verdicts said of each full run as this process began (missing ones are counted on), whose
-# verdicts there were, and which full runs were what they would be today. Here, for what an input
-# function raises, Snakemake passes over where the output is there.
+# As this process began: whether each gate was open (without a verdict, a pass is expected), and
+# which full runs that had a verdict were up to date. Computed here, since Snakemake passes over
+# errors of input functions where the output exists.
 try:
     if workflow.is_main_process:
-        PIPELINE.check_files()
-    GATED = [(r.experiment, r.seed) for r in PIPELINE.runs("overfit")]
-    PROJECTED = {run: PIPELINE.projected(*run) for run in GATED}
-    JUDGED = {run for run in GATED if PIPELINE.verdict(*run).is_file()}
-    CURRENT = {r for r in PIPELINE.runs("full") if PIPELINE.current(r, run_code(r))}
+        check_records(LAYOUT)
+    GATED = [(r.experiment, r.seed) for r in LAYOUT.runs("overfit")]
+    EXPECTED = {run: STATUS.expects_full(*run) for run in GATED}
+    UP_TO_DATE = {
+        run
+        for run in LAYOUT.runs("full")
+        if LAYOUT.verdict(run.experiment, run.seed).is_file()
+        and STATUS.run(run).up_to_date
+    }
 except (DamagedFileError, ParentError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -64,8 +71,8 @@ wildcard_constraints:
     experiment=names(STUDY.experiments),
     stage="pretrain|overfit|full",
     seed=r"\d+",
-    part=r"\d+",
-    parts=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 def run_of(wildcards, stage=None):
@@ -73,14 +80,14 @@ def run_of(wildcards, stage=None):
 
 
 def passed(experiment, seed):
-    """Does its full run start? By its verdict, or, while it is made, as was known before.
+    """Return whether its full run starts: by its verdict, or as expected while there is none.
 
-    Whoever asks depends on the verdict as well, which is a checkpoint, and asks again when it is
-    made. So a run begins with the jobs of its plan, and goes on by what it finds.
+    Input functions that ask depend on the verdict, which is a checkpoint, and are called again when
+    it is made. So a study starts with the jobs of its plan, and continues by the verdicts.
     """
-    verdict = PIPELINE.known_verdict(experiment, seed)
+    verdict = STATUS.verdict(experiment, seed)
     if verdict is None:
-        return PROJECTED[experiment, seed]
+        return EXPECTED[experiment, seed]
     return judge(verdict, STUDY.experiments[experiment].gate)
 
 
@@ -90,17 +97,15 @@ def going(runs):
 
 
 def verdicts(wildcards=None):
-    return [
-        str(PIPELINE.verdict(r.experiment, r.seed)) for r in PIPELINE.runs("overfit")
-    ]
+    return [str(LAYOUT.verdict(r.experiment, r.seed)) for r in LAYOUT.runs("overfit")]
 
 
 def files_of(runs):
-    return [path for run in runs for path in PIPELINE.run_files(run)]
+    return [path for run in runs for path in LAYOUT.run_files(run)]
 
 
 def scores_of(runs):
-    return [path for run in runs for path in PIPELINE.score_files(run)]
+    return [path for run in runs for path in LAYOUT.score_files(run)]
 
 
 def code_of_script(name):
@@ -109,11 +114,16 @@ def code_of_script(name):
 
 
 def config_of(stage):
-    return lambda wildcards: plain(PIPELINE.config_of(run_of(wildcards, stage)))
+    return lambda wildcards: plain(LAYOUT.config_of(run_of(wildcards, stage)))
 
 
 def code_of(wildcards):
     return run_code(run_of(wildcards, "full"))
+
+
+def code_of_evaluation(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*score_code(source))
 
 
 def parent_of(stage):
@@ -121,44 +131,43 @@ def parent_of(stage):
 
     def files(wildcards):
         run = run_of(wildcards, stage)
-        found = PIPELINE.parent_files(run)
-        return found if PIPELINE.parent(run) else ancient(found)
+        found = LAYOUT.parent_files(run)
+        return found if LAYOUT.parent(run) else ancient(found)
 
     return files
 
 
 def parent_path_of(stage):
-    return lambda wildcards: str(PIPELINE.parent_path(run_of(wildcards, stage)) or "")
+    return lambda wildcards: str(LAYOUT.parent_path(run_of(wildcards, stage)) or "")
 
 
 def gate_of(wildcards):
-    """The verdict that a full run needs. One that was known to have failed before anything ran
-    stops it here: then somebody asks for its files by name.
+    """Return the verdict that a full run needs; raise where it was known to have failed before
+    anything ran, which happens only where its files are asked for by name.
 
-    `ancient` where the full run is what it would be today: a verdict that is made again, say for
-    a moved threshold, does not retrain. Not always: Snakemake does not look at the parameters of
-    a job below one that runs, so a changed run would be passed over behind an ancient verdict. Nor
-    for a verdict that is missing, which a plan cannot tell from one that may be another.
+    `ancient` where the full run is up to date: a verdict that is made again, say for a moved
+    threshold, does not retrain. Not for a stale one: Snakemake does not look at the parameters of
+    a job below one that runs, so it would be passed over behind an ancient verdict. Nor where the
+    verdict is missing, since the new one may differ.
     """
     experiment, seed = wildcards.experiment, int(wildcards.seed)
-    path = PIPELINE.verdict(experiment, seed)
-    if not PROJECTED[experiment, seed] and not passed(experiment, seed):
+    path = LAYOUT.verdict(experiment, seed)
+    if not EXPECTED[experiment, seed] and not passed(experiment, seed):
         try:
             require_passed(path, STUDY.experiments[experiment].gate)
         except GateError as error:
             raise WorkflowError(str(error)) from None
-    same = run_of(wildcards, "full") in CURRENT
-    return ancient(path) if same and (experiment, seed) in JUDGED else path
+    return ancient(path) if run_of(wildcards, "full") in UP_TO_DATE else path
 
 
 def origin_of(stage):
-    return lambda wildcards: PIPELINE.origin(run_of(wildcards, stage)) or ""
+    return lambda wildcards: STATUS.outside_weights(run_of(wildcards, stage)) or ""
 
 
 def written_config(wildcards):
     """No input; but a resolved configuration that is another study's, say that of a folder that
     was copied and renamed, is written anew whatever Snakemake has recorded of it."""
-    path = Path(PIPELINE.config)
+    path = Path(LAYOUT.config)
     if path.is_file() and path.read_bytes() != resolved.encode():
         workflow.dag.forcefiles.add(str(path))
     return []
@@ -175,9 +184,9 @@ def evaluation_of(wildcards):
 def finished(wildcards):
     """Files of every run that no gate has stopped, with verdicts and evaluations."""
     return [
-        *files_of(going(PIPELINE.runs())),
+        *files_of(going(LAYOUT.runs())),
         *verdicts(),
-        *scores_of(going(PIPELINE.scored())),
+        *scores_of(going(LAYOUT.scored())),
     ]
 
 
@@ -195,9 +204,9 @@ def absent(files, shown):
 
 
 def everything_absent(wildcards):
-    files = [PIPELINE.config, PIPELINE.tasks, PIPELINE.augmentations, *records()]
-    files += [*PIPELINE.figure_files(), *PIPELINE.table_files(), *finished(wildcards)]
-    return absent(map(str, files), PIPELINE.table_files()[0])
+    files = [LAYOUT.config, LAYOUT.tasks, LAYOUT.augmentations, *records()]
+    files += [*LAYOUT.figure_files(), *LAYOUT.table_files(), *finished(wildcards)]
+    return absent(map(str, files), LAYOUT.table_files()[0])
 
 
 def records(members=STUDY.experiments):
@@ -219,26 +228,39 @@ def of_experiment(wildcards):
 
 
 def files_of_experiment(mine):
-    baseline = [str(PIPELINE.folder(r) / "run.json") for r in PIPELINE.baseline(mine)]
+    baseline = [str(LAYOUT.folder(r) / "run.json") for r in LAYOUT.baseline(mine)]
     metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
     own = [
-        *files_of(going(PIPELINE.runs(experiment=mine))),
+        *files_of(going(LAYOUT.runs(experiment=mine))),
         *(
-            str(PIPELINE.verdict(r.experiment, r.seed))
-            for r in PIPELINE.runs("overfit", mine)
+            str(LAYOUT.verdict(r.experiment, r.seed))
+            for r in LAYOUT.runs("overfit", mine)
         ),
-        *scores_of(going(PIPELINE.scored(mine))),
+        *scores_of(going(LAYOUT.scored(mine))),
     ]
     return list(dict.fromkeys([*own, *baseline, *metrics]))
 
 
 def figure(name):
     """One figure in all formats; the first goes into the report."""
-    first, *rest = [path for path in PIPELINE.figure_files() if Path(path).stem == name]
+    first, *rest = [path for path in LAYOUT.figure_files() if Path(path).stem == name]
     shown = report(
         first,
         caption=f"../report/{name}.rst",
         category="2 Figures",
         labels={"figure": name.replace("_", " ")},
+    )
+    return [shown, *rest]
+
+
+def table(name):
+    """One table in all formats; the page goes into the report."""
+    paths = [path for path in LAYOUT.table_files() if Path(path).stem == name]
+    *rest, page = sorted(paths, key=lambda path: path.endswith(".html"))
+    shown = report(
+        page,
+        caption=f"../report/{name}_table.rst",
+        category="1 Results",
+        labels={"table": name.replace("_", " ")},
     )
     return [shown, *rest]

@@ -1,18 +1,18 @@
 rule tasks:
     input:
-        ancient(PIPELINE.source_files()),
+        ancient(LAYOUT.source_files()),
     output:
-        PIPELINE.tasks,
+        LAYOUT.tasks,
     log:
         ROOT / "logs/tasks.log",
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        data=PIPELINE.data_params(),
+        data=LAYOUT.data_params(),
         # The content of the sources decides, not the time of their files.
-        sources=lambda wildcards: PIPELINE.source_digests(),
-        code=code_digest("etrm.data.prepare"),
+        sources=lambda wildcards: LAYOUT.source_digests(),
+        code=code_digest("etrm.data.prepare:prepare_tasks"),
         script=code_of_script("tasks"),
     script:
         "../scripts/tasks.py"
@@ -20,9 +20,9 @@ rule tasks:
 
 rule augment:
     input:
-        tasks=PIPELINE.tasks,
+        tasks=LAYOUT.tasks,
     output:
-        PIPELINE.augmentations,
+        LAYOUT.augmentations,
     log:
         ROOT / "logs/augment.log",
     localrule: True
@@ -31,7 +31,7 @@ rule augment:
     params:
         variants=STUDY.data.variants,
         seed=STUDY.data.seed,
-        code=code_digest("etrm.data.prepare"),
+        code=code_digest("etrm.data.prepare:prepare_augmentations"),
         script=code_of_script("augment"),
     script:
         "../scripts/augment.py"

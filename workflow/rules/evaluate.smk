@@ -6,20 +6,20 @@ ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1
 rule evaluate:
     input:
         verdicts(),
-        lambda wildcards: scores_of(going(PIPELINE.scored())),
+        lambda wildcards: scores_of(going(LAYOUT.scored())),
     localrule: True
 
 
-# A part's file stays until all parts are gathered: when one fails, the others are not lost.
-rule evaluate_part:
+# A shard's file stays until all shards are gathered: when one fails, the others are not lost.
+rule evaluate_shard:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
-        temp(EVALUATION / PART_FILE),
+        temp(EVALUATION / SHARD_FILE),
     log:
-        ROOT / "logs/{experiment}/evaluate_seed{seed}_{part}_of_{parts}.log",
+        ROOT / "logs/{experiment}/evaluate_seed{seed}_{shard}_of_{shards}.log",
     conda:
         ENVIRONMENT
     threads: STUDY.threads
@@ -27,18 +27,18 @@ rule evaluate_part:
         **SITE.resources("evaluate"),
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
-        script=code_of_script("evaluate_part"),
-        state=PIPELINE.state,
+        code=code_of_evaluation,
+        script=code_of_script("evaluate_shard"),
+        state=LAYOUT.state,
     script:
-        "../scripts/evaluate_part.py"
+        "../scripts/evaluate_shard.py"
 
 
 rule evaluate_run:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -52,19 +52,19 @@ rule evaluate_run:
         **SITE.resources("evaluate"),
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
+        code=code_of_evaluation,
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"
 
 
-rule evaluate_gather:
+rule merge_shards:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
-        run=lambda wildcards: PIPELINE.run_files(scored_run(wildcards)),
-        parts=lambda wildcards: PIPELINE.part_files(scored_run(wildcards)),
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
+        shards=lambda wildcards: LAYOUT.shard_files(scored_run(wildcards)),
     output:
         multiext(str(EVALUATION) + "/", *SCORE_FILES),
     log:
@@ -76,8 +76,8 @@ rule evaluate_gather:
         ENVIRONMENT
     params:
         evaluation=evaluation_of,
-        code=code_digest("etrm.evaluation.run"),
+        code=code_of_evaluation,
         script=code_of_script("evaluate"),
-        state=PIPELINE.state,
+        state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"

@@ -4,7 +4,7 @@
 rule figures:
     input:
         runs=finished,
-        tasks=PIPELINE.tasks,
+        tasks=LAYOUT.tasks,
     output:
         [path for name in FIGURES for path in figure(name)],
     log:
@@ -15,7 +15,7 @@ rule figures:
     params:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
-        code=code_digest("etrm.report.write_figures", "etrm.report.collect"),
+        code=code_digest("etrm.report.write", "etrm.report.collect", *modules(FIGURES)),
         script=code_of_script("figures"),
     script:
         "../scripts/figures.py"
@@ -25,20 +25,14 @@ rule tables:
     input:
         runs=finished,
     output:
-        report(
-            ROOT / "tables/results.html",
-            caption="../report/results_table.rst",
-            category="1 Results",
-            labels={"table": "results"},
-        ),
-        multiext(str(ROOT / "tables/results"), *(f".{f}" for f in TABLE_FORMATS)),
+        [path for name in TABLES for path in table(name)],
     log:
         ROOT / "logs/tables.log",
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        code=code_digest("etrm.report.tables", "etrm.report.collect"),
+        code=code_digest("etrm.report.write", "etrm.report.collect", *modules(TABLES)),
         script=code_of_script("tables"),
     script:
         "../scripts/tables.py"
@@ -78,7 +72,7 @@ rule resolved_config:
         written_config,
     output:
         report(
-            PIPELINE.config,
+            LAYOUT.config,
             caption="../report/config.rst",
             category="4 Configuration",
             labels={"file": "resolved configuration"},
@@ -99,9 +93,9 @@ rule report:
         rules.figures.output,
         rules.tables.output,
         records(),
-        config=PIPELINE.config,
+        config=LAYOUT.config,
     output:
-        PIPELINE.report,
+        LAYOUT.report,
     log:
         ROOT / "logs/report.log",
     localrule: True
@@ -115,7 +109,7 @@ rule report:
 
 
 # A target for each group of experiments: their runs, evaluations and records.
-for group, members in PIPELINE.groups().items():
+for group, members in LAYOUT.groups().items():
 
     rule:
         name:

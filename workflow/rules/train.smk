@@ -5,13 +5,13 @@ SIZE = {"gpus": STUDY.execution.gpus, "nodes": STUDY.execution.nodes}
 
 rule pretrain:
     input:
-        files_of(PIPELINE.runs("pretrain")),
+        files_of(LAYOUT.runs("pretrain")),
     localrule: True
 
 
 rule overfit:
     input:
-        files_of(PIPELINE.runs("overfit")),
+        files_of(LAYOUT.runs("overfit")),
     localrule: True
 
 
@@ -24,14 +24,14 @@ rule gate:
 rule full:
     input:
         verdicts(),
-        lambda wildcards: files_of(going(PIPELINE.runs("full"))),
+        lambda wildcards: files_of(going(LAYOUT.runs("full"))),
     localrule: True
 
 
 rule train_pretrain:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
         parent=parent_of("pretrain"),
     output:
         multiext(str(RUN / "pretrain/seed{seed}") + "/", *RUN_FILES),
@@ -48,16 +48,16 @@ rule train_pretrain:
         origin=origin_of("pretrain"),
         code=code_of,
         script=code_of_script("train"),
-        state=PIPELINE.state,
-        wandb=PIPELINE.wandb,
+        state=LAYOUT.state,
+        wandb=LAYOUT.wandb,
     script:
         "../scripts/train.py"
 
 
 use rule train_pretrain as train_overfit with:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
         parent=parent_of("overfit"),
     output:
         multiext(str(RUN / "overfit/seed{seed}") + "/", *RUN_FILES),
@@ -71,14 +71,14 @@ use rule train_pretrain as train_overfit with:
         origin=origin_of("overfit"),
         code=code_of,
         script=code_of_script("train"),
-        state=PIPELINE.state,
-        wandb=PIPELINE.wandb,
+        state=LAYOUT.state,
+        wandb=LAYOUT.wandb,
 
 
 use rule train_pretrain as train_full with:
     input:
-        tasks=PIPELINE.tasks,
-        augmentations=PIPELINE.augmentations,
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
         parent=parent_of("full"),
         verdict=gate_of,
     output:
@@ -93,8 +93,8 @@ use rule train_pretrain as train_full with:
         origin=origin_of("full"),
         code=code_of,
         script=code_of_script("train"),
-        state=PIPELINE.state,
-        wandb=PIPELINE.wandb,
+        state=LAYOUT.state,
+        wandb=LAYOUT.wandb,
 
 
 checkpoint verdict:

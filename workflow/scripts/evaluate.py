@@ -20,5 +20,5 @@ with job_log(snakemake.log[0]), preemptible():
         out=Path(snakemake.output[0]).parent,
         state=Path(snakemake.params.state),
         compile=snakemake.config["execution"]["compile"],
-        parts=[Path(part) for part in snakemake.input.get("parts", [])],
+        shards=[Path(shard) for shard in snakemake.input.get("shards", [])],
     )

@@ -1,6 +1,21 @@
-"""What every context source is.
+"""The contract of a context source: the part of the model that a study varies.
 
-Shapes: B batch, K demos, S cells of the canvas, P context tokens, D width of the decoder.
+A context source reads the demos of a task and gives the decoder context tokens, in place of TRM's
+learned puzzle embedding. To add one, write
+
+1. one file in this folder with a frozen dataclass of options (`source: str = option("the source",
+   "mine", choices=("mine",))` and its own) and a `ContextSource` whose `Options` is that class and
+   that implements `forward`; `shared.Encoder` brings the usual options, blocks and output scale,
+   `pairs.PairTokens` the tokens of the demos;
+2. one line in `CONTEXT_SOURCES` of `etrm/config/registry.py`.
+
+Everything else of a `ContextSource` has a default that a stateless, deterministic source keeps.
+`tests/models/encoders/test_contract.py` holds every registered source to this contract: shapes of
+outputs; padded demos and PAD cells change nothing; the order of demos changes nothing where
+`order_invariant` claims so; every parameter gets a gradient from the task's loss; every option
+changes something; evaluation is deterministic.
+
+Shape suffixes: B batch, K demos, S grid tokens, P context tokens, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -17,63 +32,69 @@ from etrm.data.batch import Batch
 
 @dataclass
 class Encoded:
-    """Context of a batch, in units of the decoder's stream (token embeddings: RMS about 1)."""
+    """The context of a batch, in units of the decoder's stream (token embeddings: RMS about 1).
+
+    Most sources give P tokens without a position of their own, as TRM's embedding (2510.04871)
+    does. A context of cells has as many tokens as there are cells, so `real` and `places` tell
+    them apart.
+    """
 
     tokens: Tensor  # [B, P, D]
     state: Tensor | None = None  # [B, ...]: carried to the sample's next ACT step, detached there
-    losses: dict[str, Tensor] = field(default_factory=dict)  # by name, each a per-sample [B] value
-    # Where tokens are cells of demos: which exist [B, P] bool, and where they stand on the canvas
-    # [B, P] int64, -1 for a token that is no cell. None: P tokens of no place, all real.
-    real: Tensor | None = None
-    places: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)  # by name, per sample [B], unweighted
+    real: Tensor | None = None  # [B, P] bool: tokens that exist; None: all
+    places: Tensor | None = None  # [B, P] int64: cells of the canvas, -1 for none; None: no cells
 
     def summary(self) -> Tensor:
-        """[B, P, D], or the mean of the real tokens [B, 1, D] where their number varies."""
+        """Return [B, P, D], or the mean of the real tokens [B, 1, D] where their number varies."""
         if self.real is None:
             return self.tokens
-        weights = self.real[..., None].to(self.tokens.dtype)
-        total = (self.tokens * weights).sum(dim=1, keepdim=True)
-        return total / weights.sum(dim=1, keepdim=True)
+        weights = self.real[..., None].to(self.tokens.dtype)  # [B, P, 1]
+        return (self.tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
 
 class ContextSource(nn.Module):
-    """Maps (batch, own state) to context tokens, a new state and named losses."""
+    """Map a batch and the source's own state to context tokens, a new state and named losses."""
 
-    Options: ClassVar[type]
+    Options: ClassVar[Any]  # frozen dataclass: the `context` block of a study's configuration
     needs_demos: ClassVar[bool] = True
     order_invariant: ClassVar[bool] = False  # claims that the order of demos changes nothing
 
     def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        """`num_puzzles`: rows of the augmentation table, for sources that learn one by one."""
+        """Build from `Options` and the decoder's sizes, with weights drawn from torch's generator.
+
+        `num_puzzles`: rows of the augmentation table, for a source with a vector for each.
+        """
         super().__init__()
         self.options, self.model, self.num_puzzles = options, model, num_puzzles
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight in the total loss of every loss that `forward` gives, by name."""
+        """Return the weight of every loss that `forward` gives, by name, in the total loss."""
         return {}
 
     def initial_state(self, batch: int) -> Tensor | None:
-        """The state of `batch` samples that begin; None for a source without one."""
+        """Return the state [B, ...] of `batch` new samples; None for a source without one."""
         return None
 
     def context_size(self, most_cells: Mapping[str, int]) -> int:
-        """Context tokens P of a lane: the decoder's own number, or what its demos need.
+        """Return P for a lane: the decoder's own number, or as many as its demos need.
 
         `most_cells`: the most cells that all demos of a sample of the lane have, by pairing.
         """
         return self.model.context_tokens
 
     def noise_size(self, demos: int) -> int:
-        """Normal numbers that a sample with room for `demos` demos needs, in training."""
+        """Return how many normal numbers `Batch.noise` needs for a sample of `demos` demos."""
         return 0
 
     def activation_bytes(self, tokens: float, item: int) -> float:
-        """What the backward pass keeps of a sample whose demos have `tokens` cells in all.
+        """Return the bytes saved for the backward pass of a sample, by which batches are cut.
 
-        `item`: bytes of a number. Micro-batches are cut by it.
+        `tokens`: cells of all its demos; `item`: bytes of a number.
         """
         return 0.0
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        """Encode the demos of `batch`, never its query or labels; called at every ACT step."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")

@@ -1,19 +1,20 @@
-"""Attention between demonstrations at the level of cells: what do the pairs share?"""
+"""Attention between demos at the level of cells, to find the cells that pairs share.
+
+All cells of a sample's demos are one sequence [B, T, E]: a block within each pair and one across
+all pairs alternate. Their means by pair [B, K, E] are read by P learned queries, [B, P, D].
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
-from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
-from etrm.models.encoders.base import Encoded
-from etrm.models.encoders.pairs import PairTokens, Sequences
-from etrm.models.encoders.shared import Encoder, EncoderOptions, SetAggregator
+from etrm.models.encoders.pairs import Sequences
+from etrm.models.encoders.shared import EncoderOptions, SetEncoder
 
 
 @dataclass(frozen=True)
@@ -25,36 +26,30 @@ class CrossAttentionOptions(EncoderOptions):
     set_layers: int = option("blocks in which the context queries read the pairs", 2, ge=1)
 
 
-class CrossAttentionEncoder(Encoder):
+class CrossAttentionEncoder(SetEncoder):
     """All cells of a sample's demos in one sequence, pooled by pair, read by P queries."""
 
-    Options: ClassVar[type] = CrossAttentionOptions
-    order_invariant: ClassVar[bool] = True
+    Options = CrossAttentionOptions
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        o = options
-        self.cells = PairTokens(o.pairing, o.width, o.heads, model, rows="sample")
-        self.within = nn.ModuleList(self.block() for _ in range(o.layers))
-        self.across = nn.ModuleList(self.block() for _ in range(o.layers))
-        self.set = SetAggregator(self, o.set_layers)
-        self.project = self.projection()
+    def build(self) -> None:
+        """Create the blocks over the cells of a sample."""
+        self.cells = self.pair_tokens(rows="sample")
+        self.within, self.across = (self.stack(self.options.layers) for _ in range(2))
 
-    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        demos = batch.demo_mask.shape[1]
-        pooled = self.cells.vectors(batch, lambda cells, rows: self._encode(cells, demos))
-        return self.finish(self.project(self.set(pooled, batch.demo_mask)))
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the mean of each demo's cells [B, K, E]."""
 
-    def _encode(self, cells: Sequences, demos: int) -> Tensor:
-        """[n, T, E] → the mean of each demo [n, K, E]."""
-        x, same = cells.tokens, cells.same_demo()
-        for within, across in zip(self.within, self.across, strict=True):
-            x = within(x, cells.rotary, same)
-            x = across(x, cells.rotary, cells.mask)
-        number = torch.arange(demos, device=x.device)
-        member = (cells.demos[:, None] == number[:, None]) & cells.real[:, None]  # [n, K, T]
-        weights = member.to(x.dtype)
-        return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+        def encode(cells: Sequences, rows: Tensor) -> Tensor:
+            x, same = cells.tokens, cells.same_demo()  # [n, T, E], [n, T, T]
+            for within, across in zip(self.within, self.across, strict=True):
+                x = across(within(x, cells.rotary, same), cells.rotary, cells.mask)
+            number = torch.arange(batch.demo_mask.shape[1], device=x.device)[:, None]
+            member = (cells.demos[:, None] == number) & cells.real[:, None]  # [n, K, T]
+            weights = member.to(x.dtype)
+            return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+
+        return self.cells.vectors(batch, encode)
 
     def activation_bytes(self, tokens: float, item: int) -> float:
+        """Count two blocks for each of `layers`."""
         return 2 * super().activation_bytes(tokens, item)

@@ -1,17 +1,20 @@
-"""TRM's learned puzzle embedding: one row per augmented puzzle (arXiv 2510.04871)."""
+"""TRM's learned puzzle embedding: one row per augmented puzzle (arXiv 2510.04871).
+
+It reads no demos: puzzle numbers [B] → rows [B, D] → context [B, P, D], the first token a row of
+the table, the rest zero. It is the baseline that an encoder replaces.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from etrm.config.schema import option
-from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import ContextSource, Encoded
 
@@ -30,33 +33,29 @@ class PuzzleEmbedding(ContextSource):
     last call to the optimizer, so that no dense gradient of the table ever exists.
     """
 
-    Options: ClassVar[type] = EmbeddingOptions
-    needs_demos: ClassVar[bool] = False
-    order_invariant: ClassVar[bool] = True
-    weights: Tensor
+    Options = EmbeddingOptions
+    needs_demos = False
+    order_invariant = True
+    weights: Tensor  # [puzzles, D]
 
-    def __init__(self, options: EmbeddingOptions, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        self.register_buffer("weights", torch.zeros(num_puzzles, model.width))
-        self._used: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("weights", torch.zeros(self.num_puzzles, self.model.width))
+        self._used: list[tuple[Tensor, Tensor]] = []  # puzzles [B] and their rows [B, D]
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        """Look up the rows of `batch.puzzle`, and remember them in training."""
         rows = self.weights[batch.puzzle]
         if self.training and torch.is_grad_enabled():
             rows = rows.detach().requires_grad_()
             self._used.append((batch.puzzle, rows))
         # TRM scales embeddings of tokens and of puzzles alike as they enter the stream.
         scaled = math.sqrt(self.model.width) * rows
-        tokens = F.pad(scaled[:, None, :], (0, 0, 0, self.model.context_tokens - 1))
-        return Encoded(tokens)
+        return Encoded(F.pad(scaled[:, None, :], (0, 0, 0, self.model.context_tokens - 1)))
 
     def take_gradients(self) -> tuple[Tensor, Tensor]:
-        """Puzzles [n] and gradients [n, D] of the rows used since the last call."""
+        """Return puzzles [n] and gradients [n, D] of the rows used since the last call."""
         puzzles = torch.cat([puzzle for puzzle, _ in self._used])
-        gradients = torch.cat([_gradient(rows) for _, rows in self._used])
+        rows = [rows for _, rows in self._used]
         self._used = []
-        return puzzles, gradients
-
-
-def _gradient(rows: Tensor) -> Tensor:
-    return torch.zeros_like(rows) if rows.grad is None else rows.grad
+        return puzzles, torch.cat([torch.zeros_like(r) if r.grad is None else r.grad for r in rows])

@@ -1,27 +1,27 @@
-"""From cells to grids, from grids to pairs, from pairs to the pattern, pooled at each level."""
+"""From cells to grids, from grids to pairs, from pairs to the pattern, pooled at each level.
+
+Blocks over the cells of a grid, pooled [B, K, 2, E]; blocks over the two grids of a pair, averaged
+[B, K, E]; P learned queries over the pairs [B, P, D].
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
-from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
-from etrm.models.encoders.base import Encoded
-from etrm.models.encoders.pairs import POOLINGS, PairTokens, Pooling, Sequences
-from etrm.models.encoders.shared import Encoder, EncoderOptions, SetAggregator
-from etrm.models.layers import init_normal_
+from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
+from etrm.models.encoders.shared import EncoderOptions, SetEncoder
+from etrm.models.layers import learned
 
 
 @dataclass(frozen=True)
 class HierarchicalOptions(EncoderOptions):
     """`source: hierarchical`: a grid, then a pair of grids, then the set of pairs.
 
-    `aligned`: a cell of a grid also shows what the other grid has there.
+    `aligned`: a cell of a grid also shows the other grid's cell at its place.
     """
 
     source: str = option("the source", "hierarchical", choices=("hierarchical",))
@@ -31,34 +31,27 @@ class HierarchicalOptions(EncoderOptions):
     pooling: str = option("cells of a grid to one vector", "mean", choices=POOLINGS)
 
 
-class HierarchicalEncoder(Encoder):
+class HierarchicalEncoder(SetEncoder):
     """Cells → grids [B, K, 2, E] → pairs [B, K, E] → context [B, P, D]."""
 
-    Options: ClassVar[type] = HierarchicalOptions
-    order_invariant: ClassVar[bool] = True
+    Options = HierarchicalOptions
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        o = options
-        self.grids = PairTokens(o.pairing, o.width, o.heads, model, rows="grid")
-        self.blocks = nn.ModuleList(self.block() for _ in range(o.layers))
+    def build(self) -> None:
+        """Create the modules of all levels below the set of pairs."""
+        o = self.options
+        self.grids = self.pair_tokens(rows="grid")
+        self.blocks = self.stack(o.layers)
         self.pooling = Pooling(o.pooling, o.width, o.heads)
-        self.roles = nn.Parameter(init_normal_(torch.empty(2, o.width), 1.0))
-        self.pair_blocks = nn.ModuleList(self.block() for _ in range(o.pair_layers))
-        self.set = SetAggregator(self, o.set_layers)
-        self.project = self.projection()
+        self.roles = learned(2, o.width)  # tells the input's vector from the output's
+        self.pair_blocks = self.stack(o.pair_layers)
 
-    def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        grids = self.grids.vectors(batch, self._encode)  # [B, K, 2, E]
-        pairs = (grids + self.roles.to(grids.dtype)).flatten(0, 1)
-        for block in self.pair_blocks:
-            pairs = block(pairs)
-        pairs = pairs.mean(dim=1).unflatten(0, batch.demo_mask.shape)
-        return self.finish(self.project(self.set(pairs, batch.demo_mask)))
+    def demos(self, batch: Batch) -> Tensor:
+        """Return a vector for each pair of grids [B, K, E]."""
 
-    def _encode(self, grids: Sequences, rows: Tensor) -> Tensor:
-        """[n, T, E] → [n, E]."""
-        tokens = grids.tokens
-        for block in self.blocks:
-            tokens = block(tokens, grids.rotary, grids.mask)
-        return self.pooling(tokens, grids.real)
+        def encode(grids: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(grids.tokens, grids.rotary, grids.mask)  # [n, T, E]
+            return self.pooling(tokens, grids.real)  # [n, E]
+
+        grids = self.grids.vectors(batch, encode)  # [B, K, 2, E]
+        pairs = (grids + self.roles.to(grids.dtype)).flatten(0, 1)  # [B·K, 2, E]
+        return self.pair_blocks(pairs).mean(dim=1).unflatten(0, batch.demo_mask.shape)

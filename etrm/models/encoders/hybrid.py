@@ -1,16 +1,19 @@
-"""Hybrid encoders: a deep CLS encoder for each pair, cross-attention across pairs."""
+"""Hybrid encoders: the deep CLS encoder of `lpn_deep` for each pair, attention across pairs.
+
+CLS vectors [B, K, E], after LPN (2411.08706), are read by P learned queries as in `standard`,
+[B, P, D]; the variational form pools these, normalises them, and samples a latent [B, Z].
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from etrm.config.schema import option
+from etrm.data.batch import Batch
 from etrm.models.encoders.lpn import ClsEncoder
-from etrm.models.encoders.pairs import Sequences
-from etrm.models.encoders.shared import EncoderOptions, SetEncoder, VariationalSet
+from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
 from etrm.models.layers import rms_norm
 
 
@@ -26,29 +29,30 @@ class HybridOptions(EncoderOptions):
 class HybridEncoder(SetEncoder):
     """CLS vectors of a deep encoder, read by P learned queries."""
 
-    Options: ClassVar[type] = HybridOptions
+    Options = HybridOptions
 
     def build(self) -> None:
-        self.encode = ClsEncoder(self, learned=False)
+        """Create the CLS encoder of a pair."""
+        self.pairs = self.pair_tokens()
+        self.encode = ClsEncoder(self, learned_positions=False)
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        vectors: Tensor = self.encode(pairs, rows)
-        return vectors
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the CLS vectors [B, K, E]."""
+        return self.pairs.vectors(batch, self.encode)
 
 
 @dataclass(frozen=True)
-class HybridVariationalOptions(HybridOptions):
+class HybridVariationalOptions(LatentOptions, HybridOptions):
     """`source: hybrid_variational`: a normal latent behind the aggregation."""
 
     source: str = option("the source", "hybrid_variational", choices=("hybrid_variational",))
-    latent: int = option("size of the latent", 256, ge=1)
-    kl_weight: float = option("weight of the KL divergence from a standard normal", 1.0e-4, ge=0)
 
 
 class HybridVariationalEncoder(VariationalSet, HybridEncoder):
     """The aggregate, pooled and normalised, through a normal latent."""
 
-    Options: ClassVar[type] = HybridVariationalOptions
+    Options = HybridVariationalOptions
 
     def pool(self, aggregate: Tensor) -> Tensor:
+        """Average and normalise the queries, [B, P, E] → [B, E]."""
         return rms_norm(super().pool(aggregate))

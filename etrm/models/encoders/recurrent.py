@@ -1,7 +1,9 @@
 """Encoders with a state of their own, refined at every ACT step: ETRM², and its TRM-like form.
 
-The state z_E is carried with z_H and z_L, and is detached with them, at the end of an ACT step: the
-context is made of the state before that, so that its gradient reaches the recurrence.
+P state vectors z_E [B, states, P, E] read the demos' cells and give the context [B, P, D]. The
+state is carried with z_H and z_L, and is detached with them, at the end of an ACT step: the context
+is made of the state before that, so that its gradient reaches the recurrence. `recurrent_trm` has
+the two levels of TRM (2510.04871).
 """
 
 from __future__ import annotations
@@ -10,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
-from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
-from etrm.models.encoders.pairs import PairTokens, Sequences
+from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import Encoder, EncoderOptions
-from etrm.models.layers import block_bytes, init_normal_
+from etrm.models.layers import CrossBlock, block_bytes, learned
 
 
 @dataclass(frozen=True)
@@ -31,55 +32,52 @@ class RecurrentOptions(EncoderOptions):
 
 
 class RecurrentEncoder(Encoder):
-    """z_E [B, P, E] → refined by the demos' cells → context [B, P, D]."""
+    """z_E [B, 1, P, E] → refined by the demos' cells → context [B, P, D]."""
 
-    Options: ClassVar[type] = RecurrentOptions
-    order_invariant: ClassVar[bool] = True
-    states: ClassVar[int] = 1
-    start: Tensor
+    Options: ClassVar[Any] = RecurrentOptions
+    states = 1
+    start: Tensor  # [states, P, E]
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        o = options
-        self.cells = PairTokens(o.pairing, o.width, o.heads, model, rows="sample")
-        self.blocks = nn.ModuleList(self.block() for _ in range(o.layers))
-        self.read, self.think = self.cross_block(), self.block()
-        start = init_normal_(torch.empty(self.states, model.context_tokens, o.width), 1.0)
-        self.set_start(start)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cells = self.pair_tokens(rows="sample")
+        self.blocks = self.stack(self.options.layers)
+        self.read, self.think = self.block(CrossBlock), self.block()
+        start = learned(self.states, self.model.context_tokens, self.options.width)
+        if self.states == 1:
+            self.start = start
+        else:  # a buffer, as in TRM: no gradient reaches back to the first states
+            self.register_buffer("start", start.data)
         self.project = self.projection()
 
-    def set_start(self, start: Tensor) -> None:
-        """Where states begin [states, P, E]: learned."""
-        self.start = nn.Parameter(start)
-
     def initial_state(self, batch: int) -> Tensor:
+        """Return [B, states, P, E]."""
         return self.start.expand(batch, -1, -1, -1)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        """Refine the state by the demos, and project its first level."""
         z = self.initial_state(len(batch)) if state is None else state
-        z = self.cells.vectors(batch, lambda cells, rows: self._refine(cells, z[rows]))
-        return self.finish(self.project(z[:, 0]), state=z.float())
 
-    def _refine(self, cells: Sequences, state: Tensor) -> Tensor:
-        """State [n, states, P, E] after one ACT step with the demos' cells [n, T, E]."""
-        tokens, same = cells.tokens, cells.same_demo()
-        for block in self.blocks:
-            tokens = block(tokens, cells.rotary, same)
-        return self.refine(state.to(tokens.dtype), tokens, cells.mask)
+        def refine(cells: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(cells.tokens, cells.rotary, cells.same_demo())  # [n, T, E]
+            return self.refine(z[rows].to(tokens.dtype), tokens, cells.mask)
+
+        after = self.cells.vectors(batch, refine)  # [B, states, P, E]
+        return self.finish(self.project(after[:, 0]), state=after.float())
 
     def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """`refinement_steps` times: read the demos, then attend among the P vectors."""
+        """Refine states [n, states, P, E] by tokens [n, T, E]: read them, then think."""
         z = state[:, 0]
         for _ in range(self.options.refinement_steps):
-            z = self.think(self.read(z, tokens, mask))
+            z = self.think(self.read(z, tokens, mask))  # attention among the P vectors
         return z[:, None]
 
     def activation_bytes(self, tokens: float, item: int) -> float:
-        o = self.options
-        steps = getattr(o, "refinement_steps", 0) or 1 + o.L_cycles
-        queries = 2 * self.model.context_tokens * steps
-        # Every reading keeps the keys and values of all cells.
-        read = 2 * item * o.width * tokens * steps
+        """Count the blocks over cells, and each reading of all their keys and values."""
+        o = self.options  # readings with gradients; TRM's high level counts as one
+        readings = getattr(o, "refinement_steps", 0) or 1 + o.L_cycles
+        queries = 2 * self.model.context_tokens * readings  # a cross-attention and a block each
+        read = 2 * item * o.width * tokens * readings
         return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item) + read
 
 
@@ -98,24 +96,16 @@ class RecurrentTrmOptions(EncoderOptions):
 class RecurrentTrmEncoder(RecurrentEncoder):
     """Two states of P vectors: the low level reads the demos, the high level gives the context."""
 
-    Options: ClassVar[type] = RecurrentTrmOptions
-    states: ClassVar[int] = 2
-
-    def set_start(self, start: Tensor) -> None:
-        """A buffer, as in TRM: the gradient does not reach back to it."""
-        self.register_buffer("start", start)
+    Options = RecurrentTrmOptions
+    states = 2
 
     def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Run TRM's recursion, with gradients in the last H-cycle, as `Decoder.refine`."""
         z_H, z_L = state.unbind(dim=1)
-        with torch.no_grad():
-            for _ in range(self.options.H_cycles - 1):
-                z_H, z_L = self._cycle(z_H, z_L, tokens, mask)
-        z_H, z_L = self._cycle(z_H, z_L, tokens, mask)
+        for cycle in range(self.options.H_cycles):
+            last = cycle == self.options.H_cycles - 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+                for _ in range(self.options.L_cycles):
+                    z_L = self.think(self.read(z_L + z_H, tokens, mask))  # sees the demos
+                z_H = self.think(z_H + z_L)  # sees them through z_L alone
         return torch.stack([z_H, z_L], dim=1)
-
-    def _cycle(
-        self, z_H: Tensor, z_L: Tensor, tokens: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        for _ in range(self.options.L_cycles):
-            z_L = self.think(self.read(z_L + z_H, tokens, mask))
-        return self.think(z_H + z_L), z_L

@@ -1,19 +1,21 @@
-"""A Set Transformer over demonstrations (Lee et al., 2019, 1810.00825)."""
+"""A Set Transformer over demos (Lee et al., 2019, 1810.00825).
+
+Pairs become vectors [B, K, E] as in `standard`. Induced set attention (the paper's ISAB) lets them
+see each other through M learned points, and P seeds pool them by attention (PMA), [B, P, D].
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from etrm.config.schema import option
-from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.models.encoders.shared import Encoder
 from etrm.models.encoders.standard import StandardEncoder, StandardOptions
-from etrm.models.layers import init_normal_
+from etrm.models.layers import CrossBlock, Stack, learned
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,24 @@ class InducedSetAttention(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        o = encoder.options
-        self.points = nn.Parameter(init_normal_(torch.empty(o.inducing_points, o.width), 1.0))
-        self.gather, self.spread = encoder.cross_block(), encoder.cross_block()
+        self.points = learned(encoder.options.inducing_points, encoder.options.width)  # [M, E]
+        self.gather, self.spread = encoder.block(CrossBlock), encoder.block(CrossBlock)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        points = self.points.to(x.dtype).expand(len(x), -1, -1)
-        return self.spread(x, self.gather(points, x, mask))
+        """`mask` [B, K] is true for real demos."""
+        points = self.points.to(x.dtype).expand(len(x), -1, -1)  # I in the paper
+        return self.spread(x, self.gather(points, x, mask))  # MAB(X, MAB(I, X))
 
 
 class SetTransformerEncoder(StandardEncoder):
     """Pairs as in `standard`; between them and the P seeds, induced set attention."""
 
-    Options: ClassVar[type] = SetTransformerOptions
+    Options = SetTransformerOptions
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        layers = range(options.induced_layers)
-        self.induced = nn.ModuleList(InducedSetAttention(self) for _ in layers)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.induced = Stack(InducedSetAttention(self) for _ in range(self.options.induced_layers))
 
-    def aggregate(self, batch: Batch) -> Tensor:
-        pairs = self.pairs.vectors(batch, self.encode_pair)
-        for block in self.induced:
-            pairs = block(pairs, batch.demo_mask)
-        return self.set(pairs, batch.demo_mask)
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the pairs after they saw each other [B, K, E]."""
+        return self.induced(super().demos(batch), batch.demo_mask)

@@ -1,25 +1,25 @@
-"""What encoders share: their options, the aggregation of demos, the bottleneck, the output.
+"""The shared parts of encoders: options, blocks, aggregation of demos, bottleneck, output.
 
-Shapes: B batch, K demos, P context tokens, D width of the decoder, E of the encoder, Z latent.
+Shape suffixes: B batch, K demos, P context tokens, D width of the decoder, E width of the encoder,
+Z latent.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from etrm.config.schema import Problem, option
-from etrm.config.study import ModelConfig
+from etrm.config.schema import ConfigProblem, option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import ContextSource, Encoded
-from etrm.models.encoders.pairs import PAIRINGS, PairTokens, Sequences
-from etrm.models.layers import Block, CrossBlock, block_bytes, init_normal_, linear, rms_norm
+from etrm.models.encoders.pairs import PAIRINGS, PairTokens
+from etrm.models.layers import Block, CrossBlock, Linear, Stack, block_bytes, learned, rms_norm
 
-LOG_VAR_BOUND = 10.0
+LOG_VAR_BOUND = 10.0  # of log σ²: e¹⁰ neither overflows nor vanishes in float32
 
 
 @dataclass(frozen=True)
@@ -61,173 +61,188 @@ class EncoderOptions:
     )
     contrastive_temperature: float = option("temperature of the contrastive loss", 0.1, gt=0)
 
-    def problems(self) -> list[Problem]:
-        """Head sizes that the rotary positions cannot divide."""
+    def problems(self) -> list[ConfigProblem]:
+        """Return the head sizes that the rotary positions cannot divide."""
         if self.width % self.heads == 0 and (self.width // self.heads) % 4 == 0:
             return []
         found = f"width {self.width} with {self.heads} heads"
-        return [Problem("width", found, "a multiple of 4 × heads")]
+        return [ConfigProblem("width", found, "a multiple of 4 × heads")]
+
+
+def default(name: str, value: Any) -> Any:
+    """Return the option `name` of every encoder with another default."""
+    (field,) = (f for f in dataclasses.fields(EncoderOptions) if f.name == name)
+    return dataclasses.field(default=value, metadata=field.metadata)
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """Options of a variational form, behind those of its family."""
+
+    latent: int = option("size of the latent", 256, ge=1)
+    kl_weight: float = option("weight of the KL divergence from a standard normal", 1.0e-4, ge=0)
 
 
 class Encoder(ContextSource):
-    """A context source that reads demonstration pairs."""
+    """A context source that reads demos, with blocks and output scale as its options say."""
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        self.scale = math.sqrt(model.width)
-        if options.output_scale is not None:
-            self.scale = options.output_scale
+    order_invariant = True  # a set of demos; the contract tests hold every family to it
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        scale = self.options.output_scale
+        self.scale = math.sqrt(self.model.width) if scale is None else scale
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        weights = {"contrastive": self.options.contrastive_weight}
-        if hasattr(self.options, "kl_weight"):
-            weights["kl"] = self.options.kl_weight
-        return weights
+        """Return the weight of the contrastive loss, which the trainer computes."""
+        return {"contrastive": self.options.contrastive_weight}
 
-    def block(self) -> Block:
-        """A self-attention block of the encoder's style."""
+    def pair_tokens(self, rows: str = "pair") -> PairTokens:
+        """Return the reader of the demos, see `PairTokens`."""
         o = self.options
-        return Block(o.width, o.heads, o.expansion, o.norm, o.layer_scale, o.qk_norm)
+        return PairTokens(o.pairing, o.width, o.heads, self.model, rows)
 
-    def cross_block(self) -> CrossBlock:
-        """A cross-attention block of the encoder's style."""
+    def block(self, kind: type[nn.Module] = Block) -> nn.Module:
+        """Return a block of the encoder's style."""
         o = self.options
-        return CrossBlock(o.width, o.heads, o.expansion, o.norm, o.layer_scale, o.qk_norm)
+        style = {"qk_norm": o.qk_norm, "norm": o.norm, "layer_scale": o.layer_scale}
+        return kind(o.width, o.heads, o.expansion, **style)
+
+    def stack(self, layers: int, kind: type[nn.Module] = Block) -> Stack:
+        """Return `layers` blocks of the encoder's style, one after the other."""
+        return Stack(self.block(kind) for _ in range(layers))
 
     def projection(self) -> nn.Module:
-        """The encoder's width to the decoder's."""
+        """Return a linear map E → D, or the identity where they are equal."""
         same = self.options.width == self.model.width
-        return nn.Identity() if same else linear(self.options.width, self.model.width)
+        return nn.Identity() if same else Linear(self.options.width, self.model.width)
 
     def finish(self, x: Tensor, **rest: Any) -> Encoded:
-        """Context tokens [B, P, D] at the scale of the decoder's stream."""
-        return Encoded(self.scale * rms_norm(x), **rest)
+        """Bring context tokens [B, P, D] to the scale of the decoder's stream."""
+        return Encoded(self.scale * rms_norm(x), **rest)  # an RMS of `scale`
 
     def activation_bytes(self, tokens: float, item: int) -> float:
-        o = self.options
+        """Count all demo tokens in `layers` blocks, and P queries in `set_layers`."""
+        o = self.options  # one pass over the cells, then the queries over K vectors
         queries = self.model.context_tokens * getattr(o, "set_layers", 1)
         return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item)
 
 
 class SetAggregator(nn.Module):
-    """P learned queries read the vectors of all demos, [B, K, E] → [B, P, E]."""
+    """P learned queries that read the vectors of all demos, [B, K, E] → [B, P, E]."""
 
     def __init__(self, encoder: Encoder, layers: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(
-            torch.empty(encoder.model.context_tokens, encoder.options.width)
-        )
-        init_normal_(self.queries, 1.0)
-        self.blocks = nn.ModuleList(encoder.cross_block() for _ in range(layers))
+        self.queries = learned(encoder.model.context_tokens, encoder.options.width)  # [P, E]
+        self.blocks = encoder.stack(layers, CrossBlock)
 
     def forward(self, demos: Tensor, mask: Tensor) -> Tensor:
         """`mask` [B, K] is true for real demos."""
-        x = self.queries.to(demos.dtype).expand(len(demos), -1, -1)
-        for block in self.blocks:
-            x = block(x, demos, mask)
-        return x
+        return self.blocks(self.queries.to(demos.dtype).expand(len(demos), -1, -1), demos, mask)
 
 
 class Bottleneck(nn.Module):
-    """A normal distribution in a latent space, [.., E] → a sample [.., Z] and its KL [..].
-
-    Kingma and Welling, 2013 (1312.6114); log σ² is held within ±10. Without noise it gives the
-    mean. KL is to the standard normal, summed over the latent.
-    """
+    """A normal distribution in a latent space (Kingma and Welling, 1312.6114)."""
 
     def __init__(self, width: int, latent: int) -> None:
         super().__init__()
-        self.mean = linear(width, latent, bias=True)
-        self.log_var = linear(width, latent, bias=True)
+        self.mean = Linear(width, latent, bias=True)
+        self.log_var = Linear(width, latent, bias=True)
 
     def forward(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`noise` [.., Z]: normal numbers, in training."""
-        mean, log_var = self.mean(x).float(), self.log_var(x).float()
+        """Map [..., E] to a sample [..., Z] and its KL to the standard normal [...].
+
+        `noise` [..., Z]: normal numbers, in training; None gives the mean.
+        """
+        mean, log_var = self.mean(x).float(), self.log_var(x).float()  # [..., Z]: μ, log σ²
         log_var = log_var.clamp(-LOG_VAR_BOUND, LOG_VAR_BOUND)
         kl = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(dim=-1)
-        sample = mean if noise is None else mean + (0.5 * log_var).exp() * noise
+        sample = mean if noise is None else mean + (0.5 * log_var).exp() * noise  # μ + σ ε
         return sample.to(x.dtype), kl
 
 
 class Expand(nn.Module):
     """One vector to P context tokens, [B, Z] → [B, P, D]."""
 
-    def __init__(self, inputs: int, model: ModelConfig) -> None:
+    def __init__(self, inputs: int, model: Any) -> None:
         super().__init__()
         self.tokens = model.context_tokens
-        self.project = linear(inputs, self.tokens * model.width, bias=True)
+        self.project = Linear(inputs, self.tokens * model.width, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the linear map of `x`, cut into tokens."""
         return self.project(x).unflatten(-1, (self.tokens, -1))
 
 
+class Variational(Encoder):
+    """Mixin in front of a family: a vector x [B, (K,) E] becomes a sample z [B, (K,) Z]."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.bottleneck = Bottleneck(self.options.width, self.options.latent)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Return the family's weights and that of the KL divergence."""
+        return super().loss_weights | {"kl": self.options.kl_weight}
+
+    def noise_size(self, demos: int) -> int:
+        """Return Z: one latent of all demos."""
+        return int(self.options.latent)
+
+    def sample(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return z and its KL [B, (K)]; z is the mean in evaluation, which draws nothing."""
+        noise = batch.noise if self.training else None
+        shaped = None if noise is None else noise.reshape(*x.shape[:-1], -1)
+        z, kl = self.bottleneck(x, shaped)
+        return z, kl
+
+
 class SetEncoder(Encoder):
-    """Each pair to a vector, and P learned queries that read them: [B, K, S] grids → [B, P, D].
+    """Encode each demo to a vector, and let P learned queries read them: [B, K, E] → [B, P, D]."""
 
-    A family builds what encodes a pair, and says how.
-    """
-
-    order_invariant: ClassVar[bool] = True
-
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        self.pairs = PairTokens(options.pairing, options.width, options.heads, model)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.build()
-        self.set = SetAggregator(self, options.set_layers)
-        self.project = self.make_project()
+        self.set = SetAggregator(self, self.options.set_layers)
+        self.project = self.projection()
 
     def build(self) -> None:
-        """Make what encodes a pair."""
+        """Create the modules that encode demos."""
         raise NotImplementedError(f"{type(self).__name__} does not define build")
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        """Pairs [n, T, E], the demos numbered `rows` [n], to vectors [n, E]."""
-        raise NotImplementedError(f"{type(self).__name__} does not define encode_pair")
-
-    def make_project(self) -> nn.Module:
-        """What stands behind the aggregation."""
-        return self.projection()
+    def demos(self, batch: Batch) -> Tensor:
+        """Return a vector for each demo [B, K, E]; those of padded demos are ignored."""
+        raise NotImplementedError(f"{type(self).__name__} does not define demos")
 
     def aggregate(self, batch: Batch) -> Tensor:
-        """The pairs, read by the context queries [B, P, E]."""
-        return self.set(self.pairs.vectors(batch, self.encode_pair), batch.demo_mask)
+        """Return the context queries after they read the demos [B, P, E]."""
+        return self.set(self.demos(batch), batch.demo_mask)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
+        """Encode the demos, aggregate them, project."""
         return self.finish(self.project(self.aggregate(batch)))
 
 
-class VariationalSet(SetEncoder):
-    """The pooled aggregate → μ, log σ² → a sample (in training; the mean otherwise) → P × D."""
+class VariationalSet(Variational, SetEncoder):
+    """The pooled aggregate → μ, log σ² → a sample in training, the mean otherwise → P × D."""
 
-    def __init__(self, options: Any, model: ModelConfig, num_puzzles: int) -> None:
-        super().__init__(options, model, num_puzzles)
-        self.bottleneck = Bottleneck(options.width, options.latent)
-
-    def make_project(self) -> nn.Module:
+    def projection(self) -> nn.Module:
+        """Return a linear map of the latent, Z → P × D."""
         return Expand(self.options.latent, self.model)
 
-    def noise_size(self, demos: int) -> int:
-        return int(self.options.latent)
-
     def pool(self, aggregate: Tensor) -> Tensor:
-        """[B, P, E] → [B, E]."""
+        """Average the queries, [B, P, E] → [B, E]."""
         return aggregate.mean(dim=1)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
-        noise = noise_of(batch, self.training, self.options.latent)
-        sample, kl = self.bottleneck(self.pool(self.aggregate(batch)), noise)
-        return self.finish(self.project(sample), losses={"kl": kl})
+        """Sample one latent of all demos."""
+        z, kl = self.sample(self.pool(self.aggregate(batch)), batch)
+        return self.finish(self.project(z), losses={"kl": kl})
 
 
 def mean_over(demos: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B, K, ..] over real demos [B, K]."""
-    weights = mask.reshape(*mask.shape, *[1] * (demos.dim() - 2)).to(demos.dtype)
-    return (demos * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-
-def noise_of(batch: Batch, training: bool, *shape: int) -> Tensor | None:
-    """This step's normal numbers as [B, *shape]; None in evaluation, where means are used."""
-    if batch.noise is None or not training:
-        return None
-    return batch.noise.reshape(len(batch), *shape)
+    """Return the mean of [B, K, ...] over real demos [B, K]."""
+    weights = mask.reshape(*mask.shape, *[1] * (demos.dim() - 2)).to(demos.dtype)  # [B, K, 1...]
+    return (demos * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # 0 without demos

@@ -1,18 +1,20 @@
-"""The standard encoder of the experiment guide, and its variational form.
+"""The standard encoder, and its variational form.
 
-Each pair goes through a transformer and masked pooling; P learned queries attend across pairs.
+Each pair goes through a transformer and masked pooling to one vector [B, K, E]; P learned queries
+attend across pairs, [B, P, D]. `variational` sends their mean through a normal latent [B, Z]
+(Kingma and Welling, 1312.6114).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
+from etrm.data.batch import Batch
 from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
-from etrm.models.encoders.shared import EncoderOptions, SetEncoder, VariationalSet
+from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
 
 
 @dataclass(frozen=True)
@@ -27,30 +29,33 @@ class StandardOptions(EncoderOptions):
 class StandardEncoder(SetEncoder):
     """Blocks over the tokens of a pair, then their pooling."""
 
-    Options: ClassVar[type] = StandardOptions
+    Options = StandardOptions
 
     def build(self) -> None:
+        """Create the blocks over a pair, and their pooling."""
         o = self.options
-        self.blocks = nn.ModuleList(self.block() for _ in range(o.layers))
+        self.pairs = self.pair_tokens()
+        self.blocks = self.stack(o.layers)
         self.pooling = Pooling(o.pooling, o.width, o.heads)
 
-    def encode_pair(self, pairs: Sequences, rows: Tensor) -> Tensor:
-        tokens = pairs.tokens
-        for block in self.blocks:
-            tokens = block(tokens, pairs.rotary, pairs.mask)
-        return self.pooling(tokens, pairs.real)
+    def demos(self, batch: Batch) -> Tensor:
+        """Return the pooled tokens of each pair [B, K, E]."""
+
+        def encode(pairs: Sequences, rows: Tensor) -> Tensor:
+            tokens = self.blocks(pairs.tokens, pairs.rotary, pairs.mask)  # [n, T, E]
+            return self.pooling(tokens, pairs.real)  # [n, E]
+
+        return self.pairs.vectors(batch, encode)
 
 
 @dataclass(frozen=True)
-class VariationalOptions(StandardOptions):
+class VariationalOptions(LatentOptions, StandardOptions):
     """`source: variational`: the standard encoder, then a variational bottleneck."""
 
     source: str = option("the source", "variational", choices=("variational",))
-    latent: int = option("size of the latent", 256, ge=1)
-    kl_weight: float = option("weight of the KL divergence from a standard normal", 1.0e-4, ge=0)
 
 
 class VariationalEncoder(VariationalSet, StandardEncoder):
     """The standard encoder's aggregate through a normal latent."""
 
-    Options: ClassVar[type] = VariationalOptions
+    Options = VariationalOptions

@@ -1,4 +1,4 @@
-"""Files of a study that are damaged: everything that a stage or a report would read."""
+"""Damaged files of a study: every file that a stage or a report would read."""
 
 from __future__ import annotations
 
@@ -10,65 +10,37 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from etrm.data.tables import TableError, read_augmentations, read_tasks
-from etrm.storage.records import (
-    DamagedFileError,
-    check_weights,
-    read_metrics,
-    read_predictions,
-    read_record,
-    read_run,
-    read_score,
-    read_verdict,
-)
-from etrm.study.doctor.finding import Finding, Study, remove
-
-Reader = Callable[[Path], object]
+from etrm.storage import records
+from etrm.storage.records import DamagedFileError
+from etrm.study.doctor.symptom import Study, Symptom, remove
 
 
-def damaged(study: Study, verify: bool) -> Iterator[Finding]:
-    """Files that are there and cannot be used; `verify`: read weights and tables whole.
+def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
+    """Yield files that cannot be used; `verify`: read weights and tables to their end.
 
-    Whatever is removed is restored from what is kept, or made anew, when the study is run again.
+    A removed file is restored from the cache, or made again, when the study is run.
     """
-    for path, read in _files(study, verify):
-        if not path.is_file():
-            continue
+    layout = study.layout
+    paths = [layout.tasks, layout.augmentations]
+    for run in layout.runs():
+        paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
+    paths += [Path(path) for run in layout.scored() for path in layout.score_files(run)]
+    for path in filter(Path.is_file, paths):
         try:
-            read(path)
+            READERS[path.name][verify](path)
         except (DamagedFileError, TableError) as error:
-            text = str(error).rpartition("; ")[0]
-            mend = f"{remove([path])} && {study.again()}"
-            yield Finding("damaged", text, mend, (str(path),))
-
-
-def _files(study: Study, verify: bool) -> Iterator[tuple[Path, Reader]]:
-    pipeline = study.pipeline
-    yield pipeline.tasks, read_tasks if verify else _schema
-    yield pipeline.augmentations, read_augmentations if verify else _schema
-    for run in pipeline.runs():
-        folder = pipeline.folder(run)
-        yield folder / "run.json", lambda path: read_run(path.parent)
-        yield folder / "metrics.parquet", _metrics if verify else _schema
-        yield folder / "model.safetensors", _weights if verify else _names_of_weights
-        yield folder / "verdict.json", read_verdict
-    for run in pipeline.scored():
-        for path in map(Path, pipeline.score_files(run)):
-            if path.suffix == ".parquet":
-                yield path, read_predictions if verify else _schema
-            elif path.name == "score.json":
-                yield path, read_score
-            else:
-                yield path, lambda path: read_record(path, {}, "the submission of a run")
+            text = str(error).rpartition("; ")[0]  # without its own advice
+            yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
 
 
 def _weights(path: Path) -> None:
-    """Read all of a run's weights; a damaged record is found where it is read."""
+    """Read weights to their end and compare their digest with the record, if that is readable."""
     try:
-        record = read_run(path.parent)
-    except (DamagedFileError, FileNotFoundError):
-        return _names_of_weights(path)
-    check_weights(path.parent, record)
-    return None
+        record = records.read_run(path.parent)
+    except (DamagedFileError, FileNotFoundError):  # a symptom of its own
+        _names_of_weights(path)
+    else:
+        records.check_weights(path.parent, record)
 
 
 def _names_of_weights(path: Path) -> None:
@@ -81,7 +53,7 @@ def _names_of_weights(path: Path) -> None:
 
 
 def _schema(path: Path) -> None:
-    """Look at the end of a table alone, which is written last."""
+    """Read the end of a table alone, which is written last."""
     try:
         pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -89,5 +61,16 @@ def _schema(path: Path) -> None:
         raise DamagedFileError(path, found, "a table of the study") from None
 
 
-def _metrics(path: Path) -> None:
-    read_metrics(path.parent)
+Reader = Callable[[Path], object]
+# By the name of a file: to read enough to trust it, and to read all of it.
+READERS: dict[str, tuple[Reader, Reader]] = {
+    "tasks.parquet": (_schema, read_tasks),
+    "augmentations.parquet": (_schema, read_augmentations),
+    "run.json": (lambda path: records.read_run(path.parent),) * 2,
+    "metrics.parquet": (_schema, lambda path: records.read_metrics(path.parent)),
+    "model.safetensors": (_names_of_weights, _weights),
+    "verdict.json": (records.read_verdict, records.read_verdict),
+    "predictions.parquet": (_schema, records.read_predictions),
+    "score.json": (records.read_score, records.read_score),
+    "submission.json": (lambda path: records.read_record(path, {}, "a submission"),) * 2,
+}

@@ -1,19 +1,19 @@
-"""`etrm doctor`: what is locked, orphaned, damaged, incomplete or stale, and what mends it.
+"""`etrm doctor`: locked, orphaned, damaged, incomplete or stale parts, and how to mend them.
 
 It only reads. Neither Snakemake nor SLURM nor a GPU has to be there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from etrm.config.load import read_study
 from etrm.study.doctor import damage, jobs, orphans, results, workflow
-from etrm.study.doctor.finding import KINDS, NOTE, Finding, Study
-from etrm.study.layout import Pipeline
+from etrm.study.doctor.symptom import KINDS, NOTE, Study, Symptom
+from etrm.study.layout import Layout
 from etrm.study.status import StudyStatus
 
 ADVICE = "On a cluster, give Snakemake the options that the study was started with as well."
@@ -21,66 +21,62 @@ ADVICE = "On a cluster, give Snakemake the options that the study was started wi
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found in a study."""
+    """All symptoms of a study."""
 
     study: str
-    findings: tuple[Finding, ...]  # the most urgent first
-    notes: tuple[Finding, ...]  # what needs no mending
+    symptoms: tuple[Symptom, ...]  # the most urgent first
+    notes: tuple[Symptom, ...]  # those that need no mending
 
     @property
     def code(self) -> int:
-        """Exit code: 0 where there is nothing to mend."""
-        return int(bool(self.findings))
+        """Return the exit code: 0 where there is nothing to mend."""
+        return int(bool(self.symptoms))
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the diagnosis as JSON."""
         return {
             "study": self.study,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [asdict(symptom) for symptom in self.symptoms],
             "notes": [asdict(note) for note in self.notes],
         }
 
     def text(self) -> str:
-        """For a terminal: by kind, what it is and below it the command that mends it."""
+        """Return the diagnosis for a terminal: by kind, each with its command below it."""
         lines = []
         for kind in (NOTE, *KINDS):
-            of_kind = [f for f in (*self.notes, *self.findings) if f.kind == kind]
-            lines += [kind.capitalize(), *_lines(of_kind), ""] if of_kind else []
-        end = ADVICE if self.findings else f"Study {self.study}: nothing to mend"
+            of_kind = [s for s in (*self.notes, *self.symptoms) if s.kind == kind]
+            lines += [kind.capitalize()] if of_kind else []
+            for symptom in of_kind:
+                lines += [f"  {symptom.what}", *([f"      {symptom.mend}"] if symptom.mend else [])]
+            lines += [""] if of_kind else []
+        end = ADVICE if self.symptoms else f"Study {self.study}: nothing to mend"
         return "\n".join([*lines, end])
 
 
-def _lines(findings: Iterable[Finding]) -> Iterator[str]:
-    for finding in findings:
-        yield f"  {finding.what}"
-        if finding.mend is not None:
-            yield f"      {finding.mend}"
-
-
 def diagnose(configfile: str, verify: bool = False) -> Diagnosis:
-    """Look at the study of a file, in this folder; `verify`: read all weights as well.
+    """Examine the study of a file, in this folder; `verify`: read weights and tables to their end.
 
     Raises `ConfigError` where there is no such study.
     """
-    study = Study(Pipeline(read_study(configfile)), configfile, Path.cwd().resolve())
-    found = sorted(_findings(study, verify), key=lambda f: (NOTE, *KINDS).index(f.kind))
-    notes = tuple(f for f in found if f.kind == NOTE)
-    return Diagnosis(study.pipeline.study.study, tuple(f for f in found if f.kind != NOTE), notes)
+    study = Study(Layout(read_study(configfile)), configfile, Path.cwd().resolve())
+    found = sorted(_symptoms(study, verify), key=lambda each: (NOTE, *KINDS).index(each.kind))
+    notes = tuple(each for each in found if each.kind == NOTE)
+    return Diagnosis(study.layout.study.study, tuple(found[len(notes) :]), notes)
 
 
-def _findings(study: Study, verify: bool) -> Iterator[Finding]:
-    status, watching, submitted = StudyStatus(study.pipeline), workflow.drivers(study), []
+def _symptoms(study: Study, verify: bool) -> Iterator[Symptom]:
+    status, watching, submitted = StudyStatus(study.layout), workflow.drivers(study), []
     try:
         submitted = jobs.slurm_jobs(study)
     except jobs.SqueueError as error:
-        yield Finding(NOTE, f"SLURM jobs were not looked at: squeue gave no answer ({error})")
+        yield Symptom(NOTE, f"SLURM jobs are unknown: squeue gave no answer ({error})")
     live = jobs.live_runs(study, submitted)
     for driver in watching:
-        yield Finding(NOTE, f"Snakemake runs the study (process {driver.pid})", None)
+        yield Symptom(NOTE, f"Snakemake runs the study (process {driver.pid})")
     yield from jobs.stuck(submitted)
     yield from jobs.unwatched(study, submitted, watching)
     yield from jobs.leases(study, status, submitted, watching)
-    if not watching:  # else it is at work on them
+    if not watching:  # else it is about to complete them
         yield from workflow.locks(study)
         yield from workflow.marks(study)
         yield from results.incomplete(study, status, live)

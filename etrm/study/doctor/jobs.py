@@ -8,31 +8,34 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from etrm.config.text import first_few
+from etrm.errors import UserError
 from etrm.runtime.run_lock import LEASES, SILENCE_SECONDS, Holder, all_holders, is_running
-from etrm.study.doctor.finding import NOTE, Finding, Study, lasting, listed, remove
+from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
 from etrm.study.status import StudyStatus
 
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%r|%Z|%k|%M|%j")
-SQUEUE_SECONDS = 10.0
-# Why a job waits that asks for what it will never get: more time, or nodes, than there are.
+SQUEUE_SECONDS = 10.0  # to wait for its answer
+# Reasons of SLURM for a job that can never start: it asks for more time, or nodes, than there are.
 NEVER = (
     *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints"),
     *("QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit"),
 )
-OTHER = ", in another configuration or from other data or code than today's"
+OTHER = ", in another configuration or from other data or code than the study has now"
 UNWATCHED = "; no Snakemake on this machine watches it: started again, the study takes it over"
 
 
-class SqueueError(RuntimeError):
-    """`squeue` is there and gives no answer."""
+class SqueueError(UserError):
+    """`squeue` is installed and gives no answer."""
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A SLURM job of this user, as `squeue` tells it."""
+    """A SLURM job of this user, in the fields of `SQUEUE`."""
 
     id: str
     state: str
@@ -48,79 +51,71 @@ class SlurmJob:
 
 
 def slurm_jobs(study: Study) -> list[SlurmJob]:
-    """The jobs that Snakemake has submitted from this folder; none where there is no SLURM."""
+    """Return the jobs that Snakemake has submitted from this folder; none without SLURM."""
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "timeout": SQUEUE_SECONDS}
     try:
-        done = subprocess.run(
-            SQUEUE, capture_output=True, encoding="utf-8", errors="replace", timeout=SQUEUE_SECONDS
-        )
+        done = subprocess.run(SQUEUE, capture_output=True, **options)
     except FileNotFoundError:
         return []
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SqueueError(str(error)) from None
     if done.returncode:
-        raise SqueueError(done.stderr.strip())
+        raise SqueueError((done.stderr.strip().splitlines() or ["no reason"])[-1])
     fields = [line.split("|", 6) for line in done.stdout.splitlines()]
     jobs = [SlurmJob(*each) for each in fields if len(each) == 7]
-    return [
-        job
-        for job in jobs
-        if job.comment.startswith("rule_") and Path(job.folder).resolve() == study.folder
-    ]
+    ours = [job for job in jobs if job.comment.startswith("rule_")]
+    return [job for job in ours if Path(job.folder).resolve() == study.folder]
 
 
-def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Finding]:
-    """Jobs that wait for what they will never get; Snakemake waits with them."""
+def stuck(jobs: Sequence[SlurmJob]) -> Iterator[Symptom]:
+    """Yield the jobs that can never start; Snakemake waits for them."""
     for reason in NEVER:
         waiting = [job for job in jobs if job.state == "PENDING" and job.reason == reason]
         if waiting:
-            cancel = shlex.join(["scancel", *(job.id for job in waiting)])
-            yield Finding(
-                "stuck jobs",
-                f"{listed(map(str, waiting))} will never start ({reason}): change what it asks for"
-                " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again",
-                cancel,
-                tuple(job.id for job in waiting),
+            ids = tuple(job.id for job in waiting)
+            text = (
+                f"{', '.join(first_few(waiting))} will never start ({reason}): lower the request"
+                " in slurm/site.yaml (time: runtime), stop Snakemake, and start it again"
             )
+            yield Symptom("stuck jobs", text, shlex.join(["scancel", *ids]), ids)
 
 
 def unwatched(
     study: Study, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
-) -> Iterator[Finding]:
-    """SLURM jobs whose Snakemake is gone; they go on, and their results are used."""
-    ids = {driver.run_id for driver in watching}
-    left = [job for job in jobs if not watching or (None not in ids and job.name not in ids)]
-    if not left:
-        return
-    cancel = shlex.join(["scancel", *(job.id for job in left)])
-    count = "1 SLURM job runs" if len(left) == 1 else f"{len(left)} SLURM jobs run"
-    yield Finding(
-        "orphaned jobs",
-        f"{count} that no Snakemake on this machine watches:"
-        f" {listed(map(str, left))}. Started again, the study takes over what they train where"
-        " they are; or end them",
-        f"{study.again()}    # or: {cancel}",
-        tuple(job.id for job in left),
-    )
+) -> Iterator[Symptom]:
+    """Yield the SLURM jobs whose Snakemake has ended; they still run, and their results count."""
+    drivers = {driver.run_id for driver in watching}
+    # While the log of a driver does not name its jobs, any job may be its own.
+    left = [j for j in jobs if not watching or (None not in drivers and j.name not in drivers)]
+    if left:
+        ids = tuple(job.id for job in left)
+        count = "1 SLURM job runs" if len(left) == 1 else f"{len(left)} SLURM jobs run"
+        text = (
+            f"{count} that no Snakemake on this machine watches: {', '.join(first_few(left))}."
+            " Started again, the study takes over their training where it is; or cancel them"
+        )
+        mend = f"{study.again()}    # or: {shlex.join(['scancel', *ids])}"
+        yield Symptom("orphaned jobs", text, mend, ids)
 
 
 def leases(
     study: Study, status: StudyStatus, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
-) -> Iterator[Finding]:
+) -> Iterator[Symptom]:
     """Who has the lease on which run: those that live are noted."""
     ids = {job.id for job in jobs}
-    runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.pipeline.runs()}
-    for name, holder in all_holders(study.pipeline.state):
+    runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.layout.runs()}
+    for name, holder in all_holders(study.layout.state):
         process, run = str(holder), runs.get(name)
         silent = _dead(holder, ids)
         if silent is None:
             text = f"{name} is trained by {process} since {holder.record['began']}"
             text += "" if run is None or _is_of_today(holder, run, status) else OTHER
             text += "" if watching else UNWATCHED
-            yield Finding(NOTE, text, names=(name,))
+            yield Symptom(NOTE, text, names=(name,))
             continue
         done = run is None or not status.run(run).missing
-        mend = remove([study.pipeline.state / LEASES / name]) if done else study.again()
-        yield Finding("leases", f"{process} still has {name}, and {silent}", mend, (name,))
+        mend = remove([study.layout.state / LEASES / name]) if done else study.again()
+        yield Symptom("leases", f"{process} still has {name}, and {silent}", mend, (name,))
 
 
 def _dead(holder: Holder, ids: set[str]) -> str | None:
@@ -143,5 +138,5 @@ def _is_of_today(holder: Holder, run: Run, status: StudyStatus) -> bool:
 def live_runs(study: Study, jobs: Sequence[SlurmJob]) -> dict[str, str]:
     """Key of the run that each live process trains, by the name of the run."""
     ids = {job.id for job in jobs}
-    holders = all_holders(study.pipeline.state)
+    holders = all_holders(study.layout.state)
     return {name: h.record["key"] for name, h in holders if _dead(h, ids) is None}

@@ -1,123 +1,99 @@
-"""Files in the folder of a study that no run, evaluation or process of it has a use for."""
+"""Files in the folder of a study that no run, evaluation or process of it uses."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from etrm.config.text import first_few
 from etrm.runtime.run_lock import LEASES
-from etrm.study.doctor.finding import Finding, Study, lasting, listed, remove, weighed
-from etrm.study.doctor.results import name_of
-from etrm.study.layout import Run
+from etrm.study.doctor.symptom import Study, Symptom, lasting, remove, weighed
+from etrm.study.layout import CACHE
 from etrm.study.status import STATES, StudyStatus
 
-FINISHED = "finished"  # results that `etrm.storage.finished` keeps, among the states
 WRITTEN = ("data", "runs", "evaluation", "state", "figures", "tables", "records")
-# What has not been written to for so long is no file that somebody is writing.
-TEMPORARY_SECONDS = 600.0
-CAUTION = "another study file with the same name of study may have it"
+TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger
 
 
-def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
-    """States that no run goes on from; `live`: keys of runs that processes train now."""
-    keys = {run: status.key(run) for run in study.pipeline.runs()}
-    unknown = [name_of(run) for run, key in keys.items() if key is None]
+def states(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Symptom]:
+    """Yield states that no run resumes from; `live`: keys of runs that processes train now."""
+    keys = {run: status.key(run) for run in study.layout.runs()}
+    unknown = [str(run) for run, key in keys.items() if key is None]
     runs = {key[:16]: run for run, key in keys.items() if key is not None}
-    used = {key[:16] for key in live}
-    for folder in sorted(study.pipeline.state.glob("*")):
-        if folder.name in (LEASES, FINISHED) or folder.name in used or not folder.is_dir():
+    used = {LEASES, CACHE, *(key[:16] for key in live)}
+    for folder in sorted(study.layout.state.glob("*")):
+        if folder.name in used or not folder.is_dir():
             continue
-        run = runs.get(folder.name)
-        if run is None:
-            yield _orphan(study, folder, unknown)
-        elif not status.run(run).missing and not status.run(run).differences():
-            text = f"{_described(folder)} is of {name_of(run)}, which is finished"
-            yield Finding("orphaned files", text, remove([folder]), (str(folder),))
-
-
-def _orphan(study: Study, folder: Path, unknown: list[str]) -> Finding:
-    """A state of no run that is known; it is not to be removed while it may be of one."""
-    text = f"{_described(folder)} is of no run that the study has today"
-    if unknown:
-        text += (
-            f", or of {listed(unknown)}, which cannot be told before their tables and first"
-            " weights are there: make these first"
-        )
-        return Finding("orphaned files", text, study.again(), (str(folder),))
-    text += ": its configuration, code, data or first weights are no more"
-    return Finding("orphaned files", text, remove([folder]), (str(folder),))
+        run, mend, text = runs.get(folder.name), remove([folder]), _described(folder)
+        if run is not None:
+            if not status.run(run).up_to_date:
+                continue  # the run resumes from here
+            text += f" is of {run}, which is finished"
+        else:
+            text += " is of no run that the study has now"
+            if unknown:  # while a key is unknown, this may be its state: not to be removed
+                mend = study.again()
+                text += (
+                    f", or of {', '.join(first_few(unknown))}, whose states cannot be recognised"
+                    " before their tables and first weights are there: make these first"
+                )
+            else:
+                text += ": its configuration, code, data or first weights have changed"
+        yield Symptom("orphaned files", text, mend, (str(folder),))
 
 
 def _described(folder: Path) -> str:
-    size, written = weighed([folder])
     steps = sorted(path.stem.removeprefix("step").lstrip("0") for path in folder.glob(STATES))
     step = f"step {steps[-1] or 0}, " if steps else ""
-    return f"{folder} ({step}{size}, written {lasting(time.time() - written)} ago)"
+    return f"{folder} ({step}{_written([folder])})"
 
 
-def strangers(study: Study) -> Iterator[Finding]:
-    """Results of experiments, stages and seeds that the study does not have."""
-    gone: dict[str, list[Path]] = {}
-    experiments, known = study.pipeline.study.experiments, set(_known(study))
-    for experiment, path in _results(study.pipeline.root):
-        if experiment not in experiments:
+def _written(paths: Collection[Path]) -> str:
+    size, written = weighed(paths)
+    return f"{size}, written {lasting(time.time() - written)} ago"
+
+
+def strangers(study: Study) -> Iterator[Symptom]:
+    """Yield results of experiments, stages and seeds that the study does not have."""
+    layout = study.layout
+    known = {f"{run.experiment}/{run.stage}/seed{run.seed}" for run in layout.runs()}
+    known |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scored()}
+    gone: dict[str, list[Path]] = {}  # by name of an experiment, or of a part of one
+    for place, path in _results(layout.root):
+        experiment = place.partition("/")[0]
+        if experiment not in layout.study.experiments and place == experiment:
             gone.setdefault(f"experiment {experiment}", []).append(path)
-    for experiment, place, path in _parts(study.pipeline.root):
-        if experiment in experiments and (experiment, place) not in known:
-            gone.setdefault(f"{experiment}/{place}", []).append(path)
+        elif experiment in layout.study.experiments and place not in {experiment, *known}:
+            gone.setdefault(place, []).append(path)
     for name, paths in gone.items():
-        size, written = weighed(paths)
         text = (
-            f"{name} is not in {study.configfile}, but has results ({size}, written"
-            f" {lasting(time.time() - written)} ago); {CAUTION}"
+            f"{name} is not in {study.configfile}, but has results ({_written(paths)}); they may"
+            " belong to another file of a study with the same name"
         )
-        yield Finding("orphaned files", text, remove(paths), tuple(map(str, paths)))
-
-
-def _known(study: Study) -> Iterator[tuple[str, str]]:
-    """Experiment, and stage with seed, of all runs and evaluations."""
-    for run in study.pipeline.runs():
-        yield run.experiment, _place(run, run.stage)
-    for run in study.pipeline.scored():
-        yield run.experiment, _place(run, "evaluation")
-
-
-def _place(run: Run, stage: str) -> str:
-    return f"{stage}/seed{run.seed}"
+        yield Symptom("orphaned files", text, remove(paths), tuple(map(str, paths)))
 
 
 def _results(root: Path) -> Iterator[tuple[str, Path]]:
-    """Experiment, and where all that there is of it is."""
-    for parent in ("runs", "evaluation", f"state/{FINISHED}", "logs"):
+    """Yield all folders of results: of an experiment `name`, of a part `name/stage/seed`."""
+    for parent in ("runs", "evaluation", f"state/{CACHE}", "logs"):
         for folder in sorted((root / parent).glob("*/")):
             yield folder.name, folder
     for record in sorted((root / "records").glob("*.md")):
         yield record.stem, record
-
-
-def _parts(root: Path) -> Iterator[tuple[str, str, Path]]:
-    """Experiment, stage with seed, and folder of runs, evaluations and kept ones."""
-    for parent in ("runs", f"state/{FINISHED}"):
+    for parent in ("runs", f"state/{CACHE}"):
         for folder in sorted((root / parent).glob("*/*/seed*/")):
-            yield folder.parts[-3], "/".join(folder.parts[-2:]), folder
+            yield "/".join(folder.parts[-3:]), folder
     for folder in sorted((root / "evaluation").glob("*/seed*/")):
-        yield folder.parts[-2], f"evaluation/{folder.name}", folder
+        yield f"{folder.parts[-2]}/evaluation/{folder.name}", folder
 
 
-def temporaries(study: Study) -> Iterator[Finding]:
-    """What processes that were killed while they wrote have left."""
+def temporaries(study: Study) -> Iterator[Symptom]:
+    """Yield temporary files of processes that were killed while they wrote."""
+    found = (p for part in WRITTEN for p in sorted((study.layout.root / part).rglob(".*.tmp")))
     before = time.time() - TEMPORARY_SECONDS
-    left = [path for path in _temporaries(study.pipeline.root) if weighed([path])[1] < before]
+    left = [path for path in found if weighed([path])[1] < before]
     if left:
         text = f"{len(left)} files that were being written when their process was killed"
-        yield Finding(
-            "orphaned files",
-            f"{text} ({weighed(left)[0]})",
-            remove(left),
-            tuple(map(str, left)),
-        )
-
-
-def _temporaries(root: Path) -> Iterable[Path]:
-    return (path for part in WRITTEN for path in sorted((root / part).rglob(".*.tmp")))
+        text += f" ({weighed(left)[0]})"
+        yield Symptom("orphaned files", text, remove(left), tuple(map(str, left)))

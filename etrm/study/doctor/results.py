@@ -1,82 +1,64 @@
-"""Results of a study that are incomplete, or are not what would be made today."""
+"""Results of a study that are incomplete or stale, by `etrm.study.status`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from etrm.storage.finished import RUN_FILES, SCORE_FILES
+from etrm.config.text import first_few
 from etrm.storage.records import DamagedFileError
-from etrm.study.doctor.finding import Finding, Study, listed
+from etrm.study.doctor.symptom import Study, Symptom
 from etrm.study.doctor.workflow import knows
 from etrm.study.layout import Run
-from etrm.study.status import StudyStatus
+from etrm.study.status import Status, StudyStatus
 
 
-def name_of(run: Run) -> str:
-    """A run as its folders are named."""
-    return f"{run.experiment}/{run.stage}/seed{run.seed}"
+def _all(study: Study, status: StudyStatus) -> Iterator[tuple[str, Run, Path, Status]]:
+    """Yield runs and evaluations: kind, run, record and status."""
+    for run in study.layout.runs():
+        yield "run", run, study.layout.folder(run) / "run.json", status.run(run)
+    for run in study.layout.scored():
+        yield "evaluation", run, study.layout.score(run), status.score(run)
 
 
-def incomplete(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
-    """Runs that were interrupted, and folders that have only some of their files."""
-    for run in study.pipeline.runs():
-        name, missing, step = name_of(run), status.run(run).missing, status.run(run).step
-        if name in live:
-            continue
-        if step is not None and (missing or status.run(run).differences()):
-            steps = study.pipeline.config_of(run).train.steps
-            text = f"{name} was interrupted at step {step} of {steps}, from which it goes on"
-            yield Finding("incomplete", text, study.again(), (name,))
-        elif 0 < len(missing) < len(RUN_FILES):
-            yield _partial(study, study.pipeline.folder(run), missing)
-    for run in study.pipeline.scored():
-        missing = status.score(run).missing
-        if 0 < len(missing) < len(SCORE_FILES):
-            yield _partial(study, Path(study.pipeline.score_files(run)[0]).parent, missing)
+def incomplete(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Symptom]:
+    """Yield interrupted runs, and folders with some of their files; `live`: runs in training."""
+    for kind, run, record, found in _all(study, status):
+        name, folder = str(run), record.parent
+        if kind == "run" and name in live:
+            continue  # it is about to be completed
+        if found.step is not None and not found.up_to_date:
+            steps = study.layout.config_of(run).train.steps
+            text = f"{name} was interrupted at step {found.step} of {steps}, and resumes there"
+            yield Symptom("incomplete", text, study.again(), (name,))
+        elif found.files and found.missing:
+            text = f"{folder} has only some of its files, missing: {', '.join(found.missing)}"
+            yield Symptom("incomplete", text, study.again(), (str(folder),))
 
 
-def _partial(study: Study, folder: Path, missing: Sequence[str]) -> Finding:
-    text = f"{folder} has only some of its files, missing: {', '.join(missing)}"
-    return Finding("incomplete", text, study.again(), (str(folder),))
+def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Symptom]:
+    """Yield stale runs and evaluations, grouped by how they differ from the current study.
 
-
-def stale(study: Study, status: StudyStatus, live: Collection[str]) -> Iterator[Finding]:
-    """Runs and evaluations that differ from what would be made status, by how they differ.
-
-    What a gate stops today is left out: it would not be made.
+    Full runs that a gate stops are left out: they would not be run.
     """
-    found: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
-    for what, run, target, differences in _all(study, status):
-        if differences and _going(study, run) and name_of(run) not in live:
-            group = (what, "; ".join(differences), knows(study, target))
-            found.setdefault(group, []).append((name_of(run), target))
-    for (what, how, known), results in found.items():
-        names, targets = zip(*results, strict=True)
-        count = f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
-        text = f"{count} made otherwise than today ({how}): {listed(names)}"
+    groups: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
+    for kind, run, record, found in _all(study, status):
+        if found.stale and str(run) not in live and _expected(run, status):
+            # Snakemake reruns what it has a record of by itself; other results must be forced.
+            group = (kind, "; ".join(found.differences()), knows(study, record))
+            groups.setdefault(group, []).append((str(run), record))
+    for (kind, differences, known), results in groups.items():
+        names, records = zip(*results, strict=True)
+        count = f"{len(names)} stale {kind}{'s' if len(names) > 1 else ''}"
+        text, mend = f"{count} ({differences}): {', '.join(first_few(names))}", study.again()
         if not known:
             text += "; Snakemake has no record of how they were made, and would keep them"
-        mend = study.again() if known else _forced(study, targets)
-        yield Finding("stale", text, mend, names)
+            mend = study.snakemake("--cores", "2", "--forcerun", *map(str, records))
+        yield Symptom("stale", text, mend, names)
 
 
-def _going(study: Study, run: Run) -> bool:
-    """Has no gate stopped it? Where that cannot be read, the file is found to be damaged."""
+def _expected(run: Run, status: StudyStatus) -> bool:
     try:
-        return run.stage != "full" or study.pipeline.projected(run.experiment, run.seed)
-    except DamagedFileError:
+        return run.stage != "full" or status.expects_full(run.experiment, run.seed)
+    except DamagedFileError:  # reported as damaged
         return False
-
-
-def _all(study: Study, status: StudyStatus) -> Iterator[tuple[str, Run, Path, list[str]]]:
-    """What it is, its run, its record, and how it differs."""
-    for run in study.pipeline.runs():
-        yield "run", run, study.pipeline.folder(run) / "run.json", status.run(run).differences()
-    for run in study.pipeline.scored():
-        score = Path(study.pipeline.score_files(run)[SCORE_FILES.index("score.json")])
-        yield "evaluation", run, score, status.score(run).differences()
-
-
-def _forced(study: Study, targets: Collection[Path]) -> str:
-    return study.snakemake("--cores", "2", "--forcerun", *map(str, targets))

@@ -1,4 +1,4 @@
-"""What is still to be written, what the study has on disk, and what is free."""
+"""Disk space of a study: still to be written, in use, and free."""
 
 from __future__ import annotations
 
@@ -12,49 +12,46 @@ from typing import Any
 
 from etrm.config.registry import context_source
 from etrm.config.study import ModelConfig, RunConfig
-from etrm.study.layout import Pipeline
+from etrm.study.layout import Layout
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.sizes import Sizes
 
 FLOAT = 4  # bytes
-# Of a state: weights, their average, and two moments of the optimizer.
-COPIES = 4
-# States of a run that are there at once: the last two, and the next while it is written.
-STATES = 3
-# Of a row of predictions beside its grid, which has a byte for each cell, before compression.
-ROW = 30
+COPIES = 4  # of a parameter in a state: raw, EMA, and the two moments of AdamW
+STATES = 3  # of a run at once: the last two, and the next while it is written
+ROW = 30  # bytes of a prediction beside its grid (a byte a cell), before compression
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes."""
+    """Disk space, in bytes."""
 
-    write: int  # run folders and predictions that are to be made
-    state: int  # the states of one run while it trains, at most: of the largest to be trained
+    write: int  # run folders and predictions that are still to be made
+    state: int  # the most that the states of one run take while it trains
     used: int  # by the study's folder now
-    free: int  # where it is
+    free: int  # on its disk
 
 
-def disk_of(pipeline: Pipeline, entries: Iterable[Entry], sizes: Sizes) -> Disk:
-    """Estimates from the numbers of parameters; a file with several names counts once."""
+def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
+    """Return an estimate from the numbers of parameters and predictions."""
     write = state = 0
     for entry in entries:
-        if not entry.job or entry.kept or entry.stage == "gate":
+        if not entry.job or entry.cached or entry.stage == "gate":
             continue
         if entry.stage == "evaluate":
-            experiment = pipeline.study.experiments[entry.experiment]
-            rows = sizes.predictions(experiment, pipeline.study.data.variants) or 0
+            experiment = layout.study.experiments[entry.experiment]
+            rows = sizes.predictions(experiment, layout.study.data.variants) or 0
             write += round(rows * (sizes.cells + ROW))
             continue
-        trained, table = parameters(pipeline.config_of(entry.run), pipeline, sizes)
-        write += FLOAT * (2 * trained + table)
+        trained, table = parameters(layout.config_of(entry.run), layout, sizes)
+        write += FLOAT * (2 * trained + table)  # raw and EMA; the table has no EMA
         state = max(state, STATES * FLOAT * (COPIES * trained + table))
-    return Disk(write, state, used(pipeline.root), free(pipeline.root))
+    return Disk(write, state, used(layout.root), free(layout.root))
 
 
-def parameters(run: RunConfig, pipeline: Pipeline, sizes: Sizes) -> tuple[int, int]:
-    """Trained parameters, and numbers in a table of embeddings (of which there is no average)."""
-    puzzles = sizes.puzzles(run, pipeline.study.data.variants)
+def parameters(run: RunConfig, layout: Layout, sizes: Sizes) -> tuple[int, int]:
+    """Return the numbers of trained parameters, and of a table of embeddings (which has no EMA)."""
+    puzzles = sizes.puzzles(run, layout.study.data.variants)
     return _count(run.model, run.context, puzzles if run.context.source == "embedding" else 1)
 
 
@@ -64,7 +61,7 @@ def _count(model: ModelConfig, context: Any, puzzles: int) -> tuple[int, int]:
 
     from etrm.models.decoder import Decoder
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes alone, no memory
         source = context_source(context.source)(context, model, puzzles)
         trained = [*source.parameters(), *Decoder(model).parameters()]
     table = getattr(source, "weights", None)
@@ -72,19 +69,19 @@ def _count(model: ModelConfig, context: Any, puzzles: int) -> tuple[int, int]:
 
 
 def used(folder: Path) -> int:
-    """Bytes of the files below a folder, each counted once whatever its names."""
+    """Return the bytes of the files below a folder; a file with several links counts once."""
     seen: dict[tuple[int, int], int] = {}
     for root, _, names in os.walk(folder):
         for name in names:
             try:
                 found = os.lstat(os.path.join(root, name))
             except FileNotFoundError:
-                continue  # it was a temporary one
+                continue  # a temporary file
             seen[found.st_dev, found.st_ino] = found.st_size
     return sum(seen.values())
 
 
 def free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
+    """Return the free bytes of the disk that a folder is on, or will be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

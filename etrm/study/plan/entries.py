@@ -1,20 +1,25 @@
-"""Every stage of every experiment and seed: its state, and why it would run."""
+"""Every stage of every experiment and seed: its state, and why it would run.
+
+The jobs are those of Snakemake's dry run (`jobs`), the reasons those of `etrm.study.status`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
 from etrm.study.status import Status, StudyStatus
 
 STAGES = ("pretrain", "overfit", "gate", "full", "evaluate")
-# `waits`: for a verdict, and is counted on; `stale`: Snakemake keeps it, but it is not today's.
+# `waits` for its gate, `stopped` by its gate; `stale`: not up to date, but Snakemake keeps it.
 STATES = ("done", "run", "waits", "stopped", "stale")
-NEVER_RUN, TAKEN_BACK = "never run", "finished before, is taken back"
+NEVER_RUN, RESTORABLE = "never run", "restorable from cache"
 
 
 @dataclass(frozen=True)
@@ -22,139 +27,111 @@ class Entry:
     """One stage of one experiment and seed."""
 
     experiment: str
-    stage: str
+    stage: str  # one of STAGES
     seed: int
-    state: str
-    why: tuple[str, ...] = ()
+    state: str  # one of STATES
+    why: tuple[str, ...] = ()  # the nearest reason first
     job: bool = False  # among Snakemake's jobs
-    gpus: int = 0
-    kept: bool = False  # is taken back, not made again
-    step: int = 0  # from which a run goes on
+    gpus: int = 0  # that its job asks for, on all nodes
+    cached: bool = False  # restored from the cache, not computed
+    step: int = 0  # where an interrupted run resumes
+    hours: float | None = 0.0  # of one device; None: nothing of its size has been measured
+    at_most: bool = False  # it may end before its last step
+    measured: str | None = None  # the measurement that `hours` comes from
 
     @property
     def run(self) -> Run:
-        """The run, if it is one of training; else its experiment and seed."""
+        """The run of a training stage; for others, its experiment and seed with their stage."""
         return Run(self.experiment, self.stage, self.seed)
 
 
-def entries_of(pipeline: Pipeline, jobs: Jobs, status: StudyStatus) -> list[Entry]:
-    """All stages in the order of the configuration."""
-    of = _Entries(pipeline, jobs, status)
-    found = []
-    for name, config in pipeline.study.experiments.items():
-        stages = ["pretrain"] if config.is_trm else ["overfit", "gate", "full"]
-        stages += ["evaluate"] * (config.scored_stage is not None)
-        for seed in config.seeds:
-            found += [of.entry(name, stage, seed) for stage in stages]
-    return found
+def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
+    """Return all stages in the order of the configuration."""
+    of = _Entries(layout, jobs, status)
+    return [
+        of.entry(name, stage, seed)
+        for name, config in layout.study.experiments.items()
+        for seed in config.seeds
+        for stage in STAGES
+        if stage in config.stage_names
+        or (stage == "gate" and not config.is_trm)
+        or (stage == "evaluate" and config.scored_stage is not None)
+    ]
 
 
 class _Entries:
-    def __init__(self, pipeline: Pipeline, jobs: Jobs, status: StudyStatus) -> None:
-        self.pipeline, self.status = pipeline, status
+    def __init__(self, layout: Layout, jobs: Jobs, status: StudyStatus) -> None:
+        self.layout, self.status = layout, status
         self.jobs = jobs.runs()
-        self.data = any(job.rule in ("tasks", "augment") for job in jobs.jobs)
+        # New tables may differ from those that records, states and the cache were compared with.
+        self.new_data = any(job.rule in ("tasks", "augment") for job in jobs.jobs)
 
     def entry(self, experiment: str, stage: str, seed: int) -> Entry:
+        config = self.layout.study.experiments[experiment]
         job = self.jobs.get((experiment, stage, seed))
-        if stage in ("full", "evaluate") and self._stopped(experiment, seed):
-            verdict = self._verdict(experiment, seed)
-            return Entry(experiment, stage, seed, "stopped", (verdict,), job is not None)
+        entry = partial(Entry, experiment, stage, seed)
         if stage == "gate":
-            return self._gate(experiment, seed, job)
-        status = self._status(experiment, stage, seed)
-        if job is None:
-            why = tuple(self._stale(stage, status))
-            return Entry(experiment, stage, seed, "stale" if why else "done", why)
-        waits = stage in ("full", "evaluate") and self._undecided(experiment, seed)
-        known = not self.data  # tables that are made again may be others
-        return Entry(
-            experiment,
-            stage,
-            seed,
-            "waits" if waits else "run",
-            tuple(self._why(experiment, stage, seed, status, job)),
-            job=True,
-            gpus=job.gpus,
-            kept=known and status.kept,
-            step=(known and status.step) or 0,
-        )
-
-    def _status(self, experiment: str, stage: str, seed: int) -> Status:
-        if stage != "evaluate":
-            return self.status.run(Run(experiment, stage, seed))
-        return self.status.score(self._scored(experiment, seed))
-
-    def _scored(self, experiment: str, seed: int) -> Run:
-        stage = self.pipeline.study.experiments[experiment].scored_stage
-        assert stage is not None  # only stages that there are have an entry
-        return Run(experiment, stage, seed)
-
-    def _stopped(self, experiment: str, seed: int) -> bool:
-        """Has its gate stopped it, as far as is known? Snakemake plans by the same answer."""
-        is_trm = self.pipeline.study.experiments[experiment].is_trm
-        return not is_trm and not self.pipeline.projected(experiment, seed)
-
-    def _undecided(self, experiment: str, seed: int) -> bool:
-        if self.pipeline.study.experiments[experiment].is_trm:
-            return False
-        return any((experiment, stage, seed) in self.jobs for stage in ("overfit", "gate"))
-
-    def _verdict(self, experiment: str, seed: int) -> str:
-        path = self.pipeline.verdict(experiment, seed)
-        verdict = read_verdict(path)
-        gate = self.pipeline.study.experiments[experiment].gate
-        return describe({**verdict, "threshold": gate.exact_accuracy, "passed": False})
-
-    def _gate(self, experiment: str, seed: int, job: Job | None) -> Entry:
-        if job is None:
-            if self.pipeline.verdict(experiment, seed).is_file():
-                return Entry(experiment, "gate", seed, "done")
-            return Entry(experiment, "gate", seed, "stale", ("verdict.json is missing",))
-        why = [NEVER_RUN] if NEVER_MADE in job.why else _own(job.why)
-        if not why and (experiment, "overfit", seed) in self.jobs:
-            why = ["its overfit run runs again"]
-        return Entry(experiment, "gate", seed, "run", tuple(why or job.why), True, job.gpus)
-
-    def _stale(self, stage: str, status: Status) -> list[str]:
-        """What is wrong with a result that Snakemake would keep."""
-        missing = [f"{name} is missing" for name in status.missing]
-        if status.record is None and not missing:
-            name = "score.json" if stage == "evaluate" else "run.json"
-            missing = [f"{name} cannot be read: `etrm doctor` names it and what mends it"]
-        return missing + status.differences()
-
-    def _why(
-        self, experiment: str, stage: str, seed: int, status: Status, job: Job
-    ) -> Sequence[str]:
-        """The nearest reason first; what Snakemake says only where nothing else is known."""
-        if status.kept and not self.data:
-            return [*status.differences(), TAKEN_BACK]
-        if status.step is not None and not self.data:
-            steps = self.pipeline.config_of(Run(experiment, stage, seed)).train.steps
-            return [f"interrupted at step {status.step:,} of {steps:,}, goes on"]
-        if not status.exists:
-            return [NEVER_RUN]
-        found = [f"{name} is missing" for name in status.missing] + status.differences()
-        if self.data and not any(reason.startswith("new data") for reason in found):
-            found.append("new data")
-        found = found or self._upstream(experiment, stage, seed)
-        return found or _own(job.why) or list(job.why)
-
-    def _upstream(self, experiment: str, stage: str, seed: int) -> list[str]:
-        """What it is made from, where that runs again."""
+            return entry(*self._gate(experiment, seed, job))
+        behind = not config.is_trm and stage in ("full", "evaluate")
+        if behind and not self.status.expects_full(experiment, seed):
+            verdict = read_verdict(self.layout.verdict(experiment, seed))
+            now = {"threshold": config.gate.exact_accuracy, "passed": False}
+            return entry("stopped", (describe({**verdict, **now}),), job is not None)
         if stage == "evaluate":
-            run = self._scored(experiment, seed)
-            again = (experiment, run.stage, seed) in self.jobs
-            return ["its run runs again"] if again else []
-        parent = self.pipeline.parent(Run(experiment, stage, seed))
-        if parent is not None and (parent.experiment, parent.stage, parent.seed) in self.jobs:
-            return [f"its parent {parent.experiment} runs again"]
-        if stage == "full" and (experiment, "overfit", seed) in self.jobs:
-            return ["its overfit run runs again"]
-        return []
+            run = Run(experiment, str(config.scored_stage), seed)  # whose weights are evaluated
+            status = self.status.score(run)
+        else:
+            run = Run(experiment, stage, seed)
+            status = self.status.run(run)
+        if job is None:
+            why = tuple(status.reasons())
+            return entry("stale" if why else "done", why)  # Snakemake keeps a stale one
+        # Its verdict is still to be made, or to be made again.
+        undecided = any((experiment, before, seed) in self.jobs for before in ("overfit", "gate"))
+        state = "waits" if behind and undecided else "run"
+        cached = status.cached and not self.new_data
+        step = 0 if self.new_data else status.step or 0
+        why = tuple(self._why(run, stage, status, job))
+        return entry(state, why, True, job.gpus, cached, step)
+
+    def _gate(self, experiment: str, seed: int, job: Job | None) -> tuple[Any, ...]:
+        """Return the fields of the entry of a gate, from its state on."""
+        if job is None:
+            missing = not self.layout.verdict(experiment, seed).is_file()
+            return ("stale", ("verdict.json is missing",)) if missing else ("done",)
+        reasons = [NEVER_RUN] if NEVER_MADE in job.why else _own(job.why)
+        if not reasons and (experiment, "overfit", seed) in self.jobs:  # Snakemake: after others
+            reasons = ["its overfit run is rerun"]
+        return "run", tuple(reasons or job.why), True, job.gpus
+
+    def _why(self, run: Run, stage: str, status: Status, job: Job) -> Sequence[str]:
+        """Return the nearest reasons first; Snakemake's own only where nothing else is known."""
+        if status.cached and not self.new_data:
+            return [*status.differences(), RESTORABLE]
+        if status.step is not None and not self.new_data:
+            steps = self.layout.config_of(run).train.steps
+            return [f"interrupted at step {status.step:,} of {steps:,}, resumes there"]
+        if not status.files:
+            return [NEVER_RUN]
+        found = status.reasons()
+        if self.new_data and not status.data:
+            found.append("new data")
+        return found or self._upstream(run, stage) or _own(job.why) or list(job.why)
+
+    def _upstream(self, run: Run, stage: str) -> list[str]:
+        """Return which of its inputs is made by a run that is rerun."""
+        parent = self.layout.parent(run)
+        if stage == "evaluate":
+            return ["its run is rerun"] if self._reruns(run) else []
+        if parent is not None and self._reruns(parent):
+            return [f"its parent {parent.experiment} is rerun"]
+        overfit = Run(run.experiment, "overfit", run.seed)
+        return ["its overfit run is rerun"] if stage == "full" and self._reruns(overfit) else []
+
+    def _reruns(self, run: Run) -> bool:
+        return (run.experiment, run.stage, run.seed) in self.jobs
 
 
 def _own(why: Sequence[str]) -> list[str]:
-    """Reasons of a job's own, not those of jobs before it."""
+    """Return the reasons of a job itself, without that jobs before it run."""
     return [reason for reason in why if reason != AFTER_OTHERS]

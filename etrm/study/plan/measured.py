@@ -1,4 +1,4 @@
-"""What has been measured: finished runs and evaluations of the study, and benchmarks of devices."""
+"""Measured speeds: finished runs and evaluations of the study, and benchmarks of devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etrm.study.layout import Pipeline, Run
+from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import PlanError
 from etrm.study.status import StudyStatus
 
@@ -23,94 +23,93 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """The training or evaluation of one finished run."""
+    """The speed of one finished run or evaluation."""
 
     run: Run
     stage: str  # of training, or `evaluate`
-    kind: str  # equal for what goes as fast
-    per_second: float  # samples (of an evaluation: ACT steps of samples) on one device
+    kind: str  # equal where a sample costs the same
+    per_second: float  # samples (of an evaluation: samples × ACT steps) on one device
     device: str
 
 
 @dataclass(frozen=True)
 class Device:
-    """What hours are of."""
+    """The device whose hours are counted."""
 
     name: str  # as PyTorch calls it
     rows: Sequence[Row] = field(default=(), repr=False)  # its benchmarks
 
     @property
     def gpu(self) -> bool:
-        """A GPU, whose hours are GPU-hours."""
+        """Return whether it is a GPU, whose hours are GPU-hours."""
         return family(self.name) != "cpu"
 
     @property
+    def measured(self) -> str:
+        """Return the date of its latest benchmark."""
+        return max(str(row.get("measured")) for row in self.rows)
+
+    @property
     def unit(self) -> str:
-        """`GPU-hours`; of a CPU, whose hours they are."""
+        """Return `GPU-hours`, or hours on that CPU."""
         return "GPU-hours" if self.gpu else f"hours on {slug(self.name)}"
 
 
-def measured(pipeline: Pipeline, status: StudyStatus) -> Iterator[Measured]:
-    """Every finished run and evaluation that says how long it took."""
-    scored = set(pipeline.scored())
-    for run in pipeline.runs():
+def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
+    """Yield the speed of every finished run and evaluation whose record has its duration."""
+    scored = set(layout.scored())
+    for run in layout.runs():
         record = status.run(run).record
         if record is None:
             continue
-        config = record["config"]
-        done = record["steps_done"] * config["train"]["batch_size"]
-        seconds = record.get("seconds") or 0.0
+        config, seconds = record["config"], record.get("seconds") or 0.0
+        done = record["steps_done"] * config["train"]["batch_size"]  # samples
         if done and seconds > 0:
             rate = done / seconds / record.get("ranks", 1)
             yield Measured(run, run.stage, training_kind(config), rate, record["device"])
         score = status.score(run).record if run in scored else None
         if score is not None and (score.get("seconds") or 0.0) > 0:
-            done = score["predictions"] * config["halting"]["max_steps"]
+            done = score["predictions"] * config["halting"]["max_steps"]  # all take every step
             kind = evaluation_kind(config, score["evaluation"])
-            rate = done / score["seconds"]
-            yield Measured(run, "evaluate", kind, rate, score["device"])
+            yield Measured(run, "evaluate", kind, done / score["seconds"], score["device"])
 
 
 def training_kind(config: Row) -> str:
-    """Equal for runs whose steps cost the same for each sample."""
+    """Return a key that is equal for runs whose steps cost the same for each sample."""
     train = config["train"]
     some = [train[key] for key in ("batch_size", "dtype", "cache_context")]
-    return _text([*_model(config), some, config["decoder"]["frozen"]])
+    return _kind(config, some, config["decoder"]["frozen"])
 
 
 def evaluation_kind(config: Row, evaluation: Row) -> str:
-    """Equal for evaluations whose ACT steps cost the same for each sample."""
-    return _text([*_model(config), config["train"]["dtype"], evaluation["batch_size"]])
+    """Return a key that is equal for evaluations whose ACT steps cost the same for each sample."""
+    return _kind(config, config["train"]["dtype"], evaluation["batch_size"])
 
 
-def _model(config: Row) -> list[Any]:
-    return [config["context"], config["model"], config["episodes"]]
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _kind(config: Row, *more: Any) -> str:
+    blocks = [config[name] for name in ("context", "model", "episodes")]
+    return json.dumps([*blocks, *more], sort_keys=True)
 
 
 def devices(found: Sequence[Measured], folder: Path = BENCHMARKS) -> list[Device]:
-    """The devices of finished runs, most used first; then benchmarked GPUs, latest first; CPUs."""
-    benchmarks = sorted(_read(folder), key=_gpu_and_date, reverse=True)
+    """Return the devices of finished runs, most used first, then benchmarked ones, GPUs first."""
+    benchmarks = sorted(_read(folder), key=lambda d: (d.gpu, d.measured), reverse=True)
     rows = {family(device.name): device.rows for device in reversed(benchmarks)}
     used = [name for name, _ in Counter(m.device for m in found).most_common()]
     of_runs = [Device(name, rows.get(family(name), ())) for name in used]
-    known = {family(name) for name in used}
+    known = {family(name) for name in used}  # those have their benchmarks already
     return of_runs + [device for device in benchmarks if family(device.name) not in known]
 
 
 def chosen(known: Sequence[Device], name: str | None) -> Device | None:
-    """The first device, or the one that is meant by a part of its name.
+    """Return the first device, or the one that `name`, or a part of its name, fits.
 
-    Raises `PlanError` with the names of all where none is, or several are.
+    Raises `PlanError` with the names of all where none fits, or several do.
     """
     if name is None:
         return known[0] if known else None
-    wanted = slug(name)
-    exact = [device for device in known if slug(device.name) == wanted]
-    fitting = exact or [device for device in known if wanted in slug(device.name)]
+    exact = [device for device in known if slug(device.name) == slug(name)]
+    fitting = exact or [device for device in known if slug(name) in slug(device.name)]
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(device.name for device in known) or f"none: {HOW} measures one"
@@ -119,12 +118,12 @@ def chosen(known: Sequence[Device], name: str | None) -> Device | None:
 
 
 def family(name: str) -> str:
-    """The same for a device of runs and of benchmarks: CPUs are told apart by neither well."""
+    """Return a key of devices that are as fast: runs and benchmarks name CPUs differently."""
     return "cpu" if slug(name).startswith("cpu") else slug(name)
 
 
 def slug(name: str) -> str:
-    """`cpu-2-cores` of `cpu-2-cores (x86_64)`, as benchmarks name their files."""
+    """Return `cpu-2-cores` for `cpu-2-cores (x86_64)`, as benchmarks name their files."""
     plain = name.partition(" (")[0] if name.startswith("cpu") else name
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
@@ -136,10 +135,6 @@ def _read(folder: Path) -> Iterator[Device]:
             yield Device(str(rows[0]["device"]), rows)
         except (OSError, ValueError, LookupError, TypeError):
             raise PlanError(
-                f"{path}: found no rows of benchmarks, expected what {HOW} writes: measure again,"
-                " or remove the file"
+                f"{path}: found no rows of benchmarks, expected a file of {HOW}: measure again, or"
+                " remove the file"
             ) from None
-
-
-def _gpu_and_date(device: Device) -> tuple[bool, str]:
-    return device.gpu, max(str(row.get("measured")) for row in device.rows)

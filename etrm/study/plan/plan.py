@@ -1,7 +1,7 @@
-"""The plan of a study: what would run and why, what it takes, before anything runs.
+"""Plan of a study: the jobs that would run, why, and their cost, before anything runs.
 
-What runs is Snakemake's answer (`jobs`), why it runs is read from the records of what is on disk
-(`entries`), and what it takes from measurements (`cost`, `disk`). Nothing is written.
+The jobs are Snakemake's (`jobs`), the reasons come from the records on disk (`entries`), and the
+cost from measurements (`cost`, `disk`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from etrm.config.load import read_study
-from etrm.study.layout import Pipeline
-from etrm.study.plan.cost import Cost, Costs
+from etrm.study.layout import Layout
+from etrm.study.plan.cost import Costs
 from etrm.study.plan.disk import Disk, disk_of
 from etrm.study.plan.entries import STAGES, STATES, Entry, entries_of
 from etrm.study.plan.jobs import Jobs, PlanError, snakemake_jobs
@@ -26,16 +26,16 @@ __all__ = ["STAGES", "STATES", "Plan", "PlanError", "make_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known; `stages` may be a selection, everything else is of the whole study."""
+    """The plan of a study; `stages` may be a selection, all else is of the whole study."""
 
-    configfile: str
-    pipeline: Pipeline
-    jobs: Jobs
-    stages: tuple[tuple[Entry, Cost], ...]
-    device: Device | None
+    configfile: str  # as it was given
+    layout: Layout
+    jobs: Jobs  # of Snakemake's dry run
+    stages: tuple[Entry, ...]  # in the order of the configuration
+    device: Device | None  # whose hours are counted; None: nothing has been measured
     disk: Disk
-    notes: tuple[str, ...]
-    selected: bool = False
+    notes: tuple[str, ...]  # warnings and advice
+    selected: bool = False  # whether `stages` is a selection
 
     def select(
         self,
@@ -44,69 +44,67 @@ class Plan:
         stages: Sequence[str] = (),
         states: Sequence[str] = (),
     ) -> Plan:
-        """Only what fits a glob of each kind that is given.
+        """Return the plan of the stages that fit a glob of each kind that is given.
 
-        Raises `PlanError` for one that fits none of the study's.
+        Raises `PlanError` for a glob that fits no name of the study.
         """
-        known = self.pipeline.study.experiments
-        _refuse("experiment", experiments, list(known))
-        _refuse("--group", groups, list(self.pipeline.groups()))
-        _refuse("--stage", stages, STAGES)
-        _refuse("--state", states, STATES)
-        kept = tuple(
-            (entry, cost)
-            for entry, cost in self.stages
-            if _fits(entry.experiment, experiments)
-            and _fits(known[entry.experiment].group or "", groups)
-            and _fits(entry.stage, stages)
-            and _fits(entry.state, states)
+        known = self.layout.study.experiments
+        kinds = (
+            ("experiment", experiments, list(known), lambda e: e.experiment),
+            ("--group", groups, list(self.layout.groups()), lambda e: known[e.experiment].group),
+            ("--stage", stages, STAGES, lambda e: e.stage),
+            ("--state", states, STATES, lambda e: e.state),
         )
+        kept = self.stages
+        for kind, globs, names, name_of in kinds:
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in names):
+                    listed = ", ".join(names) or "none"
+                    raise PlanError(
+                        f"{kind} {glob!r}: nothing has this name, expected a glob of {listed}"
+                    )
+            if globs:  # globs of one kind are alternatives
+                kept = tuple(
+                    e for e in kept if any(fnmatchcase(name_of(e) or "", glob) for glob in globs)
+                )
         given = bool(experiments or groups or stages or states)
         return replace(self, stages=kept, selected=given)
 
     def document(self) -> dict[str, Any]:
-        """The plan as JSON has it.
+        """Return the plan as JSON.
 
-        - `study`, `configfile`, `results`: which study, and its folder.
+        - `study`, `configfile`, `results`: the study and its folder.
         - `stages`: one for each experiment, stage (`pretrain`, `overfit`, `gate`, `full`,
           `evaluate`) and seed, as selected: `experiment`, `group`, `stage`, `seed`, `state`
-          (`done`, `run`, `waits`: for its gate, `stopped`: by its gate, `stale`: Snakemake keeps
-          it, although it is not what would be made today), `why` (texts), `job` (Snakemake would
-          run it), `gpus`, `kept` (finished before: it is taken back), `step` (it goes on from
-          there), `hours` (of one device; null: not measured), `at_most`, `measured` (by what).
+          (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to date, but
+          Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`, `kept`
+          (restored from the cache), `step` (it resumes there), `hours` (of one device; null: not
+          measured), `at_most`, `measured` (the measurement).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
-          (null where the rule has none), `why`. `counts`: how many of each rule.
+          (null where the rule has none), `why`. `counts`: the jobs of each rule.
         - `totals` of the stages above: `jobs`, `hours`, `unmeasured` (jobs without a number),
-          `by_measurement` (hours by what was measured).
-        - `device`: what the hours are of; `unit`: `GPU-hours`, or of which CPU.
+          `by_measurement` (hours).
+        - `device`: whose hours are counted; `unit`: `GPU-hours`, or hours on a CPU.
         - `disk`: bytes to `write`, of the largest `state`, `used` and `free`.
-        - `notes`: what else is to be known.
+        - `notes`: warnings and advice.
         """
-        groups = {name: c.group for name, c in self.pipeline.study.experiments.items()}
+        experiments, stages = self.layout.study.experiments, []
+        for entry in self.stages:
+            fields = {**asdict(entry), "group": experiments[entry.experiment].group}
+            fields["kept"] = fields.pop("cached")
+            stages.append({**fields, "why": list(entry.why)})
+        jobs = [asdict(job) | {"why": list(job.why)} for job in self.jobs.jobs]
         return {
-            "study": self.pipeline.study.study,
+            "study": self.layout.study.study,
             "configfile": self.configfile,
-            "results": str(self.pipeline.root),
-            "stages": [
-                {
-                    **asdict(entry),
-                    "why": list(entry.why),
-                    "group": groups[entry.experiment],
-                    "hours": cost.hours,
-                    "at_most": cost.at_most,
-                    "measured": cost.basis,
-                }
-                for entry, cost in self.stages
-            ],
-            "jobs": [
-                {"rule": j.rule, "experiment": j.experiment, "seed": j.seed, "why": list(j.why)}
-                for j in self.jobs.jobs
-            ],
+            "results": str(self.layout.root),
+            "stages": stages,
+            "jobs": [{k: v for k, v in job.items() if k != "gpus"} for job in jobs],
             "counts": self.jobs.of_rules(),
             "totals": {
-                "jobs": sum(entry.job for entry, _ in self.stages),
+                "jobs": sum(entry.job for entry in self.stages),
                 "hours": hours(self.stages),
-                "unmeasured": sum(cost.hours is None for _, cost in self.stages),
+                "unmeasured": sum(entry.hours is None for entry in self.stages),
                 "by_measurement": by_measurement(self.stages),
             },
             "device": self.device.name if self.device else None,
@@ -117,76 +115,62 @@ class Plan:
 
 
 def make_plan(configfile: str, gpu: str | None = None) -> Plan:
-    """The plan of a study; `gpu`: the device whose hours are counted, or a part of its name.
+    """Return the plan of a study; `gpu`: the device whose hours count, or a part of its name.
 
     Raises `ConfigError`, or `PlanError` where it cannot be planned.
     """
-    pipeline = Pipeline(read_study(configfile))
-    status = StudyStatus(pipeline)
-    found = list(measured(pipeline, status))
+    layout = Layout(read_study(configfile))
+    status = StudyStatus(layout)
+    found = list(measured(layout, status))  # before the dry run: an unknown GPU fails at once
     device = chosen(devices(found), gpu)
     jobs = snakemake_jobs(configfile)
-    entries = entries_of(pipeline, jobs, status)
-    sizes = sizes_of(pipeline, again=any(job.rule == "tasks" for job in jobs.jobs))
-    costs = Costs(pipeline, sizes, device, found)
-    stages = tuple((entry, costs.of(entry)) for entry in entries)
-    notes = [*sizes.missing, *_notes(pipeline, jobs, stages)]
-    disk = disk_of(pipeline, entries, sizes)
-    return Plan(configfile, pipeline, jobs, stages, device, disk, tuple(notes))
+    sizes = sizes_of(layout, again=any(job.rule == "tasks" for job in jobs.jobs))
+    costs = Costs(layout, sizes, device, found)
+    entries = entries_of(layout, jobs, status)
+    entries = [replace(entry, **vars(costs.of(entry))) for entry in entries]
+    notes = (*sizes.missing, *_notes(layout, jobs, entries))
+    disk = disk_of(layout, entries, sizes)
+    return Plan(configfile, layout, jobs, tuple(entries), device, disk, notes)
 
 
-def hours(stages: Sequence[tuple[Entry, Cost]]) -> float:
-    """The hours that are known."""
-    return sum(cost.hours or 0.0 for _, cost in stages)
+def hours(stages: Sequence[Entry]) -> float:
+    """Return the sum of the hours that are known."""
+    return sum(entry.hours or 0.0 for entry in stages)
 
 
-def by_measurement(stages: Sequence[tuple[Entry, Cost]]) -> dict[str, float]:
-    """Hours by what they are known from, the largest first."""
+def by_measurement(stages: Sequence[Entry]) -> dict[str, float]:
+    """Return hours by the measurement that they come from, the largest first."""
     found: dict[str, float] = {}
-    for _, cost in stages:
-        if cost.basis is not None and cost.hours:
-            found[cost.basis] = found.get(cost.basis, 0.0) + cost.hours
+    for entry in stages:
+        if entry.measured is not None and entry.hours:
+            found[entry.measured] = found.get(entry.measured, 0.0) + entry.hours
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _notes(pipeline: Pipeline, jobs: Jobs, stages: Sequence[tuple[Entry, Cost]]) -> list[str]:
+def _notes(layout: Layout, jobs: Jobs, stages: Sequence[Entry]) -> list[str]:
     notes = []
     if jobs.locked:
         notes.append(
-            "another Snakemake is at work in this folder, or was killed there: what it is doing is"
-            " counted as to be done; `snakemake --unlock` frees the folder of a killed one"
+            "another Snakemake works in this folder, or was killed there: its unfinished jobs are"
+            " counted too; `snakemake --unlock` frees the folder of a killed one"
         )
-    stale = [entry for entry, _ in stages if entry.state == "stale"]
+    stale = [entry for entry in stages if entry.state == "stale"]
     if stale:
-        file = _files(pipeline, stale[0])[0]
+        first = stale[0]
+        file = layout.run_files(first.run)[0]
+        if first.stage == "gate":
+            file = str(layout.verdict(first.experiment, first.seed))
+        elif first.stage == "evaluate":
+            file = layout.score_files(first.run)[0]
         notes.append(
-            f"{len(stale)} stale: not what today's configuration and code give, but Snakemake keeps"
-            f" them in this plan. Should they still be stale when it has run, force them:"
+            f"{len(stale)} stale: made with another configuration, code or data, but Snakemake"
+            " keeps them in this plan. If they are still stale after it has run, force them:"
             f" `snakemake --forcerun {file}{' …' if len(stale) > 1 else ''}`"
         )
-    unmeasured = [entry for entry, cost in stages if cost.hours is None]
+    unmeasured = sum(entry.hours is None for entry in stages)
     if unmeasured:
         notes.append(
-            f"{len(unmeasured)} jobs have no hours (?), because nothing of their size has been"
-            f" measured: a finished run does that, and `{HOW}` at the paper's sizes"
+            f"{unmeasured} jobs have no hours (?), because nothing of their size has been measured:"
+            f" a finished run measures it, and `{HOW}` does at the paper's sizes"
         )
     return notes
-
-
-def _files(pipeline: Pipeline, entry: Entry) -> list[str]:
-    if entry.stage == "gate":
-        return [str(pipeline.verdict(entry.experiment, entry.seed))]
-    if entry.stage == "evaluate":
-        return pipeline.score_files(entry.run)
-    return pipeline.run_files(entry.run)
-
-
-def _fits(name: str, globs: Sequence[str]) -> bool:
-    return not globs or any(fnmatchcase(name, glob) for glob in globs)
-
-
-def _refuse(what: str, globs: Sequence[str], known: Sequence[str]) -> None:
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in known):
-            names = ", ".join(known) or "none"
-            raise PlanError(f"{what} {glob!r}: nothing has this name, expected a glob of {names}")

@@ -3,186 +3,144 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from etrm.config.compare import NONE
-from etrm.study.plan.columns import aligned, wrapped
-from etrm.study.plan.cost import Cost
+from etrm.config.text import first_few
+from etrm.study.plan.columns import Row, aligned, wrapped
 from etrm.study.plan.entries import STATES, Entry
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
 from etrm.study.plan.plan import Plan, by_measurement, hours
 
-Stages = Sequence[tuple[Entry, Cost]]
-
-TRAINED = "train"  # the column of `pretrain` and `overfit`: an experiment has one of them
-COLUMNS = (TRAINED, "gate", "full", "evaluate")
-NOTHING = ": there is nothing to be done"
+# Columns, and the stages in them: an experiment has either `pretrain` or `overfit`.
+COLUMNS = {
+    "train": ("pretrain", "overfit"),
+    **{stage: (stage,) for stage in ("gate", "full", "evaluate")},
+}
 DERIVED = "its "  # how a reason begins that follows from another job's
-# What is no stage of an experiment, by the rules that make it.
+# Jobs of no single stage, by their rules.
 OTHERS = {
     "data": ("tasks", "augment"),
-    "figures": ("figures",),
-    "tables": ("tables",),
+    **{name: (name,) for name in ("figures", "tables")},
     "records": ("record",),
     "report": ("resolved_config", "report"),
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """One experiment, before it is folded with others."""
-
-    name: str
-    seeds: str
-    cells: tuple[str, ...]
-    gpus: str
-    why: tuple[str, ...]
-    stages: Stages
-
-    @property
-    def alike(self) -> tuple[object, ...]:
-        """What folded experiments share."""
-        return self.seeds, self.cells, self.gpus, self.why
-
-
 def render(plan: Plan, width: int, every: bool = False) -> str:
-    """The screen of a plan, no line of it wider than `width`; `every`: fold no experiments."""
+    """Return the screen of a plan, no wider than `width`; `every`: a line for each experiment."""
     unit = "GPU-hours" if plan.device and plan.device.gpu else "hours"
     head = ("experiment", "seeds", *COLUMNS, "GPUs", unit, "why")
-    rows: list[tuple[str, ...] | str] = []
-    groups = _groups(plan)
+    rows: list[Row | str] = []  # a text is the heading of a group
+    experiments = plan.layout.study.experiments
+    groups = _by(plan.stages, lambda entry: experiments[entry.experiment].group or "")
     for group, stages in groups.items():
         if len(groups) > 1 or group:
             rows.append(_heading(group or "no group", stages, unit))
-        lines = _lines(stages)
-        folded = [[line] for line in lines] if every or plan.selected else _folded(lines)
-        rows += [_row(same, indented=len(groups) > 1) for same in folded]
-    text = [
-        f"Study {plan.pipeline.study.study} ({plan.configfile}), results in {plan.pipeline.root}"
-    ]
-    text += ["", *aligned(head, rows, width)] if rows else ["", "nothing is selected"]
+        rows += _rows(stages, every or plan.selected, "  " if len(groups) > 1 else "")
+    study, root = plan.layout.study.study, plan.layout.root
+    text = [f"Study {study} ({plan.configfile}), results in {root}", ""]
+    text += aligned(head, rows, width) if rows else ["nothing is selected"]
     text += ["", *wrapped(_others(plan), width), *_totals(plan, width)]
     return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in text)
 
 
-def _groups(plan: Plan) -> dict[str, list[tuple[Entry, Cost]]]:
-    experiments = plan.pipeline.study.experiments
-    found: dict[str, list[tuple[Entry, Cost]]] = {}
-    for entry, cost in plan.stages:
-        found.setdefault(experiments[entry.experiment].group or "", []).append((entry, cost))
+def _by(stages: Iterable[Entry], name: Callable[[Entry], str]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in stages:
+        found.setdefault(name(entry), []).append(entry)
     return found
 
 
-def _heading(name: str, stages: Stages, unit: str) -> str:
-    experiments = len({entry.experiment for entry, _ in stages})
-    jobs = Counter(entry.stage for entry, _ in stages if entry.job)
-    runs = sum(jobs[stage] for stage in ("pretrain", "overfit", "full"))
-    parts = [_count(experiments, "experiment"), _count(runs, "run")]
-    parts += [_count(jobs["evaluate"], "evaluation"), f"{_hours(stages)} {unit}"]
-    return f"{name}: {', '.join(parts)}" if runs + jobs["evaluate"] else f"{name}: {parts[0]}"
+def _heading(name: str, stages: Sequence[Entry], unit: str) -> str:
+    jobs = Counter(entry.stage for entry in stages if entry.job)
+    counts = {
+        "experiment": len({entry.experiment for entry in stages}),
+        "run": sum(jobs[stage] for stage in ("pretrain", "overfit", "full")),
+        "evaluation": jobs["evaluate"],
+    }
+    parts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
+    work = [*parts[1:], f"{_hours(stages)} {unit}"] if counts["run"] + jobs["evaluate"] else []
+    return f"{name}: {', '.join([parts[0], *work])}"
 
 
-def _lines(stages: Stages) -> list[Line]:
-    experiments: dict[str, list[tuple[Entry, Cost]]] = {}
-    for entry, cost in stages:
-        experiments.setdefault(entry.experiment, []).append((entry, cost))
-    return [_line(name, own) for name, own in experiments.items()]
+def _rows(stages: Sequence[Entry], every: bool, indent: str) -> list[Row]:
+    """Return the rows of experiments; those that are alike share one, unless `every`."""
+    folded: dict[tuple[str, ...], list[list[Entry]]] = {}
+    for name, own in _by(stages, lambda entry: entry.experiment).items():
+        gpus = sorted({entry.gpus for entry in own if entry.job and entry.gpus})
+        alike = (
+            str(len({entry.seed for entry in own})),
+            *(_cell(own, names) or NONE for names in COLUMNS.values()),
+            "–".join(map(str, dict.fromkeys((gpus[0], gpus[-1])))) if gpus else NONE,
+            _why(own),
+        )
+        folded.setdefault((*alike, name) if every else alike, []).append(own)
+    rows = []
+    for alike, same in folded.items():
+        name = same[0][0].experiment if len(same) == 1 else f"{len(same)} experiments"
+        all_of = [entry for own in same for entry in own]
+        work = _hours(all_of) if any(entry.job for entry in all_of) else ""
+        *cells, why = alike[: len(COLUMNS) + 3]  # seeds, columns, GPUs, why; not the name
+        rows.append((f"{indent}{name}", *cells, work, why))
+    return rows
 
 
-def _line(name: str, stages: Stages) -> Line:
-    entries = [entry for entry, _ in stages]
-    gpus = sorted({entry.gpus for entry in entries if entry.job and entry.gpus})
-    return Line(
-        name=name,
-        seeds=str(len({entry.seed for entry in entries})),
-        cells=tuple(_cell(entries, column) for column in COLUMNS),
-        gpus="–".join(map(str, dict.fromkeys((gpus[0], gpus[-1])))) if gpus else NONE,
-        why=_why(entries),
-        stages=stages,
-    )
-
-
-def _cell(entries: Sequence[Entry], column: str) -> str:
-    names = ("pretrain", "overfit") if column == TRAINED else (column,)
-    count = Counter(entry.state for entry in entries if entry.stage in names)
+def _cell(entries: Sequence[Entry], stages: Sequence[str]) -> str:
+    count = Counter(entry.state for entry in entries if entry.stage in stages)
     return ", ".join(f"{state} {count[state]}" for state in STATES if count[state])
 
 
-def _why(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Each reason once, in the order of stages; of those that follow from others, one at most."""
+def _why(entries: Sequence[Entry]) -> str:
+    """Return each reason once, in the order of stages; of those that follow from others, one."""
     reasons = list(dict.fromkeys(reason for entry in entries for reason in entry.why))
-    own = [reason for reason in reasons if not reason.startswith(DERIVED)]
-    return tuple(own or reasons[:1])
-
-
-def _folded(lines: Iterable[Line]) -> list[list[Line]]:
-    alike: dict[tuple[object, ...], list[Line]] = {}
-    for line in lines:
-        alike.setdefault(line.alike, []).append(line)
-    return list(alike.values())
-
-
-def _row(lines: Sequence[Line], indented: bool) -> tuple[str, ...]:
-    first = lines[0]
-    name = first.name if len(lines) == 1 else f"{len(lines)} experiments"
-    stages = [stage for line in lines for stage in line.stages]
-    work = _hours(stages) if any(entry.job for entry, _ in stages) else ""
-    cells = [cell or NONE for cell in first.cells]
-    name = f"  {name}" if indented else name
-    return (name, first.seeds, *cells, first.gpus, work, "; ".join(first.why))
+    own = [reason for reason in reasons if not reason.startswith(DERIVED)]  # root causes
+    return "; ".join(own or reasons[:1])
 
 
 def _others(plan: Plan) -> str:
-    """The stages that are of no single experiment, in one sentence."""
+    """Return the jobs that belong to no single experiment, in one sentence."""
     parts = []
     for name, rules in OTHERS.items():
         jobs = [job for job in plan.jobs.jobs if job.rule in rules]
-        own = dict.fromkeys(r for job in jobs for r in job.why if r != AFTER_OTHERS)
-        reasons = [reason for reason in own if reason != NEVER_MADE]
-        count = f" {len(jobs)}" if name == "records" and jobs else ""
-        shown = f" ({_some(reasons)})" if reasons else ""
+        every = dict.fromkeys(reason for job in jobs for reason in job.why)
+        why = [reason for reason in every if reason not in (AFTER_OTHERS, NEVER_MADE)]
+        some = "; ".join(first_few(why, 2))
+        count = f" {len(jobs)}" if name == "records" else ""
+        shown = f" ({some})" if some else ""
         parts.append(f"{name} run{count}{shown}" if jobs else f"{name} done")
     return "Others: " + ", ".join(parts)
 
 
 def _totals(plan: Plan, width: int) -> list[str]:
-    counts = plan.jobs.of_rules()
-    of_stages = dict.fromkeys(STAGE_OF_RULE.values(), 0)
-    for rule, stage in STAGE_OF_RULE.items():
-        of_stages[stage] += counts.get(rule, 0)
-    split = ", ".join(f"{count} {stage}" for stage, count in of_stages.items() if count)
-    total = sum(counts.values())
-    others = total - sum(of_stages.values())
-    text = f"Jobs:   {total}" + (", as `snakemake -n` counts them: " if total else "")
-    text += ", ".join(part for part in (split, f"{others} others") if part) if total else NOTHING
-    lines = wrapped(text, width)
-    shown = plan.stages
-    waiting = [(e, c) for e, c in shown if e.state == "waits" and c.hours]
-    if any(entry.job for entry, _ in shown):
-        unit = plan.device.unit if plan.device else "hours"
-        text = f"Hours:  {_hours(shown)} {unit}"
-        text += " of what is selected" if plan.selected else ""
-        if waiting:
-            text += f", of them {_hours(waiting)} behind gates"
+    shown, disk, counts = plan.stages, plan.disk, Counter[str]()
+    for rule, count in plan.jobs.of_rules().items():  # of the whole study, selected or not
+        counts[STAGE_OF_RULE.get(rule, "others")] += count
+    order = [*dict.fromkeys(STAGE_OF_RULE.values()), "others"]
+    split = ", ".join(f"{counts[n]} {n}" for n in order if counts[n] or n == "others")
+    text = f", as `snakemake -n` counts them: {split}" if counts else ": there is nothing to do"
+    texts = [f"Jobs:   {counts.total()}{text}"]
+    if any(entry.job for entry in shown):
+        text = f"Hours:  {_hours(shown)} {plan.device.unit if plan.device else 'hours'}"
+        text += " of the selected stages" if plan.selected else ""
+        waiting = [entry for entry in shown if entry.state == "waits" and entry.hours]
+        text += f", of them {_hours(waiting)} behind gates" if waiting else ""
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
-        lines += wrapped(text + (f"; {', '.join(found)}" if found else ""), width)
-    disk = plan.disk
+        texts.append(text + (f"; {', '.join(found)}" if found else ""))
     text = f"Disk:   {_bytes(disk.write)} to write"
     text += f", states of a run up to {_bytes(disk.state)} while it trains" if disk.state else ""
-    lines += wrapped(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free", width)
-    for note in plan.notes:
-        lines += wrapped(f"Note:   {note}", width)
-    return lines
+    texts.append(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free")
+    texts += [f"Note:   {note}" for note in plan.notes]
+    return [line for text in texts for line in wrapped(text, width)]
 
 
-def _hours(stages: Stages) -> str:
-    """A sum with what is known of it: `≤ 12`, `12 + ?`, `?`."""
-    jobs = [(entry, cost) for entry, cost in stages if entry.job and entry.stage != "gate"]
-    unknown = [cost for _, cost in jobs if cost.hours is None]
+def _hours(stages: Sequence[Entry]) -> str:
+    """Return a sum and how far it is known: `≤ 12`, `12 + ?`, `?`."""
+    jobs = [entry for entry in stages if entry.job and entry.stage != "gate"]  # a gate is free
+    unknown = [entry for entry in jobs if entry.hours is None]
     if jobs and len(unknown) == len(jobs):
         return "?"
-    text = "≤ " if any(cost.at_most for _, cost in jobs) else ""
+    text = "≤ " if any(entry.at_most for entry in jobs) else ""
     return text + _number(hours(jobs)) + (" + ?" if unknown else "")
 
 
@@ -198,12 +156,3 @@ def _bytes(value: float) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.3g} {units[0]}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
-
-
-def _some(texts: Sequence[str], most: int = 2) -> str:
-    more = len(texts) - most
-    return "; ".join(texts[:most]) + (f"; +{more} more" if more > 0 else "")

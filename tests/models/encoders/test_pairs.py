@@ -1,4 +1,4 @@
-"""How encoders read pairs: tokens of both pairings, and the kinds of pooling, by formula."""
+"""The reading of pairs: tokens of both pairings, and the kinds of pooling, by formula."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, HEADS = 16, 2
 
 
 def pooling(kind: str) -> tuple[Pooling, Tensor, Tensor]:
-    """A pooling, tokens of four sequences, and which of them are real (at least one each)."""
+    """A pooling, tokens of four sequences, and a mask of real ones (at least one each)."""
     torch.manual_seed(0)
     tokens, mask = torch.randn(4, 7, WIDTH), torch.rand(4, 7) < 0.5
     mask[:, 2] = True
@@ -63,7 +63,7 @@ def test_no_gradient_reaches_tokens_that_are_not_real(kind: str) -> None:
 
 
 def plain(pairs: PairTokens, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Tokens, which are real, and positions of all demos, without packing."""
+    """Tokens, masks of real ones, and positions of all demos, without packing."""
     pairs.packing = "none"
     ((rows, found),) = pairs.groups(batch)
     assert rows.tolist() == list(range(batch.demo_mask.numel()))

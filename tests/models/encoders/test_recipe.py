@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 ENCODER = '''
@@ -55,47 +57,73 @@ class AverageEncoder(Encoder):
 '''
 
 
-def contract(folder: Path) -> str:
-    """What the contract tests say of the new encoder, in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "average"]
+# As it should not be: `layers` and `sharpness` are options that nothing reads.
+BAD = ENCODER.lstrip().replace("SHARPNESS", "1")
+GOOD = ENCODER.lstrip()
+for old, new in {
+    "SHARPNESS": "self.options.sharpness",
+    "self.block()": "nn.ModuleList(self.block() for _ in range(options.layers))",
+    "import Tensor\n": "import Tensor, nn\n",
+    "x = self.blocks(pairs.tokens, pairs.rotary, pairs.mask)": """x = pairs.tokens
+            for block in self.blocks:
+                x = block(x, pairs.rotary, pairs.mask)""",
+}.items():
+    GOOD = GOOD.replace(old, new)
+
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+CONTRACT = (*PYTEST, "-k", "average", "tests/models/encoders/test_contract.py")
+# Tests of shipped files, among them that the study of encoders has every registered one.
+SHIPPED = (
+    *(f"tests/config/test_config_{name}.py" for name in ("reference", "schema", "shipped")),
+    "tests/config/test_config_files.py::test_the_files_that_come_with_the_project",
+    "tests/test_docs.py::test_the_code_map_is_up_to_date",
+)
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """Return the output of a process of its own, with the code of that folder."""
     run = subprocess.run(
-        [*command, "tests/models/encoders/test_contract.py"],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{folder}:{folder}/tests"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    return run.stdout[-4000:]
+    return run.stdout[-4000:] + run.stderr[-4000:]
 
 
-def test_a_new_encoder_is_a_file_and_a_line(tmp_path: Path) -> None:
-    for name in ("etrm", "tests", "config"):
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project with the line of the recipe; the file is still to come."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for name in ("etrm", "tests", "config", "slurm", "docs"):
         shutil.copytree(
-            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.png")
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png")
         )
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    registry = tmp_path / "etrm/config/registry.py"
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    registry = folder / "etrm/config/registry.py"
     line = '    "average": "etrm.models.encoders.average:AverageEncoder",\n}\n'
     registry.write_text(registry.read_text().replace("}\n", line, 1))
-    file = tmp_path / "etrm/models/encoders/average.py"
-    # As it should not be: `layers` and `sharpness` are options that nothing reads.
-    file.write_text(ENCODER.lstrip().replace("SHARPNESS", "1"))
-    said = contract(tmp_path)
-    assert "test_every_option_changes_the_weights_or_the_output[average-sharpness=2]" in said, said
-    assert "test_every_option_changes_the_weights_or_the_output[average-layers=2]" in said, said
-    # As it should be.
-    good = ENCODER.lstrip().replace("SHARPNESS", "self.options.sharpness")
-    blocks = "nn.ModuleList(self.block() for _ in range(options.layers))"
-    good = good.replace("self.block()", blocks)
-    good = good.replace("from torch import Tensor\n", "from torch import Tensor, nn\n")
-    good = good.replace(
-        "x = self.blocks(pairs.tokens, pairs.rotary, pairs.mask)",
-        "x = pairs.tokens\n"
-        "            for block in self.blocks:\n"
-        "                x = block(x, pairs.rotary, pairs.mask)",
-    )
-    file.write_text(good)
-    said = contract(tmp_path)
-    assert " passed" in said, said
-    assert "failed" not in said, said
+    return folder
+
+
+def test_the_contract_finds_options_that_nothing_reads(copy: Path) -> None:
+    (copy / "etrm/models/encoders/average.py").write_text(BAD)
+    found = python(copy, *CONTRACT)
+    for option in ("sharpness", "layers"):
+        name = f"test_every_option_changes_the_weights_or_the_output[average-{option}=2]"
+        assert name in found, found
+
+
+def test_a_new_encoder_is_a_file_and_a_line(copy: Path) -> None:
+    (copy / "etrm/models/encoders/average.py").write_text(GOOD)
+    # As `make docs-generated` does.
+    python(copy, "-m", "etrm.config.reference", "config/README.md")
+    python(copy, "-m", "etrm.config.json_schema", "config/schema.json")
+    python(copy, "docs/code_map.py", "docs/code-map.md")
+    for command in (CONTRACT, (*PYTEST, *SHIPPED)):
+        found = python(copy, *command)
+        assert " passed" in found, found
+        assert "failed" not in found, found
+        assert "error" not in found, found

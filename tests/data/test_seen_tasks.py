@@ -14,10 +14,11 @@ from etrm.arc.augment import Augmentation
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
-from etrm.data.leaks import seen_tasks, touching
-from etrm.evaluation.run import evaluate_run, held_out_status
+from etrm.data.seen_tasks import find_touched, seen_tasks
+from etrm.evaluation.run import evaluate_run, held_out_claim
 from etrm.storage.records import DamagedFileError
-from etrm.training.run import train_run, without_answers
+from etrm.training.build import hide_answers
+from etrm.training.run import train_run
 
 
 def test_seen_tasks_include_those_of_parents() -> None:
@@ -39,19 +40,14 @@ def test_content_is_kept_for_each_task_and_is_in_the_digest() -> None:
     keys = [seen_tasks([each], [])["content"][0] for each in (task, other)]
     assert seen["content"] == keys
     assert all(own == sorted(own) and own for own in keys)
-    renamed = seen_tasks([Task(task.id, other.demos, other.queries), other], [])
-    assert renamed["ids"] == seen["ids"]
-    assert renamed["digest"] != seen["digest"]
-
-
-def test_what_a_parent_saw_of_a_task_and_what_its_child_did_come_together() -> None:
-    """The parent saw its demos, the child another task of that id."""
-    task, other = make_tasks(2, side=4)
-    parent = {"seen_tasks": seen_tasks([without_answers(task)], [])}
-    found = seen_tasks([Task(task.id, other.demos, other.queries)], [parent])
-    assert found["count"] == 1
-    whole = {*parent["seen_tasks"]["content"][0], *seen_tasks([other], [])["content"][0]}
-    assert set(found["content"][0]) == whole
+    renamed = Task(task.id, other.demos, other.queries)
+    assert seen_tasks([renamed, other], [])["ids"] == seen["ids"]
+    assert seen_tasks([renamed, other], [])["digest"] != seen["digest"]
+    # A parent saw the demos of `task`, its child another task of that id: both contents count.
+    demos = seen_tasks([hide_answers(task)], [])
+    both = seen_tasks([renamed], [{"seen_tasks": demos}])
+    assert both["count"] == 1
+    assert set(both["content"][0]) == {*demos["content"][0], *keys[1]}
 
 
 def test_answers_are_counted_where_a_test_pair_was_seen() -> None:
@@ -64,15 +60,14 @@ def test_answers_are_counted_where_a_test_pair_was_seen() -> None:
     hidden = Task("hidden", turned.queries, other.queries)
 
     def status(*seen: Task) -> dict[str, Any]:
-        return held_out_status({"seen_tasks": seen_tasks(seen, []), "unproven": []}, [task])
+        return held_out_claim({"seen_tasks": seen_tasks(seen, []), "unproven": []}, [task])
 
     expected = {"status": "seen", "seen": 1, "answers": 0, "of": 1, "unproven": []}
-    assert status(without_answers(task)) == expected
-    assert status(without_answers(task), hidden)["answers"] == 1
-    assert status(task)["answers"] == 1
-    assert (status(hidden)["status"], status(hidden)["answers"]) == ("seen", 1)
-    assert (status(other)["status"], status(other)["answers"]) == ("proven", 0)
-    assert touching(seen_tasks([hidden, other], []), [task])[task.id].answers == ("hidden",)
+    assert status(hide_answers(task)) == expected
+    for seen in ((hide_answers(task), hidden), (task,), (hidden,)):
+        assert status(*seen) == expected | {"answers": 1}
+    assert status(other) == expected | {"status": "proven", "seen": 0}
+    assert find_touched(seen_tasks([hidden, other], []), [task])[task.id].answers == ("hidden",)
 
 
 def test_an_evaluation_refuses_a_record_with_tasks_struck_out(tmp_path: Path) -> None:
@@ -82,7 +77,7 @@ def test_an_evaluation_refuses_a_record_with_tasks_struck_out(tmp_path: Path) ->
     run = make_run("embedding", split="transductive", train={"steps": 1})
     record = train_run(run, paths, TrackingConfig(wandb="disabled"), device="cpu")
     record["seen_tasks"] |= {"ids": [], "content": []}
-    assert held_out_status(record, held_out)["status"] == "proven"
+    assert held_out_claim(record, held_out)["status"] == "proven"
     (paths.out / "run.json").write_text(json.dumps(record))
     tables = (paths.tasks, paths.augmentations)
     with pytest.raises(DamagedFileError, match=r"run\.json: found 0 seen_tasks.ids, expected 6"):

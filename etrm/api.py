@@ -1,0 +1,225 @@
+"""The calls of the command line, for notebooks and scripts too; `import etrm` has them all.
+
+A study is read from its file; every result goes into, and comes from, its folder
+`results/<study>/`, where Snakemake puts them as well: both ways can be mixed. Errors that a user
+can mend are `etrm.errors.UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etrm.config.load import read_study
+from etrm.config.study import StudyConfig
+from etrm.errors import MissingFileError, UserError
+from etrm.storage.files import file_digest
+from etrm.study.layout import Layout, Run
+
+if TYPE_CHECKING:
+    from etrm.models.act import Model
+    from etrm.study.plan.plan import Plan
+
+__all__ = [
+    "evaluate",
+    "gate",
+    "load_model",
+    "plan",
+    "prepare",
+    "read_study",
+    "train",
+    "train_all",
+]
+
+
+def plan(configfile: str, gpu: str | None = None) -> Plan:
+    """Return the jobs that Snakemake would run for a study, why, and their cost; run nothing.
+
+    `gpu` names the measured device whose hours are counted. Raises `PlanError` where Snakemake is
+    not installed or cannot plan the study.
+    """
+    from etrm.study.plan.plan import make_plan
+
+    return make_plan(configfile, gpu)
+
+
+def prepare(study: StudyConfig) -> tuple[str, str]:
+    """Write `tasks.parquet` and `augmentations.parquet` of a study; return a summary of each.
+
+    Equal tables are left as they are, with their times, so that Snakemake reruns nothing.
+    """
+    from etrm.data.prepare import prepare_augmentations, prepare_tasks
+
+    layout, data = Layout(study), study.data
+    tasks = _replace(layout.tasks, lambda path: prepare_tasks(data, path))
+    variants = _replace(
+        layout.augmentations,
+        lambda path: prepare_augmentations(layout.tasks, path, data.variants, data.seed),
+    )
+    return tasks, variants
+
+
+def train(
+    study: StudyConfig,
+    experiment: str,
+    stage: str,
+    seed: int = 0,
+    *,
+    device: str | None = None,
+    gpus: int | None = None,
+    nodes: int | None = None,
+) -> Path:
+    """Train one stage of an experiment, or resume it; return its run folder.
+
+    `stage` is pretrain, overfit or full; `gpus` counts the ranks on each of `nodes` machines, by
+    default those of `execution`. A finished run of the same configuration, data and code is
+    restored from the cache. Raises `GateError` for a full run whose overfit run has not passed, and
+    exits with code 75 where a signal has asked it to stop and its state is saved.
+    """
+    from etrm.launch.job import Job
+    from etrm.launch.torchrun import train as launch
+    from etrm.study.status import require_gate
+    from etrm.training.run import RunPaths
+
+    layout, run = Layout(study), Run(experiment, stage, seed)
+    if run not in layout.runs():
+        known = ", ".join(f"{r.experiment} {r.stage} --seed {r.seed}" for r in layout.runs())
+        raise UserError(f"the study has no run {experiment} {stage} --seed {seed}, but {known}")
+    _require_tables(layout)
+    if stage == "full":
+        require_gate(layout, run)
+    paths = RunPaths(
+        tasks=layout.tasks,
+        augmentations=layout.augmentations,
+        parent=layout.parent_path(run),
+        out=layout.folder(run),
+        state=layout.state,
+        wandb=layout.wandb,
+        strict_parents=tuple(layout.strict_parents()),
+    )
+    job = Job(layout.config_of(run), paths, study.tracking, study.execution, device)
+    nodes = nodes or study.execution.nodes
+    launch(job, (gpus or study.execution.gpus) * nodes, nodes)
+    return layout.folder(run)
+
+
+def train_all(
+    study: StudyConfig, experiment: str, seed: int = 0, **options: Any
+) -> dict[str, Any] | None:
+    """Train all stages of an experiment in turn, with the gate between overfit and full.
+
+    `options` are those of `train`. Return the verdict: where it did not pass, the full run has not
+    been started. None for TRM, which is pretrained and has no gate.
+    """
+    if experiment not in study.experiments:
+        known = ", ".join(study.experiments)
+        raise UserError(f"the study has no experiment {experiment!r}, but {known}")
+    verdict = None
+    for stage in study.experiments[experiment].stage_names:
+        if stage == "full":
+            verdict = gate(study, experiment, seed)
+            if not verdict["passed"]:
+                break
+        train(study, experiment, stage, seed, **options)
+    return verdict
+
+
+def gate(study: StudyConfig, experiment: str, seed: int = 0) -> dict[str, Any]:
+    """Judge a finished overfit run, write its `verdict.json`, and return the verdict.
+
+    Raises `MissingFileError` where the run is not finished, and `GateError` where it is stale.
+    """
+    from etrm.study.status import require_up_to_date
+    from etrm.training.health import write_verdict
+
+    layout, run = Layout(study), Run(experiment, "overfit", seed)
+    if run not in layout.runs("overfit"):
+        known = ", ".join(f"{r.experiment} --seed {r.seed}" for r in layout.runs("overfit"))
+        raise UserError(
+            f"the study has no overfit run of {experiment} with seed {seed}, but {known or 'none'}"
+        )
+    _require_finished(layout, run)
+    require_up_to_date(layout, run)
+    config = study.experiments[experiment]
+    path = layout.verdict(experiment, seed)
+    return write_verdict(layout.folder(run), path, config.health, config.gate)
+
+
+def evaluate(
+    study: StudyConfig, experiment: str, seed: int = 0, *, device: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a finished run on the held-out tasks; write its files, and return `score.json`.
+
+    Raises `MissingFileError` where the run is not finished.
+    """
+    from etrm.evaluation.run import evaluate_run
+
+    layout = Layout(study)
+    scored = {(run.experiment, run.seed): run for run in layout.scored()}
+    run = scored.get((experiment, seed))
+    if run is None:
+        known = ", ".join(f"{name} --seed {number}" for name, number in scored) or "no other"
+        raise UserError(f"the study evaluates no run of {experiment} with seed {seed}, but {known}")
+    _require_finished(layout, run)
+    _require_tables(layout)
+    return evaluate_run(
+        run_folder=layout.folder(run),
+        tasks_path=layout.tasks,
+        augmentations_path=layout.augmentations,
+        config=study.experiments[experiment].evaluation,
+        out=Path(layout.score_files(run)[0]).parent,
+        device=device,
+        state=layout.state,
+        compile=study.execution.compile,
+    )
+
+
+def load_model(folder: str | Path, weights: str = "ema", device: str = "cpu") -> Model:
+    """Return the model of a run folder, in evaluation mode.
+
+    `weights` is `raw` or `ema` (their moving average). Raises `DamagedFileError` where the weights
+    are not those of the run's record.
+    """
+    from etrm.config.schema import parse
+    from etrm.config.study import RunConfig
+    from etrm.models.build import build_model
+    from etrm.storage.checkpoint import load_weights
+    from etrm.storage.records import check_weights, read_run
+
+    record = read_run(Path(folder))
+    check_weights(Path(folder), record)
+    run: RunConfig = parse(RunConfig, record["config"])
+    model = build_model(run, record["puzzles"] if record["kind"] == "trm" else 1)
+    model.load_state_dict(load_weights(Path(folder) / "model.safetensors", weights))
+    return model.to(device).eval()
+
+
+def _replace(path: Path, write: Callable[[Path], str]) -> str:
+    """Write a table beside its place, and move it there where it differs."""
+    new = path.with_suffix(".new.parquet")
+    try:
+        summary = write(new)
+        if not path.is_file() or file_digest(path) != file_digest(new):
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return summary
+
+
+def _require_tables(layout: Layout) -> None:
+    for path in (layout.tasks, layout.augmentations):
+        if not path.is_file():
+            raise MissingFileError(
+                f"{path}: no such file, expected the tables of the study: `etrm prepare` writes"
+                " them, or `snakemake augment`"
+            )
+
+
+def _require_finished(layout: Layout, run: Run) -> None:
+    missing = [path for path in layout.run_files(run) if not Path(path).is_file()]
+    if missing:
+        raise MissingFileError(
+            f"{missing[0]}: no such file, expected a finished run: `etrm run {run.experiment}"
+            f" {run.stage} --seed {run.seed}` trains it"
+        )

@@ -1,0 +1,86 @@
+"""The check of `decoder.init`: the pretraining whose weights an experiment starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from etrm.config.schema import ConfigProblem, unknown_key
+from etrm.config.study import ExperimentConfig
+from etrm.config.sweep import Expansion
+
+INIT = "decoder.init"
+# Sizes that a decoder must share with the one whose weights it starts from: all but the number of
+# context tokens, which no weight depends on and which is an encoder's to choose.
+DECODER_SIZES = (
+    *("width", "heads", "layers", "expansion", "H_cycles", "L_cycles", "positions", "rope_theta"),
+)
+
+
+def names_file(init: str) -> bool:
+    """Return whether `decoder.init` names a file or folder, rather than an experiment."""
+    return "/" in init or init[:1] == "~" or Path(init).suffix in (".pt", ".safetensors")
+
+
+def unknown_parent(
+    merged: Mapping[str, Any], known: Collection[str], expansion: Expansion
+) -> list[ConfigProblem]:
+    """Return the problem of an experiment that cannot be read and names a parent not `known`."""
+    decoder = merged.get("decoder")
+    init = decoder.get("init") if isinstance(decoder, Mapping) else None
+    if not isinstance(init, str) or not init or init in known or names_file(init):
+        return []
+    return [] if expansion.may_have(init) else [_unknown(init, known, expansion, "experiment")]
+
+
+def parent_problems(
+    name: str,
+    experiments: Mapping[str, ExperimentConfig],
+    expansion: Expansion,
+    unread: Collection[str],
+) -> list[ConfigProblem]:
+    """Return the problems of the parent of a valid experiment.
+
+    It must be a pretraining with a decoder of the same sizes and cycles, or one of the experiments
+    that are `unread`. Whether its weights have seen held-out tasks is checked where the tasks are
+    known: before training.
+    """
+    config = experiments[name]
+    init = config.decoder.init
+    if init is None or init in unread or names_file(init) or expansion.may_have(init):
+        return []
+    known = [other for other, config in experiments.items() if config.is_trm]
+    if init not in known:
+        return [_unknown(init, known, expansion, "pretraining experiment")]
+    parent, found = experiments[init], []
+    sizes = [(k, getattr(config.model, k), getattr(parent.model, k)) for k in DECODER_SIZES]
+    differ = [f"{k} {here} here and {there} there" for k, here, there in sizes if here != there]
+    if differ:
+        expected = f"the decoder sizes of {init!r}, whose weights it starts from"
+        found.append(ConfigProblem(INIT, ", ".join(differ), expected))
+    absent = [str(seed) for seed in config.seeds if seed not in parent.seeds]  # of init_seed: same
+    if config.decoder.init_seed == "same" and absent:
+        text = f"same, but {init!r} has no seed {', '.join(absent)}"
+        found.append(ConfigProblem("decoder.init_seed", text, "first, or these among its seeds"))
+    if _starts_from_itself(name, experiments):
+        expected = "null, or a pretraining that does not start from this one"
+        found.append(ConfigProblem(INIT, f"a circle back to {name!r}", expected))
+    return found
+
+
+def _unknown(init: str, known: Collection[str], expansion: Expansion, noun: str) -> ConfigProblem:
+    points = [point for point in expansion.sweeps.get(init, ()) if point in known]
+    if points:
+        expected = f"one of its points: {', '.join(points)}"
+        return ConfigProblem(INIT, f"the sweep {init!r}", expected)
+    return unknown_key(INIT, init, known, noun=noun)
+
+
+def _starts_from_itself(name: str, experiments: Mapping[str, ExperimentConfig]) -> bool:
+    at = experiments[name].decoder.init
+    for _ in experiments:  # a circle that leaves out `name` would never end
+        if at is None or at == name or at not in experiments:
+            break
+        at = experiments[at].decoder.init
+    return at == name

@@ -1,0 +1,33 @@
+"""The figures and tables of a study by name: one function and one line here for each.
+
+A figure is a function from a `StudyView` to a `Figure`; its caption is `workflow/report/NAME.rst`.
+A table is a function from the runs to two data frames, numbers and text; its caption is
+`workflow/report/NAME_table.rst`. Modules are loaded when they are used, so a plan needs no
+matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+FIGURES = {
+    "training_curves": "etrm.report.figures:training_curves",
+    "encoder_statistics": "etrm.report.figures:encoder_statistics",
+    "gradient_flow": "etrm.report.figures:gradient_flow",
+    "qualitative": "etrm.report.qualitative:qualitative",
+}
+TABLES = {"results": "etrm.report.tables:results"}
+TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
+
+
+def load(registry: Mapping[str, str]) -> dict[str, Any]:
+    """Return the functions of a registry, by name."""
+    parts = {name: place.partition(":") for name, place in registry.items()}
+    return {name: getattr(importlib.import_module(m), f) for name, (m, _, f) in parts.items()}
+
+
+def modules(registry: Mapping[str, str]) -> list[str]:
+    """Return the names of the modules that a registry loads."""
+    return sorted({place.partition(":")[0] for place in registry.values()})

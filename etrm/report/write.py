@@ -1,0 +1,38 @@
+"""Write all figures and tables of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from etrm.config.execution import FigureStyle
+from etrm.config.health import HealthConfig
+from etrm.data.tables import read_tasks
+from etrm.report.registry import FIGURES, TABLES, load
+from etrm.report.run_view import RunView, StudyView
+from etrm.report.style import save
+from etrm.report.tables import write_table
+
+
+def write_figures(
+    views: Sequence[RunView],
+    tasks_path: Path,
+    folder: Path,
+    style: FigureStyle,
+    health: HealthConfig,
+) -> None:
+    """Write every figure of a study, as `<folder>/<name>.<format>`.
+
+    The thresholds drawn are those of the study's health rules.
+    """
+    held_out = [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
+    study = StudyView(views, style, health, held_out)
+    for name, draw in load(FIGURES).items():
+        save(draw(study), folder / name, style.formats, style.dpi)
+
+
+def write_tables(views: Sequence[RunView], folder: Path) -> None:
+    """Write every table of a study, as `<folder>/<name>.<format>`."""
+    for name, tabulate in load(TABLES).items():
+        numbers, text = tabulate(views)
+        write_table(numbers, text, folder / name)

@@ -1,0 +1,71 @@
+"""The trainer of a run before its first step, from tables, configuration and first weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etrm.arc.task import Pair, Task
+from etrm.config.execution import ExecutionConfig
+from etrm.config.registry import context_source
+from etrm.config.study import RunConfig
+from etrm.data.corpus import Corpus, Episodes
+from etrm.data.episodes import group_by_lane, training_questions
+from etrm.data.tables import read_augmentations, read_tasks
+from etrm.models.build import build_model
+from etrm.runtime.distributed import Ranks
+from etrm.storage.digests import digest
+from etrm.training.initial_weights import Parent, load_initial_weights
+from etrm.training.trainer import Trainer
+
+
+def build_trainer(
+    run: RunConfig,
+    tables: tuple[Path, Path],
+    parent: Parent | None,
+    ranks: Ranks,
+    execution: ExecutionConfig,
+) -> tuple[Trainer, dict[str, Any] | None]:
+    """Return the trainer before its first step, and the report of its parent's weights.
+
+    `tables`: tasks.parquet and augmentations.parquet.
+    """
+    corpus, episodes = training_data(run, *tables, ranks.device)
+    model = build_model(run, corpus.num_puzzles).to(ranks.device)
+    report = None
+    if parent is not None:
+        report = load_initial_weights(model.decoder, parent, run.decoder.weights, run.model)
+    return Trainer(run, model, corpus, episodes, ranks, execution), report
+
+
+def training_data(
+    run: RunConfig, tasks: Path, augmentations: Path, device: torch.device
+) -> tuple[Corpus, list[Episodes]]:
+    """Return the corpus of a run, which is all that it trains on, and its questions by lane.
+
+    Every run leaves out training tasks that hold a test pair of a held-out task, a strict run those
+    as well that overlap one in another way. Test outputs of held-out tasks are removed before
+    anything else sees them.
+    """
+    records = [r for r in read_tasks(tasks) if r.answer_of is None]  # of no held-out test pair
+    held_out = [r.task.id for r in records if r.split == "evaluation"]
+    if run.split == "strict":
+        records = [r for r in records if r.split == "training" and r.duplicate_of is None]
+    # From here on, nothing has seen an answer of a held-out task.
+    used = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
+    if run.train.tasks is not None:  # the same subset for every seed, nested by size
+        order = sorted(used, key=lambda task: digest(["subset", task.id]))
+        chosen = {task.id for task in order[: run.train.tasks]}
+        used = [task for task in used if task.id in chosen]
+    corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
+    needs_demos = context_source(run.context.source).needs_demos
+    questions = training_questions(corpus, held_out, run.episodes, needs_demos)
+    # A lane must hold the answer too, where the loss needs it.
+    return corpus, group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
+
+
+def hide_answers(task: Task) -> Task:
+    """Return the task without the outputs of its test pairs."""
+    return Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))

@@ -1,0 +1,18 @@
+"""Fake studies that the tests of the report share."""
+
+from __future__ import annotations
+
+import fake
+import pytest
+
+from etrm.report.run_view import RunView
+
+
+@pytest.fixture(scope="session")
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("study"), steps=1000)
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
+    return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=1000)

@@ -1,0 +1,72 @@
+"""Pages say what is there: links lead somewhere, and no module is missing from the maps."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "docs"))
+import code_map  # noqa: E402
+
+PAGES = sorted(
+    path
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "slurm/README.md"]
+    if path.name != "LOG.md"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path = target.partition("#")[0]
+        if path and "://" not in path:
+            assert (page.parent / path).exists(), f"{page.name} links to {target}"
+
+
+def test_the_code_map_is_up_to_date() -> None:
+    """`make docs-generated` writes it."""
+    assert (ROOT / "docs/code-map.md").read_text(encoding="utf-8") == code_map.render()
+
+
+def test_the_readme_names_every_room() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "etrm").glob("*/__init__.py")}
+    assert rooms == set(code_map.ORDER)
+    assert all(f"`{room}`" in text for room in rooms)
+    assert len(text.splitlines()) <= 100
+
+
+def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
+    """Also from one that holds a checkout, whose package it must not take."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*command: str | Path, folder: Path = tmp_path) -> str:
+        found = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    run(sys.executable, *build, "-w", tmp_path, ROOT)
+    [wheel] = tmp_path.glob("etrm-*.whl")
+    binaries = tmp_path / "environment/bin"
+    run(sys.executable, "-m", "venv", tmp_path / "environment")
+    run(binaries / "python", *pip, "install", "--no-deps", "--no-index", wheel)
+    # Dependencies come from here; the checkout does not, since its .pth file is not followed.
+    [packages] = (tmp_path / "environment").glob("lib/python*/site-packages")
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "dependencies.pth").write_text(ours + "\n", encoding="utf-8")
+    for folder in (tmp_path, ROOT):
+        assert "evaluate" in run(binaries / "etrm", "--help", folder=folder)
+        found = run(binaries / "python", "-P", "-c", "import etrm; print(etrm)", folder=folder)
+        assert str(packages) in found
+    assert (packages / "etrm/py.typed").is_file()
+    assert (packages / "etrm/config/reference.md").is_file()
