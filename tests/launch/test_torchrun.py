@@ -136,18 +136,24 @@ def test_a_second_signal_abandons_no_rank(
     job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A scheduler sends one to every process of a job, and another when time is up."""
-    ready, saved = tmp_path / "ready", tmp_path / "saved"
-    note = "told = []; signal.signal(signal.SIGTERM, lambda *_: told.append(1)); "
-    wait = f"open('{ready}', 'w')\nwhile len(told) < 2: time.sleep(0.05)\n"
-    save = f"time.sleep(1.0); open('{saved}', 'w'); sys.exit(75)"
-    ranks_are(
-        monkeypatch, tmp_path, f"{note}{wait}{save}", f"{note}{wait.split(chr(10), 1)[1]}{save}"
+    ready, saved = ([tmp_path / f"{what}{rank}" for rank in range(2)] for what in ("on", "saved"))
+    program = (
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append(1))\n"
+        "open('{0}', 'w')\n"
+        "while len(told) < 2: time.sleep(0.05)\n"
+        "time.sleep(2.0)\n"  # a save
+        "open('{1}', 'w')\n"
+        "sys.exit(75)\n"
     )
-    send_when(ready.exists, signal.SIGTERM, 3)
+    ranks_are(
+        monkeypatch, tmp_path, *(program.format(*each) for each in zip(ready, saved, strict=True))
+    )
+    send_when(lambda: all(path.exists() for path in ready), signal.SIGTERM, 3)
     with pytest.raises(SystemExit) as exit_code:
         train_on_ranks(job, 2)
     assert exit_code.value.code == EXIT_INTERRUPTED
-    assert saved.exists()
+    assert all(path.exists() for path in saved)
 
 
 def test_a_rank_whose_launcher_is_killed_is_asked_to_stop(tmp_path: Path) -> None:
