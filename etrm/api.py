@@ -78,7 +78,7 @@ def train(
     exits with code 75 where a signal has asked it to stop and its state is saved.
     """
     from etrm.launch.job import Job
-    from etrm.launch.launch import train as launch
+    from etrm.launch.torchrun import train as launch
     from etrm.study.status import require_gate
     from etrm.training.run import RunPaths
 

@@ -1,4 +1,4 @@
-"""A training run as it is handed to the processes that train it, and its form on disk."""
+"""The description of a training run for the processes that train it, and its form on disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """Return the stem of the names of its files."""
         return f"{self.run.experiment}-{self.run.stage}-seed{self.run.seed}"
 
 
@@ -52,7 +52,7 @@ def write_job(path: Path, job: Job) -> None:
 
 
 def read_job(path: Path) -> Job:
-    """The job that `write_job` has written."""
+    """Read a job that `write_job` has written."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     paths: dict[str, Any] = {
         k: v if v is None else Path(v) for k, v in document["paths"].items() if k != ADVICE

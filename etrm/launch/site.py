@@ -1,4 +1,4 @@
-"""What a SLURM cluster is asked for: the site's own settings, and the resources of a stage.
+"""Resources requested from a SLURM cluster: the site's own settings, and the resources of a stage.
 
 `slurm/config.yaml`, the profile, and the rules take their values from here. A site's settings are
 in `slurm/site.yaml`, which git ignores; `slurm/site.example.yaml` has every key with its default.
@@ -23,7 +23,7 @@ STAGES = ("pretrain", "overfit", "full", "evaluate")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What one attempt of a stage may take. A run that needs longer goes on in another job."""
+    """Time limit of one attempt of a stage. A run that needs longer resumes in another job."""
 
     pretrain: int = option("a pretraining job", 1440, unit="minutes", ge=1)
     overfit: int = option("an overfit job", 480, unit="minutes", ge=1)
@@ -81,7 +81,7 @@ class SiteConfig:
     extra: str = option("further options of sbatch, as one text", "")
 
     def problems(self) -> list[ConfigProblem]:
-        """A warning that comes before there was time for much."""
+        """Reject a warning so early that a job has no time to train."""
         minutes = min(getattr(self.runtime, stage) for stage in STAGES)
         if 2 * self.warn < 60 * minutes:
             return []
@@ -90,7 +90,7 @@ class SiteConfig:
 
     @property
     def options(self) -> str:
-        """Options of sbatch that Snakemake has no resource for.
+        """Return options of sbatch that Snakemake has no resource for.
 
         The signal goes to the job's step, where training is; without `append`, a requeued job
         would overwrite its own log.
@@ -99,16 +99,16 @@ class SiteConfig:
 
     @property
     def memory(self) -> str:
-        """MB per core as an expression of Snakemake."""
+        """Return the MB per core as an expression of Snakemake."""
         wanted = f"{self.memory_per_cpu} * (1 + attempt) // 2"
         return f"min({max(self.memory_per_cpu, self.most_memory_per_cpu)}, {wanted})"
 
     def resources(self, stage: str, gpus: int = 1, nodes: int = 1) -> dict[str, Any]:
-        """Resources of a stage's rule, on `nodes` with so many GPUs each; None is one not set.
+        """Return a stage's resources on `nodes` with so many GPUs each; None is one not set.
 
         SLURM counts `gpu` over all nodes, and `gres` on each. The plugin wraps a job in an `srun`
         of one process, on one node, unless it is an MPI job, one with `mpi` and `tasks`: such are
-        ours on several nodes, where training calls `srun` itself (`etrm.launch.launch`), with one
+        ours on several nodes, where training calls `srun` itself (`etrm.launch.torchrun`), with one
         task on each. `tasks` alone would be taken for `--ntasks-per-gpu`. So many GPUs in all need
         not be as many on each node, which is said beside.
         """
@@ -127,7 +127,7 @@ class SiteConfig:
         }
 
     def _minutes(self, stage: str) -> Callable[..., int]:
-        """More in each attempt, up to the most."""
+        """Ask for more in each attempt, up to the most."""
         first: int = getattr(self.runtime, stage)
 
         def runtime(wildcards: Any, attempt: int) -> int:
@@ -137,7 +137,7 @@ class SiteConfig:
 
 
 def read_site(path: Path | None = None) -> SiteConfig:
-    """The settings of `path`, else of the file that ETRM_SITE names, else of `slurm/site.yaml`.
+    """Read the settings of `path`, else of the file in ETRM_SITE, else of `slurm/site.yaml`.
 
     The defaults where there is no such file. Raises `ConfigError` with all that is wrong in it.
     """

@@ -1,4 +1,4 @@
-"""A job of SLURM, from inside: what it has been given, and how it goes back into the queue."""
+"""A SLURM job seen from inside: the resources it has, and its return to the queue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 20.0  # that a command of SLURM may take
 
 
 def gpus_of(resources: Mapping[str, Any]) -> int:
-    """GPUs of a job on all its nodes, by `gpu`, or `gres` where the cluster takes only that."""
+    """Return the GPUs of a job on all nodes: by `gpu`, or `gres` where that is the only way."""
     by_gres = str(resources.get("gres") or "").split(":")
     if by_gres[0] == "gpu":
         count = int(by_gres[-1]) if by_gres[-1].isdigit() else 1
@@ -28,12 +28,12 @@ def gpus_of(resources: Mapping[str, Any]) -> int:
 
 
 def nodes_of(resources: Mapping[str, Any]) -> int:
-    """Nodes of a job."""
+    """Return the number of nodes of a job."""
     return int(resources.get("nodes") or 1)
 
 
 def threads_of(resources: Mapping[str, Any], threads: int) -> int:
-    """CPU threads of a job on each node: those of its GPUs on a cluster, else the rule's."""
+    """Return the CPU threads of a job on each node: on a cluster, those of its GPUs."""
     of_each = resources.get("cpus_per_gpu")
     if not of_each or not this_job():
         return threads
@@ -41,13 +41,13 @@ def threads_of(resources: Mapping[str, Any], threads: int) -> int:
 
 
 def this_job() -> str | None:
-    """The number of the SLURM job that this process is a part of."""
+    """Return the number of the SLURM job of this process; None outside of one."""
     return os.environ.get("SLURM_JOB_ID")
 
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Within the block, a run that saves because its time is over goes back into the queue.
+    """Requeue a run that saves because its time is over.
 
     Not where this job has got it no further: it would never end. It counts as failed then, and the
     next attempt has more time. A job that is preempted goes back too, where SLURM would cancel it.
@@ -63,8 +63,10 @@ def going_on() -> Iterator[None]:
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """Within the block, a job that saves nothing on the way goes back into the queue all the same
-    where SLURM would cancel it to make room; a warning of the time limit does not end it."""
+    """Requeue a preempted job that saves nothing on the way.
+
+    A warning of the time limit does not end it.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number, advanced=False)
@@ -78,7 +80,7 @@ def preemptible() -> Iterator[None]:
 
 
 def _preempted() -> bool:
-    """Is SLURM ending this job to make room for another one?"""
+    """Return whether SLURM ends this job to make room for another one."""
     job = this_job()
     return job is not None and _preempted_job(_slurm("scontrol", "show", "job", job)[0])
 
@@ -89,7 +91,7 @@ def _preempted_job(text: str) -> bool:
 
 
 def _slurm(*command: str) -> tuple[str, str]:
-    """What a command of SLURM prints, and what is wrong with it; empty where nothing is."""
+    """Return the output of a command of SLURM, and its error; empty where there is none."""
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS

@@ -30,7 +30,7 @@ class RankError(UserError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run; `world_size` 1 where there is no other."""
+    """The rank of this process among those of its run; `world_size` 1 where it is alone."""
 
     rank: int = 0
     world_size: int = 1
@@ -39,11 +39,11 @@ class Ranks:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Is this the rank that writes?"""
+        """Return whether this is the rank that writes."""
         return self.rank == 0
 
     def own(self, slots: Tensor) -> Tensor:
-        """This rank's among slot numbers: slot s belongs to rank s mod size."""
+        """Return this rank's slots among slot numbers: slot s belongs to rank s mod world size."""
         return slots[slots % self.world_size == self.rank]
 
     def sum_(self, tensor: Tensor) -> None:
@@ -52,7 +52,7 @@ class Ranks:
             dist.all_reduce(tensor)
 
     def all_gather(self, part: Tensor, total: int) -> Tensor:
-        """All slots' rows [total, …] of a tensor of which `part` holds this rank's, in slot order.
+        """Return the rows of all slots [total, …], in slot order, of which `part` is this rank's.
 
         `part` [n, …] has the rows of slots rank, rank + size, rank + 2·size, …
         """
@@ -66,7 +66,7 @@ class Ranks:
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value (a nesting of numbers, text and tensors), on rank 0 only."""
+        """Return every rank's value (nested numbers, text and tensors), on rank 0 only."""
         if self.world_size == 1:
             return [value]
         found = [None] * self.world_size if self.is_rank_zero else None
@@ -74,7 +74,7 @@ class Ranks:
         return found
 
     def max_(self, value: int) -> int:
-        """The largest of all ranks' values. Waits for the others, never for the device."""
+        """Return the maximum over ranks. Waits for the other ranks, never for the device."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor([value])
@@ -82,13 +82,13 @@ class Ranks:
         return int(tensor)
 
     def barrier(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks are here."""
         self.max_(0)
 
 
 @contextmanager
 def ranks_of_this_run(device: str | None = None) -> Iterator[Ranks]:
-    """The ranks that torchrun has started, or the only one where it has not.
+    """Join the ranks that torchrun has started; alone where it has not.
 
     `device` is that of the only rank, or the kind of all; without it, each takes a GPU of its own
     where there are any. Raises `RankError` where a node has fewer GPUs than ranks.

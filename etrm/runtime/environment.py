@@ -1,4 +1,4 @@
-"""The environment that a result was made in: what kind it is, and whether it is the locked one.
+"""The software environment of a result: its kind, and whether it is the locked one.
 
 It is recorded and determines nothing: no key and no parameter depends on it. What cannot be found
 out is left out, and no result fails for it.
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def environment() -> dict[str, Any]:
-    """What `run.json` and `score.json` say of the environment of this process.
+    """Return the record of this process's software environment in `run.json` and `score.json`.
 
     - `kind`: `container`, `conda`, `venv` or `system`
     - `name`: of the image's file, or of the folder of the environment; never a whole path
@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {name: distribution_version(name) for name in RECORDED_VERSIONS}
     known = {name: version for name, version in found.items() if version is not None}
     return {"python": platform.python_version(), **known}
@@ -64,7 +64,7 @@ def search_first(folder: Path) -> None:
 
 
 def _place() -> dict[str, Any]:
-    """Kind and name. An image is named first, also where its Python is that of a venv."""
+    """Return kind and name. An image is named first, also where its Python is that of a venv."""
     image = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
     if image:
         return {"kind": "container", "name": Path(image).name, "image_id": _image_id(Path(image))}
@@ -80,7 +80,7 @@ def _place() -> dict[str, Any]:
 
 
 def _image_id(path: Path) -> str | None:
-    """The UUID in the header of an image in SIF format, new with every build.
+    """Return the UUID in the header of an image in SIF format, new with every build.
 
     Instead of a digest: an image has gigabytes. The header is a launch line (32 bytes), magic (10),
     version (3), architecture (3) and the UUID (16).
@@ -96,7 +96,7 @@ def _image_id(path: Path) -> str | None:
 
 
 def _compared(lock: Path) -> dict[str, Any]:
-    """The installed versions against those of a lock file."""
+    """Compare the installed versions with those of a lock file."""
     if not lock.is_file():
         return {"locked": None, "differs": {}, "lock_sha256": None}
     pins = dict(_PIN.findall(lock.read_text(encoding="utf-8")))
@@ -106,7 +106,7 @@ def _compared(lock: Path) -> dict[str, Any]:
 
 
 def distribution_version(name: str) -> str | None:
-    """The version that an import finds; None where there is none."""
+    """Return the version that an import finds; None where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -17,10 +17,13 @@ EXIT_INTERRUPTED = 75
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, and nothing is lost by that: it can go on."""
+    """The run was asked to stop, and nothing is lost by that: it can resume."""
 
     def __init__(self, number: int, advanced: bool) -> None:
-        """`number`: of the signal that asked; `advanced`: this process has got the run further."""
+        """Exit with `EXIT_INTERRUPTED`.
+
+        `number`: of the signal; `advanced`: this process has saved further steps of the run.
+        """
         super().__init__(EXIT_INTERRUPTED)
         self.number, self.advanced = number, advanced
 
@@ -87,5 +90,5 @@ class Interruption:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal."""
+    """Return the name of a signal."""
     return signal.Signals(number).name

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def say(text: str, level: int = logging.INFO) -> None:
-    """A line for the log and for the terminal; once, where the log is the terminal."""
+    """Write a line to the log and to the terminal; once, where the log is the terminal."""
     log.log(level, "%s", text)
     streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
     if sys.stderr not in streams or not log.isEnabledFor(level):
@@ -24,13 +24,13 @@ def say(text: str, level: int = logging.INFO) -> None:
 
 
 def _print(text: str) -> None:
-    """A line for the terminal, which may be a file on a full disk: that ends nothing."""
+    """Print a line on the terminal, which may be a file on a full disk: that ends nothing."""
     with suppress(OSError):
         print(text, file=sys.stderr)
 
 
 def history_of(path: Path) -> Path:
-    """The log of all attempts at a job, beside that of the last."""
+    """Return the log of all attempts at a job, beside that of the last."""
     return path.with_suffix(f".all{path.suffix}")
 
 

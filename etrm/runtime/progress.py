@@ -1,4 +1,4 @@
-"""What a person sees of a run under way, and how a person or a scheduler interrupts it."""
+"""Progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Progress:
         self._bar.close()
 
     def begin(self, step: int) -> None:
-        """Where a run that goes on begins."""
+        """Begin at the step that the run resumes from."""
         self._bar.initial = self._bar.n = step
 
     def show(self, row: dict[str, float]) -> None:
-        """Where training is."""
+        """Show the step and its metrics."""
         step = int(row["step"])
         parts = [f"loss {row['train/lm_loss']:.3f}"]
         if "train/exact_accuracy" in row:
@@ -44,7 +44,7 @@ class Progress:
             self.say(f"step {step}/{self.steps}: {', '.join(parts)}")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own, on rank 0."""
         if not self._main:
             return
         if self._bar.disable:

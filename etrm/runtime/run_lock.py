@@ -1,103 +1,167 @@
-"""The lease on a run: one process trains it at a time, wherever it was started from.
+"""The lease on a run: one process trains it at a time, wherever it was started.
 
-A job goes on when the workflow that started it is killed; asked for again, its run is started a
-second time, maybe on another machine. The second process asks the first one to hand over: that one
-saves and ends, and this one goes on from there. One that gives no sign of life is succeeded, and
-writes nothing any more should it wake.
+A job survives the workflow that started it; asked for again, its run is started a second time,
+maybe on another machine. The second process asks the first to hand over: that one saves and ends,
+and the second resumes. The lease itself is filelock's `SoftFileLease`: a dead holder is replaced
+at once, one without a heartbeat after `SILENCE_SECONDS`, and a replaced one writes nothing more.
 
-A lease is a file `<generation>.json` in a folder of the run's own, on whatever file system the
-results are. It is made by a link, which one process alone can make, on network file systems too,
-and it is renewed by being touched. Who succeeds a holder makes the next generation and removes the
-one before, by which that holder knows. Clocks of two machines are never compared: who waits
-measures by its own clock for how long a lease has not changed.
+Files of a lease, in `state/leases/<run>/`: `lock` (filelock's marker, touched at each heartbeat),
+`holder.json` (the holder, for messages), `request.json` (the process that asks for the run).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
-import secrets
+import socket
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from filelock import SoftFileLease, Timeout
 
 from etrm.runtime.interruption import Interruption
-from etrm.runtime.lock_holder import (
-    LEASES,
-    REQUEST,
-    Holder,
-    newest_holder,
-    read_holder,
-    read_request,
-    who,
-)
 from etrm.runtime.logs import say
-from etrm.runtime.process import here
 from etrm.storage.files import write_json_atomic
 
-RENEW_SECONDS = 5.0  # between two signs of life of a holder
-POLL_SECONDS = 1.0  # between two looks of who waits
-SILENCE_SECONDS = 60.0  # without a sign of life, after which a holder is taken for dead
-SAY_SECONDS = 60.0  # between two lines of who waits
+LEASES = "leases"  # the folder of all leases, among the states
+LOCK, HOLDER, REQUEST = "lock", "holder.json", "request.json"
+HEARTBEAT_SECONDS = 5.0  # between two heartbeats of a holder, and two looks for a request
+POLL_SECONDS = 1.0  # between two tries of a process that waits
+SILENCE_SECONDS = 60.0  # without a heartbeat, after which a holder is replaced
+SAY_SECONDS = 60.0  # between two messages of a process that waits
 JOIN_SECONDS = 2.0  # for a thread whose disk may be gone
+# Of a damaged file: a process of which nothing is known.
+UNKNOWN = {"token": "", "to": "", "key": "", "place": "", "began": "?"}
+UNKNOWN |= {"pid": "?", "host": "an unknown machine"}
+PROC = Path("/proc")
 
 
-class LeaseLost(Exception):  # noqa: N818 (no error: another process goes on)
+class LeaseLost(Exception):  # noqa: N818 (no error: another process has the run)
     """Another process has this run now: nothing of it may be written here any more."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The holder of a lease, and the time of its last heartbeat (file system's clock, seconds)."""
+
+    record: Mapping[str, Any]
+    renewed: float
+
+    def __str__(self) -> str:
+        return who(self.record)
+
+
+def this_process() -> dict[str, Any]:
+    """Return what identifies this process, on this machine and on others."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start": _state(os.getpid())[1],
+        "place": _place(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def is_running(record: Mapping[str, Any]) -> bool | None:
+    """Return whether a process (its `this_process`) runs; None where that cannot be seen.
+
+    A process with the same number that was started at another time is another one.
+    """
+    if record["place"] != _place():
+        return None
+    state, start = _state(record["pid"])
+    return state not in (None, "Z", "X") and start == record["start"]
+
+
+def who(record: Mapping[str, Any]) -> str:
+    """Return a process in words."""
+    job = f" (SLURM job {record['slurm_job']})" if record.get("slurm_job") else ""
+    return f"process {record['pid']} on {record['host']}{job}"
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """Return the holder of the lease in `folder`; None where nobody has it."""
+    try:
+        renewed = (folder / LOCK).stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    record, owner = _read(folder / HOLDER), SoftFileLease(folder / LOCK).owner
+    if owner is None or owner.token != record["token"]:  # it has not written its record, or cannot
+        known = {} if owner is None else {"pid": owner.pid, "host": owner.hostname}
+        record = UNKNOWN | {"token": owner.token if owner else ""} | known
+    return Holder(record, renewed)
+
+
+def all_holders(states: Path) -> Iterator[tuple[str, Holder]]:
+    """Yield the name of the run and the holder of every lease among the states of a study."""
+    for folder in sorted((states / LEASES).glob("*/*/*")):
+        holder = read_holder(folder)
+        if holder is not None:
+            yield str(folder.relative_to(states / LEASES)), holder
+
+
 class Lease:
-    """The lease of this process on a run; rank 0 takes it for all."""
+    """The lease of this process on a run; rank 0 takes it for all ranks."""
 
     def __init__(self, folder: Path, name: str, interruption: Interruption, main: bool) -> None:
         """`folder`: of all states; `name`: of the run, which has one run folder to write."""
         self.name, self.folder = name, folder / LEASES / name
-        self._interruption, self._main = interruption, main
-        self._me = here() | {"token": secrets.token_hex(8)}
-        self._path: Path | None = None  # of the lease that was made
-        self._generation = 0  # of it, or the newest that needs no heed
+        self._interruption, self._is_rank_zero = interruption, main
+        self._me = this_process()
+        self._token: str | None = None  # of the claim, once it was made
+        self._lock = SoftFileLease(
+            self.folder / LOCK,
+            lease_duration=SILENCE_SECONDS,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            thread_local=False,  # a later claim is made by the thread below
+        )
         self._thread: threading.Thread | None = None
         self._released, self._failing = threading.Event(), False
-        self._watched: tuple[str, int, int] | None = None  # the newest sign of life
-        self._seen = self._silent = 0.0  # when it was looked for, and for how long it was the same
-        self._said: float | None = None
+        self._said = -SAY_SECONDS
 
     def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of it, or of the wish to have it."""
+        """Release the lease, or withdraw the request for it."""
         self._released.set()
         if self._thread is not None:
             self._thread.join(JOIN_SECONDS)
-        if self._main:
+        if self._is_rank_zero:
             with suppress(OSError):
                 self._clear()
 
     def take(self, key: str) -> bool:
-        """Take the lease, for the run with this key; False, after a while, where another has it.
+        """Take the lease for the run with this key; False, after a while, where another has it.
 
-        To be called again then: that one is asked to hand over. Where no lease can be written,
-        that is said, and the run goes on without.
+        To be called again then: the holder has been asked to hand over. Where no lease can be
+        written, that is said, and the run is trained without.
         """
-        if not self._main:
+        if not self._is_rank_zero:
             return True
         self._me |= {"key": key, "began": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
-            holder = newest_holder(self.folder)
-            if holder is None or holder.ended() or self._silent_for(holder) >= SILENCE_SECONDS:
-                taken = self._succeed(holder)
-            else:
-                taken = False
+            holder = read_holder(self.folder)
+            taken = self._acquire()
+            if taken and holder is not None:
+                ended = is_running(holder.record) is False
+                how = "has ended" if ended else f"gave no heartbeat for {SILENCE_SECONDS:g} s"
+                say(f"{self.name}: {holder} {how}: taking over")
+            elif holder is not None:
                 self._ask(holder)
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
             taken = True
         if taken:
-            self._thread = threading.Thread(target=self._keep_up, daemon=True)
+            self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         else:
             time.sleep(POLL_SECONDS)
@@ -106,128 +170,89 @@ class Lease:
     def check(self) -> None:
         """Raise `LeaseLost` when another process has the run.
 
-        A disk that gives no answer says nothing of that, and does not end training.
+        An unreachable disk is no evidence of that, and does not end training.
         """
+        if self._is_lost():
+            time.sleep(0.01)  # a contender may have moved the file aside for an instant
+            if self._is_lost():
+                holder = read_holder(self.folder)
+                by = "another process" if holder is None else str(holder)
+                raise LeaseLost(f"{by} has taken over {self.name}")
+
+    def _is_lost(self) -> bool:
         try:
-            newest = newest_holder(self.folder)
-            mine = None if self._path is None else read_holder(self._path)
+            os.stat(self.folder / LOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return self._token is not None
         except OSError:
+            return False
+        owner = self._lock.owner
+        return owner is not None and owner.token != self._token
+
+    def _acquire(self) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._break_zombie()
+            self._lock.acquire(blocking=False)
+        except (Timeout, FileNotFoundError):  # held, or its last holder has removed the folder
+            return False
+        self._token = self._lock.token
+        self._me["token"] = self._token
+        write_json_atomic(self.folder / HOLDER, self._me)
+        (self.folder / REQUEST).unlink(missing_ok=True)
+        return True
+
+    def _break_zombie(self) -> None:
+        """Remove the claim of a process of this machine that has ended and was not reaped yet."""
+        holder = read_holder(self.folder)
+        if holder is None or is_running(holder.record) is not False:
             return
-        if newest is not None and newest.generation > self._generation and not self._made(newest):
-            raise LeaseLost(f"{who(newest.record)} has taken over {self.name}")
-        if self._path is not None and not self._made(mine):
-            raise LeaseLost(f"another process has taken over {self.name}")
-
-    # --- waiting for it ---
-
-    def _silent_for(self, holder: Holder) -> float:
-        """Seconds for which this process has seen no sign of life of it.
-
-        Those in which this process was itself asleep, or its disk gone, do not count.
-        """
-        now = time.monotonic()
-        passed = min(now - self._seen, 2 * POLL_SECONDS)
-        self._silent = self._silent + passed if holder.sign == self._watched else 0.0
-        self._watched, self._seen = holder.sign, now
-        return self._silent
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # only this machine's processes can see it
+            now = read_holder(self.folder)
+            if now is not None and now.record == holder.record:
+                self._lock.force_break()
+        finally:
+            os.close(descriptor)
 
     def _ask(self, holder: Holder) -> None:
-        """Ask it to hand over; what is waited for is said every so often."""
+        """Ask the holder to hand over; say every so often that this process waits."""
         now, token = time.monotonic(), holder.record["token"]
         doing = "asked it to save and to hand over, waiting"
         try:
-            request = read_request(self.folder)
-            if request is None or request["to"] != token:
+            if _read(self.folder / REQUEST)["to"] != token:
                 write_json_atomic(self.folder / REQUEST, self._me | {"to": token})
         except FileNotFoundError:
-            return  # the lease has just come to an end
+            return  # the lease has just been released
         except OSError as error:
             doing = f"it cannot be asked to hand over ({error.strerror or error}), waiting"
-        if self._said is None or now - self._said >= SAY_SECONDS:
+        if now - self._said >= SAY_SECONDS:
             self._said = now
-            silent = f"; no sign of life for {self._silent:.0f} s"
-            say(
-                f"{self.name} is with {who(holder.record)} since {holder.record['began']}: {doing}"
-                f"{silent if self._silent > 2 * RENEW_SECONDS else ''}"
-            )
+            say(f"{self.name} is with {holder} since {holder.record['began']}: {doing}")
 
-    def _succeed(self, holder: Holder | None) -> bool:
-        """Make the lease after that of a holder that has ended; False where another was first."""
-        self._generation = 0 if holder is None else holder.generation
-        if not self._make():
-            return False
-        if holder is not None:
-            how = (
-                "has ended" if holder.ended() else f"gave no sign of life for {self._silent:.0f} s"
-            )
-            say(f"{self.name}: {who(holder.record)} {how}: taking over")
-        return True
-
-    def _make(self) -> bool:
-        """Make the next lease; False where another process was first."""
-        path = self.folder / f"{self._generation + 1:06d}.json"
-        unique = self.folder / f".{self._me['token']}.tmp"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unique.write_text(json.dumps(self._me), encoding="utf-8")
-            first = self._link(unique, path)
-        except FileNotFoundError:  # another process has just removed the folder, or what is in it
-            return False
-        finally:
-            with suppress(OSError):
-                unique.unlink()
-        if not first:
-            return False
-        if not self._made(newest_holder(self.folder)):
-            path.unlink(missing_ok=True)
-            return False
-        self._path, self._generation = path, int(path.stem)
-        for other in self.folder.iterdir():
-            if not (other.stem.isdigit() and int(other.stem) >= self._generation):
-                other.unlink(missing_ok=True)
-        return True
-
-    def _link(self, unique: Path, path: Path) -> bool:
-        try:
-            os.link(unique, path)
-        except FileExistsError:  # also where it is ours, and the answer was lost on the network
-            return self._made(read_holder(path))
-        return True
-
-    # --- having it ---
-
-    def _keep_up(self) -> None:
-        """Give signs of life, and look whether somebody asks for the run."""
-        while not self._released.wait(RENEW_SECONDS):
+    def _watch(self) -> None:
+        """Look whether the lease is lost, or requested; claim it where that was not possible."""
+        while not self._released.wait(HEARTBEAT_SECONDS):
             try:
                 self.check()
-                self._renew()
-                request = read_request(self.folder)
+                if self._token is None and not self._acquire():
+                    continue
+                os.utime(self.folder / LOCK)  # an error of the disk, which the heartbeat keeps
+                request = _read(self.folder / REQUEST)
             except LeaseLost as lost:
                 return self._interruption.ask(str(lost))
             except OSError as error:
-                self._tell(error)
+                self._warn(error)
                 continue
             self._failing = False
-            if request is not None and request["to"] == self._me["token"]:
+            if request["to"] == self._token:
                 other = "" if request["key"] == self._me["key"] else ", with another configuration"
-                return self._hand_over(f"handing {self.name} over to {who(request)}{other}")
+                why = f"handing {self.name} over to {who(request)}{other}"
+                return self._interruption.ask(why)
 
-    def _hand_over(self, why: str) -> None:
-        """Ask this process to stop, and give signs of life until it has."""
-        self._interruption.ask(why)
-        while not self._released.wait(RENEW_SECONDS):
-            with suppress(OSError, LeaseLost):
-                self._renew()
-
-    def _renew(self) -> None:
-        if self._path is not None:
-            os.utime(self._path)
-        elif not self._make():
-            self.check()
-
-    def _tell(self, error: OSError) -> None:
-        """Once, until it is over."""
+    def _warn(self, error: OSError) -> None:
+        """Say once, until it works again, that the lease cannot be written."""
         if not self._failing:
             say(
                 f"{self.folder}: the lease on the run could not be written"
@@ -237,17 +262,42 @@ class Lease:
             )
         self._failing = True
 
-    def _made(self, holder: Holder | None) -> bool:
-        return holder is not None and holder.record["token"] == self._me["token"]
-
     def _clear(self) -> None:
-        """Remove what is this process's own, and folders that are empty then."""
-        mine, request = newest_holder(self.folder), read_request(self.folder)
-        if request is not None and self._me["token"] in (request["token"], request["to"]):
+        """Remove this process's files, and folders that are empty then."""
+        request, mine = _read(self.folder / REQUEST), self._token is not None
+        is_mine = request["pid"] == self._me["pid"] and request["place"] == self._me["place"]
+        if is_mine or (mine and request["to"] == self._token):
             (self.folder / REQUEST).unlink(missing_ok=True)
-        if mine is not None and self._made(mine):
-            mine.path.unlink(missing_ok=True)
+        if mine and _read(self.folder / HOLDER)["token"] == self._token:
+            (self.folder / HOLDER).unlink(missing_ok=True)
+        self._lock.release()
         for folder in (self.folder, *self.folder.parents):
             folder.rmdir()  # an error, and the end, where it is not empty
             if folder.name == LEASES:
                 break
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Return a record; that of an unknown process where there is none or it is damaged."""
+    try:
+        return {**UNKNOWN, **json.loads(path.read_text(encoding="utf-8"))}
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return UNKNOWN
+
+
+def _place() -> str:
+    """Return where a process number means the same: a booted machine, and a container on it."""
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _state(pid: int) -> tuple[str | None, int | None]:
+    """Return a process's state, and when it was started, in ticks since the machine was."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except OSError:
+        return None, None
+    return fields[0], int(fields[19])

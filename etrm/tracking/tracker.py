@@ -1,4 +1,4 @@
-"""Where metrics go: rows for `metrics.parquet` (the record), and W&B (a mirror).
+"""Destinations of metrics: rows for `metrics.parquet` (the record), and W&B (a mirror).
 
 W&B runs in a process of its own (`etrm/tracking/wandb_process.py`), which is started only when
 asked for. Rows are handed over by a thread; whatever happens there, training goes on.

@@ -1,4 +1,4 @@
-"""W&B in a process of its own: `python mirror.py`, started by `etrm.tracking.tracker`.
+"""W&B in a process of its own: `python wandb_process.py`, started by `etrm.tracking.tracker`.
 
 It reads JSON lines: first what the W&B run is, then rows of metrics, last a summary; the end of
 the input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _line() -> str:
-    """A line of the input, and not a byte of what may have to be read after beginning again."""
+    """Read a line of the input, unbuffered: a restarted process has to read the rest."""
     with open(0, "rb", buffering=0, closefd=False) as raw:
         return raw.readline().decode()
 
@@ -110,7 +110,7 @@ def _begin_again(asked: dict[str, Any], given: list[str], answers: TextIO) -> No
 
 
 def _given_before() -> list[str]:
-    """What the process had that this one begins again for; nothing if it is the first."""
+    """Return the lines of the process that this one restarts; none if it is the first."""
     path = os.environ.pop(AGAIN, None)
     if path is None:
         return []

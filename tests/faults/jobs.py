@@ -27,12 +27,14 @@ import yaml
 from safetensors.torch import load_file
 from tiny import MODEL, make_tasks, small_context, write_study
 
+from etrm.runtime.run_lock import this_process
 from etrm.storage.digests import code_digest, train_code
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/faults")])
 EXIT_INTERRUPTED = 75
 Patch = dict[str, Any] | None
+SILENCE = 3.0  # seconds without a heartbeat, for all processes of a test that waits for that
 PATIENCE = 60.0  # seconds until a job that does not do what it should is a failure
 
 
@@ -212,7 +214,7 @@ def serve() -> None:
     """
     for module in (
         "etrm.cli",
-        "etrm.launch.launch",
+        "etrm.launch.torchrun",
         "etrm.models.encoders.standard",
         "torch._dynamo",
     ):
@@ -303,6 +305,17 @@ def content(*folders: Path) -> dict[str, bytes]:
     """Every file under some folders."""
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path): path.read_bytes() for path in files}
+
+
+def claim(folder: Path, **record: Any) -> Path:
+    """Give a run's lease to a process that is none of this test's, by default this one."""
+    record = {**this_process(), "token": "other", "key": "", "began": "today", **record}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "holder.json").write_text(json.dumps(record))
+    lines = ["filelock/2", f"pid={record['pid']}", f"host={record['host']}", "mode=lease"]
+    lines += [f"token={record['token']}", f"duration={float(SILENCE)!r}"]
+    (folder / "new").write_text("".join(f"{line}\n" for line in lines))
+    return (folder / "new").replace(folder / "lock")
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:

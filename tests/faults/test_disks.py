@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -22,13 +21,13 @@ from jobs import (
     Stall,
     Study,
     assert_same_run,
+    claim,
     content,
     step_of,
     wait_for,
 )
 
 from etrm.config.load import plain, read_study
-from etrm.runtime.process import here
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import file_digest
 from etrm.study.layout import Layout, Run
@@ -37,7 +36,7 @@ Mount = Callable[[Path, int], None]
 RETRY = 0.05
 QUICK = {
     "etrm.runtime.disk_wait:RETRY_SECONDS": RETRY,
-    "etrm.runtime.run_lock:RENEW_SECONDS": 0.05,
+    "etrm.runtime.run_lock:HEARTBEAT_SECONDS": 0.05,
     "etrm.runtime.run_lock:POLL_SECONDS": 0.05,
 }
 
@@ -204,8 +203,7 @@ def test_a_run_is_handed_over_when_it_could_be_saved(
 
 def test_a_lost_lease_ends_the_wait_for_room(server: Server, study: Study, mount: Mount) -> None:
     job = waiting(server, study, mount)
-    newer = study.state / "leases/etrm/overfit/seed0/000099.json"
-    newer.write_text(json.dumps({**here(), "token": "other", "key": "", "began": "today"}))
+    claim(study.state / "leases/etrm/overfit/seed0")
     assert job.wait() == EXIT_INTERRUPTED
     log = job.log.read_text()
     assert (

