@@ -278,7 +278,7 @@ def agreed(folder: Path) -> list[str]:
 
 
 def consistent(folder: Path, config: Config) -> None:
-    """Do tables, records and the resolved configuration say what the runs have found?"""
+    """Compare tables, records and the resolved configuration with the runs."""
     root = folder / ROOT
     table = pd.read_csv(root / "tables/results.csv").set_index("experiment")
     resolved = yaml.safe_load((root / "config.yaml").read_text())

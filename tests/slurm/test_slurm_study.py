@@ -351,7 +351,7 @@ def history(folder: Path, name: str) -> str:
 
 
 def slow(folder: Path, name: str, attempt: int) -> bool:
-    """Is this attempt at a run where it is disturbed?"""
+    """Return whether this attempt at a run has reached the step where it is disturbed."""
     return (folder / f"{name.replace('/', '-')}-{attempt}-slow").exists()
 
 
