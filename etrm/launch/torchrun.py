@@ -52,7 +52,7 @@ LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULE = "etrm.launch.torchrun"
 STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
-AGAIN = "Run the same command again to go on from the last state"
+AGAIN = "Run the same command again to resume from the last state"
 
 
 class LaunchError(UserError):
