@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write, write_task
+from small_study import write_task
+from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write
 
 Config = dict[str, Any]
 Change = Callable[[Config, Path], object]

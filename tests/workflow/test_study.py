@@ -161,7 +161,9 @@ def test_summary_names_results_gates_and_files(finished: Path) -> None:
 
 def test_code_of_one_context_source_reruns_its_experiments(study: Path) -> None:
     path = study / "etrm/models/encoders/standard.py"
-    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    text = path.read_text()
+    assert "self.stack(o.layers)" in text
+    path.write_text(text.replace("self.stack(o.layers)", "self.stack(1 + o.layers)"))
     jobs = planned(snakemake(study, "-n"))
     assert jobs["train_overfit"] == 3
     assert "train_pretrain" not in jobs
