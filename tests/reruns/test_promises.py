@@ -106,7 +106,7 @@ def test_a_full_run_starts_behind_a_verdict_on_todays_overfit_run_only(study: Pa
     (study / ROOT / "runs/two/overfit/seed0/verdict.json").unlink()
     code, text = etrm(study, *command)
     assert code == 1
-    assert "there is no results/tiny/runs/two/overfit/seed0/verdict.json: `snakemake" in text
+    assert "there is no results/tiny/runs/two/overfit/seed0/verdict.json: `etrm gate two`" in text
     # A verdict of another experiment in its place.
     source = json.loads((study / VERDICT).read_text(encoding="utf-8"))
     target = study / ROOT / "runs/two/overfit/seed0/verdict.json"
