@@ -1,4 +1,4 @@
-"""The last good run is kept whatever becomes of the next, and restored where it is asked for."""
+"""The last good result stays cached if the next one fails, and is restored for its key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.evaluation.run import evaluate_run
 from etrm.storage.files import file_digest
-from etrm.storage.finished import KEPT, RUN_FILES, SCORE_FILES
+from etrm.storage.finished import MAX_CACHED, RUN_FILES, SCORE_FILES
 from etrm.training.run import RunPaths, train_run
 from etrm.training.trainer import Trainer
 
@@ -86,10 +86,10 @@ def test_the_current_run_and_the_one_before_are_kept(paths: RunPaths) -> None:
     for steps in lengths:
         train(paths, train={"steps": steps})
     kept = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
-    assert kept == set(lengths[-KEPT:])
+    assert kept == set(lengths[-MAX_CACHED:])
     other = replace(paths, out=paths.out.with_name("other"))
     train(other, experiment="other", train={"steps": 2})
-    assert len(list(paths.state.rglob("run.json"))) == KEPT + 1, "each run has its own"
+    assert len(list(paths.state.rglob("run.json"))) == MAX_CACHED + 1, "each run has its own"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])

@@ -125,7 +125,7 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
         assert run.returncode == 0, run.stdout + run.stderr
         assert contents(folder) == shared
         log = (results(study) / f"logs/{PASSING}/evaluate_seed0.log").read_text()
-        assert "taken back" in log
+        assert "restored from" in log
     shard = results(study) / f"logs/{PASSING}/evaluate_seed0_2_of_3.log"
     assert "nothing to decode" in shard.read_text()
 
@@ -286,7 +286,7 @@ def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -
 
 
 def test_a_failed_job_leaves_the_last_good_run(study: Path) -> None:
-    """Snakemake deletes the outputs of the job that then fails; the run is taken back after it."""
+    """Snakemake deletes the outputs of the job that then fails; the run is restored after it."""
     target = f"results/smoke/runs/{OTHER}/overfit/seed0/model.safetensors"
     before = (study / target).read_bytes()
     change = {"experiments": {OTHER: {"episodes": {"canvas": [2]}}}}
