@@ -62,7 +62,7 @@ SAME = {
     ),
     "the lock of a run": ("runtime/run_lock.py", None, "WAIT_SECONDS = 1"),
     "what is recorded of the software": ("runtime/environment.py", None, "X = 1"),
-    "the launcher": ("launch/launch.py", None, "WAIT_SECONDS = 1"),
+    "the launcher": ("launch/torchrun.py", None, "WAIT_SECONDS = 1"),
     "states, signals and messages of a run": ("training/recorder.py", None, "X = 1"),
     "the files of a run": ("training/outputs.py", None, "X = 1"),
     "a figure's style": ("report/style.py", None, "X = 1"),
