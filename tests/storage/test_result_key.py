@@ -293,6 +293,6 @@ def test_text_with_spaces_is_for_people() -> None:
         ("x: ClassVar[int] = 1", "x: 'ClassVar' = 1"),
     ],
 )
-def test_what_is_left_of_code(text: str, left: str) -> None:
+def test_code_without_text_for_people(text: str, left: str) -> None:
     tree = _Numbers({"log", "say"}).visit(ast.parse(text))
     assert ast.unparse(tree) == ast.unparse(ast.parse(left))
