@@ -150,11 +150,9 @@ def _make_room(path: Path) -> bool:
 
 
 def _is_intact(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _digest_matches(file)
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        return _digest_matches(file)
+    return False
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -181,6 +179,7 @@ def _digest_matches(file: BinaryIO) -> bool:
 def _drop_all_but(path: Path) -> None:
     """Remove all states but a new one and the one before, also later ones (see `_make_room`)."""
     states = sorted(path.parent.glob(STATES))
+    # Steps are compared by name: a clock may be wrong.
     wanted = [path, *[state for state in states if state < path][-1:]]
     for state in states:
         if state not in wanted:
@@ -248,10 +247,10 @@ def init_decoder(decoder: nn.Module, path: Path, which: str) -> dict[str, Any]:
     if wrong:
         raise CheckpointError(f"{path}: found other sizes: {'; '.join(wrong)}; use the same model")
     loaded = [n for n in ours if n in given]
-    if not loaded:
+    if not loaded:  # weights of something else
         raise CheckpointError(f"{path}: found no decoder weights, expected those of a run")
     decoder.load_state_dict({n: given[n] for n in loaded}, strict=False)
-    return {
+    return {  # stored in `run.json`
         "path": str(path),
         "weights": which,
         "loaded": [f"decoder.{n}" for n in loaded],

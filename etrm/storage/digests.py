@@ -138,22 +138,13 @@ def _file(name: str, package: Path) -> Path | None:
 
 def commit() -> str | None:
     """Return the commit of the checkout, with `+` where it has changes; None outside one."""
-    here = PACKAGE.parent
-    try:
-        head = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    git = ["git", "-C", str(PACKAGE.parent)]
+    commands = [[*git, "rev-parse", "HEAD"], [*git, "status", "--porcelain", "-uno"]]
+    try:  # with a limit, for a checkout on a file system that hangs
+        head, changed = (
+            subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.strip()
+            for command in commands
+        )
     except (OSError, subprocess.SubprocessError):
         return None  # no checkout, or no git
-    return head + ("+" if changed else "")
-
-
-def _git(folder: Path, *command: str) -> str:
-    run = subprocess.run(
-        ["git", "-C", str(folder), *command],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=True,
-        timeout=10,
-    )
-    return run.stdout.strip()
+    return head.decode() + ("+" if changed else "")

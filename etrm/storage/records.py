@@ -82,7 +82,7 @@ def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
     Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
     """
     try:
-        content = json.loads(path.read_bytes() or b"null")
+        content = json.loads(path.read_bytes() or b"null")  # a full disk leaves empty files
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except OSError as error:
@@ -92,7 +92,7 @@ def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise DamagedFileError(path, found, expected)
-    values = {key: _value_at(content, key) for key in keys}
+    values = {key: _value_at(content, key) for key in keys}  # other keys are allowed
     if missing := [key for key, value in values.items() if value is _MISSING]:
         raise DamagedFileError(path, f"no {', '.join(missing)}", expected)
     for key, value in values.items():
@@ -122,6 +122,7 @@ def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.T
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except (pa.ArrowException, OSError) as error:
+        # Some messages of Arrow span lines, some are empty.
         reason = (str(error).splitlines() or ["of no known kind"])[0]
         raise DamagedFileError(path, f"no readable parquet file ({reason})", expected) from None
     if missing := [name for name in columns if name not in table.column_names]:
