@@ -42,7 +42,7 @@ def now(device: torch.device) -> float:
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """The best rate of a square matrix product, GFLOP/s."""
+    """Return the best rate of a square matrix product, GFLOP/s."""
     side = side or MATMUL_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -54,7 +54,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype, side: int | None = N
 
 
 def card_peak(device: torch.device, dtype: str) -> float | None:
-    """The data sheet's dense rate of a GPU in GFLOP/s; None where it is not in the table."""
+    """Return the data sheet's dense rate of a GPU in GFLOP/s; None where it is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -106,7 +106,7 @@ class PeakMemory:
 
     @staticmethod
     def of_process() -> int:
-        """The high-water mark of this process."""
+        """Return the high-water mark of this process."""
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
@@ -131,7 +131,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """The block is a part."""
+        """Count the block as a part."""
         self._account()
         self._open.append(name)
         try:
@@ -141,7 +141,7 @@ class Stopwatch:
             self._open.pop()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, each call a part."""
+        """Return `function`, with each call counted as a part."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):

@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def line_of(run: Path) -> list[str]:
-    """The cells of one run folder."""
+    """Return the cells of one run folder."""
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     rows = pq.read_table(run / "metrics.parquet").to_pylist()
     finals = [(r["step"], r["all.exact_accuracy"]) for r in rows if known(r, "all.exact_accuracy")]
@@ -82,17 +82,17 @@ MEASURES = (
 
 
 def known(row: Row, name: str) -> bool:
-    """Does this row have the metric?"""
+    """Return whether this row has the metric."""
     return row.get(name) is not None
 
 
 def median(rows: Sequence[Row], name: str, first: int, last: int) -> float:
-    """The median of a metric over steps first..last."""
+    """Return the median of a metric over steps first..last."""
     return statistics.median(r[name] for r in rows if known(r, name) and first <= r["step"] <= last)
 
 
 def last(rows: Sequence[Row], name: str, shown: str) -> str:
-    """The latest value of a metric; a dash where there is none."""
+    """Return the latest value of a metric; a dash where there is none."""
     values = [row[name] for row in rows if known(row, name)]
     return shown.format(values[-1]) if values else "–"
 

@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def floor(setting: Setting, model: str, layout: Layout) -> list[str]:
-    """The cells of a line after model and layout."""
+    """Return the cells of a line after model and layout."""
     run = run_config(setting, model, layout, "bf16", 1)
     needs_demos = context_source(run.context.source).needs_demos
     corpus = Corpus(setting.mix.training, setting.mix.variants)

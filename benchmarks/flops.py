@@ -37,6 +37,7 @@ class Work:
 
     @property
     def forward(self) -> float:
+        """Return the FLOP of a forward pass."""
         return self.linear + self.attention
 
     def backward(self, attention: float = ATTENTION_BACKWARD) -> float:
@@ -45,13 +46,13 @@ class Work:
 
 
 def block(tokens: float, squares: float, width: int, expansion: float) -> Work:
-    """A `Block` over sequences with `tokens` in all, `squares` the sum of their lengths squared."""
+    """Return a `Block` over sequences of `tokens` in all; `squares`: of their lengths, summed."""
     weights = 4 * width**2 + 3 * width * inner_width(width, expansion)
     return Work(2.0 * weights * tokens, 4.0 * width * squares)
 
 
 def cross_block(queries: int, keys: int, width: int, expansion: float) -> Work:
-    """A `CrossBlock` of one sample."""
+    """Return a `CrossBlock` of one sample."""
     of_queries = 2 * width**2 + 3 * width * inner_width(width, expansion)
     linear = 2.0 * (of_queries * queries + 2 * width**2 * keys)
     return Work(linear, 4.0 * width * queries * keys)
@@ -64,7 +65,7 @@ def network(model: ModelConfig, cells: int) -> Work:
 
 
 def encoder(run: RunConfig, lengths: np.ndarray) -> Work:
-    """The context source on samples whose demos have `lengths` [B, K] tokens (0: not encoded)."""
+    """Return the work of an encoder; demos have `lengths` [B, K] tokens (0: not encoded)."""
     o = run.context
     if o.source == "embedding":
         return Work()

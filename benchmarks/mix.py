@@ -65,7 +65,7 @@ def paper_sources(concept: tuple[str, str] | None = None) -> dict[str, SourceCon
 
 
 def load_mix(tasks: Path | None = None, variants: int = VARIANTS) -> Mix:
-    """The tasks of a tasks.parquet, or of the paper's sources."""
+    """Return the tasks of a tasks.parquet, or of the paper's sources."""
     if tasks is not None:
         records = read_tasks(tasks)
         halves = [[r.task for r in records if r.split == half] for half in HALVES]

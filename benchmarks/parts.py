@@ -22,10 +22,10 @@ OTHER = "other: carry, halting, casts of weights"
 
 
 def time_parts(trainer: Trainer, steps: int | None = None) -> dict[str, float]:
-    """Seconds of one step by part; the device is waited for between them, so the sum is an upper
-    bound of an ordinary step's.
+    """Return the seconds of one step by part.
 
-    A backward pass is told apart by when gradients reach the logits and the context.
+    The device is waited for between them, so the sum is an upper bound of an ordinary step's. A
+    backward pass is told apart by when gradients reach the logits and the context.
     """
     steps = steps or (STEPS if trainer.corpus.device.type == "cpu" else 5 * STEPS)
     watch = Stopwatch(trainer.corpus.device)

@@ -46,7 +46,7 @@ def _seconds(setting: Setting, module: str, *arguments: str) -> float:
 
 
 def _large(results: str) -> dict[str, object]:
-    """A learning rate for each of many experiments, one seed each."""
+    """Return a learning rate for each of many experiments, one seed each."""
     rates = {str(i): 1.0e-4 * (1 + i / EXPERIMENTS) for i in range(EXPERIMENTS)}
     sweep = {"lr": {"key": "train.lr", "values": rates}}
     return {

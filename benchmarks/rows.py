@@ -58,7 +58,7 @@ class Row:
 
 
 def new_row(setting: Setting, **values: Any) -> Row:
-    """A row of this device and these tasks."""
+    """Return a row of this device and these tasks."""
     head = {"device": device_name(setting.device), "tasks": setting.mix.name, "commit": _commit()}
     return Row(**(head | values))
 
@@ -88,7 +88,7 @@ def set_rates(row: Row, setting: Setting, rates: Sequence[float], devices: int =
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or how many cores this process may use."""
+    """Return the GPU's name, or how many cores this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     affinity = getattr(os, "sched_getaffinity", None)
@@ -109,7 +109,7 @@ def write_rows(path: Path, rows: Sequence[Row], kept: Sequence[dict[str, Any]] =
 
 
 def rows_of_other_cases(path: Path, cases: Sequence[str]) -> list[dict[str, Any]]:
-    """What a file of results has of cases that are not measured now."""
+    """Return the rows of a file of results whose cases are not measured now."""
     if not path.exists():
         return []
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))

@@ -101,7 +101,7 @@ def _measure(setting: Setting, model: str, size: int) -> dict[str, Any]:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], errors: list[Path]) -> None:
-    """Raises `RuntimeError` with what a rank said that failed; no rank is left running."""
+    """Wait for all ranks; raise `RuntimeError` with the message of one that failed, and end all."""
     try:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):

@@ -52,6 +52,7 @@ class Layout:
 
     @property
     def padded(self) -> bool:
+        """Return whether the layout is the official one."""
         return self.name == "padded"
 
     def compute(self, dtype: str) -> Compute:
@@ -79,11 +80,12 @@ class Setting:
 
     @property
     def gpu(self) -> bool:
+        """Return whether the device is a GPU."""
         return self.device.type == "cuda"
 
 
 def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: int) -> RunConfig:
-    """The paper's run, which is what the configuration defaults to, for a model by name."""
+    """Return the paper's run, which is what the configuration defaults to, for a model by name."""
     canvas = [30] if layout.padded else list(EpisodesConfig().canvas)
     document: dict[str, dict[str, Any]] = {
         "episodes": {"canvas": canvas},
@@ -103,7 +105,7 @@ def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: 
 
 
 def slots_of(setting: Setting, model: str, layout: Layout) -> int:
-    """The batch size of a measurement of training."""
+    """Return the batch size of a measurement of training."""
     if setting.slots is not None:
         return setting.slots
     if setting.gpu:
@@ -115,7 +117,7 @@ def slots_of(setting: Setting, model: str, layout: Layout) -> int:
 def make_trainer(
     setting: Setting, model: str, layout: Layout, dtype: str, ranks: Ranks = ONE
 ) -> Trainer:
-    """A trainer as a run has it, on leave-one-out questions of the training tasks."""
+    """Return a trainer as a run has it, on leave-one-out questions of the training tasks."""
     run = run_config(setting, model, layout, dtype, slots_of(setting, model, layout))
     corpus = Corpus(setting.mix.training, setting.mix.variants, setting.device)
     needs_demos = context_source(run.context.source).needs_demos
@@ -149,7 +151,7 @@ def questions_of_tests(
 
 
 def with_all_slots(lane: Episodes, slots: int) -> Episodes:
-    """The same questions with places for at least `slots` demos, as the official layout has it."""
+    """Return the questions with places for at least `slots` demos, as in the official layout."""
     missing = slots - lane.demos.shape[1]
     if missing <= 0:
         return lane
@@ -180,6 +182,6 @@ def _execution(
 
 
 def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
-    """What the backward pass of a slot keeps, in bytes, if all its demos are at full length."""
+    """Return the bytes kept for the backward pass of a slot with all demos at full length."""
     full = np.full((1, run.episodes.max_demos), 2 * lane.side**2)
     return slot_bytes(run, model, replace(lane, token_bounds=TokenBounds(full, full)))

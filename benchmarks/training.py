@@ -94,7 +94,7 @@ def measure(setting: Setting, trainer: Trainer, model: str, layout: Layout, dtyp
 
 
 def logged_step(trainer: Trainer) -> Any:
-    """A call that does a step, and fetches a row every `log_every` steps."""
+    """Return a call that does a step, and fetches a row every `log_every` steps."""
 
     def step() -> None:
         trainer.step()
@@ -115,7 +115,7 @@ def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
 
 
 def gflop_of_all(trainer: Trainer, layout: Layout, chunk: int = 128) -> float:
-    """The mean over all questions of the tasks, with the first of their demos."""
+    """Return the mean over all questions of the tasks, with the first of their demos."""
     most, total = trainer.run.episodes.max_demos, 0.0
     for lane in trainer.episodes:
         for index in torch.arange(len(lane), device=lane.task.device).split(chunk):

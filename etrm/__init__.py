@@ -1,4 +1,4 @@
-"""ETRM: does an encoder of demonstrations replace TRM's puzzle embedding on ARC-AGI?
+"""ETRM: an encoder of demonstrations in place of TRM's puzzle embedding, on ARC-AGI.
 
 The calls that the command line makes, for notebooks and scripts (`etrm.api` documents each):
 

@@ -140,7 +140,7 @@ def gate(study: StudyConfig, experiment: str, seed: int = 0) -> dict[str, Any]:
             f"the study has no overfit run of {experiment} with seed {seed}, but {known or 'none'}"
         )
     _require_finished(layout, run)
-    require_up_to_date(layout, run)
+    require_up_to_date(layout, run, "it is not judged")
     config = study.experiments[experiment]
     path = layout.verdict(experiment, seed)
     return write_verdict(layout.folder(run), path, config.health, config.gate)

@@ -146,7 +146,7 @@ def test_reading_a_config_loads_only_the_sources_that_it_names() -> None:
 
 
 def in_the_encoding_of_the_locale(call: ast.Call) -> bool:
-    """Does a call read or write text without a word on its encoding?
+    """Return whether a call reads or writes text without naming its encoding.
 
     ruff's PLW1514 knows files that are opened where they are named; this goes by the methods.
     """

@@ -196,7 +196,7 @@ def _is_usable(path: Path) -> bool:
 
 
 def _shown(path: Path | str) -> str:
-    """Return a path as UTF-8 text, whatever the locale; bytes that are none as `\\xff`."""
+    r"""Return a path as UTF-8 text, whatever the locale; bytes that are none as `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -19,7 +19,7 @@ def first_few(items: Iterable[object], n: int = 4) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes, as `\\x00` and `\\ud800`, for signs that no terminal shows."""
+    r"""Return `text` with escapes, as `\x00` and `\ud800`, for signs that no terminal shows."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

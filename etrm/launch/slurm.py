@@ -114,5 +114,5 @@ def requeue() -> bool:
         text = "SLURM job %s could not be put back into the queue (%s): it counts as failed"
         say(text % (job, problem), logging.WARNING)
     else:
-        say(f"SLURM job {job}: back in the queue, to go on from there")
+        say(f"SLURM job {job}: requeued, to resume from there")
     return not problem

@@ -45,14 +45,17 @@ FIRST_PORT, PORTS = 15000, 17000  # of rendezvous: below those that Linux gives 
 # srun hands this one on to its tasks. A SIGTERM ends them at once, and no step would be saved.
 TO_SRUN = signal.SIGUSR1
 LAUNCHER = "ETRM_LAUNCHER"  # process number of a rank's launcher
-TERM_SECONDS = 10  # less than torchrun's 30 s between SIGTERM and SIGKILL, of its own making
+# From torchrun's SIGTERM to its SIGKILL of the ranks that are left when one has failed: they may
+# wait in a collective for it. Ranks that were asked to stop have all saved before the first ends.
+SHUTDOWN_SECONDS = 5
+ROOT_CAUSE_SECONDS = 3  # a rank killed so soon after the first failure was not killed by torchrun
 # torchrun's events, and the warning that a thread cannot handle signals, which this module does.
 QUIET = ("torchelastic-events-null", "torch.distributed.elastic.multiprocessing.api")
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULE = "etrm.launch.torchrun"
 STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
-AGAIN = "Run the same command again to go on from the last state"
+AGAIN = "Run the same command again to resume from the last state"
 
 
 class LaunchError(UserError):
@@ -129,6 +132,7 @@ def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
         local_addr=node.hosts[node.number],
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     failed: list[BaseException] = []
     for name in QUIET:
@@ -156,7 +160,7 @@ def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
         for rank, failure in failures.items()
         if failure.exitcode < 0
         and -failure.exitcode not in {signal.SIGTERM, *sent}
-        and failure.timestamp - first.timestamp < TERM_SECONDS
+        and failure.timestamp - first.timestamp < ROOT_CAUSE_SECONDS
     ]
     # A rank that was not yet training when the signal came has ended by it, and lost nothing.
     asked = {EXIT_INTERRUPTED, *(-number for number in sent)}

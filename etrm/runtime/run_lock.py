@@ -198,6 +198,8 @@ class Lease:
             return False
         self._token = self._lock.token
         self._me["token"] = self._token
+        for left in self.folder.glob(".*.tmp"):  # of a process that was killed as it wrote
+            left.unlink(missing_ok=True)
         write_json_atomic(self.folder / HOLDER, self._me)
         (self.folder / REQUEST).unlink(missing_ok=True)
         return True

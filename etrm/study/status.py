@@ -261,17 +261,18 @@ def require_gate(layout: Layout, run: Run) -> None:
                 f"{name}: the full run does not start, because there is no {needed}:"
                 f" `etrm {command}` makes it, or `snakemake` does, as part of the study"
             )
-    require_up_to_date(layout, overfit)
+    require_up_to_date(layout, overfit, "the full run does not start")
     require_passed(path, layout.study.experiments[run.experiment].gate)
 
 
-def require_up_to_date(layout: Layout, run: Run) -> None:
+def require_up_to_date(layout: Layout, run: Run, refused: str) -> None:
     """Raise `GateError` where an overfit run is stale: no verdict on it opens the gate."""
     differences = StudyStatus(layout).run(run).differences()
     if differences:
         raise GateError(
-            f"{run.experiment}, seed {run.seed}: the overfit run in {layout.folder(run)} is stale"
-            f" ({'; '.join(differences)}): run the overfit stage and the gate again"
+            f"{run.experiment}, seed {run.seed}: {refused}, because the overfit run in"
+            f" {layout.folder(run)} is stale ({'; '.join(differences)}): run the overfit stage and"
+            " the gate again"
         )
 
 

@@ -252,7 +252,7 @@ def test_a_log_on_a_full_disk_ends_nothing() -> None:
     code = (
         "import os, signal, sys\n"
         "from etrm.runtime.logs import say\n"
-        "from etrm.runtime.progress import Interruption\n"
+        "from etrm.runtime.interruption import Interruption\n"
         "with Interruption() as interruption:\n"
         "    say('a line')\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write, write_task
+from small_study import write_task
+from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write
 
 Config = dict[str, Any]
 Change = Callable[[Config, Path], object]
@@ -278,7 +279,7 @@ def agreed(folder: Path) -> list[str]:
 
 
 def consistent(folder: Path, config: Config) -> None:
-    """Do tables, records and the resolved configuration say what the runs have found?"""
+    """Compare tables, records and the resolved configuration with the runs."""
     root = folder / ROOT
     table = pd.read_csv(root / "tables/results.csv").set_index("experiment")
     resolved = yaml.safe_load((root / "config.yaml").read_text())

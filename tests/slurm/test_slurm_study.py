@@ -175,7 +175,7 @@ def test_a_job_that_is_warned_of_its_time_limit_puts_itself_back(studies: Studie
     assert states()[number][-1] == "COMPLETED"
     saved = int(re.search(r"SIGUSR1: saved step (\d+)", text)[1])
     assert 30 <= saved < 40
-    assert f"SLURM job {number}: back in the queue" in text
+    assert f"SLURM job {number}: requeued" in text
     assert f"resuming from step {saved} " in text
 
 
@@ -195,7 +195,7 @@ def test_a_job_that_is_preempted_goes_on_where_slurm_would_cancel_it(studies: St
     text = history(studies.there, OVERFIT)
     saved = int(re.search(r"SIGTERM: saved step (\d+)", text)[1])
     assert saved >= 30
-    assert f"SLURM job {number}: back in the queue" in text
+    assert f"SLURM job {number}: requeued" in text
     assert f"resuming from step {saved} " in text
 
 
@@ -351,7 +351,7 @@ def history(folder: Path, name: str) -> str:
 
 
 def slow(folder: Path, name: str, attempt: int) -> bool:
-    """Is this attempt at a run where it is disturbed?"""
+    """Return whether this attempt at a run has reached the step where it is disturbed."""
     return (folder / f"{name.replace('/', '-')}-{attempt}-slow").exists()
 
 

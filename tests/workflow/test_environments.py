@@ -102,8 +102,10 @@ def test_a_run_in_a_conda_environment(environment: Path, project: Path, tmp_path
 
 
 def test_a_run_in_a_container(environment: Path, project: Path, tmp_path: Path) -> None:
-    """Of the image's packages and the checkout: the search path of Snakemake itself, which a
-    container sees by mounts that there are none of here, has no part in it."""
+    """Of the image's packages and the checkout.
+
+    The search path of Snakemake itself, which a container sees by mounts, has no part in it.
+    """
     tools = apptainer(tmp_path / "apptainer", environment)
     (project / "envs/etrm.sif").write_bytes(b"no image")
     options = "--sdm apptainer --apptainer-args=--nv"
@@ -125,8 +127,10 @@ def test_a_missing_image_is_named_with_how_to_build_it(environment: Path, projec
 
 
 def test_a_study_runs_without_network(environment: Path, project: Path) -> None:
-    """From the tasks to an overfit run and to an evaluation, of a run on two ranks where there is
-    a loopback; W&B is left to itself, and finds no key."""
+    """From the tasks to an overfit run and to an evaluation.
+
+    On two ranks where there is a loopback; W&B is left to itself, and finds no key.
+    """
     before = without_network()
     if not before:
         pytest.skip("this machine allows no network namespace (unshare --net)")

@@ -29,10 +29,12 @@ def plan(folder: Path, config: str = STUDY, *arguments: str) -> dict[str, Any]:
     return document
 
 
-def append(file: str, text: str) -> Callable[[Path], str]:
+def edit(file: str, old: str, new: str) -> Callable[[Path], str]:
     def change(folder: Path) -> str:
         path = folder / file
-        path.write_text(path.read_text() + text)
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
         return STUDY
 
     return change
@@ -99,7 +101,9 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {},
     ),
     "code of a context source": (
-        append("etrm/models/encoders/standard.py", "\nUNUSED = 1\n"),
+        edit(
+            "etrm/models/encoders/standard.py", "self.stack(o.layers)", "self.stack(1 + o.layers)"
+        ),
         {
             (PASSING, "overfit"): ("run", "code etrm/models/encoders/standard.py"),
             ("trm", "pretrain"): ("done", ""),
@@ -107,7 +111,7 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {},
     ),
     "code of voting": (
-        append("etrm/evaluation/voting.py", "\nUNUSED = 1\n"),
+        edit("etrm/evaluation/voting.py", "(-q_mean, -count,", "(q_mean, -count,"),
         {
             ("trm", "evaluate"): ("run", "code etrm/evaluation/voting.py"),
             (PASSING, "evaluate"): ("run", "code etrm/evaluation/voting.py"),
@@ -116,7 +120,7 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {},
     ),
     "a comment": (
-        append("etrm/models/losses.py", "\n# a remark\n"),
+        edit("etrm/models/losses.py", "from __future__", "# a remark\nfrom __future__"),
         {(PASSING, "full"): ("done", "")},
         {},
     ),

@@ -119,7 +119,7 @@ def leases(
 
 
 def _dead(holder: Holder, ids: set[str]) -> str | None:
-    """What speaks for it that a holder has ended; None where it lives, as far as can be seen."""
+    """Return the evidence that a holder has ended; None where it lives, as far as can be seen."""
     runs = is_running(holder.record)
     if runs is not None:
         return None if runs else "has ended"
