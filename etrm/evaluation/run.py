@@ -68,7 +68,7 @@ class Evaluation:
         return bool(self.record.get("stopped_early") == "divergence")
 
     def store(self, state: Path) -> Path:
-        """Return the folder in `state` where finished results of this evaluation are kept."""
+        """Return the folder in `state` where results of this evaluation are cached."""
         name, seed = self.record["experiment"], self.record["seed"]
         return state / "finished" / name / f"evaluation/seed{seed}"
 
@@ -96,7 +96,7 @@ def evaluate_run(
     """Write `predictions.parquet`, `score.json` and `submission.json`, and return the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
-    were hidden then); an encoder about any task. Finished evaluations are kept in `state`, and
+    were hidden then); an encoder about any task. Finished evaluations are cached in `state`, and
     restored from there. `compile`: as in `execution`. `shards`: the files of all `evaluate_shard`,
     in order; nothing is decoded then.
 
@@ -133,7 +133,7 @@ def evaluate_run(
         if store is not None:
             cache_result(out, SCORE_FILES, store, evaluation.key)
     except OSError as error:  # a full disk: the result itself is written
-        log.warning("%s is complete, but could not be kept in %s as well (%s)", out, store, error)
+        log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)
     return result
 
 
@@ -150,7 +150,7 @@ def evaluate_shard(
 ) -> None:
     """Decode one shard of an evaluation, and write its predictions to the file `out`.
 
-    Where the whole evaluation is kept in `state`, nothing is decoded: the file is empty, and is
+    Where the whole evaluation is cached in `state`, nothing is decoded: the file is empty, and is
     not read.
     """
     evaluation = identify_evaluation(run_folder, (tasks_path, augmentations_path), config)

@@ -1,8 +1,8 @@
-"""Checkpoints: the whole state of a run that is under way, and the weights of one that is done.
+"""Checkpoints: states from which a run resumes, and the weights of a finished one.
 
 State files live outside the declared outputs of the workflow (which deletes those when a job
 starts or fails), in a folder keyed by the digest of everything that determines the run. Each is
-written beside the last and renamed into place; the one before is kept until the next is complete.
+written to a temporary file and renamed; the state before is removed only after that.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from etrm.storage.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-STATES = "step*.state"
-DIGEST_BYTES = hashlib.sha256().digest_size
+STATES = "step*.state"  # ten digits: the order of the names is that of the steps
+DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of a state file
 CHUNK = 1 << 22  # bytes read at once
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk that more room would mend
-RAW, EMA = "raw.", "ema."
+RAW, EMA = "raw.", "ema."  # prefixes of names in a file of weights
 
 
 class CheckpointError(UserError):
-    """A file that is no usable checkpoint: says what was found, and what to do."""
+    """A file that is no usable checkpoint; the message says why, and the remedy."""
 
 
 def state_path(folder: Path, step: int) -> Path:
@@ -45,12 +45,12 @@ def state_path(folder: Path, step: int) -> Path:
 def save_state(
     folder: Path, step: int, state: Mapping[str, Any], check: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write a training state atomically, its SHA-256 behind it; keep this one and the one before.
+    """Write a training state atomically, followed by its SHA-256, and drop all but the one before.
 
-    It is written as it is read from the device, without a copy of the whole in memory. On a full
-    disk the older of the states before gives way, never the last intact one. Raises `OSError` where
-    it cannot be written, and what `check` raises, which is called before it takes its place; the
-    newest state before is then as it was.
+    Tensors are written as they are read from the device, with no copy of the whole state in memory.
+    On a full disk the older of the earlier states is removed, never the last intact one. Raises
+    `OSError` where it cannot be written, and whatever `check` raises, which is called before the
+    file is renamed; the newest earlier state is then as before.
     """
     check()
     path = state_path(folder, step)
@@ -59,7 +59,7 @@ def save_state(
     except OSError as error:
         if error.errno not in FULL:
             raise
-        check()
+        check()  # a superseded run removes nothing
         if not _make_room(path):
             raise
         _write_state(path, state, check)
@@ -70,44 +70,41 @@ def save_state(
 def load_state(folder: Path, step: int | None = None) -> dict[str, Any] | None:
     """Return the newest intact state of a folder, or that of `step`, on the CPU; None without one.
 
-    A damaged one is passed over with a warning. Raises `CheckpointError` where the state of
-    `step` is not usable.
+    Damaged states are skipped with a warning. Raises `CheckpointError` where that of `step` is not
+    usable.
     """
-    paths = sorted(folder.glob(STATES), reverse=True)
     if step is not None:
-        paths = [state_path(folder, step)]
+        return _read_state(state_path(folder, step))
+    paths = sorted(folder.glob(STATES), reverse=True)
     for path in paths:
         try:
             return _read_state(path)
         except CheckpointError as error:
-            if step is not None:
-                raise
-            log.warning("%s: going back to the one before", error)
+            log.warning("%s: trying the state before", error)
     if paths:
-        log.warning("%s: found no state that can be used: starting anew at step 0", folder)
+        log.warning("%s: found no usable state: starting anew at step 0", folder)
     return None
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote into `folder` have left there."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+    """Remove temporary files in `folder`, left by processes that were killed as they wrote."""
+    for path in filter(Path.is_file, folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def clear_states(folder: Path) -> None:
-    """Remove the states of a finished run, and their folder where nothing else is in it."""
+    """Remove the states of a finished run, and their folder where it is empty then."""
     for path in folder.glob("*.state"):
         path.unlink(missing_ok=True)
-    with suppress(OSError):
+    with suppress(OSError):  # missing, or not empty
         folder.rmdir()
 
 
 class _HashingWriter:
-    """A file as `torch.save` needs it, which takes the digest of what passes.
+    """A file for `torch.save` that digests the bytes written to it.
 
-    The first error is kept, and what comes after it goes nowhere: an exception that passed through
-    `torch.save` would come out as another one, that does not say that the disk is full.
+    The first error is stored, and later bytes are discarded: an exception raised within
+    `torch.save` would come out as another one, which does not say that the disk is full.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -116,17 +113,16 @@ class _HashingWriter:
         self._file = file
 
     def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
         if self.error is None:
             try:
                 self._file.write(data)
                 self.sha256.update(data)
             except OSError as error:
                 self.error = error
-        return size
+        return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """`torch.save` asks for it; the file is flushed when it is complete."""
+        """Do nothing: `torch.save` needs the method, and `atomic_write` flushes the file."""
 
 
 def _write_state(path: Path, state: Mapping[str, Any], check: Callable[[], None]) -> None:
@@ -140,13 +136,13 @@ def _write_state(path: Path, state: Mapping[str, Any], check: Callable[[], None]
 
 
 def _make_room(path: Path) -> bool:
-    """Remove all states but the newest intact one up to `path`; returns whether there were any.
+    """Remove all states but the newest intact one up to `path`; return whether there were any.
 
-    Later ones are those that were passed over when the run went on from an earlier one.
+    Later ones were skipped when the run resumed from an earlier one.
     """
     states = sorted(path.parent.glob(STATES), reverse=True)
-    kept = next((state for state in states if state <= path and _is_intact(state)), None)
-    others = [] if kept is None else [state for state in states if state != kept]
+    newest = next((state for state in states if state <= path and _is_intact(state)), None)
+    others = [] if newest is None else [state for state in states if state != newest]
     for state in others:
         log.info("%s: the disk is full, this state gives way to that of a later step", state)
         state.unlink(missing_ok=True)
@@ -154,50 +150,39 @@ def _make_room(path: Path) -> bool:
 
 
 def _is_intact(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _digest_matches(file)
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        return _digest_matches(file)
+    return False
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            if not _digest_matches(file):
-                raise CheckpointError(f"{path} is damaged (its digest does not match)")
-            file.seek(0)
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+            if _digest_matches(file):
+                file.seek(0)  # of the same open file: another process may replace it
+                return dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise  # the file is good, and its steps must not be lost
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
-    return state
+    raise CheckpointError(f"{path} is damaged (its digest does not match)")
 
 
 def _digest_matches(file: BinaryIO) -> bool:
-    left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-    sha256 = hashlib.sha256()
-    while left > 0:
-        data = file.read(min(CHUNK, left))
-        if not data:
-            return False
-        sha256.update(data)
-        left -= len(data)
-    return left == 0 and file.read() == sha256.digest()
+    """Return whether a file ends with the SHA-256 of the bytes before."""
+    sha256, size = hashlib.sha256(), os.fstat(file.fileno()).st_size - DIGEST_BYTES
+    for start in range(0, size, CHUNK):  # none for a file that is shorter than a digest
+        sha256.update(file.read(min(CHUNK, size - start)))
+    return file.read() == sha256.digest()
 
 
 def _drop_all_but(path: Path) -> None:
-    """Keep a new state and the one before it.
-
-    Later ones are those that were passed over when the run went on from an earlier one.
-    """
+    """Remove all states but a new one and the one before, also later ones (see `_make_room`)."""
     states = sorted(path.parent.glob(STATES))
-    kept = [path, *[state for state in states if state < path][-1:]]
+    # Steps are compared by name: a clock may be wrong.
+    wanted = [path, *[state for state in states if state < path][-1:]]
     for state in states:
-        if state not in kept:
+        if state not in wanted:
             state.unlink(missing_ok=True)
 
 
@@ -206,20 +191,25 @@ def save_weights(path: Path, model: nn.Module, ema: Mapping[str, Tensor]) -> Non
 
     Raises `OSError` where they cannot be written.
     """
-    tensors = {RAW + n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-    tensors |= {EMA + n: t.detach().cpu().contiguous() for n, t in ema.items()}
+    named = {RAW + n: t for n, t in model.state_dict().items()}
+    named |= {EMA + n: t for n, t in ema.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     with atomic_write(path) as temporary:
         temporary.write_bytes(safetensors_bytes(tensors))
 
 
 def load_weights(path: Path, which: str = "ema", buffers: bool = True) -> dict[str, Tensor]:
-    """Return the weights of a run by their names in the model; `ema` takes buffers from raw."""
+    """Return the weights of a run by their names in the model, `raw` or `ema`.
+
+    `ema` takes buffers, which are not averaged, from raw. Raises `CheckpointError` where the file
+    cannot be read or has no such weights.
+    """
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             wanted = {n.removeprefix(RAW): n for n in names if n.startswith(RAW)}
             averaged = {n.removeprefix(EMA): n for n in names if n.startswith(EMA)}
-            if which == "ema":
+            if which == "ema":  # without averages, raw weights are no replacement
                 wanted = {**(wanted if buffers else {}), **averaged} if averaged else {}
             weights = {name: file.get_tensor(key) for name, key in wanted.items()}
     except FileNotFoundError:
@@ -236,26 +226,31 @@ def load_weights(path: Path, which: str = "ema", buffers: bool = True) -> dict[s
     return weights
 
 
-def init_decoder(decoder: nn.Module, path: Path, which: str) -> dict[str, Any]:
-    """Start a decoder from a run's decoder; returns what was loaded, skipped and left new.
+def shape_mismatches(given: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    """Describe each tensor of `ours` that is `given` in another shape, with both shapes."""
+    return [
+        f"{name} {list(given[name].shape)} there and {list(tensor.shape)} here"
+        for name, tensor in ours.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
 
-    Raises `CheckpointError` where sizes differ, printing both.
+
+def init_decoder(decoder: nn.Module, path: Path, which: str) -> dict[str, Any]:
+    """Load a run's decoder weights into `decoder`; return the names loaded, skipped and left new.
+
+    Raises `CheckpointError` where shapes differ, with both.
     """
     weights = load_weights(path, which)
     ours = decoder.state_dict()
     given = {n.removeprefix("decoder."): t for n, t in weights.items() if n.startswith("decoder.")}
-    wrong = [
-        f"{n} {list(given[n].shape)} there and {list(ours[n].shape)} here"
-        for n in ours
-        if n in given and given[n].shape != ours[n].shape
-    ]
+    wrong = shape_mismatches(given, ours)
     if wrong:
         raise CheckpointError(f"{path}: found other sizes: {'; '.join(wrong)}; use the same model")
     loaded = [n for n in ours if n in given]
-    if not loaded:
+    if not loaded:  # weights of something else
         raise CheckpointError(f"{path}: found no decoder weights, expected those of a run")
     decoder.load_state_dict({n: given[n] for n in loaded}, strict=False)
-    return {
+    return {  # stored in `run.json`
         "path": str(path),
         "weights": which,
         "loaded": [f"decoder.{n}" for n in loaded],

@@ -1,9 +1,9 @@
-"""Digests of code, the same under every Python version: of a module, or of what results depend on.
+"""Digests of code, equal in every Python version: of a module, or of the definitions in use.
 
-`ast.dump` is not the same: versions differ in the fields of a node, in where they cut f-strings,
-and in the characters that `repr` escapes. The form that is hashed here is our own. It has no
-positions, comments, docstrings or layout. This file needs nothing but the standard library, so that
-a test runs it, by its path, under other interpreters.
+`ast.dump` does not give that: versions differ in the fields of a node, in where they cut f-strings,
+and in the characters that `repr` escapes. The form hashed here is our own, without positions,
+comments, docstrings or layout. This file imports the standard library alone, so that a test can run
+it, by its path, under other interpreters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-# Fields of syntax nodes that change nothing: the load or store of a name follows from its place,
+# Fields of syntax nodes without effect: the load or store of a name follows from its place,
 # `u"…"` is `"…"`, and type comments are comments.
 LEFT_OUT = {"ctx", "kind", "type_comment"}
 
@@ -24,35 +24,31 @@ LEFT_OUT = {"ctx", "kind", "type_comment"}
 def read_code(text: str) -> tuple[str, list[str]]:
     """Return the SHA-256 of a module's canonical form, and the dotted names that it imports.
 
-    Of `from a import b` these are `a` and `a.b`, since `b` may be a module. Raises `SyntaxError`.
+    `from a import b` gives `a` and `a.b`, since `b` may be a module. Raises `SyntaxError`.
     """
     tree = ast.parse(text)
     form = json.dumps(_form(tree), separators=(",", ":"))
-    return hashlib.sha256(form.encode("ascii")).hexdigest(), _imports(tree)
-
-
-def _imports(tree: ast.Module) -> list[str]:
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+    return hashlib.sha256(form.encode("ascii")).hexdigest(), names
 
 
 def _form(value: Any) -> Any:
-    """A node, or the value of a field, as nested lists of text: `[class, [field, value], …]`.
+    """Return a node, or the value of a field, as nested lists: `[class, [field, value], …]`.
 
-    A field that is None or empty is left out, so that one which only some versions have changes
-    nothing. A None within a list stays: it marks a `**` in a dictionary, or a missing default.
+    A field that is None or empty is left out, so that one that only some versions have has no
+    effect. A None within a list stays: it marks a `**` in a dictionary, or a missing default.
     """
     kind: Any = type(value)
     if kind is list:
         return [_form(item) for item in value if not _does_nothing(item)]
     if kind is ast.JoinedStr:
         return ["JoinedStr", *_parts(value.values)]
-    if kind is ast.Constant or kind is ast.MatchSingleton:
+    if kind is ast.Constant or kind is ast.MatchSingleton:  # a literal; None, True, False of a case
         return [kind.__name__, *_constant(value.value)]
     if not issubclass(kind, ast.AST):
         return value  # an identifier, a number of a flag, or None
@@ -67,55 +63,50 @@ def _form(value: Any) -> Any:
 
 @cache
 def _fields(kind: Any) -> list[str]:
-    """Names of the fields of a class of nodes, in an order of their own."""
-    return sorted(name for name in kind._fields if name not in LEFT_OUT)
+    """Return the names of the fields of a class of nodes."""
+    return sorted(name for name in kind._fields if name not in LEFT_OUT)  # versions reorder them
 
 
 def _does_nothing(item: Any) -> bool:
-    """Is it a statement without effect: a docstring, another constant, or `pass`?"""
+    """Return whether a statement has no effect: a docstring, another constant, or `pass`."""
     if isinstance(item, ast.Expr):
         return isinstance(item.value, ast.Constant)
     return isinstance(item, ast.Pass)
 
 
 def _constant(value: Any) -> list[str]:
-    """Type and text of a constant. Integers in base 16, which has no limit of digits."""
-    kind = type(value)
-    return [kind.__name__, hex(value) if kind is int else ascii(value)]
+    """Return type and text of a constant."""
+    kind = type(value)  # 1, 1.0 and True are equal, but other code
+    return [kind.__name__, hex(value) if kind is int else ascii(value)]  # no limit of digits
 
 
 def _parts(values: Iterable[ast.expr]) -> list[Any]:
-    """The parts of an f-string, or of a format specification within one.
+    """Return the parts of an f-string, or of a format specification within one.
 
-    Adjacent texts are one part, and empty ones none, wherever a version cuts them.
+    Adjacent texts are joined and empty ones dropped, wherever a version cuts them.
     """
     parts: list[Any] = []
-    for value in _pieces(values):
-        if isinstance(value, ast.FormattedValue):
-            spec = [] if value.format_spec is None else _parts([value.format_spec])
-            parts.append([_form(value.value), value.conversion, spec])
-        elif parts and isinstance(parts[-1], str):
-            parts[-1] += value
-        elif value:
-            parts.append(value)
-    return parts
-
-
-def _pieces(values: Iterable[ast.expr]) -> Iterator[str | ast.FormattedValue]:
     for value in values:
-        if isinstance(value, ast.JoinedStr):
-            yield from _pieces(value.values)
+        if isinstance(value, ast.JoinedStr):  # adjacent f-strings, or a nested specification
+            pieces = _parts(value.values)
         elif isinstance(value, ast.FormattedValue):
-            yield value
+            spec = [] if value.format_spec is None else _parts([value.format_spec])
+            pieces = [[_form(value.value), value.conversion, spec]]
         else:
             assert isinstance(value, ast.Constant), f"{type(value).__name__} within an f-string"
-            yield str(value.value)
+            pieces = [str(value.value)]
+        for piece in filter(None, pieces):
+            if isinstance(piece, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+    return parts
 
 
 # --- definitions that results depend on, without text for people ---
 
-LOGGERS = {"log", "logging", "warnings"}  # of which a call by itself changes no number
-TEXT_KEYWORDS = {"help", "unit", "doc", "description"}
+LOGGERS = {"log", "logging", "warnings"}  # a call of these, as a statement, changes no number
+TEXT_KEYWORDS = {"help", "unit", "doc", "description"}  # arguments of `option` for people
 
 
 @dataclass(frozen=True)
@@ -123,28 +114,28 @@ class Definition:
     """A top-level statement of a module: the digest of its form, and the names that it uses."""
 
     digest: str
-    names: frozenset[str]  # dotted, as they are written: `f`, `module.f`
+    names: frozenset[str]  # dotted, as in the source: `f`, `module.f`
 
 
 @dataclass(frozen=True)
 class ModuleCode:
-    """A module in pieces. Under the name "" stand the statements that run when it is imported."""
+    """A module in pieces. The name "" has the statements that run when it is imported."""
 
     definitions: Mapping[str, tuple[Definition, ...]]
-    imports: Mapping[str, str]  # name in the module: dotted name of what it stands for
+    imports: Mapping[str, str]  # name in the module: dotted name that it is bound to
 
 
 @lru_cache(maxsize=1024)
 def read_definitions(text: str, computing: Callable[[str], bool]) -> ModuleCode:
-    """Take a module apart; `computing` says of a dotted name whether it is in the key.
+    """Split a module into definitions; `computing` tells whether a dotted name is in the key.
 
-    Raises `SyntaxError`, and `ValueError` for a star import, whose names are not known.
+    Raises `SyntaxError`, and `ValueError` for a star import, whose names are unknown.
     """
     tree = ast.parse(text)
     imports: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
+            for alias in node.names:  # `import a.b` binds `a`
                 name = alias.name if alias.asname else alias.name.partition(".")[0]
                 imports[alias.asname or name] = name
         elif isinstance(node, ast.ImportFrom):
@@ -153,15 +144,16 @@ def read_definitions(text: str, computing: Callable[[str], bool]) -> ModuleCode:
             for alias in node.names:
                 imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     ours = {name for name, target in imports.items() if target.startswith("etrm.")}
+    # Calls into our modules outside the key change no number either: they report or lock.
     silent = LOGGERS | {name for name in ours if not computing(imports[name])}
     definitions: dict[str, list[Definition]] = {}
     for statement in _Numbers(silent).visit(tree).body:
         if isinstance(statement, ast.Import | ast.ImportFrom) or _does_nothing(statement):
             continue
         form = json.dumps(_form(statement), separators=(",", ":"))
-        taken = hashlib.sha256(form.encode("ascii")).hexdigest()
-        for name in _defined(statement) or [""]:
-            found = Definition(taken, frozenset(_used(statement)))
+        sha256 = hashlib.sha256(form.encode("ascii")).hexdigest()
+        for name in _defined(statement) or [""]:  # a name may be defined more than once
+            found = Definition(sha256, frozenset(_used(statement)))
             definitions.setdefault(name, []).append(found)
     return ModuleCode({name: tuple(found) for name, found in definitions.items()}, imports)
 
@@ -173,8 +165,9 @@ def reachable(
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the definitions that `roots` ("module:name") reach, by module and name.
 
-    Each is a list of its digests and of what its names stand for. `source` gives the text of a
-    module, None where a dotted name is none. Raises `LookupError` for a root that is not there.
+    Each is a list of its digests and of the dotted names that its names resolve to. `source`
+    returns the text of a module, None where a dotted name is no module. Raises `LookupError` for an
+    unknown root.
     """
     found: dict[str, dict[str, list[Any]]] = {}
     todo = []
@@ -192,7 +185,7 @@ def reachable(
         assert text is not None, module
         code = read_definitions(text, computing)
         own = code.definitions.get(name, ())
-        stands_for = set()
+        resolved = set()
         for used in set().union(*(each.names for each in own)):
             first, _, rest = used.partition(".")
             if first in code.definitions:
@@ -200,18 +193,18 @@ def reachable(
             elif first in code.imports:
                 dotted = ".".join(filter(None, (code.imports[first], rest)))
                 target = _target(dotted, source) if computing(dotted) else None
-                # Of other packages, the name that was imported counts, not their code.
-                stands_for.add(":".join(target) if target else code.imports[first])
+                # Of other packages, the imported name counts, not their code.
+                resolved.add(":".join(target) if target else code.imports[first])
                 todo += _of(target, source, computing) if target else []
-        found[module][name] = [[each.digest for each in own], sorted(stands_for)]
-        todo.append((module, ""))
+        found[module][name] = [[each.digest for each in own], sorted(resolved)]
+        todo.append((module, ""))  # whoever uses a module runs its statements
     return found
 
 
 def _target(dotted: str, source: Callable[[str], str | None]) -> tuple[str, str] | None:
     """Split a dotted name into the longest module in it and the name that follows."""
     parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
+    for end in range(len(parts), 0, -1):  # the longest first
         module = ".".join(parts[:end])
         if source(module) is not None:
             return module, parts[end] if end < len(parts) else ""
@@ -221,36 +214,35 @@ def _target(dotted: str, source: Callable[[str], str | None]) -> tuple[str, str]
 def _of(
     target: tuple[str, str], source: Callable[[str], str | None], computing: Callable[[str], bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the definitions that a name of a module may stand for: of a bare module, all."""
+    """Yield the definitions that a name of a module may refer to: all for a bare module."""
     module, name = target
     text = source(module)
     assert text is not None, module
     code = read_definitions(text, computing)
     if name in code.definitions and name:
         yield target
-    elif name in code.imports:  # imported from elsewhere, to be imported from here
+    elif name in code.imports:  # re-exported
         further = _target(code.imports[name], source) if computing(code.imports[name]) else None
         yield from _of(further, source, computing) if further else ()
-    else:
+    else:  # the module itself, or an attribute set at run time
         yield from ((module, each) for each in code.definitions)
 
 
 def _defined(statement: ast.stmt) -> list[str]:
-    """Return the names that a top-level statement binds, where that is all that it does."""
+    """Return the names that a top-level statement binds, where it does nothing else."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets: list[ast.expr] = []
-    if isinstance(statement, ast.Assign):
-        targets = statement.targets
-    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
+    targets: list[ast.expr] = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AnnAssign | ast.AugAssign):
         targets = [statement.target]
     names = [node for target in targets for node in ast.walk(target)]
+    # `a.b = c` and `a[b] = c` change an object: they run with the module.
     plain = all(isinstance(n, ast.Name | ast.Tuple | ast.List | ast.expr_context) for n in names)
     return [node.id for node in names if isinstance(node, ast.Name)] if plain else []
 
 
 def _used(statement: ast.stmt) -> Iterator[str]:
-    """Yield every dotted name of a statement, of `a.b.c` the longest."""
+    """Yield every dotted name of a statement, the longest of `a.b.c`."""
     todo: list[ast.AST] = [statement]
     while todo:
         node = todo.pop()
@@ -266,20 +258,21 @@ def _used(statement: ast.stmt) -> Iterator[str]:
 
 
 def is_prose(text: str) -> bool:
-    """Return whether a string is a text for people: no name, key or format here has words apart."""
+    """Return whether a string is for people: no name, key or format of ours has spaces."""
     return any(map(str.isspace, text)) and any(map(str.isalpha, text))
 
 
 class _Numbers(ast.NodeTransformer):
-    """Takes from a tree all that changes no number: text for people, annotations, log lines."""
+    """Remove from a tree all that changes no number: text for people, annotations, log lines."""
 
     def __init__(self, silent: set[str]) -> None:
-        self.silent = silent  # names whose calls, as statements, only tell somebody something
+        self.silent = silent  # names of which a call, as a statement, changes no number
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.Constant("") if isinstance(node.value, str) and is_prose(node.value) else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        # Formatted values within a sentence are for people as well.
         texts = (part.value for part in node.values if isinstance(part, ast.Constant))
         if is_prose("".join(map(str, texts))):
             return ast.Constant("")
@@ -289,7 +282,7 @@ class _Numbers(ast.NodeTransformer):
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        if isinstance(node.exc, ast.Call):
+        if isinstance(node.exc, ast.Call):  # the class stays, its message goes
             node.exc = node.exc.func
         node.cause = None
         return self.generic_visit(node)
@@ -309,8 +302,9 @@ class _Numbers(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST:
         self.generic_visit(node)
         silent = all(map(_does_nothing, [*node.body, *node.orelse]))
-        asks = any(isinstance(part, ast.Call | ast.NamedExpr) for part in ast.walk(node.test))
-        return ast.Pass() if silent and not asks else node  # nothing but a log line
+        # A call in the condition may have an effect.
+        calls = any(isinstance(part, ast.Call | ast.NamedExpr) for part in ast.walk(node.test))
+        return ast.Pass() if silent and not calls else node  # nothing but a log line
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "option":
@@ -329,7 +323,7 @@ class _Numbers(ast.NodeTransformer):
     visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        # A class variable is no field of a dataclass; which type a field has changes nothing.
+        # A class variable is no field of a dataclass; the type of a field has no effect.
         kinds = [n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)]
         kind = next((name for name in ("ClassVar", "InitVar") if name in kinds), "field")
         node.annotation = ast.Constant(kind)

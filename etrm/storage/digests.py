@@ -1,4 +1,4 @@
-"""Where a result comes from: digests of code, files and values, and the commit."""
+"""Provenance of a result: its key, the digests of code and values in it, and the commit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from etrm.storage.code_digest import reachable, read_code
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-# Raise it by hand where results or states are laid out differently and code that reads them cannot
+# Raise it by hand where the layout of results or states changes and code that reads them cannot
 # tell: another column or key, another meaning of one. All results are stale then.
 RESULT_FORMAT = 1
 
-# Code of which results are made: packages, and the modules elsewhere that change a number. All
-# else stays out of keys: a configuration counts by its values, a file by its content.
+# Code that determines results: packages, and the modules elsewhere that change a number. All else
+# stays out of keys: a configuration counts by its values, a file by its content.
 COMPUTING = (
     *("etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
     *("etrm.runtime.distributed", "etrm.storage.checkpoint", "etrm.storage.official"),
     "etrm.storage.digests",  # of `digest`, which chooses subsets of tasks
 )
-# The definitions from which all that computes is reached, but for the run's context source.
+# The definitions from which all code that computes is reached, but for the run's context source.
 TRAINING = ("etrm.training.build:build_trainer", "etrm.training.loop:train")
 EVALUATION = (
     *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
@@ -42,31 +42,31 @@ def digest(value: Any) -> str:
 
 
 def code_digest(*roots: str, package: Path = PACKAGE) -> str:
-    """Return a digest of the code of `roots`, as `code_digests` takes it."""
-    return digest(code_digests(*roots, package=package))[:16]
+    """Return one digest of the code of `roots` (see `code_digests`)."""
+    return digest(code_digests(*roots, package=package))[:16]  # 64 bits
 
 
 def code_digests(*roots: str, package: Path = PACKAGE) -> dict[str, str]:
     """Return the digest of each module that `roots` depend on, by its name.
 
-    A root "module:name" is a definition, of which all definitions of `COMPUTING` that it reaches
-    count, without text for people. A root "module" is a module of the report with those that it
-    imports, texts included, for these are drawn or written, and the definitions that they compute
-    with. Comments, docstrings and layout never count, nor does
-    the version of Python (`etrm.storage.code_digest`). Raises `LookupError` for an unknown root.
+    A root "module:name" is a definition; all definitions of `COMPUTING` that it reaches count,
+    without text for people. A root "module" is a module of the report: it counts with the modules
+    of the report that it imports, texts included, for these are drawn or written, and with the
+    definitions that they compute with. Comments, docstrings, layout and the version of Python never
+    count (`etrm.storage.code_digest`). Raises `LookupError` for an unknown root.
     """
     return dict(_code_digests(roots, package))
 
 
 @cache
 def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
-    @cache
+    @cache  # for this call alone: files may change before the next
     def source(module: str) -> str | None:
         path = _file(module, package)
         return None if path is None else path.read_text(encoding="utf-8")
 
     definitions = {root for root in roots if ":" in root}
-    drawn: dict[str, str] = {}
+    drawn: dict[str, str] = {}  # modules of the report
     todo = [root for root in roots if ":" not in root]
     while todo:
         module = todo.pop()
@@ -76,7 +76,7 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
         drawn[module], imports = read_code(text)
         for name in imports:
             parent, _, last = name.rpartition(".")
-            if is_computing(name) and source(name) is None:
+            if is_computing(name) and source(name) is None:  # a definition, no module
                 definitions.add(f"{parent}:{last}")
             elif source(name) is not None and name.startswith("etrm.report.") and name not in drawn:
                 todo.append(name)
@@ -86,20 +86,17 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
 
 
 def is_computing(name: str) -> bool:
-    """Return whether a dotted name is in a package or module of which results are made."""
+    """Return whether a dotted name is in a package or module that determines results."""
     return any(name == each or name.startswith(f"{each}.") for each in COMPUTING)
 
 
 def script_digest(path: Path) -> str:
-    """Return the digest of a script of the workflow, likewise without its comments and docstrings.
-
-    Not of what it imports: that is digested by name, as far as it determines results.
-    """
+    """Return the digest of a script of the workflow; modules that it imports do not count."""
     return read_code(path.read_text(encoding="utf-8"))[0][:16]
 
 
 def source_file(module: str) -> str:
-    """Return the path of a module of this package, or of one that was, from the checkout."""
+    """Return the path of a module of this package from the checkout, also of a removed one."""
     path = _file(module, PACKAGE)
     if path is None:
         return module.replace(".", "/") + ".py"
@@ -107,9 +104,9 @@ def source_file(module: str) -> str:
 
 
 def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -> str:
-    """Return the digest of all that determines a run: no state of another key is resumed.
+    """Return the digest of all that determines a run, which resumes only from states of this key.
 
-    `tables`: digests of tasks.parquet and augmentations.parquet; `parent`: of the first weights.
+    `tables`: digests of tasks.parquet and augmentations.parquet; `parent`: of the initial weights.
     """
     return digest([RESULT_FORMAT, config, [*tables, *([] if parent is None else [parent])], code])
 
@@ -132,7 +129,8 @@ def score_code(source: str) -> tuple[str, ...]:
 
 
 def _file(name: str, package: Path) -> Path | None:
-    """Return the file of a module; it is not imported, so that a plan stays quick."""
+    """Return the file of a module, None where there is none."""
+    # Without an import, which would load torch: a plan stays quick.
     path = package.joinpath(*name.split(".")[1:])
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
@@ -140,22 +138,13 @@ def _file(name: str, package: Path) -> Path | None:
 
 def commit() -> str | None:
     """Return the commit of the checkout, with `+` where it has changes; None outside one."""
-    here = PACKAGE.parent
-    try:
-        head = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    git = ["git", "-C", str(PACKAGE.parent)]
+    commands = [[*git, "rev-parse", "HEAD"], [*git, "status", "--porcelain", "-uno"]]
+    try:  # with a limit, for a checkout on a file system that hangs
+        head, changed = (
+            subprocess.run(command, capture_output=True, check=True, timeout=10).stdout.strip()
+            for command in commands
+        )
     except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changed else "")
-
-
-def _git(folder: Path, *command: str) -> str:
-    run = subprocess.run(
-        ["git", "-C", str(folder), *command],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=True,
-        timeout=10,
-    )
-    return run.stdout.strip()
+        return None  # no checkout, or no git
+    return head.decode() + ("+" if changed else "")

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there: written beside their place, then moved into it."""
+"""Atomic files: written to a temporary file in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ ZSTD_LEVEL = 9
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file in the folder of `path` (created where missing).
 
-    The file is flushed to the disk and takes the place of `path` when the block ends. When the
-    block raises, it is removed, and what was at `path` before stays.
+    At the end of the block the file is flushed to the disk and replaces `path`. When the block
+    raises, it is removed, and `path` is as before.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # renamed within one file system
     try:
         yield temporary
-        _flush(temporary)
+        _flush(temporary)  # before the rename: a crash must not leave a name without content
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interruption as well
         temporary.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # not every file system lets a folder be flushed
@@ -49,7 +49,7 @@ def _flush(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -59,11 +59,7 @@ def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:
 
     `options` are those of `pyarrow.parquet.write_table`.
     """
-    defaults = {
-        "compression": "zstd",
-        "compression_level": ZSTD_LEVEL,
-        "write_page_checksum": True,
-    }
+    defaults = {"compression": "zstd", "compression_level": ZSTD_LEVEL, "write_page_checksum": True}
     # Arrow would take a path with a colon for the address of another file system.
     local = pa.fs.LocalFileSystem()
     with atomic_write(path) as temporary:
@@ -73,8 +69,8 @@ def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:
 def write_json_atomic(path: Path, content: Any) -> None:
     """Write `content` as indented JSON.
 
-    NumPy numbers and arrays, tuples and paths are taken as what they stand for; NaN and infinite
-    numbers, which JSON does not have, become null.
+    NumPy numbers and arrays become numbers and lists, tuples lists, paths strings; NaN and
+    infinities, which JSON lacks, become null. Raises `TypeError` for objects of other types.
     """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
@@ -84,7 +80,7 @@ def write_json_atomic(path: Path, content: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    if isinstance(value, float):
+    if isinstance(value, float):  # also a subclass of it, whose `repr` may differ
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -18,32 +18,32 @@ from etrm.storage.files import file_digest, write_json_atomic
 
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
-KEPT = 2  # the current result, and the one before
-LIST = "kept.json"  # the key of a cached result, and the SHA-256 of each of its files
+MAX_CACHED = 2  # the current result, and the one before
+LIST = "cached.json"  # the key of a cached result, and the SHA-256 of each of its files
 
 
 def cache_result(out: Path, names: Sequence[str], store: Path, key: str) -> None:
     """Link a finished result into `store`, complete or not at all; drop all but the newest."""
     target, temporary = store / key[:16], store / f".{key[:16]}.tmp"
-    for left in store.glob(".*.tmp"):  # of a process that was killed here
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in store.glob(".*.tmp"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name in names:
         _link(out / name, temporary / name)
     digests = {name: file_digest(temporary / name) for name in names}
     write_json_atomic(temporary / LIST, {"key": key, "sha256": digests})
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)  # a folder is renamed only to a free name
     temporary.rename(target)
     os.utime(target)
     cached = [d for d in store.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    for old in sorted(cached, key=lambda d: d.stat().st_mtime_ns)[:-KEPT]:
+    for old in sorted(cached, key=lambda d: d.stat().st_mtime_ns)[:-MAX_CACHED]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def restore_result(out: Path, names: Sequence[str], store: Path, key: str) -> bool:
     """Link the cached result with this key into `out`, and return whether there is an intact one.
 
-    The files have the time of now, as those of a job that has just made them.
+    The files get the current time, as outputs of a job that has just finished.
     """
     folder = store / key[:16]
     if not is_cached(names, store, key):
@@ -54,20 +54,20 @@ def restore_result(out: Path, names: Sequence[str], store: Path, key: str) -> bo
         temporary.unlink(missing_ok=True)
         _link(folder / name, temporary)
         os.replace(temporary, out / name)
-        temporary.unlink(missing_ok=True)  # two links to one file are left as they are
+        temporary.unlink(missing_ok=True)  # renaming one link to the other leaves both
         os.utime(out / name)
     os.utime(folder)  # the newest of the store: the last to be dropped
     return True
 
 
 def is_cached(names: Sequence[str], store: Path, key: str) -> bool:
-    """Return whether an intact result with this key, each file of its digest, can be restored."""
+    """Return whether a result with this key is cached and every file has its digest."""
     folder = store / key[:16]
     try:
         cached = json.loads((folder / LIST).read_text(encoding="utf-8"))
         same = [file_digest(folder / name) == cached["sha256"][name] for name in names]
         return bool(cached["key"] == key and all(same))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
         return False
 
 

@@ -1,7 +1,7 @@
 """Records of a study: `run.json`, `verdict.json`, `score.json`, and the tables beside them.
 
-Whoever reads one of these files reads it from here, so that a damaged one is named wherever it is
-met, with what is wrong with it and what mends it.
+All readers use these functions, so that a damaged file is reported in the same way everywhere, with
+the defect and the remedy.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import file_digest
 
-Keys = Mapping[str, type | tuple[type, ...]]
+Keys = Mapping[str, type | tuple[type, ...]]  # dotted key: its type or types
 
-NUMBER = (int, float)
+NUMBER = (int, float)  # JSON writes 1.0 as 1 in some languages
 IDENTITY: Keys = {"experiment": str, "stage": str, "seed": int}
-DESCRIBED: Keys = {**IDENTITY, "kind": str, "split": str}
+DESCRIBED: Keys = {**IDENTITY, "kind": str, "split": str}  # enough to list a run in a report
 RUN: Keys = {
     **DESCRIBED,
     **{"config": dict, "key": str, "weights_sha256": str, "code_digest": str},
@@ -36,17 +36,16 @@ SCORE: Keys = {
     **{"evaluation": dict, "run_key": str, "held_out": dict, "pass": dict, "metrics": dict},
     **{"partial": bool, "predictions": int, "device": str},
 }
-MEND = "delete it and run its study again, which restores it or makes it anew"
-_MISSING = object()
+REMEDY = "delete it and run its study again, which restores it or makes it anew"
+_MISSING = object()  # None is a value of JSON
 
 
 class DamagedFileError(UserError):
-    """A file of a study that cannot be used: which one, what is wrong, and what mends it."""
+    """A file of a study that cannot be used; the message names it, its defect and the remedy."""
 
     def __init__(self, path: Path, found: str, expected: str) -> None:
-        super().__init__(f"{path}: found {found}, expected {expected}; {MEND}")
-        self.path = path
-        self.found = found
+        super().__init__(f"{path}: found {found}, expected {expected}; {REMEDY}")
+        self.path, self.found = path, found
 
 
 def read_run(folder: Path, keys: Keys = RUN) -> dict[str, Any]:
@@ -83,29 +82,27 @@ def read_record(path: Path, keys: Keys, expected: str) -> dict[str, Any]:
     Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
     """
     try:
-        content = json.loads(path.read_bytes() or b"null")
+        content = json.loads(path.read_bytes() or b"null")  # a full disk leaves empty files
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except OSError as error:
         raise DamagedFileError(path, f"an unreadable file ({error.strerror})", expected) from None
-    except ValueError as error:
+    except ValueError as error:  # of JSON, or of UTF-8
         raise DamagedFileError(path, f"no JSON ({error})", expected) from None
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise DamagedFileError(path, found, expected)
-    missing = [key for key in keys if _at(content, key) is _MISSING]
-    if missing:
+    values = {key: _value_at(content, key) for key in keys}  # other keys are allowed
+    if missing := [key for key, value in values.items() if value is _MISSING]:
         raise DamagedFileError(path, f"no {', '.join(missing)}", expected)
-    for key, kind in keys.items():
-        value = _at(content, key)
-        if not isinstance(value, kind):
+    for key, value in values.items():
+        if not isinstance(value, keys[key]):
             found = f"{key} = {json.dumps(value)[:40]}"
             raise DamagedFileError(path, found, f"{expected}, where it is of another type")
     return content
 
 
-def _at(record: Any, key: str) -> Any:
-    """The value at a dotted key; `_MISSING` where there is none."""
+def _value_at(record: Any, key: str) -> Any:
     for part in key.split("."):
         if not isinstance(record, dict) or part not in record:
             return _MISSING
@@ -119,15 +116,16 @@ def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.T
     Raises `DamagedFileError` for anything else, and `FileNotFoundError`.
     """
     try:
+        # With checksums: a flipped bit may otherwise be read as another number.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, expected {expected}") from None
     except (pa.ArrowException, OSError) as error:
+        # Some messages of Arrow span lines, some are empty.
         reason = (str(error).splitlines() or ["of no known kind"])[0]
         raise DamagedFileError(path, f"no readable parquet file ({reason})", expected) from None
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
+    if missing := [name for name in columns if name not in table.column_names]:
         raise DamagedFileError(path, f"no column {', '.join(missing)}", expected)
     return table
 

@@ -262,7 +262,7 @@ def test_every_change_of_the_code_changes_the_digest(name: str) -> None:
 
 
 def mutants(text: str) -> Iterator[str]:
-    """The code with each part changed in turn that can be: every name, constant, operator, …"""
+    """Yield the code with one change: each name, constant, operator and list in turn."""
     for number, _ in enumerate(parts(ast.parse(text))):
         for change in range(99):
             tree = ast.parse(text)
@@ -320,7 +320,7 @@ def changes_of(node: ast.AST) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def says_nothing(value: Any) -> bool:
-    """Is it an empty format specification?"""
+    """Return whether a value is an empty format specification."""
     return isinstance(value, ast.JoinedStr) and not "".join(map(ast.unparse, value.values))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_the_digest_of_a_file(tmp_path: Path) -> None:
 
 
 def package_of(folder: Path, low: str, top: str) -> dict[str, str]:
-    """Digests of a package in which a module imports from another."""
+    """Return the digests of a package in which a module imports from another."""
     package = folder / "etrm"
     for name, text in (("models/low", low), ("models/top", top), ("models/__init__", "")):
         path = package / f"{name}.py"
@@ -86,21 +87,17 @@ def test_a_module_is_named_by_its_file() -> None:
     assert source_file("etrm.was_there_once") == "etrm/was_there_once.py"
 
 
-def test_a_key_tells_all_that_it_is_made_of_apart() -> None:
-    run: dict[str, Any] = {"config": {"a": 1}, "tables": ["t", "u"], "parent": None, "code": "c"}
-    other = {"config": {"a": 2}, "tables": ["t", "v"], "parent": "p", "code": "d"}
-    keys = {run_key(**run), *(run_key(**(run | {name: other[name]})) for name in run)}
-    assert len(keys) == 5
-    score: dict[str, Any] = {
-        "config": {},
-        "run_key": "k",
-        "weights": "w",
-        "tables": ["t", "u"],
-        "code": "c",
-    }
-    other = {"config": {"a": 1}, "run_key": "l", "weights": "x", "tables": ["t"], "code": "d"}
-    keys = {evaluation_key(**score), *(evaluation_key(**(score | {n: other[n]})) for n in score)}
-    assert len(keys) == 6
+@pytest.mark.parametrize("key", [run_key, evaluation_key])
+def test_a_key_changes_with_every_part_of_it(key: Any) -> None:
+    names = inspect.signature(key).parameters
+    values: dict[str, Any] = {name: f"some {name}" for name in names} | {"tables": ["t", "u"]}
+    other: dict[str, Any] = {name: f"another {name}" for name in names} | {"tables": ["t"]}
+    keys = {key(**values), *(key(**(values | {name: other[name]})) for name in names)}
+    assert len(keys) == len(names) + 1
+
+
+def test_the_key_of_a_run_without_a_parent_is_another() -> None:
+    assert run_key({}, ["t", "u"], None, "c") != run_key({}, ["t", "u"], "p", "c")
 
 
 def test_a_digest_imports_nothing() -> None:

@@ -18,14 +18,10 @@ def test_an_exception_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
 
-    def interrupted() -> None:
-        with atomic_write(path) as temporary:
-            assert temporary.parent == path.parent
-            temporary.write_text("half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:  # noqa: PT012
+        assert temporary.parent == path.parent
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     with atomic_write(path) as temporary:

@@ -1,4 +1,4 @@
-"""The last good run is kept whatever becomes of the next, and restored where it is asked for."""
+"""The last good result stays cached if the next one fails, and is restored for its key."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.evaluation.run import evaluate_run
 from etrm.storage.files import file_digest
-from etrm.storage.finished import KEPT, RUN_FILES, SCORE_FILES
+from etrm.storage.finished import MAX_CACHED, RUN_FILES, SCORE_FILES
 from etrm.training.run import RunPaths, train_run
 from etrm.training.trainer import Trainer
 
@@ -38,28 +39,26 @@ def content(folder: Path, names: Sequence[str] = RUN_FILES) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Trainer) -> None:
-        raise RuntimeError("a step was trained")
-
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every step of training and every prediction fail."""
+    fail = Mock(side_effect=RuntimeError("something was computed"))
     monkeypatch.setattr(Trainer, "step", fail)
+    monkeypatch.setattr("etrm.evaluation.run.predict", fail)
 
 
-def test_the_same_run_is_restored_after_its_outputs_were_deleted(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("deleted", [True, False])
+def test_the_same_run_is_restored(
+    deleted: bool, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the workflow does before it starts a job again."""
+    """Also after its outputs were deleted, as the workflow does before it starts a job again."""
     train(paths)
     before = content(paths.out)
-    shutil.rmtree(paths.out)
-    forbid_training(monkeypatch)
-    train(paths)
-    assert content(paths.out) == before
-
-
-def test_a_run_that_is_still_there_is_restored_as_well(paths: RunPaths) -> None:
-    train(paths)
-    before = content(paths.out)
+    [cached] = [p.parent for p in paths.state.rglob("run.json")]
+    for name in RUN_FILES:  # linked, not copied
+        assert (cached / name).stat().st_ino == (paths.out / name).stat().st_ino
+    if deleted:
+        shutil.rmtree(paths.out)
+    forbid(monkeypatch)
     train(paths)
     assert content(paths.out) == before
     assert {path.name for path in paths.out.iterdir()} == set(RUN_FILES)
@@ -71,51 +70,44 @@ def test_a_changed_run_that_fails_leaves_the_good_one(
     train(paths)
     before = content(paths.out)
     shutil.rmtree(paths.out)
-    forbid_training(monkeypatch)
-    with pytest.raises(RuntimeError, match="a step was trained"):
+    forbid(monkeypatch)
+    with pytest.raises(RuntimeError, match="something was computed"):
         train(paths, halting={"max_steps": 2})
-    [kept] = [p.parent for p in paths.state.rglob("run.json")]
-    assert content(kept) == before
+    [cached] = [p.parent for p in paths.state.rglob("run.json")]
+    assert content(cached) == before
     assert not paths.out.exists()
     train(paths)  # back to the old configuration
     assert content(paths.out) == before
 
 
-def test_the_current_run_and_the_one_before_are_kept(paths: RunPaths) -> None:
+def test_the_current_run_and_the_one_before_are_cached(paths: RunPaths) -> None:
     lengths = (2, 3, 5, 6)
     for steps in lengths:
         train(paths, train={"steps": steps})
-    kept = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
-    assert kept == set(lengths[-KEPT:])
+    cached = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
+    assert cached == set(lengths[-MAX_CACHED:])
     other = replace(paths, out=paths.out.with_name("other"))
     train(other, experiment="other", train={"steps": 2})
-    assert len(list(paths.state.rglob("run.json"))) == KEPT + 1, "each run has its own"
+    assert len(list(paths.state.rglob("run.json"))) == MAX_CACHED + 1, "each run has its own"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
 def test_a_damaged_copy_is_not_used(paths: RunPaths, damage: str) -> None:
     first = train(paths)
     before = content(paths.out)
-    [kept] = [p.parent for p in paths.state.rglob("run.json")]
+    [cached] = [p.parent for p in paths.state.rglob("run.json")]
     shutil.rmtree(paths.out)
     if damage == "truncated":
-        weights = (kept / "model.safetensors").read_bytes()
-        (kept / "model.safetensors").write_bytes(weights[:-1])
+        weights = (cached / "model.safetensors").read_bytes()
+        (cached / "model.safetensors").write_bytes(weights[:-1])
     elif damage == "missing":
-        (kept / "metrics.parquet").unlink()
+        (cached / "metrics.parquet").unlink()
     else:
-        (kept / "run.json").write_text("{")
+        (cached / "run.json").write_text("{")
     again = train(paths)
     assert again["started"] >= first["started"]
     assert content(paths.out)["model.safetensors"] == before["model.safetensors"]
-    assert content(kept) == content(paths.out), "the new one takes its place"
-
-
-def test_files_are_shared_not_copied(paths: RunPaths) -> None:
-    train(paths)
-    [kept] = [p.parent for p in paths.state.rglob("run.json")]
-    for name in RUN_FILES:
-        assert (kept / name).stat().st_ino == (paths.out / name).stat().st_ino
+    assert content(cached) == content(paths.out), "the new one takes its place"
 
 
 # --- evaluations ---
@@ -134,13 +126,6 @@ def evaluate(paths: RunPaths, **changes: Any) -> dict[str, Any]:
     )
 
 
-def forbid_predicting(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("something was predicted")
-
-    monkeypatch.setattr("etrm.evaluation.run.predict", fail)
-
-
 def test_an_evaluation_is_restored_after_another_one_failed(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,8 +134,8 @@ def test_an_evaluation_is_restored_after_another_one_failed(
     out = paths.out.with_name("evaluation")
     before = content(out, SCORE_FILES)
     shutil.rmtree(out)
-    forbid_predicting(monkeypatch)
-    with pytest.raises(RuntimeError, match="something was predicted"):
+    forbid(monkeypatch)
+    with pytest.raises(RuntimeError, match="something was computed"):
         evaluate(paths, variants=1)
     assert not out.exists()
     assert evaluate(paths) == json.loads(json.dumps(first))
@@ -163,7 +148,7 @@ def test_an_evaluation_of_something_else_is_not_restored(
 ) -> None:
     train(paths)
     evaluate(paths)
-    forbid_predicting(monkeypatch)
+    forbid(monkeypatch)
     changes: dict[str, Any] = {}
     record = paths.out / "run.json"
     if change == "config":
@@ -171,7 +156,7 @@ def test_an_evaluation_of_something_else_is_not_restored(
     elif change == "weights":
         path = paths.out / "model.safetensors"
         tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
-        path.unlink()  # it is linked to the one that is kept
+        path.unlink()  # it is linked to the cached one
         save_file(tensors, path)
         content = json.loads(record.read_text()) | {"weights_sha256": file_digest(path)}
         record.unlink()
@@ -180,19 +165,17 @@ def test_an_evaluation_of_something_else_is_not_restored(
         write_study(paths.tasks.parent, make_tasks(4), make_tasks(1, seed=7, prefix="held_out"))
     else:
         monkeypatch.setattr("etrm.evaluation.run.code_digest", lambda *_: "another")
-    with pytest.raises(RuntimeError, match="something was predicted"):
+    with pytest.raises(RuntimeError, match="something was computed"):
         evaluate(paths, **changes)
 
 
-def test_a_result_that_cannot_be_kept_is_a_result(
+def test_a_result_that_cannot_be_cached_is_a_result(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr("etrm.storage.finished._link", full)
     with caplog.at_level(logging.WARNING):
         train(paths, train={"steps": 3})
         evaluate(paths)
-    assert caplog.text.count("is complete, but could not be") == 2
-    assert list(paths.state.rglob("*.state")), "a run that is not kept keeps its state"
+    assert caplog.text.count("could not be cached") == 2
+    assert list(paths.state.rglob("*.state")), "without a cached result, its state stays"

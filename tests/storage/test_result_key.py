@@ -45,11 +45,8 @@ SAME = {
     ),
     "another check's message": ("evaluation/scoring.py", "which was not asked for", "unknown"),
     "a health diagnosis": (
-        *(
-            "training/health.py",
-            '"the loss explodes or is not a number"',
-            '"the loss is no number"',
-        ),
+        *("training/health.py", '"the loss explodes or is not a number"'),
+        '"the loss is no number"',
     ),
     "help of an option": ("models/encoders/shared.py", '"hidden size of the encoder"', '"width"'),
     "help of an encoder's own option": (
@@ -87,10 +84,8 @@ OTHER = {
     "the loss": ("models/losses.py", "s.log() - s.sum", "s.log() + s.sum", "*"),
     "the halting decision": ("models/act.py", "(last | (q_halt > 0))", "last", "train *"),
     "the sampler": (
-        "data/episodes.py",
-        "random.integers(u, len(self.episodes))",
-        "random.integers(u, 1)",
-        "train *",
+        *("data/episodes.py", "random.integers(u, len(self.episodes))"),
+        *("random.integers(u, 1)", "train *"),
     ),
     "the choice of episodes": ("data/episodes.py", "pair != query", "pair > query", "train *"),
     "leak exclusion": ("training/build.py", "r.answer_of is None", "r.answer_of != 1", "train *"),
@@ -101,22 +96,16 @@ OTHER = {
     "EMA": ("training/optim.py", "1 - self.decay", "self.decay", "train *"),
     "LR warm-up": ("training/optim.py", "step / warmup_steps", "step / 2", "train *"),
     "an encoder": (
-        "models/encoders/standard.py",
-        "self.pooling(tokens, pairs.real)",
-        "self.pooling(tokens, pairs.mask)",
-        "* standard",
+        *("models/encoders/standard.py", "self.pooling(tokens, pairs.real)"),
+        *("self.pooling(tokens, pairs.mask)", "* standard"),
     ),
     "another encoder": ("models/encoders/lpn.py", "def forward(", "def forwards(", "* lpn"),
     "parts that encoders share": (
         *("models/encoders/shared.py", "self.scale * rms_norm(x)", "rms_norm(x)", "* [sl]*[dn]"),
     ),
     "an option's default": (
-        *(
-            "models/encoders/shared.py",
-            '"hidden size of the encoder", 512',
-            '"x y", 9',
-            "* [sl]*[dn]",
-        ),
+        *("models/encoders/shared.py", '"hidden size of the encoder", 512'),
+        *('"x y", 9', "* [sl]*[dn]"),
     ),
     "the table of embeddings": (
         *("models/encoders/embedding.py", "math.sqrt(self.model.width)", "1.0", EMBEDDING),
@@ -125,12 +114,8 @@ OTHER = {
     "a constant": ("models/layers.py", "NORM_EPS = 1e-5", "NORM_EPS = 1e-6", "*"),
     "the number format": ("models/compute.py", '"bf16": torch.bfloat16', '"bf16": torch.half', "*"),
     "order of the vote": (
-        *(
-            "evaluation/voting.py",
-            "(-q_mean, -count, query_code)",
-            "(-count, query_code)",
-            "score *",
-        ),
+        *("evaluation/voting.py", "(-q_mean, -count, query_code)"),
+        *("(-count, query_code)", "score *"),
     ),
     "crop": ("arc/grid.py", "(tokens < VOCAB_SIZE)", "(tokens <= VOCAB_SIZE)", "score *"),
     "credit of pass@k": ("evaluation/scoring.py", "solved.mean(0)", "solved.min(0)", "score *"),
@@ -155,10 +140,7 @@ OTHER = {
     "micro-batches": ("training/micro_batches.py", "MARGIN = 1.25", "MARGIN = 1.5", "train *"),
     "sums over ranks": ("runtime/distributed.py", "dist.all_reduce(tensor)", "pass", "train *"),
     "order of a dataclass's fields": (
-        "models/losses.py",
-        "    lm: Tensor",
-        "    added: Tensor\n    lm: Tensor",
-        "*",
+        *("models/losses.py", "    lm: Tensor", "    added: Tensor\n    lm: Tensor", "*"),
     ),
 }
 
@@ -293,6 +275,6 @@ def test_text_with_spaces_is_for_people() -> None:
         ("x: ClassVar[int] = 1", "x: 'ClassVar' = 1"),
     ],
 )
-def test_what_is_left_of_code(text: str, left: str) -> None:
+def test_code_without_text_for_people(text: str, left: str) -> None:
     tree = _Numbers({"log", "say"}).visit(ast.parse(text))
     assert ast.unparse(tree) == ast.unparse(ast.parse(left))

@@ -79,7 +79,7 @@ def test_a_stage_whose_input_is_rerun_says_which(made: Layout) -> None:
     (made.folder(STRICT) / "metrics.parquet").unlink()
     found = states(made, *jobs)
     assert found["strict", "pretrain"].why == (RESTORABLE,)
-    for path in made.state.rglob("kept.json"):
+    for path in made.state.rglob("cached.json"):
         path.unlink()
     found = states(made, *jobs)
     assert found["strict", "pretrain"].why == ("metrics.parquet is missing",)
