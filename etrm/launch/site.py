@@ -60,7 +60,7 @@ class SiteConfig:
     runtime: Runtime = option("time of a job, by stage", factory=Runtime)
     warn: int = option(
         "how long before the time limit a job is told to save; it then puts itself back into the"
-        " queue. At least what a step and a save take; SLURM may be a minute early",
+        " queue. At least the time of a step and a save; SLURM may be a minute early",
         180,
         unit="seconds",
         ge=1,

@@ -1,4 +1,4 @@
-"""Writing what must not be lost, on a disk that may be full: again and again, until it is there."""
+"""Write results on a disk that may be full: retry until there is room, and lose nothing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def until_written(
     """Call `write` until it returns True, or a signal tells this process to end; return its result.
 
     After a signal it is called once more, and once where the signal came before. A request of
-    another process for the run is no signal: to grant it would lose what is here. All ranks call
-    this. On rank 0, `problem` is what is said of the run called `name` while this waits.
+    another process for the run is no signal: granting it would lose the results. All ranks call
+    this. While it waits, rank 0 reports `problem` of the run called `name`.
     """
-    said: float | None = None
+    said: float | None = None  # time of the last report
     while True:
-        told = ranks.max_(interruption.told) > 0
+        told = ranks.max_(interruption.told) > 0  # before the try: a later signal gets one more
         written = write()
         if written or told:
             break
@@ -62,7 +62,7 @@ def _pause(interruption: Interruption) -> None:
 
 
 def obstacle(folder: Path, error: OSError) -> str:
-    """Why something could not be written in a folder, and what is free where it is or would be."""
+    """Return the reason why a file could not be written in a folder, and the free space there."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     with suppress(OSError):

@@ -1,7 +1,7 @@
 """The software environment of a result: its kind, and whether it is the locked one.
 
-It is recorded and determines nothing: no key and no parameter depends on it. What cannot be found
-out is left out, and no result fails for it.
+It is recorded and determines nothing: no key and no parameter depends on it. Unknown values are
+left out, and no result fails for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
     - `kind`: `container`, `conda`, `venv` or `system`
     - `name`: of the image's file, or of the folder of the environment; never a whole path
     - `image_id`: of an Apptainer image, where its file can be read
-    - `locked`: does it hold every version of the lock file? None where there is none
+    - `locked`: whether it holds every version of the lock file; None where there is none
     - `differs`: {name: [installed, locked]} of those that it does not hold, None: not installed
     - `lock_sha256`: of the lock file
     - `slurm`: `job`, `partition` and `restarts` as far as they are known, None outside a job
@@ -73,7 +73,7 @@ def _place() -> dict[str, Any]:
         return {"kind": "conda", "name": prefix.name}
     if sys.prefix != sys.base_prefix:
         return {"kind": "venv", "name": prefix.name}
-    # Docker and Podman mark every container, but do not say inside what its image is called.
+    # Docker and Podman mark every container, but do not tell it the name of its image.
     if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")):
         return {"kind": "container", "name": None}
     return {"kind": "system", "name": prefix.name}
@@ -114,7 +114,7 @@ def distribution_version(name: str) -> str | None:
 
 
 def _public(version: str | None) -> str | None:
-    """Without the local label: `2.13.0+cpu` and `2.13.0+cu128` are builds of the same release."""
+    """Return a version without its label: `2.13.0+cpu` and `2.13.0+cu128` are one release."""
     return version and version.partition("+")[0]
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from etrm.runtime.logs import say
 
-# Told to the scheduler by a run that was asked to stop and goes on when it is started again.
-EXIT_INTERRUPTED = 75
+EXIT_INTERRUPTED = 75  # tells the scheduler that the run resumes when it is started again
 
 
 class Interrupted(SystemExit):
@@ -29,17 +28,17 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """Within the block, SIGTERM, SIGUSR1 and SIGINT are noted, to be acted on between steps."""
+    """Notes SIGTERM, SIGUSR1 and SIGINT within its block, to be acted on between steps."""
 
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self, tell: bool = True) -> None:
-        """`tell`: say on the terminal that a signal has arrived, and what happens now."""
+        """`tell`: print on the terminal that a signal has arrived, and the consequence."""
         self.number = 0  # of the last signal that arrived
-        self.told = 0  # how many came from outside: `ask` is not among them
-        self.why: str | None = None  # the run was asked to stop, where it was not a person's wish
-        self.doing = "stopping …"  # what is said when a signal arrives
-        self.advanced = False  # this process has got the run further, and that is saved
+        self.told = 0  # signals from outside: those of `ask` are not among them
+        self.why: str | None = None  # the reason, where another process or thread has asked
+        self.doing = "stopping …"  # printed when a signal arrives
+        self.advanced = False  # this process has saved further steps
         self._tell, self._at_once, self._asking = tell, False, False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -61,9 +60,9 @@ class Interruption:
 
     @contextmanager
     def at_once(self, doing: str, then: str) -> Iterator[None]:
-        """Within the block nothing is lost by stopping: a signal ends the process there.
+        """Let a signal end the process within the block, where nothing is lost by that.
 
-        What it was `doing`, and what happens when it is started again, is said.
+        The message names the activity (`doing`), and the remedy (`then`).
         """
         self._at_once = True
         try:

@@ -60,7 +60,7 @@ class Holder:
 
 
 def this_process() -> dict[str, Any]:
-    """Return what identifies this process, on this machine and on others."""
+    """Return the identity of this process, for processes of this machine and of others."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -19,7 +19,7 @@ STAND_INS = {
 
 
 def use_stand_ins() -> None:
-    """Let stdout and stderr print in plain letters what their encoding lacks, without an error.
+    """Let stdout and stderr print ASCII stand-ins for characters that their encoding lacks.
 
     Where it lacks nothing, as UTF-8, nothing changes.
     """

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 MIRROR = Path(__file__).with_name("wandb_process.py")
 INIT_SECONDS = 20.0  # to reach the server; after that the run is recorded offline
-FINISH_SECONDS = 20.0  # to send what is left, when training has ended or its process is gone
-MARGIN_SECONDS = 5.0  # what a finished run waits beyond that
-INTERRUPTED_SECONDS = 10.0  # what an interrupted run waits in all
+FINISH_SECONDS = 20.0  # to send the rest, when training has ended or its process is gone
+MARGIN_SECONDS = 5.0  # that a finished run waits beyond that
+INTERRUPTED_SECONDS = 10.0  # that an interrupted run waits in all
 
 Row = dict[str, float]
 
@@ -76,17 +76,17 @@ class Tracker:
             self._mirror.send({"step": int(row["step"]), "values": values})
 
     def write(self, path: Path) -> None:
-        """`metrics.parquet`: one row per logged step, a column per metric, null where absent."""
+        """Write `metrics.parquet`: a row per logged step, a column per metric, null where missing."""
         write_table_atomic(path, metrics_table(self.rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the W&B run of a finished one."""
+        """Close the W&B run of a finished run."""
         if self._mirror is not None:
             self._mirror.send({"summary": dict(summary)})
             self.close(FINISH_SECONDS + MARGIN_SECONDS)
 
     def close(self, seconds: float = INTERRUPTED_SECONDS) -> None:
-        """Wait that long for W&B to take what is left, then go on without it."""
+        """Wait up to `seconds` for W&B to take the rest, then leave it."""
         if self._mirror is not None:
             self._mirror.close(seconds)
         self._mirror = None
@@ -144,7 +144,7 @@ class _Mirror:
                 self._warn(answer["problem"])
 
     def _warn(self, problem: str) -> None:
-        """Once: what there is to know does not change by being said again."""
+        """Warn once."""
         if not self._warned:
             self._warned = True
             log.warning(
@@ -156,7 +156,7 @@ class _Mirror:
 
 
 def metrics_table(rows: list[Row]) -> pa.Table:
-    """Rows as a table: `step` int64, every other name float64."""
+    """Return rows as a table: `step` int64, every other name float64."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     columns = {"step": pa.array([int(row["step"]) for row in rows], pa.int64())}
     for name in names:

@@ -1,7 +1,7 @@
 """W&B in a process of its own: `python wandb_process.py`, started by `etrm.tracking.tracker`.
 
-It reads JSON lines: first what the W&B run is, then rows of metrics, last a summary; the end of
-the input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
+It reads JSON lines: the description of the W&B run, rows of metrics, a summary; the end of the
+input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
 W&B's own process may be lost on the way (a scheduler that ends a job signals every process of it):
 then this one begins again, a few times, with all that it has been given.
 W&B can wait for a server for minutes, in calls that cannot be bounded and in hooks at the exit of
@@ -100,7 +100,7 @@ def _start(asked: dict[str, Any]) -> Any:
 
 
 def _begin_again(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
-    """In this process, which has the input, anew: W&B holds on to the id of a run that failed."""
+    """Restart this process, which keeps the input: W&B holds on to the id of a run that failed."""
     os.environ.pop("WANDB_SERVICE", None)
     with tempfile.NamedTemporaryFile("wb", suffix=".jsonl", delete=False) as file:
         file.write("".join([json.dumps(asked) + "\n", *given]).encode())
