@@ -76,7 +76,7 @@ class Tracker:
             self._mirror.send({"step": int(row["step"]), "values": values})
 
     def write(self, path: Path) -> None:
-        """Write `metrics.parquet`: a row per logged step, a column per metric, null where missing."""
+        """Write `metrics.parquet`: a row per logged step, a column per metric, null where none."""
         write_table_atomic(path, metrics_table(self.rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
