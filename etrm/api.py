@@ -39,7 +39,7 @@ def plan(configfile: str, gpu: str | None = None) -> Plan:
     `gpu` names the measured device whose hours are counted. Raises `PlanError` where Snakemake is
     not installed or cannot plan the study.
     """
-    from etrm.study.plan.plan import make_plan
+    from etrm.study.plan.plan import make_plan  # late: a GPU node may lack Snakemake
 
     return make_plan(configfile, gpu)
 
@@ -82,13 +82,13 @@ def train(
     from etrm.study.status import require_gate
     from etrm.training.run import RunPaths
 
-    layout, run = Layout(study), Run(experiment, stage, seed)
+    layout, run = Layout(study), Run(experiment, stage, seed)  # every path is the layout's
     if run not in layout.runs():
         known = ", ".join(f"{r.experiment} {r.stage} --seed {r.seed}" for r in layout.runs())
         raise UserError(f"the study has no run {experiment} {stage} --seed {seed}, but {known}")
     _require_tables(layout)
     if stage == "full":
-        require_gate(layout, run)
+        require_gate(layout, run)  # as the workflow does
     paths = RunPaths(
         tasks=layout.tasks,
         augmentations=layout.augmentations,
@@ -100,7 +100,7 @@ def train(
     )
     job = Job(layout.config_of(run), paths, study.tracking, study.execution, device)
     nodes = nodes or study.execution.nodes
-    launch(job, (gpus or study.execution.gpus) * nodes, nodes)
+    launch(job, (gpus or study.execution.gpus) * nodes, nodes)  # ranks in all
     return layout.folder(run)
 
 
@@ -120,7 +120,7 @@ def train_all(
         if stage == "full":
             verdict = gate(study, experiment, seed)
             if not verdict["passed"]:
-                break
+                break  # a result, no error
         train(study, experiment, stage, seed, **options)
     return verdict
 
@@ -190,6 +190,7 @@ def load_model(folder: str | Path, weights: str = "ema", device: str = "cpu") ->
     record = read_run(Path(folder))
     check_weights(Path(folder), record)
     run: RunConfig = parse(RunConfig, record["config"])
+    # Rows of the embedding table; an encoder has none.
     model = build_model(run, record["puzzles"] if record["kind"] == "trm" else 1)
     model.load_state_dict(load_weights(Path(folder) / "model.safetensors", weights))
     return model.to(device).eval()
@@ -197,7 +198,7 @@ def load_model(folder: str | Path, weights: str = "ema", device: str = "cpu") ->
 
 def _replace(path: Path, write: Callable[[Path], str]) -> str:
     """Write a table beside its place, and move it there where it differs."""
-    new = path.with_suffix(".new.parquet")
+    new = path.with_suffix(".new.parquet")  # in the same folder, so that it can be renamed
     try:
         summary = write(new)
         if not path.is_file() or file_digest(path) != file_digest(new):

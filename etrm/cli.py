@@ -22,7 +22,7 @@ from etrm.study.layout import Layout, Run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a defect raises, with its traceback."""
-    use_stand_ins()
+    use_stand_ins()  # before anything is printed, help included
     given = _parser().parse_args(arguments)
     try:
         code: int = given.function(given) or 0
@@ -49,7 +49,7 @@ def _parser() -> ArgumentParser:
     ) -> ArgumentParser:
         found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         found.set_defaults(function=function)
-        if name != "export":
+        if name != "export":  # which needs a run folder only
             found.add_argument(
                 "--configfile", default="config/config.yaml", help="the study (%(default)s)"
             )
@@ -99,7 +99,7 @@ def _plan_options(parser: ArgumentParser) -> None:
 
 
 def _plan(given: Namespace) -> None:
-    print(plan_text(given), flush=True)
+    print(plan_text(given), flush=True)  # here, where a closed pipe is caught
 
 
 def plan_text(given: Namespace) -> str:
@@ -123,6 +123,7 @@ def _summary(given: Namespace) -> None:
     layout = Layout(study)
     paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
     verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
+    # A full run behind a gate that has since closed is not shown.
     passed = {path.parent for path, verdict in verdicts.items() if verdict["passed"]}
     runs = [
         run
@@ -138,7 +139,7 @@ def _summary(given: Namespace) -> None:
     lines = [f"Study {study.study}", "", to_text(results_table(views)), "Gates"]
     lines += [f"  {_outcome(verdict)}" for verdict in verdicts.values()]
     formats = study.figures.formats
-    shown = "png" if "png" in formats else formats[0]
+    shown = "png" if "png" in formats else formats[0]  # one file for each figure
     figures = [f for f in layout.figure_files() if f.endswith(shown)]
     lines += ["", "Files"]
     for name in (*figures, layout.table_files()[1], str(layout.report)):
@@ -166,7 +167,7 @@ def _prepare(given: Namespace) -> None:
 
 
 def _run(given: Namespace) -> None:
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0")  # under torchrun; rank 0 alone reports progress
     level = logging.INFO if rank == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     study = read_study(given.configfile)
