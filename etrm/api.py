@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etrm.config.load import read_study
+from etrm.config.load import read_study as read_study  # a call of the API too
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import file_digest
@@ -20,17 +20,6 @@ from etrm.study.layout import Layout, Run
 if TYPE_CHECKING:
     from etrm.models.act import Model
     from etrm.study.plan.plan import Plan
-
-__all__ = [
-    "evaluate",
-    "gate",
-    "load_model",
-    "plan",
-    "prepare",
-    "read_study",
-    "train",
-    "train_all",
-]
 
 
 def plan(configfile: str, gpu: str | None = None) -> Plan:
