@@ -1,4 +1,4 @@
-"""What surrounds training: building the data set, saving a run's state and going on from it."""
+"""Costs around training: building the data set, saving a checkpoint and resuming from it."""
 
 from __future__ import annotations
 

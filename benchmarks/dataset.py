@@ -25,7 +25,7 @@ BUDGET = {"seconds": 30.0, "peak MB": 2000.0, "MB on disk": 60.0}
 
 @dataclass(frozen=True)
 class DatasetCost:
-    """What building the tables took."""
+    """Time, memory and disk of building the tables."""
 
     tasks_seconds: float
     augment_seconds: float

@@ -1,4 +1,4 @@
-"""What the encoders study found, as a table: `python -m benchmarks.encoders [--results DIR]`.
+"""Table of the results of the encoders study: `python -m benchmarks.encoders [--results DIR]`.
 
 It reads the overfit runs of `config/encoders.yaml` (`snakemake --configfile config/encoders.yaml
 --cores 2 gate`, or `python -m etrm run NAME overfit --configfile config/encoders.yaml`).

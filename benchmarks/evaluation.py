@@ -37,7 +37,7 @@ GPU_SAMPLES = {"trm": 256, "etrm-standard": 32}  # padded; lanes: as an evaluati
 
 @dataclass(frozen=True)
 class LaneCost:
-    """What a sample of a lane costs."""
+    """The measured cost of a sample of a lane."""
 
     samples: int  # measured at once
     seconds: float  # of all ACT steps, and all that is done once

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a step with clocks around its real functions."""
+"""Time of a training step by part: a step with clocks around its real functions."""
 
 from __future__ import annotations
 

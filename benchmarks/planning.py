@@ -1,4 +1,4 @@
-"""How long it takes to see what a study would do, before any of it is done."""
+"""Time of planning a study."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def device_name(device: torch.device) -> str:
 
 
 def default_file(device: torch.device) -> Path:
-    """Where the results of a device are."""
+    """Return the path of the results of a device."""
     name = device_name(device).partition(" (")[0] if device.type != "cuda" else device_name(device)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return Path(__file__).parent / "results" / f"{slug}.json"

@@ -1,4 +1,4 @@
-"""What is measured: models of the paper's sizes, in the official layout and in ours."""
+"""Cases to measure: models of the paper's sizes, in the official layout and in ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CPU_SLOTS_ENCODED_PADDED = 1  # the ten padded demos of one sample are 18,000 to
 
 @dataclass(frozen=True)
 class Layout:
-    """How samples are laid out, and what is done to make them fast."""
+    """A layout of samples, with its optimisations."""
 
     name: str  # `padded`: one 30×30 canvas, ten demo slots; `lanes`: canvas lanes, as many as there
     packing: str = "auto"
@@ -66,7 +66,7 @@ LANES = Layout("lanes")
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what all cases of one call are measured."""
+    """The device and the tasks of all cases of one call."""
 
     device: torch.device
     mix: Mix

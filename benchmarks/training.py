@@ -69,7 +69,7 @@ def ablation_rows(setting: Setting, model: str) -> Iterator[Row]:
 
 
 def measure(setting: Setting, trainer: Trainer, model: str, layout: Layout, dtype: str) -> Row:
-    """Whole steps, with a row of metrics as often as a run logs one."""
+    """Complete steps, with a row of metrics as often as a run logs one."""
     rates = [rate_beside(setting, dtype)]
     memory = PeakMemory(setting.device)
     warm_up = 4 if setting.gpu else 1

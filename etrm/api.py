@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etrm.config.load import read_study as read_study  # a call of the API too
+from etrm.config import load
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import file_digest
@@ -20,6 +20,8 @@ from etrm.study.layout import Layout, Run
 if TYPE_CHECKING:
     from etrm.models.act import Model
     from etrm.study.plan.plan import Plan
+
+read_study = load.read_study
 
 
 def plan(configfile: str, gpu: str | None = None) -> Plan:
@@ -68,7 +70,7 @@ def train(
     """
     from etrm.launch.job import Job
     from etrm.launch.torchrun import train as launch
-    from etrm.study.status import require_gate
+    from etrm.study.stale import require_gate
     from etrm.training.run import RunPaths
 
     layout, run = Layout(study), Run(experiment, stage, seed)  # every path is the layout's
@@ -119,7 +121,7 @@ def gate(study: StudyConfig, experiment: str, seed: int = 0) -> dict[str, Any]:
 
     Raises `MissingFileError` where the run is not finished, and `GateError` where it is stale.
     """
-    from etrm.study.status import require_up_to_date
+    from etrm.study.stale import require_up_to_date
     from etrm.training.health import write_verdict
 
     layout, run = Layout(study), Run(experiment, "overfit", seed)

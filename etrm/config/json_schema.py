@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from etrm.config.load import plain
@@ -19,6 +18,7 @@ from etrm.config.rules import NAME
 from etrm.config.schema import BOUNDS, Key, Tagged, keys_of
 from etrm.config.study import STAGES, ExperimentConfig, StudyConfig
 from etrm.config.sweep import AxisConfig
+from etrm.config.text import write_page
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -107,13 +107,5 @@ def _union(union: Tagged) -> dict[str, Any]:
     return {**_object(keys), "allOf": whole}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the schema, in UTF-8, or write it to the path that is given."""
-    if arguments:
-        Path(arguments[0]).write_text(render(), encoding="utf-8")
-    else:
-        sys.stdout.buffer.write(render().encode())
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_page(render(), sys.argv[1:])

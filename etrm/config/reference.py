@@ -19,7 +19,7 @@ from etrm.config.load import plain
 from etrm.config.schema import Key, keys_of
 from etrm.config.study import ExperimentConfig, StudyConfig
 from etrm.config.sweep import AxisConfig
-from etrm.config.text import join
+from etrm.config.text import join, write_page
 
 OPENING = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")  # stands before the keys
 TYPES = {bool: "true/false", int: "integer", float: "number", str: "text", Any: "list or block"}
@@ -149,13 +149,5 @@ def _anchor(heading: str) -> str:
     return "#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the page, in UTF-8 as the file is, or write it to the path that is given."""
-    if arguments:
-        Path(arguments[0]).write_text(render(), encoding="utf-8")
-    else:
-        sys.stdout.buffer.write(render().encode())
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_page(render(), sys.argv[1:])

@@ -292,7 +292,7 @@ class ExperimentConfig:
 
     @property
     def is_trm(self) -> bool:
-        """Whether it has learned puzzle embeddings: pretrained, not gated."""
+        """Return whether it has learned puzzle embeddings: pretrained, not gated."""
         return bool(self.context.source == "embedding")
 
     @property

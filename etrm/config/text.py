@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 KINDS: dict[type, str] = {
@@ -46,3 +48,11 @@ def join(path: str, key: Any) -> str:
     """Return the dotted path of `key` under `path`."""
     name = str(key) or "''"  # an empty name must be seen
     return f"{path}.{name}" if path else name
+
+
+def write_page(text: str, arguments: Sequence[str]) -> None:
+    """Print a generated page, in UTF-8 as a file is, or write it to the path that is given."""
+    if arguments:
+        Path(arguments[0]).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.buffer.write(text.encode())

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etrm.arc.augment import draw_variants
-from etrm.arc.canonical import SeenContent
 from etrm.arc.grid import MAX_SIDE, demo_grids
+from etrm.arc.overlap import SeenContent
 from etrm.arc.sources import load_sources
 from etrm.config.text import first_few
 from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations, write_tasks
@@ -118,7 +118,7 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
 def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str]]:
     """Return the records with training tasks marked that touch a held-out task, and a line on each.
 
-    `etrm.arc.canonical` defines it; the columns of tasks.parquet say the consequences.
+    `etrm.arc.overlap` defines it; the columns of tasks.parquet say the consequences.
     """
     training, held_out = ([r.task for r in records if r.split == split] for split in SPLITS)
     duplicate_of: dict[str, str] = {}

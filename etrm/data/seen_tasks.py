@@ -1,6 +1,6 @@
 """The tasks that have touched the weights of a run, by id and by content, as in its `run.json`.
 
-`etrm.arc.canonical` defines when seen tasks touch a held-out one.
+`etrm.arc.overlap` defines when seen tasks touch a held-out one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from etrm.arc.canonical import Overlap, SeenContent, TaskContent
+from etrm.arc.overlap import Overlap, SeenContent, TaskContent
 from etrm.arc.task import Task
 from etrm.config.parents import DECODER_SIZES
 from etrm.storage.digests import digest

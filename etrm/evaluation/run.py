@@ -25,14 +25,8 @@ from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import group_by_lane, held_out_questions
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
-from etrm.evaluation.decode import (
-    PREDICTIONS,
-    LaneQuestions,
-    NotFiniteError,
-    all_variants,
-    predict,
-)
-from etrm.evaluation.scoring import score, submission
+from etrm.evaluation.decode import PREDICTIONS, LaneQuestions, NotFiniteError, all_variants, predict
+from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
@@ -40,8 +34,8 @@ from etrm.runtime.environment import environment
 from etrm.storage.checkpoint import load_weights
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
 from etrm.storage.files import file_digest, write_json_atomic, write_table_atomic
-from etrm.storage.finished import SCORE_FILES, cache_result, is_cached, restore_result
 from etrm.storage.records import check_weights, read_score
+from etrm.storage.result_cache import SCORE_FILES, cache_result, is_cached, restore_result
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +58,7 @@ class Evaluation:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended because its loss exploded: its score is then a result, no error."""
+        """Return whether the loss of the run exploded: its score is then a result, no error."""
         return bool(self.record.get("stopped_early") == "divergence")
 
     def store(self, state: Path) -> Path:

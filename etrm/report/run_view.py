@@ -56,12 +56,12 @@ class RunView:
 
     @property
     def is_trm(self) -> bool:
-        """Whether the context is a learned puzzle embedding, not an encoder's output."""
+        """Return whether the context is a learned puzzle embedding, not an encoder's output."""
         return bool(self.run["kind"] == "trm")
 
     @property
     def stopped(self) -> bool:
-        """Whether its verdict stopped it or, where it has none, a health rule.
+        """Return whether its verdict stopped it or, where it has none, a health rule.
 
         Ending a run because it reached its target (`stopped_early` names the target) is a success.
         """

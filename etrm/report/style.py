@@ -40,7 +40,7 @@ CELL_LINE = "#555555"
 
 @dataclass(frozen=True)
 class Look:
-    """How the lines of one experiment are drawn."""
+    """Colour and marker of the lines of one experiment."""
 
     colour: str
     marker: str

@@ -17,7 +17,7 @@ from etrm.report.registry import TABLE_FORMATS
 from etrm.report.run_view import STAGES, RunView, distinct
 from etrm.storage.files import atomic_write
 
-RULES = ("task_fraction", "all_tests")  # of credit, see `etrm.evaluation.scoring`
+RULES = ("task_fraction", "all_tests")  # of credit, see `etrm.evaluation.pass_at_k`
 ATTEMPTS = (1, 2)
 NONE = "–"
 # Words for a split and the held-out claim of the score; without a score, the split stands alone.

@@ -1,7 +1,7 @@
 """Layout of a study on disk: its runs, their folders and files, parents and parameters.
 
 The Snakemake rules, the command line and the plan take every path and parameter from here. The
-state of the files (missing, stale, up to date, …) is decided in `etrm.study.status` alone.
+state of the files (missing, stale, up to date, …) is decided in `etrm.study.stale` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
 
 SHARD_FILE = "predictions-shard-{shard}-of-{shards}.parquet"  # the fields are wildcards too
 CACHE = "finished"  # of finished results, among the states

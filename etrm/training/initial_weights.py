@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from etrm.arc.canonical import Overlap
+from etrm.arc.overlap import Overlap
 from etrm.arc.task import Task
 from etrm.config.parents import DECODER_SIZES
 from etrm.config.study import ModelConfig, RunConfig

@@ -21,7 +21,7 @@ from etrm.runtime.environment import environment, versions
 from etrm.storage.checkpoint import clear_states, save_weights
 from etrm.storage.digests import code_digest, code_digests, commit, train_code
 from etrm.storage.files import file_digest, write_json_atomic
-from etrm.storage.finished import RUN_FILES, cache_result
+from etrm.storage.result_cache import RUN_FILES, cache_result
 from etrm.training.initial_weights import Parent
 from etrm.training.recorder import Recorder
 

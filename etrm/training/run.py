@@ -27,8 +27,8 @@ from etrm.runtime.run_lock import Lease
 from etrm.storage.checkpoint import CheckpointError, clear_states, remove_temporaries
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, restore_result
 from etrm.storage.records import read_run
+from etrm.storage.result_cache import RUN_FILES, restore_result
 from etrm.tracking.tracker import Tracker
 from etrm.training.build import build_trainer
 from etrm.training.initial_weights import Parent, read_parent, refuse_leak

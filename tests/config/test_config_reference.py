@@ -15,11 +15,12 @@ from documents import ROOT
 from etrm.config.health import HealthRule, guide_rules
 from etrm.config.load import load_study
 from etrm.config.merging import merge
-from etrm.config.reference import literal, main, render
+from etrm.config.reference import literal, render
 from etrm.config.registry import context_options
 from etrm.config.schema import ConfigError
 from etrm.config.sources import source_kinds
 from etrm.config.study import DataConfig, ExperimentConfig, StudyConfig, TrainConfig
+from etrm.config.text import write_page
 
 PAGE = render()
 
@@ -122,7 +123,7 @@ def test_numbers_are_written_as_yaml_reads_them(number: float) -> None:
 
 
 def test_the_command_prints_the_page_or_writes_it(tmp_path: Path, capsys) -> None:
-    main([])
+    write_page(PAGE, [])
     assert capsys.readouterr().out == PAGE
     out = tmp_path / "README.md"
     command = [sys.executable, "-m", "etrm.config.reference", str(out)]

@@ -23,8 +23,8 @@ from etrm.evaluation.decode import NotFiniteError
 from etrm.evaluation.run import evaluate_run, evaluate_shard, held_out_tasks
 from etrm.evaluation.shards import Shard
 from etrm.storage.files import file_digest
-from etrm.storage.finished import SCORE_FILES
 from etrm.storage.records import DamagedFileError
+from etrm.storage.result_cache import SCORE_FILES
 from etrm.training.run import RunPaths, train_run
 
 CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)

@@ -19,7 +19,7 @@ from etrm.config.study import EvaluationConfig
 from etrm.evaluation.decode import all_variants
 from etrm.evaluation.run import evaluate_run, evaluate_shard
 from etrm.evaluation.shards import Shard, ShardError, questions_of_shard, rows_of
-from etrm.storage.finished import SCORE_FILES
+from etrm.storage.result_cache import SCORE_FILES
 from etrm.study.layout import SHARD_FILE
 from etrm.training.run import RunPaths
 

@@ -30,7 +30,7 @@ FINISHING = [
     ("etrm.tracking.tracker:Tracker.write", 1),
     ("etrm.training.outputs:write_json_atomic", 1),
     ("etrm.training.outputs:cache_result", 1),
-    ("etrm.storage.finished:_link", 2),
+    ("etrm.storage.result_cache:_link", 2),
     ("pathlib:Path.rename", 1),
     ("etrm.training.outputs:clear_states", 1),
 ]

@@ -204,7 +204,8 @@ def test_a_killed_rank_ends_both_nodes_and_is_named(
     os.kill(ranks[1][1], signal.SIGKILL)
     code, log = job.end(60)
     assert code == 1, log
-    assert re.search(r"rank \d of 4 on node 1 \(127.0.0.1\) was killed by SIGKILL", log), log
+    # torchrun numbers nodes as they arrive: the second rank of one is 1 or 3.
+    assert re.search(r"rank [13] of 4 on node 1 \(127.0.0.1\) was killed by SIGKILL", log), log
     wait_for(lambda: all(gone(pid) for found in ranks for pid in found), "the end of all ranks")
     assert not study.out().exists()
 
@@ -223,6 +224,27 @@ def test_a_killed_node_process_ends_the_other(
     wait_for(lambda: all(map(gone, [*nodes, *ranks])), "the end of all")
 
 
+# Every Python process runs it as it starts.
+CANNOT_TRAIN = """
+import os
+if os.environ.get("SLURM_NODEID") == "1" and "RANK" in os.environ:
+    os._exit(3)
+"""
+
+
+def test_a_node_that_cannot_train_ends_the_other(
+    cluster: Callable[..., Started], study: Study
+) -> None:
+    """Its ranks end before they meet the others, which would wait for them."""
+    (study.folder / "sitecustomize.py").write_text(CANNOT_TRAIN, encoding="utf-8")
+    paths = os.pathsep.join([str(study.folder), PYTHON["PYTHONPATH"]])
+    code, log = cluster(study, PYTHONPATH=paths).end(60)
+    assert code == 1, log
+    assert re.search(r"rank [01] of 2 on node 1 \(127.0.0.1\) ended with exit code 3", log), log
+    assert not study.newest()
+    assert not study.out().exists()
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Callable[..., Started]:
     """Runs `etrm` within a job of two nodes."""
@@ -233,9 +255,10 @@ def cluster(tmp_path: Path) -> Callable[..., Started]:
         (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
-    def run(study: Study, *more: str) -> Started:
+    def run(study: Study, *more: str, **environment: str) -> Started:
         command = etrm(study, "--nodes", "2", *more)
-        return start(command, study.folder / "job.log", PATH=path, SLURM_JOB_ID=slurm_job())
+        environment |= {"PATH": path, "SLURM_JOB_ID": slurm_job()}
+        return start(command, study.folder / "job.log", **environment)
 
     return run
 

@@ -14,7 +14,7 @@ import pytest
 from etrm.arc.augment import Augmentation
 from etrm.arc.grid import crop
 from etrm.arc.task import Pair, Task
-from etrm.evaluation.scoring import score, submission
+from etrm.evaluation.pass_at_k import score, submission
 
 
 def read_tasks(puzzles: dict[str, Any], names: list[str]) -> list[Task]:

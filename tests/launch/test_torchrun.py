@@ -42,8 +42,10 @@ def ranks_are(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) -> 
 def test_ranks_that_are_done_are_done(
     job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ranks_are(monkeypatch, tmp_path, "time.sleep(0.2)", "pass")
+    marks = [tmp_path / "0", tmp_path / "1"]
+    ranks_are(monkeypatch, tmp_path, *(f"time.sleep(0.2); open({str(m)!r}, 'w')" for m in marks))
     train_on_ranks(job, 2)
+    assert all(mark.exists() for mark in marks), "both have been waited for"
 
 
 @pytest.mark.parametrize(

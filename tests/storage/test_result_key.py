@@ -43,7 +43,7 @@ SAME = {
     "an error of a method that is missing": (
         *("models/encoders/base.py", "does not define forward", "has no forward"),
     ),
-    "another check's message": ("evaluation/scoring.py", "which was not asked for", "unknown"),
+    "another check's message": ("evaluation/pass_at_k.py", "which was not asked for", "unknown"),
     "a health diagnosis": (
         *("training/health.py", '"the loss explodes or is not a number"'),
         '"the loss is no number"',
@@ -118,7 +118,7 @@ OTHER = {
         *("(-count, query_code)", "score *"),
     ),
     "crop": ("arc/grid.py", "(tokens < VOCAB_SIZE)", "(tokens <= VOCAB_SIZE)", "score *"),
-    "credit of pass@k": ("evaluation/scoring.py", "solved.mean(0)", "solved.min(0)", "score *"),
+    "credit of pass@k": ("evaluation/pass_at_k.py", "solved.mean(0)", "solved.min(0)", "score *"),
     "the metric that the gate reads": (
         *("evaluation/metrics.py", "losses.labelled", "~losses.labelled", "train *"),
     ),

@@ -25,7 +25,7 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, SCORE_FILES, cache_result
+from etrm.storage.result_cache import RUN_FILES, SCORE_FILES, cache_result
 from etrm.study.layout import Layout, Run
 
 SMALL = {"width": 16, "heads": 2}

@@ -24,14 +24,14 @@ from etrm.cli import main
 from etrm.config.load import read_study
 from etrm.runtime.run_lock import this_process
 from etrm.storage.files import file_digest
-from etrm.storage.finished import RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
 from etrm.study.doctor.diagnose import Diagnosis, diagnose
 from etrm.study.doctor.jobs import OTHER, UNWATCHED
 from etrm.study.doctor.symptom import KINDS, Symptom
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.entries import entries_of
 from etrm.study.plan.jobs import Jobs
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 CONFIG = "mine.yaml"
 SNAKEMAKE = f"snakemake --configfile {CONFIG}"
@@ -202,7 +202,7 @@ def test_other_processes_of_snakemake_hold_no_lock(
     lock(study)
     folder = tmp_path_factory.mktemp("elsewhere") if elsewhere else study.folder
     run_as(*arguments.split(), folder=folder)
-    only(examine(), "locked")
+    assert only(examine(), "locked").mend
 
 
 def test_outputs_that_were_being_made_are_incomplete(study: Made) -> None:

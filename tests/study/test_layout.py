@@ -14,7 +14,7 @@ from etrm.config.load import load_study, plain
 from etrm.config.schema import ConfigError
 from etrm.study.gate import GateError, describe, judge, require_passed
 from etrm.study.layout import Layout, Run
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 
 def study(tmp_path: Path, **etrm: Any) -> Layout:

@@ -21,7 +21,7 @@ from etrm.study.plan.entries import Entry
 from etrm.study.plan.jobs import PlanError
 from etrm.study.plan.measured import BENCHMARKS, chosen, devices, measured
 from etrm.study.plan.sizes import Sizes, sizes_of
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 SIZES = Sizes(training=6, held_out=3, questions=5, cells=9.0)
 CPU, CARD = "cpu-2-cores (x86_64)", "NVIDIA H100 80GB HBM3"

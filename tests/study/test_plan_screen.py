@@ -18,7 +18,7 @@ from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs, PlanError
 from etrm.study.plan.measured import Device
 from etrm.study.plan.plan import Plan
 from etrm.study.plan.table import render
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 RULES = {"overfit": "train_overfit", "gate": "verdict", "full": "train_full"}
 RULES |= {"evaluate": "evaluate_run"}

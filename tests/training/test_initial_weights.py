@@ -71,6 +71,7 @@ def test_advice_on_a_transductive_or_unknown_parent() -> None:
 
 def test_weights_that_saw_no_held_out_task_are_accepted() -> None:
     run = make_run(decoder={"init": "trm_strict"})
-    refuse_leak(run, parent("trm_strict", SPREAD[:2]), HELD_OUT, ())
+    assert refuse_leak(run, parent("trm_strict", SPREAD[:2]), HELD_OUT, ()) is None
     leaky = parent("trm", HELD_OUT, "transductive")
-    refuse_leak(make_run(decoder={"init": "trm"}, split="transductive"), leaky, HELD_OUT, ())
+    child = make_run(decoder={"init": "trm"}, split="transductive")
+    assert refuse_leak(child, leaky, HELD_OUT, ()) is None

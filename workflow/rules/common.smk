@@ -8,12 +8,12 @@ from etrm.launch.site import read_site
 from etrm.config.schema import ConfigError
 from etrm.config.files import check_files
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
-from etrm.storage.finished import RUN_FILES
+from etrm.storage.result_cache import RUN_FILES
 from etrm.storage.records import DamagedFileError
 from etrm.report.registry import FIGURES, TABLES, modules
 from etrm.study.layout import SHARD_FILE, Layout, Run
-from etrm.study.status import ParentError, StudyStatus, check_records
-from etrm.storage.finished import SCORE_FILES
+from etrm.study.stale import ParentError, StudyStatus, check_records
+from etrm.storage.result_cache import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, score_code, script_digest, train_code
 

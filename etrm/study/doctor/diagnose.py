@@ -14,7 +14,7 @@ from etrm.config.load import read_study
 from etrm.study.doctor import damage, jobs, orphans, results, workflow
 from etrm.study.doctor.symptom import KINDS, NOTE, Study, Symptom
 from etrm.study.layout import Layout
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 ADVICE = "On a cluster, give Snakemake the options that the study was started with as well."
 

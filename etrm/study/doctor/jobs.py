@@ -16,7 +16,7 @@ from etrm.runtime.run_lock import LEASES, SILENCE_SECONDS, Holder, all_holders, 
 from etrm.study.doctor.symptom import NOTE, Study, Symptom, lasting, remove
 from etrm.study.doctor.workflow import Driver
 from etrm.study.layout import Run
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%r|%Z|%k|%M|%j")
 SQUEUE_SECONDS = 10.0  # to wait for its answer
@@ -101,7 +101,7 @@ def unwatched(
 def leases(
     study: Study, status: StudyStatus, jobs: Sequence[SlurmJob], watching: Sequence[Driver]
 ) -> Iterator[Symptom]:
-    """Who has the lease on which run: those that live are noted."""
+    """Return a symptom for each lease whose holder is dead, and a note for each that lives."""
     ids = {job.id for job in jobs}
     runs = {f"{r.experiment}/{r.stage}/seed{r.seed}": r for r in study.layout.runs()}
     for name, holder in all_holders(study.layout.state):

@@ -10,7 +10,7 @@ from etrm.config.text import first_few
 from etrm.runtime.run_lock import LEASES
 from etrm.study.doctor.symptom import Study, Symptom, lasting, remove, weighed
 from etrm.study.layout import CACHE
-from etrm.study.status import STATES, StudyStatus
+from etrm.study.stale import STATES, StudyStatus
 
 WRITTEN = ("data", "runs", "evaluation", "state", "figures", "tables", "records")
 TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger

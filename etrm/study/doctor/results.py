@@ -1,4 +1,4 @@
-"""Results of a study that are incomplete or stale, by `etrm.study.status`."""
+"""Results of a study that are incomplete or stale, by `etrm.study.stale`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etrm.storage.records import DamagedFileError
 from etrm.study.doctor.symptom import Study, Symptom
 from etrm.study.doctor.workflow import knows
 from etrm.study.layout import Run
-from etrm.study.status import Status, StudyStatus
+from etrm.study.stale import Status, StudyStatus
 
 
 def _all(study: Study, status: StudyStatus) -> Iterator[tuple[str, Run, Path, Status]]:

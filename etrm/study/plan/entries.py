@@ -1,6 +1,6 @@
 """Every stage of every experiment and seed: its state, and why it would run.
 
-The jobs are those of Snakemake's dry run (`jobs`), the reasons those of `etrm.study.status`.
+The jobs are those of Snakemake's dry run (`jobs`), the reasons those of `etrm.study.stale`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
-from etrm.study.status import Status, StudyStatus
+from etrm.study.stale import Status, StudyStatus
 
 STAGES = ("pretrain", "overfit", "gate", "full", "evaluate")
 # `waits` for its gate, `stopped` by its gate; `stale`: not up to date, but Snakemake keeps it.

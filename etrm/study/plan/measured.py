@@ -12,7 +12,7 @@ from typing import Any
 
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import PlanError
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 # Of the project, not of the package: an installed copy has none.
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"

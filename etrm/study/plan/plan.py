@@ -19,7 +19,7 @@ from etrm.study.plan.entries import STAGES, STATES, Entry, entries_of
 from etrm.study.plan.jobs import Jobs, PlanError, snakemake_jobs
 from etrm.study.plan.measured import HOW, Device, chosen, devices, measured
 from etrm.study.plan.sizes import sizes_of
-from etrm.study.status import StudyStatus
+from etrm.study.stale import StudyStatus
 
 __all__ = ["STAGES", "STATES", "Plan", "PlanError", "make_plan"]
 

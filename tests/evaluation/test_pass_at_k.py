@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.task import Pair, Task
-from etrm.evaluation.scoring import score, submission
+from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.voting import to_array, vote
 
 COLUMNS = ["task", "query", "variant", "height", "width", "grid", "q_halt"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.canonical import Overlap, SeenContent, TaskContent, pair_key
+from etrm.arc.overlap import Overlap, SeenContent, TaskContent, pair_key
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource

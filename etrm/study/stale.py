@@ -30,7 +30,7 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest
-from etrm.storage.finished import LIST, RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import LIST, RUN_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
 
@@ -299,7 +299,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | None:
-    """Return the digests of the files that are cached under a key (`etrm.storage.finished`)."""
+    """Return the digests of the files that are cached under a key (`etrm.storage.result_cache`)."""
     folder = store / key[:16]
     found = _json(folder / LIST)
     there = found.get("key") == key and all((folder / name).is_file() for name in names)

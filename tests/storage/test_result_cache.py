@@ -19,7 +19,7 @@ from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.evaluation.run import evaluate_run
 from etrm.storage.files import file_digest
-from etrm.storage.finished import MAX_CACHED, RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import MAX_CACHED, RUN_FILES, SCORE_FILES
 from etrm.training.run import RunPaths, train_run
 from etrm.training.trainer import Trainer
 
@@ -173,7 +173,7 @@ def test_a_result_that_cannot_be_cached_is_a_result(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr("etrm.storage.finished._link", full)
+    monkeypatch.setattr("etrm.storage.result_cache._link", full)
     with caplog.at_level(logging.WARNING):
         train(paths, train={"steps": 3})
         evaluate(paths)

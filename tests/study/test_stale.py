@@ -16,7 +16,7 @@ from etrm.storage.checkpoint import state_path
 from etrm.storage.files import file_digest
 from etrm.storage.records import DamagedFileError
 from etrm.study.layout import Layout
-from etrm.study.status import ParentError, Status, StudyStatus, check_records
+from etrm.study.stale import ParentError, Status, StudyStatus, check_records
 
 
 def of_etrm(layout: Layout) -> Status:
