@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from etrm.config.load import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "docs"))
@@ -27,6 +30,20 @@ def test_links_lead_to_files(page: Path) -> None:
         path = target.partition("#")[0]
         if path and "://" not in path:
             assert (page.parent / path).exists(), f"{page.name} links to {target}"
+
+
+STUDIES = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize("block", STUDIES)
+def test_studies_on_the_pages_are_valid(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as a difference from the mini study."""
+    monkeypatch.chdir(ROOT)
+    load_study({"extends": "config/config.yaml", **yaml.safe_load(block)})
 
 
 def test_the_code_map_is_up_to_date() -> None:
