@@ -90,7 +90,7 @@ def python(folder: Path, *arguments: str) -> str:
         text=True,
         timeout=300,
     )
-    return run.stdout[-4000:] + run.stderr[-4000:]
+    return run.stdout + run.stderr
 
 
 @pytest.fixture(scope="module")
