@@ -47,6 +47,8 @@ def metrics(
         frame["train/encoder_output_mean"] = 0.0
         frame["train/encoder_output_norm"] = 20 + rng.random(len(step))
         frame["train/encoder_output_std"] = 0.95 + 0.1 * rng.random(len(step))
+        frame["train/encoder_raw_std"] = 3 + rng.random(len(step))
+        frame["train/encoder_raw_norm"] = 60 + rng.random(len(step))
         frame["train/encoder_token_std"] = 0.5 + 0.1 * rng.random(len(step))
     return frame
 

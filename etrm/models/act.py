@@ -55,6 +55,7 @@ class StepOutput:
     context: Tensor  # [B, P, D], see `Encoded.summary`
     losses: dict[str, Tensor]  # of the context source, per sample [B]
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
+    encoding: Encoded  # read by the decoder
 
 
 def empty_carry(model: Model, batch: Batch, dtype: torch.dtype) -> Carry:
@@ -116,7 +117,8 @@ def act_step(
         steps=torch.where(free, 0, carry.steps) + 1,
         halted=free,
     )
-    return after, StepOutput(logits, q[:, 0], encoded.summary(), encoded.losses, fresh)
+    context, losses = encoded.summary(), encoded.losses
+    return after, StepOutput(logits, q[:, 0], context, losses, fresh, encoded)
 
 
 def decide_halting(

@@ -80,7 +80,10 @@ class Panel:
 
 
 def encoder_statistics(study: StudyView) -> Figure:
-    """Draw the encoder's output in overfit runs: variance across samples, spread, norm, tokens."""
+    """Draw the encoder's output in overfit runs: variance across samples, spread, norm, tokens.
+
+    Spread and norm are those before normalisation: after it they are all but constants.
+    """
     fail, warn = bounds(study.health, "collapse")
     return _overfit_panels(
         study,
@@ -90,8 +93,8 @@ def encoder_statistics(study: StudyView) -> Figure:
             ((fail, f"collapse\n< {fail:g}"), (warn, f"good\n> {warn:g}")),
             linear_below=min(fail, warn) / 10,
         ),
-        Panel("train/encoder_output_std", "Output standard deviation"),
-        Panel("train/encoder_output_norm", "Output norm"),
+        Panel("train/encoder_raw_std", "Standard deviation before normalisation"),
+        Panel("train/encoder_raw_norm", "Norm before normalisation"),
         Panel("train/encoder_token_std", "Standard deviation across tokens"),
         height=0.68,
         subject="encoder statistics",

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from etrm.models.encoders.base import Representation
 from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
@@ -74,19 +75,64 @@ class Window:
         }
 
 
-def encoder_statistics(context: Tensor) -> dict[str, Tensor]:
-    """Return statistics of context tokens [B, P, D]: the guide's, and one free of scale.
+class EncoderStatistics:
+    """The guide's statistics of an encoder's output, over one batch in its micro-batches and ranks.
 
-    `encoder_cross_sample_var`: variance over samples, mean over tokens and channels.
-    `encoder_relative_var`: the same over the mean square, unchanged when the output is scaled.
+    They are of normalised vectors before the scale of the decoder's stream (`Representation`), so
+    the guide's thresholds hold at every `output_scale`. `encoder_cross_sample_var`: variance over
+    samples (over cells, where the context is a set of them), mean over tokens and channels.
     """
-    x = context.detach().float()
-    variance = x.var(dim=0, unbiased=False).mean() if len(x) > 1 else x.new_zeros(())
-    return {
-        "train/encoder_cross_sample_var": variance,
-        "train/encoder_relative_var": variance / x.square().mean().clamp(min=1e-12),
-        "train/encoder_output_mean": x.mean(),
-        "train/encoder_output_norm": x.norm(dim=-1).mean(),  # of a token's vector
-        "train/encoder_output_std": x.std(unbiased=False),
-        "train/encoder_token_std": x.std(dim=1, unbiased=False).mean(),  # over the P tokens
-    }
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # float64: a variance is a small difference of them
+
+    def add(self, judged: Representation | None) -> None:
+        """Add the samples of one micro-batch; None, where no encoder is judged, adds nothing."""
+        if judged is None:
+            return
+        x, raw, real = judged.vectors.detach().double(), judged.raw.detach().double(), judged.real
+        if real is not None:  # junk in places of no vector, NaN included, does not count
+            x, raw = (torch.where(real[..., None], each, 0.0) for each in (x, raw))
+        size, tokens, width = x.shape
+        weight = x.new_ones(size, tokens) if real is None else real.double()
+        over = 0 if real is None else (0, 1)  # samples, for each token; or all vectors
+        n = weight.sum(dim=1).clamp(min=1)[:, None]  # [B, 1]: of a sample
+        spread = x.square().sum(dim=1) / n - (x.sum(dim=1) / n).square()  # [B, D]
+        self._sum(
+            vectors=weight.sum(dim=over),  # [T] or []
+            x=x.sum(dim=over),  # [T, D] or [D]
+            square=x.square().sum(dim=over),
+            norm=x.norm(dim=-1).sum(),
+            token_std=spread.clamp(min=0).sqrt().mean(dim=1).sum(),
+            samples=x.new_full((), size),
+            raw=raw.sum() / width,
+            raw_square=raw.square().sum() / width,
+            raw_norm=raw.norm(dim=-1).sum(),
+        )
+
+    def values(self, ranks: Ranks = ONE) -> dict[str, Tensor]:
+        """Return the statistics over all ranks, by the names of their metrics; {} of nothing."""
+        if not self.sums:
+            return {}
+        for total in self.sums.values():
+            ranks.sum_(total)
+        s = self.sums
+        each, count = s["vectors"][..., None].clamp(min=1), s["vectors"].sum().clamp(min=1)
+        mean = s["x"].mean(dim=-1).sum() / count
+        variance = (s["square"] / each - (s["x"] / each).square()).mean()
+        total = s["square"].mean(dim=-1).sum() / count - mean.square()
+        raw = s["raw_square"] / count - (s["raw"] / count).square()
+        return {
+            "train/encoder_cross_sample_var": variance.clamp(min=0),
+            "train/encoder_output_mean": mean,
+            "train/encoder_output_norm": s["norm"] / count,  # of a vector
+            "train/encoder_output_std": total.clamp(min=0).sqrt(),
+            "train/encoder_token_std": s["token_std"] / s["samples"],  # within a sample
+            # Before normalisation, after which norm and deviation are all but constants.
+            "train/encoder_raw_std": raw.clamp(min=0).sqrt(),
+            "train/encoder_raw_norm": s["raw_norm"] / count,
+        }
+
+    def _sum(self, **totals: Tensor) -> None:
+        for name, total in totals.items():
+            self.sums[name] = self.sums[name] + total if name in self.sums else total

@@ -20,7 +20,7 @@ from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
 from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.runtime.distributed import Ranks
-from etrm.training.metrics import Window, encoder_statistics
+from etrm.training.metrics import EncoderStatistics, Window
 from etrm.training.optim import averaged_weights, warmup_factor
 from etrm.training.probe import Probe, make_probe
 from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, restore_carries
@@ -69,6 +69,7 @@ class Trainer:
         """Do one ACT step of every slot, and one update."""
         self.step_number += 1
         contexts = []
+        statistics = EncoderStatistics() if self._due(self.train.log_every) else None
         for group in self.lane_slots:
             output, losses, halted = self._forward_backward(group)
             steps, share = group.carry.steps, len(group.slots) / self.train.batch_size
@@ -79,10 +80,11 @@ class Trainer:
                 encoded = output.encoded.sum()  # samples whose encoding carries a gradient
                 self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
                 contexts.append(output.context.detach())
+            if statistics is not None:
+                statistics.add(self.model.context.representation(output.encoding))
         self._fill_contrastive_bank(contexts)
-        if contexts and self._due(self.train.log_every):
-            every = self.ranks.all_gather(torch.cat(contexts), self.train.batch_size)
-            self._add_shared(encoder_statistics(every))
+        if statistics is not None:
+            self._add_shared(statistics.values(self.ranks))
         self._update()
         # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:

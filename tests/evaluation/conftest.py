@@ -12,6 +12,7 @@ from etrm.config.execution import TrackingConfig
 from etrm.config.study import HaltingConfig
 from etrm.data.batch import Batch
 from etrm.models.act import Model, StepOutput
+from etrm.models.encoders.base import Encoded
 from etrm.training.run import RunPaths, train_run
 
 
@@ -40,7 +41,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[StepOutput, torch.Tensor]:
         logits = torch.nn.functional.one_hot(batch.labels, 12).float()
         ones = torch.ones(len(batch))
-        output = StepOutput(logits, ones, logits, {}, ones.bool())
+        output = StepOutput(logits, ones, logits, {}, ones.bool(), Encoded(logits))
         return output, torch.full((len(batch),), halting.max_steps)
 
     monkeypatch.setattr("etrm.evaluation.decode.decode", answer)

@@ -31,6 +31,7 @@ from etrm.evaluation.decode import (
 )
 from etrm.models.act import Model, StepOutput, act_step, empty_carry
 from etrm.models.build import build_model
+from etrm.models.encoders.base import Encoded
 from etrm.models.losses import sample_losses
 
 HALTING = HaltingConfig(max_steps=3)
@@ -192,7 +193,8 @@ def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
     ((episodes, index, variant),) = all_variants(corpus, held_out(corpus))
     batch = corpus.assemble(episodes, index, variant)
     logits = torch.nn.functional.one_hot(batch.labels, 12).float()
-    output = StepOutput(logits, torch.zeros(len(batch)), logits, {}, torch.ones(len(batch)).bool())
+    encoded = torch.ones(len(batch)).bool()
+    output = StepOutput(logits, torch.zeros(len(batch)), logits, {}, encoded, Encoded(logits))
     losses, steps = sample_losses(output, batch.labels), torch.ones(len(batch)).long()
     correct = []
     for puzzle in (batch.puzzle, batch.puzzle.roll(1)):

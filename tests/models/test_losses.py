@@ -12,8 +12,9 @@ from torch import Tensor
 
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import StepOutput
+from etrm.models.encoders.base import Encoded, Representation
 from etrm.models.losses import SampleLoss, log_stablemax, sample_losses
-from etrm.training.metrics import Window, encoder_statistics
+from etrm.training.metrics import EncoderStatistics, Window
 
 B, S, V = 6, 9, 12
 
@@ -22,7 +23,8 @@ def output_of(
     logits: Tensor, q_halt: Tensor, losses: dict[str, Tensor] | None = None
 ) -> StepOutput:
     context = torch.zeros(len(q_halt), 1, 1)
-    return StepOutput(logits, q_halt, context, losses or {}, torch.ones(len(q_halt)).bool())
+    encoded = torch.ones(len(q_halt)).bool()
+    return StepOutput(logits, q_halt, context, losses or {}, encoded, Encoded(context))
 
 
 @pytest.fixture
@@ -173,26 +175,54 @@ def test_sums_are_detached_and_in_float64() -> None:
     assert window.row() == {"a": 16_777_217.0, "b": 1.0}
 
 
+def statistics(*parts: Representation) -> dict[str, float]:
+    found = EncoderStatistics()
+    for part in parts:
+        found.add(part)
+    return {name.removeprefix("train/encoder_"): float(v) for name, v in found.values().items()}
+
+
 def test_encoder_statistics_against_numpy() -> None:
-    x = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    n = x.double().numpy()
-    variance = n.var(axis=0).mean()
+    generator = torch.Generator().manual_seed(0)
+    x, raw = (torch.randn(5, 3, 8, generator=generator) * 2 + 1 for _ in range(2))
+    n, r = x.double().numpy(), raw.double().numpy()
     expected = {
-        "train/encoder_cross_sample_var": variance,
-        "train/encoder_relative_var": variance / (n**2).mean(),
-        "train/encoder_output_mean": n.mean(),
-        "train/encoder_output_norm": np.linalg.norm(n, axis=-1).mean(),
-        "train/encoder_output_std": n.std(),
-        "train/encoder_token_std": n.std(axis=1).mean(),
+        "cross_sample_var": n.var(axis=0).mean(),
+        "output_mean": n.mean(),
+        "output_norm": np.linalg.norm(n, axis=-1).mean(),
+        "output_std": n.std(),
+        "token_std": n.std(axis=1).mean(),
+        "raw_std": r.std(),
+        "raw_norm": np.linalg.norm(r, axis=-1).mean(),
     }
-    found = {name: float(value) for name, value in encoder_statistics(x).items()}
-    assert found == pytest.approx(expected, rel=1e-5)
-    # The relative variance does not change with scale; a constant encoder has none.
-    scaled = encoder_statistics(x * 100)["train/encoder_relative_var"]
-    assert float(scaled) == pytest.approx(expected["train/encoder_relative_var"], rel=1e-4)
+    micro_batches = [Representation(x[i], raw[i]) for i in (slice(0, 2), slice(2, 5))]
+    assert statistics(*micro_batches) == pytest.approx(expected, rel=1e-5)
     for constant in (x[:1].expand(5, -1, -1), x[:1]):
-        found = encoder_statistics(constant)["train/encoder_cross_sample_var"]
-        assert float(found) == pytest.approx(0.0, abs=1e-9)
+        found = statistics(Representation(constant, constant))
+        assert found["cross_sample_var"] == pytest.approx(0.0, abs=1e-9)
+    assert EncoderStatistics().values() == {}
+
+
+def test_sets_of_vectors_are_compared_vector_by_vector() -> None:
+    """Sets that have the same mean are not the same; what is not real counts nowhere."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 8, generator=generator)
+    x = torch.cat([x, -x], dim=1)  # every set has the mean 0
+    real = torch.ones(4, 6, dtype=torch.bool)
+    real[0, 3:] = False
+    x[0, 3:] = torch.nan
+    rows = x[real].double().numpy()
+    expected = {
+        "cross_sample_var": rows.var(axis=0).mean(),
+        "output_mean": rows.mean(),
+        "output_norm": np.linalg.norm(rows, axis=-1).mean(),
+        "output_std": rows.std(),
+        "token_std": np.mean([x[i][real[i]].double().numpy().std(axis=0).mean() for i in range(4)]),
+        "raw_std": 2 * rows.std(),
+        "raw_norm": 2 * np.linalg.norm(rows, axis=-1).mean(),
+    }
+    parts = [Representation(x[i], 2 * x[i], real[i]) for i in (slice(0, 1), slice(1, 4))]
+    assert statistics(*parts) == pytest.approx(expected, rel=1e-5)
 
 
 def test_evaluation_sums_are_means_over_labelled_samples() -> None:

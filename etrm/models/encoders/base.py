@@ -44,6 +44,7 @@ class Encoded:
     losses: dict[str, Tensor] = field(default_factory=dict)  # by name, per sample [B], unweighted
     real: Tensor | None = None  # [B, P] bool: tokens that exist; None: all
     places: Tensor | None = None  # [B, P] int64: cells of the canvas, -1 for none; None: no cells
+    raw: Tensor | None = None  # [B, P, D]: the tokens before normalisation and scale
 
     def summary(self) -> Tensor:
         """Return [B, P, D], or the mean of the real tokens [B, 1, D] where their number varies."""
@@ -51,6 +52,20 @@ class Encoded:
             return self.tokens
         weights = self.real[..., None].to(self.tokens.dtype)  # [B, P, 1]
         return (self.tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+
+@dataclass
+class Representation:
+    """The vectors that an encoder is judged by, in its own units: not those of the stream.
+
+    Without `real`, token t is the same of every sample, and samples are compared token by token.
+    With `real`, a sample is a set of vectors of any number, as the cells of its demos are: what
+    they say lies in their differences, so all vectors of a batch are compared with one another.
+    """
+
+    vectors: Tensor  # [B, T, D], normalised: RMS 1
+    raw: Tensor  # [B, T, D], before normalisation
+    real: Tensor | None = None  # [B, T] bool: vectors that exist
 
 
 class ContextSource(nn.Module):
@@ -94,6 +109,10 @@ class ContextSource(nn.Module):
         `tokens`: cells of all its demos; `item`: bytes of a number.
         """
         return 0.0
+
+    def representation(self, encoded: Encoded) -> Representation | None:
+        """Return the vectors whose statistics are logged; None where no encoder is to be judged."""
+        return None
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Encode the demos of `batch`, never its query or labels; called at every ACT step."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etrm.config.schema import ConfigProblem, option
 from etrm.data.batch import Batch
-from etrm.models.encoders.base import ContextSource, Encoded
+from etrm.models.encoders.base import ContextSource, Encoded, Representation
 from etrm.models.encoders.pairs import PAIRINGS, PairTokens
 from etrm.models.layers import Block, CrossBlock, Linear, Stack, block_bytes, learned, rms_norm
 
@@ -120,7 +120,18 @@ class Encoder(ContextSource):
 
     def finish(self, x: Tensor, **rest: Any) -> Encoded:
         """Bring context tokens [B, P, D] to the scale of the decoder's stream."""
-        return Encoded(self.scale * rms_norm(x), **rest)  # an RMS of `scale`
+        return Encoded(self.scale * rms_norm(x), raw=x, **rest)  # an RMS of `scale`
+
+    def representation(self, encoded: Encoded) -> Representation:
+        """Return the context tokens or, of a context of cells, the vectors of the real cells.
+
+        They are normalised but not scaled: the same at every `output_scale`.
+        """
+        assert encoded.raw is not None, "found an encoding that is not of `finish`"
+        real, places = encoded.real, encoded.places
+        if real is not None and places is not None:
+            real = real & (places >= 0)  # learned tokens beside the cells are of no demo
+        return Representation(encoded.tokens / self.scale, encoded.raw, real)
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count all demo tokens in `layers` blocks, and P queries in `set_layers`."""
