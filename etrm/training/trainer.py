@@ -93,9 +93,6 @@ class Trainer:
     def row(self) -> dict[str, float]:
         """Return the metrics since the last row, in one transfer from the device."""
         means, step = self.window.row(self.ranks), self.step_number
-        encoder, total = means.get("grad/encoder_norm"), means.get("grad/total_norm")
-        if encoder is not None and total:
-            means["grad/encoder_share"] = encoder / total
         frozen = self.updater.frozen(step)
         now, samples = time.perf_counter(), (step - self._row_step) * self.train.batch_size
         means["train/lr"] = self.train.lr * warmup_factor(step, self.train.warmup_steps)

@@ -32,6 +32,7 @@ class Updater:
         assert not missing, f"found parameters in no optimizer group: {missing}"
         self.parameters = FlatParameters(parts)
         flat = self.parameters.flat  # one tensor a group
+        self.has_encoder = "context" in flat
         groups = [{"params": [flat[name]], "scale": scales[name]} for name in flat]
         betas = train.betas[0], train.betas[1]
         self.optimizer = AdamATan2(groups, train.lr, betas, train.weight_decay)
@@ -75,18 +76,24 @@ class Updater:
             flat[name].grad = gradient
 
     def _clip(self, step: int) -> dict[str, Tensor]:
-        """Clip to `train.grad_clip`; return norms before, and that of trained parts after it."""
+        """Clip to `train.grad_clip`; return norms after it, those before it, and the share.
+
+        The total after clipping is that of the trained parts, all others are of all gradients:
+        those of frozen parts are measured, but must not shrink the others.
+        """
         norms = {n: self.parameters.gradient_of(n).norm() for n in ("context", "decoder")}
         total = torch.stack(list(norms.values())).norm()
         frozen = self.frozen(step)
-        # Gradients of frozen parts are measured, but must not shrink those of the others.
         used = [norm * (name not in frozen) for name, norm in norms.items()]
-        clipped = torch.stack(used).norm() if frozen else total
+        trained, factor = torch.stack(used).norm() if frozen else total, total.new_ones(())
         if self.train.grad_clip is not None:
-            factor = (self.train.grad_clip / (clipped + 1e-6)).clamp(max=1.0)  # no host sync
+            factor = (self.train.grad_clip / (trained + 1e-6)).clamp(max=1.0)  # no host sync
             self.parameters.gradient.mul_(factor)
-            clipped = clipped * factor
-        found = {"grad/inner_norm": norms["decoder"], "grad/total_norm": total}
-        if "context" in self.parameters.flat:
-            found["grad/encoder_norm"] = norms["context"]
-        return found | {"grad/total_norm_clipped": clipped}
+        found = {"grad/total_norm": trained * factor, "grad/total_norm_unclipped": total}
+        names = {"inner": "decoder"} | ({"encoder": "context"} if self.has_encoder else {})
+        for name, part in names.items():
+            found[f"grad/{name}_norm"] = norms[part] * factor
+            found[f"grad/{name}_norm_unclipped"] = norms[part]
+        if self.has_encoder:
+            found["grad/encoder_share"] = norms["context"] / total.clamp(min=1e-12)
+        return found

@@ -327,17 +327,20 @@ def test_norms_are_logged_before_and_after_clipping(monkeypatch: pytest.MonkeyPa
     row = trainer.row()
     assert norms["after"] == pytest.approx(0.01, rel=1e-3)
     assert norms["before"] > 0.1
-    assert row["grad/total_norm"] == pytest.approx(norms["before"], rel=1e-4)
-    assert row["grad/total_norm_clipped"] == pytest.approx(norms["after"], rel=1e-4)
-    parts = row["grad/encoder_norm"], row["grad/inner_norm"]
-    assert math.hypot(*parts) == pytest.approx(row["grad/total_norm"], rel=1e-5)
-    assert row["grad/encoder_share"] == pytest.approx(parts[0] / row["grad/total_norm"], rel=1e-5)
+    assert row["grad/total_norm"] == pytest.approx(norms["after"], rel=1e-4)
+    assert row["grad/total_norm_unclipped"] == pytest.approx(norms["before"], rel=1e-4)
+    for end in ("", "_unclipped"):
+        parts = row[f"grad/encoder_norm{end}"], row[f"grad/inner_norm{end}"]
+        total = row[f"grad/total_norm{end}"]
+        assert math.hypot(*parts) == pytest.approx(total, rel=1e-5)
+        assert row["grad/encoder_share"] == pytest.approx(parts[0] / total, rel=1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, 1e9])
 def test_small_gradients_are_not_scaled(clip: float | None) -> None:
     (row,) = rows_of(trainer_of(train={"grad_clip": clip}), 1)
-    assert row["grad/total_norm_clipped"] == row["grad/total_norm"]
+    for part in ("encoder", "inner", "total"):
+        assert row[f"grad/{part}_norm"] == row[f"grad/{part}_norm_unclipped"]
 
 
 def changed(trainer: Trainer, steps: int) -> set[str]:
@@ -386,9 +389,10 @@ def test_a_frozen_decoder_does_not_clip_the_encoder() -> None:
     assert 0.0 < share < 0.9
     assert of_free == pytest.approx(clip * share, rel=0.01)
     assert of_frozen == pytest.approx(clip, rel=0.01)
-    assert row["grad/total_norm_clipped"] == pytest.approx(clip, rel=0.01)
-    for name in ("grad/inner_norm", "grad/total_norm", "grad/encoder_norm"):
-        assert row[name] == free[name]
+    assert row["grad/total_norm"] == row["grad/encoder_norm"] == pytest.approx(clip, rel=0.01)
+    for name in ("inner_norm", "total_norm", "encoder_norm"):
+        assert row[f"grad/{name}_unclipped"] == free[f"grad/{name}_unclipped"]
+    assert row["grad/encoder_share"] == share
 
 
 def test_the_context_source_has_its_own_learning_rate() -> None:

@@ -76,5 +76,30 @@ def test_cells_are_judged_apart(scale: str) -> None:
     assert findings(row) == {"collapse": "stop"}
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("encoder", "total", "expected"),
+    [
+        (0.2, 10.0, {"gradient_starvation": "stop", "low_gradient_share": "warn"}),
+        (0.5, 3.0, {"gradient_starvation": "warn"}),
+        (0.04, 0.15, {"gradient_starvation": "stop"}),  # nothing is clipped
+        (0.3, 0.9, {}),
+    ],
+)
+def test_gradients_are_judged_after_clipping(
+    scale: str, encoder: float, total: float, expected: dict[str, str]
+) -> None:
+    updater = trainer_at(scale).updater
+    norms = {"context": encoder, "decoder": (total**2 - encoder**2) ** 0.5}
+    for name, norm in norms.items():
+        updater.parameters.gradient_of(name)[0] = norm
+    row = {name: float(value) for name, value in updater.apply(1).items()}
+    assert row["grad/total_norm"] == pytest.approx(min(total, 1.0), rel=1e-3)
+    assert row["grad/encoder_norm"] == pytest.approx(encoder / max(total, 1.0), rel=1e-3)
+    assert row["grad/encoder_norm_unclipped"] == pytest.approx(encoder, rel=1e-3)
+    assert row["grad/total_norm_unclipped"] == pytest.approx(total, rel=1e-3)
+    assert findings(row) == expected
+
+
 def test_no_encoder_is_judged_where_there_is_none() -> None:
     assert encoder_row(make_trainer(make_run("embedding"))) == {}
