@@ -11,6 +11,7 @@ import numpy as np
 SMALL = {"width": 16, "heads": 2}
 STUDY: dict[str, Any] = {
     "study": "tiny",
+    "baseline": "one",
     "data": {
         "sources": {
             "ours": {"kind": "folder", "path": "tasks/training"},
@@ -40,7 +41,7 @@ STUDY: dict[str, Any] = {
             | {name: {"fail": None, "stop": None} for name in ("collapse",)}
         },
         "gate": {"exact_accuracy": 0.0},
-        "evaluation": {"variants": 2, "pass_k": [1, 2], "bootstrap": 10},
+        "evaluation": {"variants": 2, "pass_k": [1, 2]},
     },
     "experiments": {
         "trm": {

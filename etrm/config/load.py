@@ -20,7 +20,7 @@ from etrm.config.entry import Entry
 from etrm.config.files import read_file
 from etrm.config.health import HealthConfig
 from etrm.config.merging import merge
-from etrm.config.parents import parent_problems, unknown_parent
+from etrm.config.parents import parent_problems, unknown_experiment, unknown_parent
 from etrm.config.schema import (
     ConfigError,
     ConfigProblem,
@@ -154,6 +154,9 @@ def _experiments(
         else:
             check = partial(unknown_parent, known=set(map(str, known)), expansion=expansion)
             problems += [entry.placed(each, inherited, check) for each in check(merged)]
+    baseline = document.get("baseline")
+    if isinstance(baseline, str) and baseline not in known and not expansion.may_have(baseline):
+        problems.append(unknown_experiment("baseline", baseline, known, expansion))
     unread = known - set(experiments)  # reported already: no parent to complain about
     for name in experiments:
         check = partial(_parents, name, experiments, expansion, unread)

@@ -31,7 +31,7 @@ def unknown_parent(
     init = decoder.get("init") if isinstance(decoder, Mapping) else None
     if not isinstance(init, str) or not init or init in known or names_file(init):
         return []
-    return [] if expansion.may_have(init) else [_unknown(init, known, expansion, "experiment")]
+    return [] if expansion.may_have(init) else [unknown_experiment(INIT, init, known, expansion)]
 
 
 def parent_problems(
@@ -52,7 +52,7 @@ def parent_problems(
         return []
     known = [other for other, config in experiments.items() if config.is_trm]
     if init not in known:
-        return [_unknown(init, known, expansion, "pretraining experiment")]
+        return [unknown_experiment(INIT, init, known, expansion, "pretraining experiment")]
     parent, found = experiments[init], []
     sizes = [(k, getattr(config.model, k), getattr(parent.model, k)) for k in DECODER_SIZES]
     differ = [f"{k} {here} here and {there} there" for k, here, there in sizes if here != there]
@@ -69,12 +69,15 @@ def parent_problems(
     return found
 
 
-def _unknown(init: str, known: Collection[str], expansion: Expansion, noun: str) -> ConfigProblem:
-    points = [point for point in expansion.sweeps.get(init, ()) if point in known]
+def unknown_experiment(
+    path: str, name: str, known: Collection[str], expansion: Expansion, noun: str = "experiment"
+) -> ConfigProblem:
+    """Return the problem of a name, in the key at `path`, that is none of the `known` ones."""
+    points = [point for point in expansion.sweeps.get(name, ()) if point in known]
     if points:
         expected = f"one of its points: {', '.join(points)}"
-        return ConfigProblem(INIT, f"the sweep {init!r}", expected)
-    return unknown_key(INIT, init, known, noun=noun)
+        return ConfigProblem(path, f"the sweep {name!r}", expected)
+    return unknown_key(path, name, known, noun=noun)
 
 
 def _starts_from_itself(name: str, experiments: Mapping[str, ExperimentConfig]) -> bool:

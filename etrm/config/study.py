@@ -235,7 +235,10 @@ class EvaluationConfig:
 
     variants: int = option("augmented puzzles per task that vote", 1000, "variants", ge=1)
     tasks: int | None = option(
-        "held-out tasks evaluated; null: all (less is a partial score)", None, "tasks", ge=1
+        "held-out tasks that are asked for, a fixed draw: scores are of this subset; null: all",
+        None,
+        "tasks",
+        ge=1,
     )
     pass_k: tuple[int, ...] = option(
         "numbers of attempts",
@@ -247,8 +250,6 @@ class EvaluationConfig:
     batch_size: int = option("samples decoded at once", 256, "samples", ge=1)
     weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
     halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
-    bootstrap: int = option("resamples of tasks for the 95 % intervals", 2000, "resamples", ge=0)
-    seed: int = option("seed of the bootstrap", 0, ge=0, le=MAX_SEED)
     jobs: int = option(
         "jobs that share one evaluation, by whole batches; changes no result", 1, "jobs", ge=1
     )
@@ -321,6 +322,11 @@ class StudyConfig:
     threads: int = option("CPU threads of a training or evaluation job", 1, "threads", ge=1)
     data: DataConfig = option("tasks and augmentation", factory=DataConfig)
     experiments: dict[str, ExperimentConfig] = option("experiments by name", factory=dict)
+    baseline: str | None = option(
+        "experiment that the others are compared with, in records and in the table of comparisons;"
+        " null: no comparisons",
+        None,
+    )
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
     execution: ExecutionConfig = option("speed and memory", factory=ExecutionConfig)
     figures: FigureStyle = option("the look of the figures", factory=FigureStyle)

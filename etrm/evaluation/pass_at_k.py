@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from etrm.evaluation.statistics import clopper_pearson
 from etrm.evaluation.voting import to_array, vote
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ CREDIT_RULES = ("task_fraction", "all_tests")
 ATTEMPTS = 2  # of a submission, for each test input
 _NO_ANSWER = [[0]]  # in a submission, where no grid was predicted
 _NEVER = np.iinfo(np.int64).max  # rank of a truth that no variant predicted
+INTERVAL = "Clopper-Pearson"
 
 Grid = tuple[int, int, bytes]  # height, width, row-major colours
+Ranks = Mapping[str, Sequence[int | None]]  # by task: of each labelled test output's truth
 
 
 def score(
@@ -26,8 +29,6 @@ def score(
     tasks: Sequence[Task],
     *,
     ks: Sequence[int],
-    bootstrap_samples: int,
-    seed: int,
     variants: int,
 ) -> dict[str, Any]:
     """Return pass@k by both credit rules, with every count that a reader needs to judge it.
@@ -38,8 +39,8 @@ def score(
 
     Credit rules: `task_fraction` gives a task the fraction of its labelled test outputs hit in the
     top k (TRM, ARC Prize code); `all_tests` gives 1 only if all are hit (ARC's definition). `ci95`
-    is the percentile bootstrap over tasks; where every task has the same credit 0 or 1, for which
-    the bootstrap has no width, it is the exact (Clopper-Pearson) interval: see `ci95_method`.
+    is over tasks (`etrm.evaluation.statistics`). `ranks`, from which credits follow at every k,
+    hold for each labelled test output the rank of the truth among its candidates, or null.
 
     Raises `ValueError` for predictions of a task or query that was not asked for, and for two rows
     of one (task, query, variant).
@@ -54,10 +55,17 @@ def score(
     labelled = np.array([output in truths for output in outputs], dtype=bool)
     # One true grid an output: no candidate of it can be hit twice.
     best_rank = {outputs[i]: int(ranked["rank"].iloc[i]) for i in np.flatnonzero(hit)}
-    numbers = _with_intervals(_credits(tasks, truths, best_rank, ks), bootstrap_samples, seed)
+    ranks = {
+        task.id: [
+            best_rank.get((task.id, q)) for q in range(len(task.queries)) if (task.id, q) in truths
+        ]
+        for task in tasks
+    }
+    ranks = {task: of_task for task, of_task in ranks.items() if of_task}
+    credit = credits(ranks, ks)
     passes = {
-        str(k): dict(zip(CREDIT_RULES, by_rule, strict=True))
-        for k, by_rule in zip(ks, numbers, strict=True)
+        str(k): {rule: _number(credit[:, i, j]) for j, rule in enumerate(CREDIT_RULES)}
+        for i, k in enumerate(ks)
     }
     counts = _counts(predictions, tasks, variants)
     votes = ranked["count"].to_numpy()  # predictions behind each candidate
@@ -68,14 +76,24 @@ def score(
         **counts,
         "single_variant_exact": single,  # of predictions one by one, before any vote
         "voting_gain": _voting_gain(passes, single["value"], counts["partial"]),
-        "bootstrap": {"samples": bootstrap_samples, "seed": seed},
         "metrics": {
             **{f"ARC/pass@{k}": passes[str(k)]["task_fraction"]["value"] for k in ks},
             "all.exact_accuracy": single["value"],
             "all.accuracy": _mean(predictions, "token_accuracy"),
             "all.steps": _mean(predictions, "steps"),
         },
+        "ranks": ranks,
     }
+
+
+def credits(ranks: Ranks, ks: Sequence[int]) -> np.ndarray:
+    """Return the credit of each task at each k by each rule, float64 [task, k, rule]."""
+    rows = []
+    for of_task in ranks.values():
+        known = np.array([_NEVER if rank is None else rank for rank in of_task])  # [output]
+        solved = known[:, None] <= np.asarray(ks, dtype=np.int64)  # [output, k]
+        rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))  # [k, rule]
+    return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
 
 
 def submission(
@@ -132,43 +150,16 @@ def _truths(tasks: Sequence[Task]) -> dict[tuple[str, int], Grid]:
     }
 
 
-def _credits(
-    tasks: Sequence[Task],
-    truths: dict[tuple[str, int], Grid],
-    best_rank: dict[tuple[str, int], int],
-    ks: Sequence[int],
-) -> np.ndarray:
-    """Return the credit of each task that has a labelled test output, float64 [task, k, rule]."""
-    rows = []
-    for task in tasks:
-        labelled = [(task.id, q) for q in range(len(task.queries)) if (task.id, q) in truths]
-        if labelled:
-            ranks = np.array([best_rank.get(output, _NEVER) for output in labelled])  # [query]
-            solved = ranks[:, None] <= np.asarray(ks, dtype=np.int64)  # [query, k]
-            rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))  # [k, rule]
-    return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
-
-
-def _with_intervals(credit: np.ndarray, samples: int, seed: int) -> list[list[dict[str, Any]]]:
-    """Return numerator, denominator, value and 95 % interval of each [k][rule]."""
-    n, n_ks, n_rules = credit.shape
-    flat = credit.reshape(n, n_ks * n_rules)  # [task, k × rule]
-    low_high = np.zeros((2, n_ks * n_rules))
-    if n and samples:  # percentile bootstrap over tasks
-        rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=samples)  # times each task is drawn
-        low_high = np.percentile(drawn @ flat / n, [2.5, 97.5], axis=0)
-    numbers = []
-    for values, bounds in zip(flat.T, low_high.T.tolist(), strict=True):
-        ci95, method = (bounds, "bootstrap") if n and samples else (None, None)
-        if ci95 and np.all(values == values[0]) and values[0] in (0.0, 1.0):
-            other = 0.025 ** (1.0 / n)  # Clopper-Pearson of 0 or n out of n
-            ci95 = [0.0, 1.0 - other] if values[0] == 0.0 else [other, 1.0]
-            method = "exact"
-        mean = float(values.mean()) if n else None
-        one = {"numerator": float(values.sum()), "denominator": n, "value": mean}
-        numbers.append({**one, "ci95": ci95, "ci95_method": method})
-    return [numbers[i * n_rules : (i + 1) * n_rules] for i in range(n_ks)]
+def _number(credit: np.ndarray) -> dict[str, Any]:
+    """Return numerator, denominator, value and 95 % interval of the credits [task]."""
+    n, total = len(credit), float(credit.sum())
+    return {
+        "numerator": total,
+        "denominator": n,
+        "value": total / n if n else None,
+        "ci95": list(clopper_pearson(total, n)) if n else None,
+        "ci95_method": INTERVAL if n else None,
+    }
 
 
 def _counts(predictions: pd.DataFrame, tasks: Sequence[Task], variants: int) -> dict[str, Any]:

@@ -69,9 +69,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Questions:
-    """The held-out tasks of a split, and the questions about them that a run answers."""
+    """The held-out tasks that are asked for, and the questions about them that a run answers."""
 
-    tasks: list[Task]  # all of the split: they are the denominators
+    tasks: list[Task]  # the denominators
+    of_split: int  # held-out tasks that there are: more than asked for where a subset is
     corpus: Corpus
     lanes: list[LaneQuestions]
 
@@ -117,7 +118,7 @@ def evaluate_run(
     seconds = None if shards else round(time.perf_counter() - began, 3)
     made_on = {"device": device_name(target), "seconds": seconds, "environment": environment()}
     predictions = table.to_pandas()
-    result = score_run(evaluation, questions.tasks, predictions) | made_on
+    result = score_run(evaluation, questions, predictions) | made_on
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(predictions, questions.tasks))
@@ -193,14 +194,16 @@ def choose_questions(evaluation: Evaluation, device: torch.device) -> Questions:
     Raises `CorpusError` where a table of embeddings is of other puzzles than those of the tables.
     """
     config, run = evaluation.config, evaluation.run
-    tasks = held_out_tasks(evaluation.tables[0])  # all of them: the denominator of every score
-    order = sorted((task.id for task in tasks), key=lambda name: digest(["subset", name]))
+    every = held_out_tasks(evaluation.tables[0])
+    order = sorted((task.id for task in every), key=lambda name: digest(["subset", name]))
     wanted = set(order[: config.tasks])  # the first of a fixed order that is unrelated to names
-    corpus = _corpus(evaluation, [task for task in tasks if task.id in wanted], device)
+    tasks = [task for task in every if task.id in wanted]
+    corpus = _corpus(evaluation, tasks, device)
     # A corpus of embeddings has training tasks as well.
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
     episodes = group_by_lane(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
-    return Questions(tasks, corpus, all_variants(corpus, episodes, config.variants))
+    lanes = all_variants(corpus, episodes, config.variants)
+    return Questions(tasks, len(every), corpus, lanes)
 
 
 def _corpus(evaluation: Evaluation, chosen: Sequence[Task], device: torch.device) -> Corpus:
@@ -245,23 +248,16 @@ def decode_questions(
 
 
 def score_run(
-    evaluation: Evaluation, tasks: Sequence[Task], predictions: pd.DataFrame
+    evaluation: Evaluation, questions: Questions, predictions: pd.DataFrame
 ) -> dict[str, Any]:
     """Return the content of `score.json`, but for the device and the time that it took."""
-    config, record = evaluation.config, evaluation.record
+    config, record, tasks = evaluation.config, evaluation.record, questions.tasks
     return {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split")},
         "held_out": held_out_claim(record, tasks),
         **evaluation.provenance,
-        "tasks_of_split": len(tasks),
-        **score(
-            predictions,
-            tasks,
-            ks=config.pass_k,
-            bootstrap_samples=config.bootstrap,
-            seed=config.seed,
-            variants=config.variants,
-        ),
+        "tasks_of_split": questions.of_split,
+        **score(predictions, tasks, ks=config.pass_k, variants=config.variants),
     }
 
 

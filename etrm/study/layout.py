@@ -143,10 +143,12 @@ class Layout:
         return [name for name, c in experiments if c.is_trm and c.split == "strict"]
 
     def baseline(self, experiment: str) -> list[Run]:
-        """Return the run that a record compares with: of the first experiment with that stage."""
-        stage = self.study.experiments[experiment].stage_names[0]
-        first = self.runs(stage)[0]
-        return [] if first.experiment == experiment else [first]
+        """Return the run of the study's baseline whose configuration a record compares with.
+
+        It is in the first stage of `experiment`; none where the baseline lacks that, or is itself.
+        """
+        name, stage = self.study.baseline, self.study.experiments[experiment].stage_names[0]
+        return [] if name in (None, experiment) else self.runs(stage, name)[:1]
 
     def figure_files(self) -> list[str]:
         """Return every figure in every format."""

@@ -22,6 +22,7 @@ def test_all_problems_of_a_document_are_reported_at_once() -> None:
     mistakes: dict[str, Any] = {
         "study": "has spaces",
         "thread": 2,
+        "baseline": "etmr",
         "data.variants": 0,
         "data.sources.train.subset": "trainig",
         "data.sources.more.kind": "kagle",
@@ -76,6 +77,8 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
         {f"{ETRM}context": {"source": "transformer"}},
         *("experiments.etrm.context.source", ["'transformer'", ", ".join(sorted(CONTEXT_SOURCES))]),
     ),
+    ({"baseline": "etmr"}, "baseline", ["unknown experiment 'etmr'", "mean 'etrm'?"]),
+    ({"baseline": 3}, "baseline", ["3 (integer)", "text, or null"]),
     ({"defaults__context__source": ["x"]}, "defaults.context.source", ["unknown source ['x']"]),
     ({"data__training": ["train", "tset"]}, "data.training", ["'tset'", "more, test, train"]),
     # scalars of the wrong type

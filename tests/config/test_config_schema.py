@@ -59,6 +59,7 @@ BEYOND = (
     *("data.training", "data.evaluation", "defaults.model.width", "experiments.etrm.model.width"),
     *("defaults.context.width", "experiments.etrm.stages.full.eval_every"),
     *("data.sources.train", "data.sources.train.subset", "defaults.health.rules.mine.metric"),
+    "baseline",
 )
 SEEN = [
     (changes, path)

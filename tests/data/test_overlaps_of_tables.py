@@ -22,7 +22,7 @@ from etrm.report.tables import rendered, results_table, to_text
 from etrm.training.initial_weights import LeakError
 from etrm.training.run import RunPaths, train_run
 
-CONFIG = EvaluationConfig(variants=1, pass_k=(1, 2), batch_size=8, bootstrap=10)
+CONFIG = EvaluationConfig(variants=1, pass_k=(1, 2), batch_size=8)
 OFF = TrackingConfig(wandb="disabled")
 HELD_OUT = make_tasks(2, seed=9, prefix="held_out")
 OURS = make_tasks(4)

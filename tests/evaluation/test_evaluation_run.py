@@ -27,7 +27,7 @@ from etrm.storage.records import DamagedFileError
 from etrm.storage.result_cache import SCORE_FILES
 from etrm.training.run import RunPaths, train_run
 
-CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
+CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5)
 TRAINING = make_tasks(3)
 HELD_OUT = make_tasks(3, seed=9, prefix="held_out")
 RUNS = ("trm", "etrm")
@@ -112,15 +112,18 @@ def test_answers_that_a_parent_has_seen_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("oracle")
-def test_a_part_of_the_tasks_is_a_partial_score(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    """Tasks that are left out count as unsolved."""
+def test_a_subset_is_scored_over_the_tasks_asked_for(
+    runs: dict[str, RunPaths], tmp_path: Path
+) -> None:
     result = evaluate(runs["etrm"], tmp_path, tasks=2)
     chosen = set(predictions(tmp_path)["task"])
     assert len(chosen) == 2
-    assert result["partial"] is True
-    assert (result["tasks_asked"], result["tasks_evaluated"], result["tasks_of_split"]) == (3, 2, 3)
+    assert result["partial"] is False
+    assert (result["tasks_asked"], result["tasks_evaluated"], result["tasks_of_split"]) == (2, 2, 3)
     credit = result["pass"]["1"]["task_fraction"]
-    assert (credit["numerator"], credit["denominator"]) == (2.0, 3)
+    assert (credit["numerator"], credit["denominator"]) == (2.0, 2)
+    assert set(result["ranks"]) == chosen
+    assert result["held_out"]["of"] == 2
     again = evaluate(runs["trm"], tmp_path, tasks=1)
     assert set(predictions(tmp_path)["task"]) < chosen
     assert again["tasks_evaluated"] == 1
@@ -184,10 +187,9 @@ def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Pat
 
 
 def test_settings_of_the_score_are_used(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    result = evaluate(runs["etrm"], tmp_path, pass_k=(1, 3), bootstrap=11, seed=5)
+    result = evaluate(runs["etrm"], tmp_path, pass_k=(1, 3))
     assert set(result["pass"]) == {"1", "3"}
-    assert result["bootstrap"] == {"samples": 11, "seed": 5}
-    assert result["evaluation"]["bootstrap"] == 11
+    assert result["evaluation"]["pass_k"] == [1, 3]
 
 
 @pytest.mark.usefixtures("oracle")

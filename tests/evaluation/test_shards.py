@@ -24,7 +24,7 @@ from etrm.study.layout import SHARD_FILE
 from etrm.training.run import RunPaths
 
 # 16 answers, in batches of 5, the last one smaller.
-CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5, bootstrap=20)
+CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5)
 
 
 def evaluate(paths: RunPaths, out: Path, **more: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def runs(*names: str, evaluated: bool = True) -> set[str]:
 
 
 def shown(*names: str) -> set[str]:
-    """What shows runs of these experiments: the baseline of all records is `trm` or `one`."""
+    """What shows runs of these experiments: the baseline of all records is `one`."""
     return {*SHOWN, *record(*names)}
 
 

@@ -114,7 +114,7 @@ def test_a_damaged_copy_is_not_used(paths: RunPaths, damage: str) -> None:
 
 
 def evaluate(paths: RunPaths, **changes: Any) -> dict[str, Any]:
-    config = EvaluationConfig(variants=2, pass_k=(1, 2), batch_size=8, bootstrap=20)
+    config = EvaluationConfig(variants=2, pass_k=(1, 2), batch_size=8)
     return evaluate_run(
         paths.out,
         paths.tasks,

@@ -17,10 +17,11 @@ from etrm.study.layout import Layout, Run
 from etrm.study.stale import StudyStatus
 
 
-def study(tmp_path: Path, **etrm: Any) -> Layout:
+def study(tmp_path: Path, baseline: str | None = None, **etrm: Any) -> Layout:
     document = {
         "study": "s",
         "results": str(tmp_path),
+        "baseline": baseline,
         "defaults": {"model": SMALL, "context": {"source": "standard", **SMALL}},
         "experiments": {
             "trm": {"split": "transductive", "context": {"source": "embedding"}},
@@ -38,8 +39,13 @@ def test_runs_and_which_are_scored(tmp_path: Path) -> None:
     assert layout.runs("full") == [Run("etrm", "full", 0), Run("etrm", "full", 4)]
     # A strict table of embeddings has no row for a held-out task, so it cannot be scored.
     assert {run.experiment for run in layout.scored()} == {"trm", "etrm"}
-    assert layout.baseline("strict") == [Run("trm", "pretrain", 0)]
-    assert layout.baseline("trm") == layout.baseline("etrm") == []
+
+
+def test_records_compare_with_the_baseline_that_the_study_names(tmp_path: Path) -> None:
+    assert all(study(tmp_path).baseline(name) == [] for name in ("trm", "strict", "etrm"))
+    named = study(tmp_path, baseline="trm")
+    assert named.baseline("strict") == [Run("trm", "pretrain", 0)]
+    assert named.baseline("trm") == named.baseline("etrm") == []  # itself; no stage in common
 
 
 def test_a_parent_depends_on_no_other_seed_of_it(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ rule record:
         ENVIRONMENT
     params:
         goal=lambda wildcards: STUDY.experiments[wildcards.experiment].description,
+        baseline=STUDY.baseline,
         code=code_digest("etrm.report.experiment_record", "etrm.report.collect"),
         script=code_of_script("record"),
     script:

@@ -10,6 +10,6 @@ with job_log(snakemake.log[0]):
     name = snakemake.wildcards.experiment
     views = collect(snakemake.input.runs)
     mine = [view for view in views if view.experiment == name]
-    others = [view for view in views if view.experiment != name]
-    baseline = others[0] if others else None
+    # The baseline's record says that it is the baseline.
+    baseline = next((v for v in views if v.experiment == snakemake.params.baseline), None)
     write_record(Path(snakemake.output[0]), mine, goal=snakemake.params.goal, baseline=baseline)
