@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partialmethod
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor, nn
 
 from etrm.config.execution import ExecutionConfig
+from etrm.config.registry import encoders
 from etrm.data.batch import Batch
 from etrm.data.episodes import Sampler
 from etrm.models.act import Model, act_step, empty_carry
@@ -44,7 +46,7 @@ def loss_and_gradient(model: Model, batch: Batch, compute: Compute) -> tuple[flo
     model.zero_grad(set_to_none=True)
     with computing(model, compute):
         _, output = act_step(model, empty_carry(model, batch, compute.dtype), batch)
-    loss = sample_losses(output, batch.labels).total(0.5, {}).mean()
+    loss = sample_losses(output, batch.labels).total(0.5, model.context.loss_weights).mean()
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return loss.item(), torch.cat([g.flatten() for g in gradients])
@@ -63,6 +65,17 @@ def test_packed_demos_give_what_padded_ones_give(pairing: str, packing: str, poo
     found, of_packed = loss_and_gradient(model, batch, Compute(packing=packing))
     assert found == pytest.approx(loss, rel=1e-6)
     assert distance(of_packed, gradient) < 1e-5
+
+
+@pytest.mark.parametrize("packing", ["exact", "bounds", "none"])
+@pytest.mark.parametrize("source", encoders())
+def test_packing_and_cells_of_the_lane_change_no_result(source: str, packing: str) -> None:
+    model, batch = setting(source)
+    whole = replace(batch, most_cells=None)  # a context of cells has room for all of the canvas
+    loss, gradient = loss_and_gradient(model, whole, Compute(packing="none"))
+    found, of_packed = loss_and_gradient(model, batch, Compute(packing=packing))
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert distance(of_packed, gradient) < 2e-5
 
 
 @pytest.mark.parametrize("packing", ["exact", "bounds"])

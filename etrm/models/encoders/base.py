@@ -12,8 +12,9 @@ learned puzzle embedding. To add one, write
 Everything else of a `ContextSource` has a default that a stateless, deterministic source keeps.
 `tests/models/encoders/test_contract.py` holds every registered source to this contract: shapes of
 outputs; padded demos and PAD cells change nothing; the order of demos changes nothing where
-`order_invariant` claims so; every parameter gets a gradient from the task's loss; every option
-changes something; evaluation is deterministic.
+`order_invariant` claims so, but cells moved from one demo to another change the output; every
+parameter gets a gradient from the task's loss; every option changes something; evaluation is
+deterministic.
 
 Shape suffixes: B batch, K demos, S grid tokens, P context tokens, D width of the decoder.
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from etrm.config.schema import option
@@ -43,10 +42,7 @@ class CrossAttentionEncoder(SetEncoder):
             x, same = cells.tokens, cells.same_demo()  # [n, T, E], [n, T, T]
             for within, across in zip(self.within, self.across, strict=True):
                 x = across(within(x, cells.rotary, same), cells.rotary, cells.mask)
-            number = torch.arange(batch.demo_mask.shape[1], device=x.device)[:, None]
-            member = (cells.demos[:, None] == number) & cells.real[:, None]  # [n, K, T]
-            weights = member.to(x.dtype)
-            return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+            return cells.demo_means(x, batch.demo_mask.shape[1])
 
         return self.cells.vectors(batch, encode)
 

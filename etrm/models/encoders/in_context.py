@@ -1,8 +1,9 @@
 """No bottleneck: every real cell of the demos is a context token of the decoder.
 
-Cells of all demos, after blocks across them, follow a learned token from which the halting head
-reads: context [B, 1 + cells, D]. Cells keep their places on the canvas, as those of the query do,
-so the decoder compares demos and query by position (in-context learning; no paper's encoder).
+A learned token, from which the halting head reads, then the cells of all demos, each with the code
+of its demo, after blocks across them: context [B, 1 + cells, D]. Cells keep their places on the
+canvas, as those of the query do, so the decoder compares demos and query by position, and finds the
+input of an output by its place and code (in-context learning; no paper's encoder).
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
+from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import Encoder, EncoderOptions, default
-from etrm.models.layers import learned
+from etrm.models.layers import Linear, learned, rms_norm, rotate
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,32 @@ class InContextOptions(EncoderOptions):
     output_scale: float | None = default("output_scale", 1.0)
 
 
+class DemoCodes(nn.Module):
+    """A vector for each demo, made of its own cells, which tells them from those of other demos.
+
+    Embeddings of cells, turned by their places so that these count, are averaged by demo. A demo's
+    code is the mean direction from the other demos to it. A direction is as long for few different
+    cells as for many, and demos with different means never share a code: it is the gradient of a
+    strictly convex function, the mean distance to the demos. Equal demos have equal codes, a single
+    demo has none, and the order of demos changes nothing.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.project = heads, Linear(width, width)
+
+    def forward(self, cells: Sequences, demo_mask: Tensor) -> Tensor:
+        """Return the code of the demo of each token [n, T, E]; `demo_mask` [n, K]."""
+        count = demo_mask.shape[1]
+        turned = rotate(cells.tokens.unflatten(-1, (self.heads, -1)), cells.rotary).flatten(-2)
+        means = cells.demo_means(turned.float(), count)  # [n, K, E]
+        apart = rms_norm(means[:, :, None] - means[:, None])  # [n, K, K, E]: 0 for itself
+        others = (demo_mask.sum(dim=1) - 1).clamp(min=1)[:, None, None]
+        codes = (apart * demo_mask[:, None, :, None]).sum(dim=2) / others  # [n, K, E]
+        codes = self.project(codes.to(turned.dtype))
+        return cells.members(count).mT.to(codes.dtype) @ codes  # each token's, by a choice of K
+
+
 class InContextEncoder(Encoder):
     """A learned token, then the cells of all demos; P varies by lane."""
 
@@ -40,6 +68,7 @@ class InContextEncoder(Encoder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.cells = self.pair_tokens(rows="sample")
+        self.codes = DemoCodes(self.options.width, self.options.heads)
         self.blocks = self.stack(self.options.layers)
         self.first = learned(self.options.width)
         self.project = self.projection()
@@ -56,7 +85,8 @@ class InContextEncoder(Encoder):
         real[:, 0] = True
         parts = []
         for rows, cells in self.cells.groups(batch):
-            tokens = self.blocks(cells.tokens, cells.rotary, cells.mask)  # [n, T, E]
+            tokens = rms_norm(cells.tokens + self.codes(cells, batch.demo_mask[rows]))  # [n, T, E]
+            tokens = self.blocks(tokens, cells.rotary, cells.mask)
             pad = (1, size - tokens.shape[1] - 1)  # the learned token before, PAD behind
             parts.append((rows, F.pad(tokens, (0, 0, *pad))))
             real[rows] = F.pad(cells.real, pad) | real[rows]

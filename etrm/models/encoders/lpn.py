@@ -56,7 +56,8 @@ class ClsEncoder(nn.Module):
         rotary: Angles | None = None
         if self.learned_positions:
             places = self.rows[pairs.places // pairs.side] + self.columns[pairs.places % pairs.side]
-            x = x + (places + self.channels[pairs.outputs.long()]).to(x.dtype)
+            channels = pairs.grids.to(self.channels.dtype) @ self.channels  # both, where aligned
+            x = x + (places + channels).to(x.dtype)
         else:
             cos, sin = pairs.rotary  # padded to [n, 1+T, head width]: CLS is not turned
             rotary = F.pad(cos, (0, 0, 1, 0), value=1.0), F.pad(sin, (0, 0, 1, 0))

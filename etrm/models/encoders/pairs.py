@@ -34,13 +34,23 @@ class Sequences:
     rotary: Angles  # [n, T, head width] each
     places: Tensor  # [n, T] int64: cells of the canvas, in reading order
     demos: Tensor  # [n, T] int64: the number of a cell's demo in its sample
-    outputs: Tensor  # [n, T] bool: cells of output grids, in `concat`; false in `aligned`
+    grids: Tensor  # [n, T, 2] bool: the grids, input and output, that a token shows a cell of
     side: int  # of the canvas, in cells
 
     def same_demo(self) -> Tensor:
         """Return bool [n, T, T]: real cells of the same demo; every token may attend to itself."""
         same = (self.demos[:, :, None] == self.demos[:, None]) & self.real[:, None]
         return same | torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
+
+    def members(self, count: int) -> Tensor:
+        """Return bool [n, K, T]: the real cells of each of `count` demos."""
+        number = torch.arange(count, device=self.demos.device)[:, None]
+        return (self.demos[:, None] == number) & self.real[:, None]
+
+    def demo_means(self, x: Tensor, count: int) -> Tensor:
+        """Return the means of `x` [n, T, D] over the cells of each demo [n, K, D]; 0 for none."""
+        weights = self.members(count).to(x.dtype)
+        return weights @ x / weights.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 class PairTokens(nn.Module):
@@ -55,7 +65,7 @@ class PairTokens(nn.Module):
 
     Only real demos are encoded, and of these only real cells. `packing`: `exact` reads lengths from
     the batch (on a CPU), `bounds` takes its `token_bounds` (on a GPU, which would have to wait for
-    the lengths), `none` encodes all rows at full length, `auto` chooses the best of them.
+    the lengths), `none` encodes all rows at one length, `auto` chooses the best of them.
     """
 
     packing = "auto"
@@ -120,7 +130,10 @@ class PairTokens(nn.Module):
             groups = groups_of(real.sum(dim=1).numpy())
         elif packing == "bounds" and batch.token_bounds is not None:
             groups = batch.token_bounds.groups(self.pairing, self.rows, real.device)
-        return groups or [Group(torch.arange(len(real), device=real.device), real.shape[1])]
+        length = real.shape[1]
+        if self.rows == "sample":  # the room that a context of cells has, see `context_size`
+            length = min(length, batch.cells[self.pairing])
+        return groups or [Group(torch.arange(len(real), device=real.device), length)]
 
     def _sequences(self, cells: Tensor, real: Tensor, length: int, batch: Batch) -> Sequences:
         """Embed the first `length` real cells of each row, or all cells [n, T, ids]."""
@@ -138,6 +151,7 @@ class PairTokens(nn.Module):
         full = real.device.type == "cpu" and bool(real.all())  # a GPU would wait for the answer
         row = canvas * (2 if self.pairing == "concat" and self.rows != "grid" else 1)
         places = order % canvas
+        shown, output = cells % VOCAB_SIZE != PAD, cells >= VOCAB_SIZE  # [n, T, ids]
         cos, sin = self.rotary(math.isqrt(canvas))
         return Sequences(
             tokens=self._embed(cells),
@@ -146,7 +160,7 @@ class PairTokens(nn.Module):
             rotary=(cos[places], sin[places]),
             places=places,
             demos=order // row,
-            outputs=cells[..., 0] >= VOCAB_SIZE,
+            grids=torch.stack([shown & ~output, shown & output], dim=-1).any(dim=-2),
             side=math.isqrt(canvas),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,9 @@ def ragged() -> Batch:
     return replace(batch, demo_mask=mask, demo_inputs=blank[0], demo_outputs=blank[1])
 
 
+PAIR = ("demo_inputs", "demo_outputs")  # of a batch
+
+
 # --- the contract ---
 
 
@@ -188,7 +191,7 @@ def larger_canvas(batch: Batch) -> Batch:
 
 
 def order_of_demos(batch: Batch) -> Batch:
-    keys = ("demo_inputs", "demo_outputs", "demo_mask")
+    keys = (*PAIR, "demo_mask")
     return replace(batch, **{key: batch.tensors()[key][:, [2, 0, 1]] for key in keys})
 
 
@@ -204,6 +207,35 @@ def test_the_output_does_not_depend_on(
         pytest.skip(f"{name} does not claim it")
     atol = 1e-4 if change is order_of_demos else 1e-5
     assert torch.allclose(encode(source, change(ragged())), usual, atol=atol)
+
+
+def exchanged(batch: Batch, keys: Sequence[str], cells: int) -> Batch:
+    """The first cells of the first two demos, exchanged: each cell stays at its place."""
+    moved = {key: batch.tensors()[key].clone() for key in keys}
+    for tokens in moved.values():
+        tokens[:, :2, :cells] = tokens[:, [1, 0], :cells]
+    return replace(batch, **moved)
+
+
+def change(found: Tensor, usual: Tensor) -> Tensor:
+    """How far an output is from the usual one, relative to its size, by sample."""
+    return (found - usual).norm(dim=(1, 2)) / usual.norm(dim=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "cells"), [(PAIR, 5), (PAIR[1:], 5), (PAIR, 1)], ids=["half", "outputs", "one"]
+)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_knows_which_demo_a_cell_belongs_to(
+    name: str, keys: Sequence[str], cells: int
+) -> None:
+    """A bag of the cells of all demos, or of inputs and outputs apart, would be the same bag."""
+    batch = make_batch(3)
+    for changes in pairings(name):
+        source, _ = built(name, changes)
+        usual = encode(source, batch)
+        assert change(encode(source, exchanged(batch, keys, cells)), usual).min() > 2e-3
+        assert change(encode(source, order_of_demos(batch)), usual).max() < 1e-5  # float noise
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=label)
@@ -224,7 +256,7 @@ def pairings(name: str) -> list[dict[str, Any]]:
 def test_an_encoder_reads_inputs_and_outputs_of_every_demo(name: str) -> None:
     for changes in pairings(name):
         (source, usual), batch = built(name, changes), ragged()
-        for key in ("demo_inputs", "demo_outputs"):
+        for key in PAIR:
             for demo in range(3):
                 tokens = batch.tensors()[key].clone()
                 tokens[:, demo] = torch.where(tokens[:, demo] > 0, 13 - tokens[:, demo], 0)

@@ -106,6 +106,28 @@ def test_a_heavy_kl_weight_shrinks_the_kl(name: str) -> None:
     assert divergence[1] < 0.5 * divergence[0]
 
 
+# --- lpn ---
+
+
+def test_a_token_has_the_channels_of_the_grids_that_it_shows() -> None:
+    batch = make_batch(1, demos=1)
+    batch.demo_inputs[0, 0, 3:6] = 0  # the middle row is of the output alone,
+    batch.demo_outputs[0, 0, 6:] = 0  # the last one of the input
+    for pairing, grids in {
+        "aligned": [(1, 1), (0, 1), (1, 0)],
+        "concat": [(1, 0), (1, 0), (0, 1), (0, 1)],  # the rows that exist, one grid's by one
+    }.items():
+        source, seen = build("lpn", pairing=pairing), list[Tensor]()
+        torch.nn.init.zeros_(source.encode.rows)
+        torch.nn.init.zeros_(source.encode.columns)
+        source.encode.blocks.register_forward_pre_hook(lambda _, x, s=seen: s.append(x[0]))
+        source(batch, None)
+        ((_, pairs),) = source.pairs.groups(batch)
+        added = seen[0][0, 1:] - pairs.tokens[0]  # CLS stands before them
+        shown = torch.tensor(grids, dtype=added.dtype).repeat_interleave(3, dim=0)
+        assert torch.allclose(added, shown @ source.encode.channels, atol=1e-6)
+
+
 # --- contrastive ---
 
 
@@ -212,6 +234,51 @@ def test_the_decoder_reads_the_cells_of_the_demos() -> None:
     assert encoded.real.sum(dim=1).tolist() == [1 + 18, 1 + 9]
     assert encoded.places[0, :10].tolist() == [-1, *range(9)]
     assert encoded.places[1, 10:].unique().tolist() == [-1] or not encoded.real[1, 10:].any()
+
+
+@pytest.mark.parametrize("pairing", ["aligned", "concat"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_answers_depend_on_which_demo_a_cell_belongs_to(pairing: str, layers: int) -> None:
+    model = build_model(make_run("in_context", context={"pairing": pairing, "layers": layers}), 8)
+    keys, batch = ("demo_inputs", "demo_outputs"), make_batch(3)
+    exchanged, reordered = make_batch(3), make_batch(3)
+    for key in keys:
+        before = getattr(batch, key)
+        getattr(exchanged, key)[:, :2, :5] = before[:, [1, 0], :5]  # at the same places
+        getattr(reordered, key)[:] = before[:, [2, 0, 1]]
+    with torch.no_grad():
+        usual, moved, same = (
+            act_step(model, empty_carry(model, each, torch.float32), each)[1].logits
+            for each in (batch, exchanged, reordered)
+        )
+    assert (moved - usual).norm() > 1e-2 * usual.norm()
+    assert (same - usual).norm() < 1e-5 * usual.norm()
+
+
+def codes(*demos: Tensor) -> Tensor:
+    """The codes of demos with these inputs [S], and with outputs of one colour, [K, E]."""
+    inputs = torch.stack(demos)[None]
+    batch = make_batch(1, demos=len(demos), side=math.isqrt(inputs.shape[-1]))
+    batch.demo_inputs, batch.demo_outputs = inputs, torch.full_like(inputs, 5)
+    source, found = build("in_context", layers=0), list[Tensor]()
+    source.codes.register_forward_hook(lambda _, given, out: found.append(out[0]))
+    source(batch, None)
+    own = found[0].unflatten(0, (len(demos), -1))  # [K, S, E]
+    assert torch.allclose(own, own[:, :1].expand_as(own), atol=1e-6)  # one for all cells of a demo
+    return own[:, 0].detach()
+
+
+def test_a_code_is_of_a_demo_among_others() -> None:
+    first, other = make_batch(2, side=10).inputs
+    near, turned = first.clone(), first.flip(0)  # one cell differs; the same cells elsewhere
+    near[42] = 13 - near[42]
+    found = codes(first, near, other, turned)
+    distances = torch.cdist(found, found) / math.sqrt(found.shape[1])
+    assert distances[~torch.eye(4, dtype=torch.bool)].min() > 0.5
+    again = codes(other, first, turned, near)[[1, 3, 0, 2]]
+    assert torch.allclose(again, found, atol=1e-5)
+    assert torch.allclose(*codes(first, first, other)[:2], atol=1e-4)
+    assert not codes(first).any()
 
 
 def test_cells_that_do_not_exist_change_no_answer() -> None:
