@@ -26,8 +26,8 @@ from etrm.runtime.run_lock import this_process
 from etrm.storage.files import file_digest
 from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
 from etrm.study.doctor.diagnose import Diagnosis, diagnose
-from etrm.study.doctor.jobs import OTHER, UNWATCHED
-from etrm.study.doctor.symptom import KINDS, Symptom
+from etrm.study.doctor.processes import OTHER, UNWATCHED
+from etrm.study.doctor.study import KINDS, Symptom
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.entries import entries_of
 from etrm.study.plan.jobs import Jobs
@@ -285,7 +285,7 @@ def test_slurm_jobs_of_an_earlier_snakemake_are_told_from_those_of_the_one_that_
 def test_a_slurm_that_gives_no_answer_is_noted(
     study: Made, monkeypatch: pytest.MonkeyPatch, then: str, why: str
 ) -> None:
-    monkeypatch.setattr("etrm.study.doctor.jobs.SQUEUE_SECONDS", 0.2)
+    monkeypatch.setattr("etrm.study.doctor.study.SQUEUE_SECONDS", 0.2)
     squeue(study, then=then)
     diagnosis = examine()
     assert not diagnosis.symptoms

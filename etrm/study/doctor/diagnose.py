@@ -5,17 +5,20 @@ It only reads. Neither Snakemake nor SLURM nor a GPU has to be there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from etrm.config.load import read_study
-from etrm.study.doctor import damage, jobs, orphans, results, workflow
-from etrm.study.doctor.symptom import KINDS, NOTE, Study, Symptom
+from etrm.study.doctor import files, processes
+from etrm.study.doctor.study import KINDS, NOTE, Study, Symptom
 from etrm.study.layout import Layout
-from etrm.study.stale import StudyStatus
 
+CHECKS = (
+    *(processes.running, processes.stuck, processes.unwatched, processes.leases),
+    *(processes.locks, processes.marks, files.incomplete, files.stale),
+    *(files.states, files.strangers, files.temporaries),
+)
 ADVICE = "On a cluster, give Snakemake the options that the study was started with as well."
 
 
@@ -59,29 +62,7 @@ def diagnose(configfile: str, verify: bool = False) -> Diagnosis:
     Raises `ConfigError` where there is no such study.
     """
     study = Study(Layout(read_study(configfile)), configfile, Path.cwd().resolve())
-    found = sorted(_symptoms(study, verify), key=lambda each: (NOTE, *KINDS).index(each.kind))
+    symptoms = [*files.damaged(study, verify), *(s for check in CHECKS for s in check(study))]
+    found = sorted(symptoms, key=lambda each: (NOTE, *KINDS).index(each.kind))
     notes = tuple(each for each in found if each.kind == NOTE)
     return Diagnosis(study.layout.study.study, tuple(found[len(notes) :]), notes)
-
-
-def _symptoms(study: Study, verify: bool) -> Iterator[Symptom]:
-    status, watching, submitted = StudyStatus(study.layout), workflow.drivers(study), []
-    try:
-        submitted = jobs.slurm_jobs(study)
-    except jobs.SqueueError as error:
-        yield Symptom(NOTE, f"SLURM jobs are unknown: squeue gave no answer ({error})")
-    live = jobs.live_runs(study, submitted)
-    for driver in watching:
-        yield Symptom(NOTE, f"Snakemake runs the study (process {driver.pid})")
-    yield from jobs.stuck(submitted)
-    yield from jobs.unwatched(study, submitted, watching)
-    yield from jobs.leases(study, status, submitted, watching)
-    if not watching:  # else it is about to complete them
-        yield from workflow.locks(study)
-        yield from workflow.marks(study)
-        yield from results.incomplete(study, status, live)
-    yield from damage.damaged(study, verify)
-    yield from results.stale(study, status, live)
-    yield from orphans.states(study, status, live.values())
-    yield from orphans.strangers(study)
-    yield from orphans.temporaries(study)

@@ -1,0 +1,227 @@
+"""Files of a study that are damaged, incomplete or stale, and those that nothing uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from etrm.config.text import first_few
+from etrm.data.tables import TableError, read_augmentations, read_tasks
+from etrm.runtime.run_lock import LEASES
+from etrm.storage import records
+from etrm.storage.records import DamagedFileError
+from etrm.study.doctor.study import Study, Symptom, lasting, remove
+from etrm.study.layout import CACHE, Run
+from etrm.study.stale import STATES, Status
+
+WRITTEN = ("data", "runs", "evaluation", "state", "figures", "tables", "records")
+TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger
+
+
+def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
+    """Yield files that cannot be used; `verify`: read weights and tables to their end.
+
+    A removed file is restored from the cache, or made again, when the study is run.
+    """
+    layout = study.layout
+    paths = [layout.tasks, layout.augmentations]
+    for run in layout.runs():
+        paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
+    paths += [Path(path) for run in layout.scored() for path in layout.score_files(run)]
+    for path in filter(Path.is_file, paths):
+        quick = QUICK.get(path.suffix, READERS[path.name])
+        try:
+            (READERS[path.name] if verify else quick)(path)
+        except (DamagedFileError, TableError) as error:
+            text = str(error).rpartition("; ")[0]  # without its own advice
+            yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
+
+
+def _weights(path: Path) -> None:
+    """Read weights to their end and compare their digest with the record, if that is readable."""
+    try:
+        record = records.read_run(path.parent)
+    except (DamagedFileError, FileNotFoundError):  # a symptom of its own
+        _names_of_weights(path)
+    else:
+        records.check_weights(path.parent, record)
+
+
+def _names_of_weights(path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        found = f"no readable safetensors file ({error})"
+        raise DamagedFileError(path, found, "the weights of a run") from None
+
+
+def _schema(path: Path) -> None:
+    """Read the end of a table alone, which is written last."""
+    try:
+        pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        found = f"no readable parquet file ({(str(error).splitlines() or ['empty'])[0]})"
+        raise DamagedFileError(path, found, "a table of the study") from None
+
+
+Reader = Callable[[Path], object]
+QUICK: dict[str, Reader] = {
+    ".parquet": _schema,
+    ".safetensors": _names_of_weights,
+}  # enough to trust
+READERS: dict[str, Reader] = {
+    "tasks.parquet": read_tasks,
+    "augmentations.parquet": read_augmentations,
+    "run.json": lambda path: records.read_run(path.parent),
+    "metrics.parquet": lambda path: records.read_metrics(path.parent),
+    "model.safetensors": _weights,
+    "verdict.json": records.read_verdict,
+    "predictions.parquet": records.read_predictions,
+    "score.json": records.read_score,
+    "submission.json": lambda path: records.read_record(path, {}, "a submission"),
+}
+
+
+def _results(study: Study) -> Iterator[tuple[str, Run, Path, Status]]:
+    """Yield kind, run, record and status of all runs and evaluations."""
+    layout, status = study.layout, study.status
+    for run in layout.runs():
+        yield "run", run, layout.folder(run) / "run.json", status.run(run)
+    for run in layout.scored():
+        yield "evaluation", run, layout.score(run), status.score(run)
+
+
+def incomplete(study: Study) -> Iterator[Symptom]:
+    """Yield interrupted runs, and folders with some of their files."""
+    for kind, run, record, found in _results(study):
+        name, folder = str(run), record.parent
+        if study.drivers or (kind == "run" and name in study.live):
+            continue  # it is about to be completed
+        if found.step is not None and not found.up_to_date:
+            steps = study.layout.config_of(run).train.steps
+            text = f"{name} was interrupted at step {found.step} of {steps}, and resumes there"
+            yield Symptom("incomplete", text, study.again(), (name,))
+        elif found.files and found.missing:
+            text = f"{folder} has only some of its files, missing: {', '.join(found.missing)}"
+            yield Symptom("incomplete", text, study.again(), (str(folder),))
+
+
+def stale(study: Study) -> Iterator[Symptom]:
+    """Yield stale runs and evaluations, grouped by how they differ from the current study.
+
+    Full runs that a gate stops are left out: they would not be run.
+    """
+    groups: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
+    for kind, run, record, found in _results(study):
+        if found.stale and str(run) not in study.live and _expected(study, run):
+            # Snakemake reruns what it has a record of by itself; other results must be forced.
+            group = (kind, "; ".join(found.differences()), study.known(record))
+            groups.setdefault(group, []).append((str(run), record))
+    for (kind, differences, known), results in groups.items():
+        names, paths = zip(*results, strict=True)
+        count = f"{len(names)} stale {kind}{'s' if len(names) > 1 else ''}"
+        text, forced = f"{count} ({differences}): {', '.join(first_few(names))}", []
+        if not known:
+            text += "; Snakemake has no record of how they were made, and would keep them"
+            forced = ["--forcerun", *map(str, paths)]
+        yield Symptom("stale", text, study.again(*forced), names)
+
+
+def _expected(study: Study, run: Run) -> bool:
+    try:
+        return run.stage != "full" or study.status.expects_full(run.experiment, run.seed)
+    except DamagedFileError:  # reported as damaged
+        return False
+
+
+def states(study: Study) -> Iterator[Symptom]:
+    """Yield states that no run resumes from, nor is trained with now."""
+    keys = {run: study.status.key(run) for run in study.layout.runs()}
+    unknown = [str(run) for run, key in keys.items() if key is None]
+    runs = {key[:16]: run for run, key in keys.items() if key is not None}
+    used = {LEASES, CACHE, *(key[:16] for key in study.live.values())}
+    for folder in filter(Path.is_dir, sorted(study.layout.state.glob("*"))):
+        run, mend = runs.get(folder.name), remove([folder])
+        if folder.name in used or (run and not study.status.run(run).up_to_date):
+            continue  # a run resumes from here
+        steps = sorted(path.stem.removeprefix("step").lstrip("0") for path in folder.glob(STATES))
+        step = f"step {steps[-1] or 0}, " if steps else ""
+        whose = f"{run}, which is finished" if run else "no run that the study has now"
+        text = f"{folder} ({step}{_written([folder])}) is of {whose}"
+        if run is None and unknown:  # it may be the state of one of these: not to be removed
+            mend = study.again()
+            text += (
+                f", or of {', '.join(first_few(unknown))}, whose states cannot be recognised"
+                " before their tables and first weights are there: make these first"
+            )
+        elif run is None:
+            text += ": its configuration, code, data or first weights have changed"
+        yield Symptom("orphaned files", text, mend, (str(folder),))
+
+
+def strangers(study: Study) -> Iterator[Symptom]:
+    """Yield results of experiments, stages and seeds that the study does not have."""
+    layout, known = study.layout, study.layout.study.experiments
+    parts = {*map(str, layout.runs())}
+    parts |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scored()}
+    gone: dict[str, list[Path]] = {}  # by name of an experiment, or of a part of one
+    for place, path in _places(layout.root):
+        experiment, _, part = place.partition("/")
+        if experiment not in known and not part:
+            gone.setdefault(f"experiment {experiment}", []).append(path)
+        elif experiment in known and part and place not in parts:
+            gone.setdefault(place, []).append(path)
+    for name, paths in gone.items():
+        text = (
+            f"{name} is not in {study.configfile}, but has results ({_written(paths)}); they may"
+            " belong to another file of a study with the same name"
+        )
+        yield Symptom("orphaned files", text, remove(paths), tuple(map(str, paths)))
+
+
+def _places(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield all folders of results: of an experiment `name`, of a part `name/stage/seed`."""
+    for glob in ("runs/*/", "evaluation/*/", f"state/{CACHE}/*/", "logs/*/", "records/*.md"):
+        for path in sorted(root.glob(glob)):
+            yield path.stem if path.suffix == ".md" else path.name, path
+    for glob in ("runs/*/*/seed*/", f"state/{CACHE}/*/*/seed*/", "evaluation/*/seed*/"):
+        for path in sorted(root.glob(glob)):
+            stage = "evaluation" if glob.startswith("evaluation") else path.parts[-2]
+            name = path.relative_to(root / glob.partition("/*")[0]).parts[0]
+            yield f"{name}/{stage}/{path.name}", path
+
+
+def temporaries(study: Study) -> Iterator[Symptom]:
+    """Yield temporary files of processes that were killed while they wrote."""
+    found = (p for part in WRITTEN for p in sorted((study.layout.root / part).rglob(".*.tmp")))
+    before = time.time() - TEMPORARY_SECONDS
+    left = [path for path in found if _weighed([path])[1] < before]
+    if left:
+        text = f"{len(left)} files that were being written when their process was killed"
+        text += f" ({_weighed(left)[0]})"
+        yield Symptom("orphaned files", text, remove(left), tuple(map(str, left)))
+
+
+def _written(paths: Collection[Path]) -> str:
+    size, written = _weighed(paths)
+    return f"{size}, written {lasting(time.time() - written)} ago"
+
+
+def _weighed(paths: Collection[Path]) -> tuple[str, float]:
+    """Return the size of files and folders, in words, and the time of the last write to them."""
+    size, newest = 0, 0.0
+    for path in paths:
+        for each in (path, *path.rglob("*")):
+            try:
+                found = each.stat()
+            except OSError:  # removed meanwhile
+                continue
+            size += found.st_size * each.is_file()
+            newest = max(newest, found.st_mtime)
+    return f"{size / 2**20:,.1f} MiB", newest
