@@ -9,7 +9,10 @@ from etrm.config.schema import option
 
 @dataclass(frozen=True)
 class HealthRule:
-    """A bound on the median of a metric over a window of logged rows."""
+    """A bound on the median of a metric over a window of steps.
+
+    The first row in its range can already warn or fail; only a whole window ends a run.
+    """
 
     metric: str = option("name of the metric")
     warn: float | None = option(
@@ -25,7 +28,12 @@ class HealthRule:
     wrong: str = option("the wrong side", "below", choices=("below", "above"))
     from_step: int = option("not before", 100, unit="steps", ge=0)
     until_step: int | None = option("not after; null: to the end", None, unit="steps", ge=0)
-    window: int = option("rows of metrics the median is taken over", 10, unit="rows", ge=1)
+    window: int = option(
+        "the median is over the rows of so many steps; `stop` needs all of them",
+        100,
+        unit="steps",
+        ge=1,
+    )
     while_exact_below: float | None = option(
         "look only at rows whose train/exact_accuracy is below this: a converged run has no"
         " gradient left; null: at all rows",

@@ -204,7 +204,9 @@ class TrainConfig:
         False,
     )
     dtype: str = option("arithmetic of the forward pass", "fp32", choices=("fp32", "bf16"))
-    log_every: int = option("a row of metrics.parquet", 10, "steps", ge=1)
+    log_every: int = option(
+        "a row of metrics.parquet; there is one at step 10 as well", 10, "steps", ge=1
+    )
     save_every: int = option("a checkpoint, from which a killed run resumes", 1000, "steps", ge=1)
     eval_every: int | None = option(
         "exact match over training episodes (`all.*`); null: at the end only", None, "steps", ge=1

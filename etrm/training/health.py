@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,41 +55,46 @@ class Finding:
 def check_rules(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
     """Return the findings of the rules on rows of metrics, each row with its `step`.
 
-    A rule takes the median of the last `window` rows in its range of steps that have its metric,
-    and finds nothing before the window is full. A value that is not finite is always wrong.
+    A rule takes the median of its metric over the last `window` steps of its range. It speaks from
+    the first row on, but ends a run only by a whole window: a bad start is no failure that stays.
+    A value that is not finite is always wrong, at once.
     """
     found = []
     for name, rule in config.rules.items():
-        latest = list(islice(_latest(rows, rule), rule.window))
-        window = [value for _, value in latest]
-        finite = all(map(math.isfinite, window))
-        if window and (len(window) == rule.window or not finite):
-            median = statistics.median(window) if finite else math.nan
-            found += _judge(rule.finding or name, rule, median, latest[0][0])
+        window = _window(rows, rule)
+        if window:
+            last, values = window[0][0], [value for _, value in window]
+            finite = all(map(math.isfinite, values))
+            median = statistics.median(values) if finite else math.nan
+            whole = last - rule.window >= rule.from_step
+            found += _judge(rule.finding or name, rule, median, last, whole or not finite)
     return found
 
 
-def _latest(rows: Sequence[Row], rule: HealthRule) -> Iterator[tuple[int, float]]:
-    """Yield step and value of a rule's metric in its range of steps, the latest first.
+def _window(rows: Sequence[Row], rule: HealthRule) -> list[tuple[int, float]]:
+    """Return steps and values of a rule's metric in its last window, the latest first.
 
-    Rows are in the order of steps. A long run checks its rules often: rows are read only as far
-    back as the window needs.
+    Rows are in the order of steps, each of the steps since the one before it. A long run checks its
+    rules often: rows are read only as far back as the window needs.
     """
-    end = len(rows)
+    end, found = len(rows), list[tuple[int, float]]()
     if rule.until_step is not None:
         end = bisect_right(rows, rule.until_step, key=lambda row: int(row["step"]))
     for row in map(rows.__getitem__, range(end - 1, -1, -1)):  # without a copy of the rows
-        if row["step"] < rule.from_step:
-            return
+        step = int(row["step"])
+        if step < rule.from_step or (found and step <= found[0][0] - rule.window):
+            break
         converged = rule.while_exact_below is not None and (
             row.get("train/exact_accuracy", 0.0) >= rule.while_exact_below
         )
         if rule.metric in row and not converged:
-            yield int(row["step"]), row[rule.metric]
+            found.append((step, row[rule.metric]))
+    return found
 
 
-def _judge(name: str, rule: HealthRule, median: float, step: int) -> list[Finding]:
-    for severity in ("stop", "fail", "warn"):  # the worst bound that is broken counts
+def _judge(name: str, rule: HealthRule, median: float, step: int, may_stop: bool) -> list[Finding]:
+    severities = ("stop", "fail", "warn") if may_stop else ("fail", "warn")
+    for severity in severities:  # the worst bound that is broken counts
         bound = getattr(rule, severity)
         broken = bound is not None and (median < bound if rule.wrong == "below" else median > bound)
         if broken or (bound is not None and math.isnan(median)):

@@ -25,7 +25,7 @@ def train(trainer: Trainer, recorder: Recorder) -> None:
     evaluate_if_due(trainer, recorder)  # of a run that was interrupted just before it
     while trainer.step_number < config.steps and recorder.stop_reason is None:
         trainer.step()
-        if trainer.step_number % config.log_every == 0 or trainer.step_number == config.steps:
+        if trainer.row_due():
             recorder.log_row(trainer.row())
             recorder.stop_reason = health_stop(trainer.run, recorder.rows)
         recorder.exit_if_asked()  # before an evaluation, which would hold it up

@@ -27,6 +27,7 @@ from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, rest
 from etrm.training.update import Updater
 
 ONE, DEFAULTS = Ranks(), ExecutionConfig()
+QUICK_CHECK = 10  # the step at which the experiment guide first looks at gradients
 
 
 class Trainer:
@@ -69,7 +70,7 @@ class Trainer:
         """Do one ACT step of every slot, and one update."""
         self.step_number += 1
         contexts = []
-        statistics = EncoderStatistics() if self._due(self.train.log_every) else None
+        statistics = EncoderStatistics() if self.row_due() else None
         for group in self.lane_slots:
             output, losses, halted = self._forward_backward(group)
             steps, share = group.carry.steps, len(group.slots) / self.train.batch_size
@@ -89,6 +90,10 @@ class Trainer:
         # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:
             self._add_shared(self.probe.measure(self.model, self.compute))
+
+    def row_due(self) -> bool:
+        """Return whether a row of this step is logged."""
+        return self._due(self.train.log_every) or self.step_number == QUICK_CHECK
 
     def row(self) -> dict[str, float]:
         """Return the metrics since the last row, in one transfer from the device."""

@@ -114,7 +114,7 @@ def test_every_rule_is_provoked_here() -> None:
 
 
 def one_rule(**changes: Any) -> HealthConfig:
-    rule = HealthRule("m", **{"fail": 1.0, "from_step": 0, "window": 3, **changes})
+    rule = HealthRule("m", **{"fail": 1.0, "from_step": 0, "window": 30, **changes})
     return dataclasses.replace(CONFIG, rules={"rule": rule})
 
 
@@ -141,15 +141,33 @@ def test_a_bound_itself_is_still_right(
 
 def test_a_rule_looks_at_the_median_of_its_last_window() -> None:
     config = one_rule()
-    assert check_rules(rows_of(0, 0), config) == []  # not full yet
     assert check_rules(rows_of(0, 0, 5), config) != []
     assert check_rules(rows_of(0, 5, 5), config) == []
     assert check_rules(rows_of(0, 0, 0, 5, 5), config) == []  # over by now
     assert check_rules(rows_of(5, 5, 5, 0, 0), config) != []
 
 
+def test_the_first_row_warns_and_a_whole_window_stops() -> None:
+    config = one_rule(stop=0.5, from_step=10)
+    severities = [check_rules(rows_of(*[0] * n), config)[0].severity for n in (1, 2, 3, 4)]
+    assert severities == ["fail", "fail", "fail", "stop"]
+    assert check_rules(rows_of(0, 0, 0), one_rule(fail=None, stop=0.5, from_step=10)) == []
+
+
+@pytest.mark.parametrize("every", [10, 25, 50, 100])
+def test_a_window_is_as_long_whatever_the_rows(every: int) -> None:
+    """A row at step 10 as well, as a trainer logs it."""
+    rows = [{"step": float(s), "m": 0.0} for s in sorted({10, *range(every, 401, every)})]
+    config = one_rule(fail=1.0, stop=1.0, from_step=10, window=200)
+    first = {}
+    for end in range(1, len(rows) + 1):
+        for found in check_rules(rows[:end], config):
+            first.setdefault(found.severity, found.step)
+    assert first == {"fail": 10, "stop": 210 + (-210 % every)}
+
+
 def test_a_rule_looks_at_its_range_of_steps_only() -> None:
-    config = one_rule(from_step=30, until_step=50, window=3)
+    config = one_rule(from_step=30, until_step=50)
     assert check_rules(rows_of(0, 0, 5, 5, 5, 0, 0, 0), config) == []
     assert check_rules(rows_of(5, 5, 0, 0, 0, 5, 5, 5), config) != []
     (found,) = check_rules(rows_of(5, 5, 0, 0, 0, 5, 5, 5), config)

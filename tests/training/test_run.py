@@ -161,6 +161,13 @@ def test_rows_and_evaluations_come_at_their_intervals_and_at_the_end(
         calls.clear()
 
 
+def test_there_is_a_row_at_the_step_that_the_guide_looks_at(paths: RunPaths) -> None:
+    train(make_run(train={"steps": 12, "log_every": 100}), paths)
+    rows = [row for row in metrics(paths.out) if row["train/lm_loss"] is not None]
+    assert [row["step"] for row in rows] == [10, 12]
+    assert all(row["train/encoder_cross_sample_var"] is not None for row in rows)
+
+
 def test_tasks_and_variants_limit_the_corpus(paths: RunPaths) -> None:
     record = train(make_run(train={"tasks": 2, "variants": 3}), paths)
     assert len(record["tasks"]) == 2
