@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         path, anchor, fragment = target.partition("#")
         if not path or "://" in path:
             return match[0]
-        name = (source.parent / path).as_posix()
+        name = normpath((source.parent / path).as_posix())
         name = shown.get(name, name.removeprefix("docs/") if name.startswith("docs/") else "")
         return f"[{text}]({name}{anchor}{fragment})" if name else text
 

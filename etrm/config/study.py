@@ -1,9 +1,9 @@
 """The typed study: every key of `config/*.yaml`, its unit, its bounds and its meaning.
 
-Defaults are the published ones (TRM, arXiv 2510.04871, and the experiment guide); a study file
-says only its differences. `config/README.md` is generated from this file by
-`python -m etrm.config.reference`. A comment behind a field is the name that the official TRM code
-has for it.
+Defaults follow TRM (arXiv 2510.04871) and the experiment guide; `docs/deviations.md` has where they
+differ from the official code. A study file says only its differences. `config/README.md` is
+generated from this file by `python -m etrm.config.reference`. A comment behind a field is the name
+that the official TRM code has for it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,19 @@ class EpisodesConfig:
         choices=("leave_one_out", "test_pairs"),
     )
     max_demos: int = option("most demos of an episode, a random subset beyond", 10, "demos", ge=1)
+    order: str = option(
+        "`replacement`: a free slot draws any question in any variant; `epochs`: the official"
+        " order, in which the tasks are shuffled, and each in turn gives all of its questions in"
+        " one variant. It needs a single canvas lane",
+        "replacement",
+        choices=("replacement", "epochs"),
+    )
     translate: bool = option("move the content over the canvas at random, in training only", True)
+    translate_once: bool = option(
+        "move it to one place for the whole run, and one pair of every puzzle not at all, as the"
+        " official data set; false: to another place for every sample",
+        False,
+    )
     canvas: tuple[int, ...] = option(
         "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
         factory=lambda: tuple(range(6, 31, 2)),
@@ -96,6 +108,13 @@ class EpisodesConfig:
         le=30,
         rule=ASCENDING,
     )
+
+    def problems(self) -> list[ConfigProblem]:
+        """Return lanes that `epochs` cannot fill: a batch is one sequence of questions."""
+        if self.order != "epochs" or len(self.canvas) == 1:
+            return []
+        found, expected = f"{len(self.canvas)} lanes with order: epochs", "one lane, as in `[30]`"
+        return [ConfigProblem("canvas", found, expected)]
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,11 @@ class TrainConfig:
         False,
     )
     dtype: str = option("arithmetic of the forward pass", "fp32", choices=("fp32", "bf16"))
+    hoist_casts: bool = option(
+        "in bf16, cast each weight once a step: faster, but the gradients of its uses are summed in"
+        " bf16; false: cast it at every use and sum them in float32, as official TRM",
+        True,
+    )
     log_every: int = option(
         "a row of metrics.parquet; there is one at step 10 as well", 10, "steps", ge=1
     )

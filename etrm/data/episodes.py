@@ -19,6 +19,7 @@ from etrm.config.study import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.data.epochs import EpochOrder
 from etrm.data.packing import TokenBounds, pair_token_bounds
 from etrm.errors import UserError
 
@@ -141,6 +142,7 @@ class Sampler:
     config: EpisodesConfig
     demos: bool = True  # false: no question has any
     noise: Callable[[int], int] = lambda demos: 0  # normal numbers for a sample with K demos
+    order: EpochOrder | None = None  # None: each slot draws for itself, with replacement
 
     def __post_init__(self) -> None:
         if not self.demos:  # a context source without demos gathers none
@@ -149,8 +151,7 @@ class Sampler:
 
     def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
         """Return the numbers [B] of the questions that a step has for all slots, or for `slots`."""
-        u = self._draw(step, random.EPISODE, slots=slots)[:, 0]
-        return random.integers(u, len(self.episodes))
+        return self._choose(step, self.slots if slots is None else slots)[0]
 
     def token_bounds(self, questions: np.ndarray) -> TokenBounds | None:
         """Return bounds for the demos of `questions` [B], whichever are drawn where they are many.
@@ -175,19 +176,52 @@ class Sampler:
 
     def batch(self, step: int) -> Batch:
         """Return one new sample for every slot (only those of free slots are used)."""
-        episode = self.questions(step)
-        count = self.corpus.variant_count[self.episodes.task[episode]]  # [B]
-        variant = random.integers(self._draw(step, random.VARIANT)[:, 0], count)
+        episode, u = self._choose(step, self.slots)
+        task = self.episodes.task[episode]
+        variant = random.integers(u, self.corpus.variant_count[task])
         demos = self._demos(step, episode)
         shift = None
-        if self.config.translate:
-            width = 1 + demos.shape[1]  # the query and each demo move by themselves
-            shift = self._draw(step, random.OFFSET, 2 * width).reshape(-1, width, 2)
+        if self.config.translate:  # the query and each demo move by themselves
+            pairs = torch.cat([self.episodes.query[episode][:, None], demos], dim=1)
+            shift = self._shift(step, pairs, task, variant)
         batch = self.corpus.assemble(self.episodes, episode, variant, shift, demos)
         batch.most_cells = self.most_cells
         if self.noise_size:
             batch.noise = random.normal(self.seed, step, random.NOISE, self.slots, self.noise_size)
         return batch
+
+    def _choose(self, step: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the questions [B] of `slots`, and uniform numbers [B] of their variants."""
+        if self.order is not None:
+            return self.order.draw(step, slots)
+        u, variant = (self._draw(step, s, 1, slots)[:, 0] for s in (random.EPISODE, random.VARIANT))
+        return random.integers(u, len(self.episodes)), variant
+
+    def _shift(self, step: int, pairs: Tensor, task: Tensor, variant: Tensor) -> Tensor:
+        """Return the translations [B, Q, 2] of `pairs` [B, Q], parts of the free cells."""
+        rows, width = pairs.shape
+        if not self.config.translate_once:
+            return self._draw(step, random.OFFSET, 2 * width).reshape(rows, width, 2)
+        # As in a data set that was built once: the same for every step and seed.
+        puzzle, (place, number) = self.corpus.first_puzzle[task] + variant, self.known_pairs
+        counter = (puzzle[:, None] * len(self.corpus.pairs) + pairs).flatten()
+        shift = random.uniform(0, 0, random.PLACE, counter, 2).reshape(rows, width, 2)
+        unmoved = random.integers(random.uniform(0, 0, random.UNMOVED, puzzle)[:, 0], number[task])
+        return shift.masked_fill((place[pairs] == unmoved[:, None])[..., None], 0.0)
+
+    @cached_property
+    def known_pairs(self) -> tuple[Tensor, Tensor]:
+        """Return the place [pairs] of each pair among those with an output of its task (else -1).
+
+        And the number [tasks] of these: they are all that official TRM has in its training set.
+        """
+        place, number = torch.full((len(self.corpus.pairs),), -1), []
+        for demos, queries in zip(self.corpus.demo_pairs, self.corpus.query_pairs, strict=True):
+            known = [i for i in (*demos, *queries) if self.corpus.pairs[i].output is not None]
+            place[known] = torch.arange(len(known))
+            number.append(len(known))
+        device = self.corpus.device
+        return place.to(device), torch.tensor(number, device=device)
 
     def _demos(self, step: int, episode: Tensor) -> Tensor:
         """Draw a random subset of `max_demos` where an episode has more."""
@@ -198,8 +232,6 @@ class Sampler:
         order = torch.where(demos < 0, 2.0, order).argsort(dim=1)[:, :most]  # real demos first
         return demos.gather(1, order.sort(dim=1).values)  # in their order in the episode
 
-    def _draw(
-        self, step: int, stream: int, columns: int = 1, slots: Tensor | None = None
-    ) -> Tensor:
+    def _draw(self, step: int, stream: int, columns: int, slots: Tensor | None = None) -> Tensor:
         slots = self.slots if slots is None else slots
         return random.uniform(self.seed, step, stream, slots, columns)

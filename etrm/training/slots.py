@@ -19,6 +19,7 @@ from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
+from etrm.data.epochs import EpochOrder
 from etrm.data.packing import TokenBounds
 from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
@@ -104,10 +105,11 @@ def make_lane_slots(
     groups, first = [], 0
     for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
         own = ranks.own(torch.arange(first, first + count))  # numbers in the whole batch
+        order = EpochOrder(lane.task, count, run.seed) if run.episodes.order == "epochs" else None
         parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
         for numbers in own.tensor_split(parts) if len(own) else ():
             slots, noise = numbers.to(corpus.device), model.context.noise_size
-            sampler = Sampler(corpus, lane, slots, run.seed, run.episodes, demos, noise)
+            sampler = Sampler(corpus, lane, slots, run.seed, run.episodes, demos, noise, order)
             carry = empty_carry(model, sampler.batch(0), dtype)
             # On every device, so that any can resume a state; `meta` tensors have no values.
             track = demos and corpus.device.type != "meta"

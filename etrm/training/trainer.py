@@ -50,7 +50,7 @@ class Trainer:
         """`episodes`: by lane. `compute`: the number format and its variants, default: `run`'s."""
         self.run, self.model, self.corpus, self.ranks = run, model, corpus, ranks
         self.train, self.halting, self.episodes = run.train, run.halting, list(episodes)
-        self.compute = compute or Compute(DTYPES[run.train.dtype])
+        self.compute = compute or Compute(DTYPES[run.train.dtype], run.train.hoist_casts)
         self.step_number = 0  # of the step under way, or the last one done
         dtype = self.compute.dtype
         self.lane_slots = make_lane_slots(run, model, corpus, episodes, ranks, dtype, execution)

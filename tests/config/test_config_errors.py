@@ -140,6 +140,10 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"data__evaluation": ["train"]}, "data.evaluation", ["held-out tasks are never trained on"]),
     ({"defaults__model__heads": 5}, "defaults.model.width", ["width 32 with 5 heads"]),
     ({f"{ETRM}model": {"heads": 5}}, "experiments.etrm.model.width", ["5 heads"]),
+    (
+        {"defaults__episodes": {"order": "epochs", "canvas": [10, 30]}},
+        *("defaults.episodes.canvas", ["2 lanes with order: epochs", "one lane"]),
+    ),
     ({"defaults__context__width": 34}, "defaults.context.width", ["a multiple of 4 × heads"]),
     (
         {f"{ETRM}stages": {"full": {"target_exact_accuracy": 0.5}}},

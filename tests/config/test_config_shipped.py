@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -63,11 +64,13 @@ def test_the_smoke_study_has_the_experiments_of_the_mini_study() -> None:
 
 def test_the_paper_study_has_the_published_sizes() -> None:
     config = study("paper.yaml")
-    assert config.data.variants == 1000
     assert config.data.training == ("arc1_training", "concept")
     assert config.data.evaluation == ("arc1_evaluation",)
     for name, experiment in config.experiments.items():
+        if experiment.group == "ladder":  # to the official command, below
+            continue
         model, train = experiment.model, experiment.train
+        assert train.variants == experiment.evaluation.variants == 1000 < config.data.variants
         assert (model.width, model.heads, model.layers) == (512, 8, 2), name
         assert (model.context_tokens, model.H_cycles, model.L_cycles) == (16, 3, 6), name
         assert train.lr == 1e-4 or name == "etrm_standard_lr3"
@@ -78,6 +81,111 @@ def test_the_paper_study_has_the_published_sizes() -> None:
         assert experiment.halting.exploration_prob == 0.1 or not experiment.is_trm, name
         claims_a_number = not train.cache_context
         assert len(experiment.seeds) >= 3 or not claims_a_number, name
+
+
+# The official ARC-AGI-1 command (TinyRecursiveModels, e7b6871): README, and what it overrides in
+# cfg_pretrain.yaml, arch/trm.yaml and build_arc_dataset.py. The comments are the names there.
+PUBLISHED = {
+    "split": "transductive",  # demos of the test set are in the training set
+    "context.source": "embedding",
+    "model.width": 512,  # hidden_size
+    "model.heads": 8,  # num_heads
+    "model.layers": 2,  # L_layers=2
+    "model.expansion": 4.0,
+    "model.context_tokens": 16,  # puzzle_emb_len
+    "model.H_cycles": 3,  # H_cycles=3
+    "model.L_cycles": 4,  # L_cycles=4
+    "model.positions": "rope",  # pos_encodings
+    "model.rope_theta": 10000.0,
+    "decoder.init": None,
+    "halting.max_steps": 16,  # halt_max_steps
+    "halting.exploration_prob": 0.1,  # halt_exploration_prob
+    "halting.loss_weight": 0.5,  # losses.py
+    "episodes.queries": "leave_one_out",  # every pair of the training set is a question
+    "episodes.canvas": [30],  # ARCMaxGridSize
+    "episodes.order": "epochs",  # puzzle_dataset.py
+    "episodes.translate": True,  # build_arc_dataset.py
+    "episodes.translate_once": True,
+    "train.tasks": None,
+    "train.variants": 1001,  # the task itself and num_aug = 1000
+    "train.lr": 1e-4,
+    "train.warmup_steps": 2000,  # lr_warmup_steps; then constant: lr_min_ratio is 1.0
+    "train.betas": [0.9, 0.95],
+    "train.weight_decay": 0.1,
+    "train.embedding_lr": 1e-2,  # puzzle_emb_lr
+    "train.embedding_weight_decay": 0.1,  # puzzle_emb_weight_decay
+    "train.grad_clip": None,
+    "train.ema_decay": 0.999,  # ema=True, ema_rate
+    "train.dtype": "bf16",  # forward_dtype
+    "train.hoist_casts": False,  # CastedLinear
+    "stages.pretrain.batch_size": 768,  # global_batch_size
+    "stages.pretrain.steps": 518_071,  # epochs=100000; the step of the released checkpoint
+    "evaluation.variants": 1001,
+    "evaluation.weights": "ema",
+    "evaluation.halt_early": False,
+    "evaluation.pass_k": [1, 2, 5, 10, 100, 1000],  # pass_Ks
+}
+# One deviation each, from the official command to ours (docs/deviations.md).
+LADDER = {
+    "trm_published": set(),
+    "ladder_1_hoisted_casts": {"train.hoist_casts"},
+    "ladder_2_1000_variants": {"train.variants", "evaluation.variants"},
+    "ladder_3_translation": {"episodes.translate_once"},
+    "ladder_4_replacement": {"episodes.order"},
+    "ladder_5_lanes": {"episodes.canvas"},
+    "ladder_6_clipping": {"train.grad_clip"},
+    "trm": {"model.L_cycles"},
+}
+
+
+def flat(block: Any, path: str = "") -> dict[str, Any]:
+    """The values of a document by their dotted keys."""
+    if not isinstance(block, dict) or not block:
+        return {path: block}
+    values = (flat(value, f"{path}.{key}".strip(".")) for key, value in block.items())
+    return {key: value for found in values for key, value in found.items()}
+
+
+def test_trm_published_is_the_official_command() -> None:
+    config = study("paper.yaml")
+    values = flat(plain(config.experiments["trm_published"]))
+    assert {key: values[key] for key in PUBLISHED} == PUBLISHED
+    assert config.data.variants == 1001
+    sources = [config.data.sources[name] for name in ("arc1_training", "arc1_evaluation")]
+    assert [source.subset for source in sources] == ["training", "evaluation"]
+    assert (config.data.training, config.data.evaluation) == (
+        ("arc1_training", "concept"),
+        ("arc1_evaluation",),
+    )
+    assert (config.data.training_tasks, config.data.max_side) == (None, None)
+
+
+def test_each_rung_of_the_ladder_is_one_deviation_more() -> None:
+    experiments = study("paper.yaml").experiments
+    assert {n for n, e in experiments.items() if e.group == "ladder"} == {*LADDER} - {"trm"}
+    rungs = [flat(plain(experiments[name])) for name in LADDER]
+    beside = {"description", "group", "seeds"}
+    for (name, expected), before, after in zip(
+        [*LADDER.items()][1:], rungs[:-1], rungs[1:], strict=True
+    ):
+        differ = {key for key in before | after if before.get(key) != after.get(key)}
+        assert differ - beside == expected, name
+
+
+def test_only_the_official_command_is_called_published() -> None:
+    """Descriptions are titles in figures and tables."""
+    for file in FILES:
+        for name, experiment in study(file).experiments.items():
+            claims = "publish" in f"{name} {experiment.description}".lower()
+            assert claims == (name == "trm_published"), (file, name)
+
+
+def test_every_deviation_of_the_ladder_has_a_row() -> None:
+    page = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for name, keys in LADDER.items():
+        for key in keys:
+            assert [row for row in rows if f"`{name}`" in row and f"`{key}" in row], (name, key)
 
 
 def test_the_paper_study_has_the_whole_grid_of_halting() -> None:
