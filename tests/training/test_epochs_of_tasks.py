@@ -53,6 +53,7 @@ def test_slots_that_halted_take_the_sample_at_their_place_and_others_keep_theirs
         before, free = held(trainer), group.carry.halted.clone()
         trainer.step()
         batch = group.sampler.batch(step)
+        assert len(batch.puzzle.unique()) <= 4  # 9 slots, tasks of at least 3 pairs
         new = torch.cat([batch.puzzle[:, None], batch.inputs], dim=1)
         assert torch.equal(held(trainer), torch.where(free[:, None], new, before))
         if group.host_tracker is not None:
