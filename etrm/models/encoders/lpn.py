@@ -1,8 +1,20 @@
 """Encoders after the Latent Program Network (arXiv 2411.08706): a CLS token a pair, then the mean.
 
-`lpn` as in the paper (small, pre-norm, learned positions), `lpn_deep` at the decoder's width with
-rotary positions. CLS vectors [B, K, E] → mean [B, E] → linear map [B, P, D]; the variational forms
-have a normal latent [B, K, Z] of each demo, before the mean, or [B, Z] of all demos, behind it.
+`lpn` is LPN's (pre-norm, learned positions), `lpn_deep` one at the decoder's width with rotary
+positions. CLS vectors [B, K, E] → mean [B, E] → linear map [B, P, D]; the variational forms have a
+normal latent [B, K, Z] of each demo, before the mean, or [B, Z] of all demos, behind it.
+
+| | layers | heads × width | MLP | latent | encoder |
+|---|---|---|---|---|---|
+| the paper's for ARC-AGI (table 16) | 8 | 8 × 64 | 4 | 256, KL weight 1e-4 | 25.5 M |
+| defaults of its code (`src/models/utils.py`) | 2 | 8 × 16 | 4 | 32 | 0.4 M |
+
+The defaults of `lpn` and `lpn_variational` are the small ones. `lpn_variational` with `layers: 8`,
+`width: 512`, `latent: 256` has the paper's sizes: 27.6 M, and 2.1 M for the map to P × D.
+Parameters are counted from sizes: with table 16's decoder they are 44.6 M, where the paper says
+178M, which is the number of their bytes in float32. What differs here: SwiGLU for SiLU in the MLP
+(2 M more); no tokens for the shapes of grids, which EOS marks; learned rows and columns, as in
+LPN's code and in the paper's first version (rotary in the last).
 """
 
 from __future__ import annotations
@@ -69,7 +81,7 @@ class ClsEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class LpnOptions(EncoderOptions):
-    """`source: lpn`: the encoder of the LPN paper."""
+    """`source: lpn`: LPN's encoder without its latent; small, 2 layers of width 128, by default."""
 
     source: str = option("the source", "lpn", choices=("lpn",))
     width: int = default("width", 128)
@@ -96,14 +108,17 @@ class LpnEncoder(Encoder):
 
 @dataclass(frozen=True)
 class LpnVariationalOptions(LatentOptions, LpnOptions):
-    """`source: lpn_variational`: μ and log σ² for each demo, sampled, then averaged."""
+    """`source: lpn_variational`: LPN's encoder, small by default; a latent for each demo, averaged.
+
+    The LPN paper's sizes are `layers: 8`, `width: 512`, `latent: 256`.
+    """
 
     source: str = option("the source", "lpn_variational", choices=("lpn_variational",))
     latent: int = option("size of the latent", 32, ge=1)
 
 
 class LpnVariationalEncoder(Variational, LpnEncoder):
-    """LPN's own encoder: a latent for each demo."""
+    """LPN's own encoder: μ and log σ² for each demo, sampled, then averaged."""
 
     Options: ClassVar[Any] = LpnVariationalOptions
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tiny import make_batch, make_corpus, make_run, make_tasks, make_trainer
 from torch import Tensor
 
+from etrm.config.load import read_study
 from etrm.config.registry import CONTEXT_SOURCES, context_source
 from etrm.data.batch import Batch
 from etrm.models.act import act_step, empty_carry
@@ -18,6 +20,7 @@ from etrm.models.encoders.shared import Bottleneck, mean_over
 from etrm.models.losses import contrastive_loss
 from etrm.training.trainer import Trainer
 
+ROOT = Path(__file__).resolve().parents[3]
 VARIATIONAL = [n for n in CONTEXT_SOURCES if n.endswith("variational")]
 RECURRENT = ["recurrent", "recurrent_trm"]
 
@@ -107,6 +110,27 @@ def test_a_heavy_kl_weight_shrinks_the_kl(name: str) -> None:
 
 
 # --- lpn ---
+
+
+def test_the_lpn_of_the_paper_study_has_the_papers_sizes() -> None:
+    """Table 16 of 2411.08706, last version, and parameters counted from LPN's code."""
+    experiments = read_study(ROOT / "config/paper.yaml").experiments
+    options = experiments["etrm_lpn"].context
+    head = options.width // options.heads
+    assert (options.layers, options.heads, head, options.latent) == (8, 8, 64, 256)
+    assert (options.norm, options.pairing, options.kl_weight) == ("pre", "concat", 1e-4)
+    with torch.device("meta"):
+        source = context_source(options.source)(options, experiments["etrm_lpn"].model, 1)
+    blocks, tables = 8 * (4 + 2 * 4) * 512**2, (30 + 30 + 10 + 2 + 30 + 30 + 1) * 512
+    published = blocks + tables + 2 * 512 * 256  # attention and MLP, embeddings, μ and log σ²
+    assert published == 25_496_064
+    encoder = sum(p.numel() for n, p in source.named_parameters() if not n.startswith("expand"))
+    assert published < encoder < 1.1 * published  # SwiGLU has a third map
+    for name, experiment in experiments.items():
+        if experiment.context.source in ("lpn", "lpn_variational"):
+            small = (experiment.context.layers, experiment.context.width) == (2, 128)
+            assert small == ("small" in name), name
+            assert small or experiment.context == options, name
 
 
 def test_a_token_has_the_channels_of_the_grids_that_it_shows() -> None:
