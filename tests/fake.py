@@ -14,6 +14,15 @@ from etrm.arc.task import Pair, Task
 from etrm.report.run_view import RunView, load_run
 
 GATE = 0.9
+EVENT = {
+    "finding": "gradient_starvation",
+    "severity": "stop",
+    "metric": "grad/encoder_coverage",
+    "value": 0.15,
+    "threshold": 0.5,
+    "step": 110,
+    "message": "the encoder gets too little gradient to learn",
+}
 PARENT = {"experiment": "trm_strict", "stage": "pretrain", "seed": 0, "split": "strict", "key": "k"}
 
 
@@ -31,6 +40,7 @@ def metrics(
     frame["train/accuracy"] = 0.5 + exact / 2
     frame["train/lm_loss"] = 2 * np.exp(-step / steps * 3)
     frame["train/steps"] = 6.0
+    frame["train/q_halt_loss"] = 0.5 * np.exp(-step / steps * 2)
     frame["all.exact_accuracy"] = np.where(step % 100 == 0, rise, np.nan)
     frame["grad/total_norm"] = 1 + rng.random(len(step))
     frame["perf/examples_per_second"] = 100.0
@@ -41,6 +51,7 @@ def metrics(
             else 0.3 + 0.2 * rng.random(len(step))
         )
         frame["grad/encoder_norm"] = norm
+        frame["grad/encoder_coverage"] = 0.15 if starved else 1.0
         frame["grad/encoder_share"] = norm / frame["grad/total_norm"]
         level = 0.06 if starved else 0.4
         frame["train/encoder_cross_sample_var"] = level * (1 + 0.3 * rng.random(len(step)))
@@ -142,6 +153,7 @@ def run(
         "num_params": 412_345,
         "steps_done": steps,
         "stopped_early": stopped_early,
+        "health": [EVENT] if stopped_early == EVENT["finding"] else [],
         "started": "2026-01-09T10:00:00+00:00",
         "finished": "2026-01-09T10:02:30+00:00",
         "seconds": 150.0,

@@ -24,6 +24,7 @@ from etrm.config.health import HealthConfig, guide_rules
 from etrm.report.run_view import STAGES, RunView, StudyView, distinct
 from etrm.report.style import GUIDE, Look, legend_below, looks, say, theme
 
+SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
 PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
 
 
@@ -96,7 +97,6 @@ def encoder_statistics(study: StudyView) -> Figure:
         Panel("train/encoder_raw_std", "Standard deviation before normalisation"),
         Panel("train/encoder_raw_norm", "Norm before normalisation"),
         Panel("train/encoder_token_std", "Standard deviation across tokens"),
-        height=0.68,
         subject="encoder statistics",
     )
 
@@ -119,9 +119,48 @@ def gradient_flow(study: StudyView) -> Figure:
             ((least, f"bad\n< {100 * least:g} %"),),
             percent=True,
         ),
-        height=0.42,
         subject="gradient norms",
     )
+
+
+def overfit_dynamics(study: StudyView) -> Figure:
+    """Draw losses and ACT steps of overfit runs, and each metric whose rule ended a run.
+
+    The threshold of the rule is a line, and a cross is the end of a run that it ended.
+    """
+    return _overfit_panels(
+        study,
+        Panel("train/lm_loss", "Loss of the answer"),
+        Panel("train/q_halt_loss", "Loss of the halting head"),
+        Panel("train/steps", "ACT steps of a sample"),
+        *_stopping_panels(study.runs),
+        subject="losses",
+    )
+
+
+def _stopping_panels(runs: Sequence[RunView]) -> list[Panel]:
+    """Return a panel for each metric that ended an overfit run, with its thresholds."""
+    lines: dict[str, dict[float, str]] = {}
+    for view in _of_encoders(runs):
+        if (by := view.stopped_by) is not None:
+            at, value = by["threshold"], by["value"]
+            side = "<" if value is not None and at is not None and value < at else ">"
+            words = {} if at is None else {at: f"stopped\n{side} {at:g}"}
+            lines[by["metric"]] = lines.get(by["metric"], {}) | words
+    return [
+        Panel(
+            metric,
+            f"{metric}: ended a run",
+            tuple(of.items()),
+            linear_below=None if metric in SHARES else min(of, default=None),
+            percent=metric in SHARES,
+        )
+        for metric, of in lines.items()
+    ]
+
+
+def _of_encoders(runs: Sequence[RunView]) -> list[RunView]:
+    return [view for view in runs if view.stage == "overfit" and not view.is_trm]
 
 
 def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
@@ -131,23 +170,31 @@ def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
     return (given[0], given[min(1, len(given) - 1)]) if given else (0.0, 0.0)
 
 
-def _overfit_panels(study: StudyView, *panels: Panel, height: float, subject: str) -> Figure:
-    """Draw metrics of ETRM's overfit runs, two panels a row; `height` in widths of the figure."""
+def _overfit_panels(study: StudyView, *panels: Panel, subject: str) -> Figure:
+    """Draw metrics of ETRM's overfit runs, two panels a row."""
     look_of, style = looks(view.experiment for view in study.runs), study.style
-    logged = [view for view in study.runs if view.stage == "overfit" and not view.is_trm]
+    logged, rows = _of_encoders(study.runs), -(-len(panels) // 2)
     views = [view for view in logged if any(len(view.series(panel.metric)) for panel in panels)]
     with theme(style):
         if not views:
             fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
             say(fig.subplots(), f"no ETRM overfit run with {subject} has finished yet")
             return fig
-        fig = Figure(figsize=(style.width, height * style.width), layout="constrained")
-        grid = fig.subplots(len(panels) // 2, 2, sharex=True, squeeze=False)
-        for axes, panel in zip(grid.ravel(), panels, strict=True):
+        height = (0.15 + 0.27 * rows) * style.width
+        fig = Figure(figsize=(style.width, height), layout="constrained")
+        grid = fig.subplots(rows, 2, sharex=True, squeeze=False)
+        for axes in grid.ravel()[len(panels) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(grid.ravel(), panels, strict=False):
             axes.set_title(panel.title)
             if not _curves(axes, views, panel.metric, look_of):
                 say(axes, f"no run has logged {panel.metric}")
                 continue
+            for value, words in panel.lines:
+                _threshold(axes, value, words)
+            for view in views:
+                if (by := view.stopped_by) is not None and by["metric"] == panel.metric:
+                    _mark(axes, smoothed(view, panel.metric), "X", look_of[view.experiment].colour)
             low, high = axes.get_ylim()
             if panel.linear_below is not None:
                 _log_axis(axes, panel.linear_below)
@@ -156,8 +203,6 @@ def _overfit_panels(study: StudyView, *panels: Panel, height: float, subject: st
                 axes.yaxis.set_major_formatter(PERCENT())
             else:
                 axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
-            for value, words in panel.lines:
-                _threshold(axes, value, words)
         for axes in grid.ravel():
             _steps_axis(axes, labelled=axes in list(grid[-1]))
         legend_below(fig, _handles(views, look_of), style)
@@ -220,9 +265,14 @@ def _curves(
 
 def _end_mark(axes: Axes, view: RunView, colour: str) -> None:
     """Mark the end: a cross for a stopped run, else a dot at the last evaluation, if any."""
-    values, marker = view.series("all.exact_accuracy"), "o"
     if view.stopped:
-        values, marker = smoothed(view, "train/exact_accuracy"), "X"
+        _mark(axes, smoothed(view, "train/exact_accuracy"), "X", colour)
+    else:
+        _mark(axes, view.series("all.exact_accuracy"), "o", colour)
+
+
+def _mark(axes: Axes, values: pd.Series, marker: str, colour: str) -> None:
+    """Mark the last value, if any."""
     (mark,) = axes.plot(values.index[-1:], values[-1:], marker=marker, ms=6, mec="white", zorder=4)
     mark.set(color=colour, clip_on=False)  # whole also at the edge of a panel
 

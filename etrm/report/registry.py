@@ -16,6 +16,7 @@ FIGURES = {
     "training_curves": "etrm.report.figures:training_curves",
     "encoder_statistics": "etrm.report.figures:encoder_statistics",
     "gradient_flow": "etrm.report.figures:gradient_flow",
+    "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
     "qualitative": "etrm.report.qualitative:qualitative",
 }
 TABLES = {"results": "etrm.report.tables:results"}

@@ -70,6 +70,14 @@ class RunView:
         reason = self.run.get("stopped_early") or ""
         return bool(reason) and "target" not in reason
 
+    @property
+    def stopped_by(self) -> dict[str, Any] | None:
+        """The finding that ended the run: its metric, value and threshold; None where none did."""
+        reason = self.run.get("stopped_early")
+        events = self.run.get("health") or []
+        found = (e for e in events if e["severity"] == "stop" and e["finding"] == reason)
+        return next(found, None)
+
     def series(self, name: str) -> pd.Series:
         """Return the metric over steps (index), without steps on which it has no finite value."""
         if name not in self.metrics:

@@ -21,6 +21,7 @@ from etrm.report.figures import (
     encoder_statistics,
     gradient_flow,
     over_seeds,
+    overfit_dynamics,
     smoothed,
     training_curves,
 )
@@ -173,7 +174,33 @@ def test_gradient_flow_shows_the_starved_control(views: list[RunView]) -> None:
     assert_readable(fig)
 
 
-@pytest.mark.parametrize("make", [training_curves, encoder_statistics, gradient_flow])
+def test_the_metric_that_ended_a_run_is_shown_with_its_threshold(tmp_path: Path) -> None:
+    good = fake.run(tmp_path, experiment="good")
+    ended = {"starved": True, "reached": 0.1, "stopped_early": fake.EVENT["finding"]}
+    control = fake.run(tmp_path, experiment="control", steps=500, **ended)
+    assert (good.stopped_by, control.stopped_by) == (None, fake.EVENT)
+    fig = overfit_dynamics(study([good, control]))
+    *usual, last = fig.axes
+    metric, bound = fake.EVENT["metric"], fake.EVENT["threshold"]
+    assert len(usual) == 3
+    assert metric in last.get_title()
+    lines = labelled(last)
+    assert (lines["control"].get_ydata() < bound).all()
+    assert (lines["good"].get_ydata() > bound).all()
+    assert [line.get_ydata()[0] for line in last.lines if line.get_linestyle() == ":"] == [bound]
+    (cross,) = [line for line in last.lines if line.get_marker() == "X"]
+    assert cross.get_xdata()[0] == control.series(metric).index[-1]
+    assert not [line for axes in usual for line in axes.lines if line.get_marker() == "X"]
+    assert_readable(fig)
+    for views in ([good], [control]):  # a panel less, and a threshold far above the curve
+        fig = overfit_dynamics(study(views))
+        assert_readable(fig)
+    assert fig.axes[3].get_ylim()[1] > bound
+
+
+@pytest.mark.parametrize(
+    "make", [training_curves, encoder_statistics, gradient_flow, overfit_dynamics]
+)
 def test_nothing_to_show_is_said_in_words(make: Any) -> None:
     fig = make(study([]))
     assert "finished yet" in words_of(fig)
@@ -219,7 +246,7 @@ def test_long_and_many_names_stay_readable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [0.8, 1.2])
 def test_another_size_of_text_stays_readable(views: list[RunView], scale: float) -> None:
     style = FigureStyle(font_scale=scale)
-    for make in (training_curves, encoder_statistics, gradient_flow):
+    for make in (training_curves, encoder_statistics, gradient_flow, overfit_dynamics):
         assert_readable(make(study(views, style)))
 
 
