@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -21,12 +22,15 @@ from tiny import make_corpus, make_tasks
 
 from etrm.arc.augment import Variants
 from etrm.arc.sources import load_sources
+from etrm.config.load import read_study, run_config
 from etrm.config.sources import KaggleSource
 from etrm.config.study import EpisodesConfig
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler, group_by_lane, training_questions
 from etrm.data.epochs import EpochOrder
-from etrm.training.build import hide_answers
+from etrm.data.prepare import prepare_tasks
+from etrm.data.tables import read_tasks, write_augmentations
+from etrm.training.build import hide_answers, training_data
 
 # Released by ARC Prize, trained by this command: huggingface.co/arcprize/trm_arc_prize_verification
 RELEASED_STEP, EPOCHS, BATCH = 518_071, 100_000, 768
@@ -168,22 +172,28 @@ def test_pairs_of_a_puzzle_stand_still_and_one_of_them_at_the_corner() -> None:
     assert corner == [1] * 15  # that another stands there has a chance of 1 in 784
 
 
+def source(arc: Path, name: str) -> KaggleSource:
+    challenges, solutions = (
+        str(arc / f"arc-agi_{name}_{kind}.json") for kind in ("challenges", "solutions")
+    )
+    return KaggleSource(challenges=challenges, solutions=solutions)
+
+
+def two_variants() -> Variants:
+    """A task as it is, and turned."""
+    dihedral, colours = np.array([0, 1], np.uint8), np.arange(10, dtype=np.uint8)
+    return Variants(dihedral, np.stack([colours, colours]), np.zeros((2, 2), np.uint64))
+
+
 @cache
 def arc_corpus(arc: Path) -> tuple[Corpus, tuple[str, ...]]:
     """All tasks of the official ARC-AGI-1 data set, and those of its test set."""
-    sources = {}
-    for name in ("training", "evaluation", "concept"):
-        challenges, solutions = (
-            str(arc / f"arc-agi_{name}_{kind}.json") for kind in ("challenges", "solutions")
-        )
-        sources[name] = KaggleSource(challenges=challenges, solutions=solutions)
+    sources = {name: source(arc, name) for name in ("training", "evaluation", "concept")}
     loaded = load_sources(sources)
     loaded["evaluation"] = [hide_answers(task) for task in loaded["evaluation"]]
     tasks = [task for name in sources for task in loaded[name]]
     held_out = tuple(task.id for task in loaded["evaluation"])
-    dihedral, colours = np.array([0, 1], np.uint8), np.arange(10, dtype=np.uint8)
-    turned = Variants(dihedral, np.stack([colours, colours]), np.zeros((2, 2), np.uint64))
-    return Corpus(tasks, dict.fromkeys((task.id for task in tasks), turned)), held_out
+    return Corpus(tasks, dict.fromkeys((task.id for task in tasks), two_variants())), held_out
 
 
 def test_an_arc_epoch_has_the_official_tasks_pairs_and_steps(arc: Path) -> None:
@@ -217,3 +227,17 @@ def test_the_official_share_of_arc_pairs_is_not_translated(arc: Path) -> None:
     error = (expected * (1 - expected) / len(at_corner)) ** 0.5
     assert abs(np.mean(at_corner) - expected) < 4 * error
     assert float(to_corner.mean()) < 0.1 < 0.24 < expected  # the first: by a draw for each sample
+
+
+def test_trm_published_trains_on_the_official_tasks_but_two(arc: Path, tmp_path: Path) -> None:
+    """Those that hold a held-out test pair, of 3 and 4 pairs, are left out (docs/deviations.md)."""
+    config = read_study(Path(__file__).parents[2] / "config" / "paper.yaml")
+    sources = {**config.data.sources, "concept": source(arc, "concept")}
+    tasks, variants = tmp_path / "tasks.parquet", tmp_path / "augmentations.parquet"
+    prepare_tasks(replace(config.data, sources=sources), tasks)
+    ids = [record.task.id for record in read_tasks(tasks)]
+    write_augmentations(variants, dict.fromkeys(ids, two_variants()))
+    run = run_config(config, "trm_published", "pretrain", 0)
+    corpus, (lane,) = training_data(run, tasks, variants, torch.device("cpu"))
+    assert set(ids) - {task.id for task in corpus.tasks} == {"40853293", "caa06a1f"}
+    assert (len(corpus.tasks), len(lane)) == (960 - 2, 3988 - 7)
