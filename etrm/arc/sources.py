@@ -7,6 +7,7 @@ one go. A new kind of source is one function here (`KINDS`) and one class in `et
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -149,49 +150,75 @@ def _read_solutions(where: str, solutions: Any, tests: Any, problems: Problems) 
 def _load_folder(source: FolderSource, problems: Problems) -> list[Task]:
     folder = Path(source.path)
     try:
-        paths = _visible(folder)
+        paths = _visible(folder, source.nested)
     except OSError as error:
         parse.add_file_problem(folder, error, "a folder of task files", source.hint, problems)
         return []
     if not paths:
-        expected = "ARC task files, <task id>.json, directly in it"
-        problems.add(str(folder), "no .json file", expected, source.hint)
+        problems.add(str(folder), *_where_tasks_are(folder, source))
+    names = Counter(path.name for path in paths)
     tasks = []
     for path in paths:
-        if not _is_usable(path):
+        if not _is_usable(path.relative_to(folder)):
             expected = "<task id>.json, in UTF-8, without { } < > and control characters"
             problems.add(_shown(path), "an unusable file name", expected, "rename it")
         elif (entry := parse.read_object(path, "", problems)) is not None:
-            task_id = _shown(path.name).removesuffix(".json")
+            # A name that several folders have does not tell their tasks apart: their paths do.
+            name = path.name if names[path.name] == 1 else path.relative_to(folder).as_posix()
+            task_id = _shown(name).removesuffix(".json")
             where = f"{path}: task {task_id}"
             tasks.append(parse.read_task(where, task_id, entry, problems, source.labelled))
     return [task for task in tasks if task is not None]
 
 
-def task_files(folder: Path) -> list[Path]:
-    """Return the files that a folder source reads its tasks from, sorted by name.
+def _where_tasks_are(folder: Path, source: FolderSource) -> tuple[str, str, str]:
+    """Return finding, expectation and remedy of a folder without a task file."""
+    below = [] if source.nested else _visible(folder, nested=True)
+    if not below:
+        place = "in it or below it" if source.nested else "directly in it"
+        return "no .json file", f"ARC task files, <task id>.json, {place}", source.hint
+    holding = Counter(_shown(path.parent) for path in below)
+    named = ", ".join(first_few(f"{name} ({count})" for name, count in sorted(holding.items())))
+    fix = "name one of them, or set `nested: true` to read them all as one source"
+    return f"no .json file, but some in {named}", "task files directly in it", fix
 
-    They are the regular files `<task id>.json` directly in it, or links to such, with a name that
-    can be a path of the workflow. Hidden files (an editor's `.#a.json`) are none, nor are those
-    that the source reports as a problem: links that lead nowhere, folders, pipes. A folder that is
-    not there, or cannot be listed, has none; this raises nothing.
+
+def task_files(folder: Path, nested: bool = False) -> list[Path]:
+    """Return the files that a folder source reads its tasks from, sorted by path.
+
+    They are the regular files `<task id>.json` directly in it (`nested`: or in folders below it),
+    or links to such, with a name that can be a path of the workflow. Hidden files (an editor's
+    `.#a.json`) are none, nor are those that the source reports as a problem: links that lead
+    nowhere, folders, pipes. A folder that is not there, or cannot be listed, has none; this raises
+    nothing.
     """
     try:
-        paths = _visible(folder)
+        paths = _visible(folder, nested)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return []
-    return [path for path in paths if os.path.isfile(path) and _is_usable(path)]
+    return [p for p in paths if os.path.isfile(p) and _is_usable(p.relative_to(folder))]
 
 
-def _visible(folder: Path) -> list[Path]:
-    """Return the paths that are named as task files and are not hidden. Raises `OSError`."""
-    names = (path.name for path in folder.iterdir())
-    return [folder / n for n in sorted(names) if n.endswith(".json") and not n.startswith(".")]
+def _visible(folder: Path, nested: bool, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Return the paths that are named as task files and are not hidden, sorted; raises `OSError`.
+
+    A folder below that cannot be listed raises as well: its tasks would be missing unnoticed.
+    """
+    found, paths = [], list(folder.iterdir())
+    above = (*above, folder.resolve()) if nested else ()
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.name.endswith(".json"):
+            found.append(path)
+        elif nested and path.is_dir() and path.resolve() not in above:  # a link may lead back up
+            found += _visible(path, nested, above)
+    return sorted(found)
 
 
 def _is_usable(path: Path) -> bool:
-    """Return whether a file name can be that of a task, and a path of the workflow."""
-    name = os.fsencode(path.name).decode("utf-8", "surrogateescape")  # surrogates do not print
+    """Return whether a file's path below its source can be a path of the workflow."""
+    name = os.fsencode(path).decode("utf-8", "surrogateescape")  # surrogates do not print
     return name.isprintable() and not set(name) & set(SIGNS)
 
 

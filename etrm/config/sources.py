@@ -40,6 +40,11 @@ class FolderSource:
 
     kind: str = option("the kind of source", "folder", choices=("folder",))
     path: str = option("path of the folder; `~` is the home directory", path=True)
+    nested: bool = option(
+        "read the folders below it, too; a task whose file name several of them have is named by"
+        " its path, `folder/name`",
+        False,
+    )
     labelled: bool = option("false allows test pairs without an output", True)
     hint: str = option("help to get the files; shown when they are missing", "")
 

