@@ -7,7 +7,8 @@ vanish. Here that is an error, which names the file, the key and its lines.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,28 @@ def check_files(paths: Iterable[str | Path]) -> None:
     here = Path.cwd()
     for path in map(Path, paths):
         read_file(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def with_types(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `--config` of Snakemake with the types that YAML gives to its nested values.
+
+    Snakemake reads `data={variants: 8}` with a text "8"; values that are not nested have types.
+    """
+    return {k: v if isinstance(v, str) else _typed(v) for k, v in config.items()}
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _typed(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_typed(v) for v in value]
+    if not isinstance(value, str):
+        return value
+    loader = yaml.SafeLoader("")
+    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, value, (True, False)), value)
+    with suppress(ValueError):  # a date with no such day
+        return loader.construct_object(node)
+    return value
 
 
 def _parse(text: str, name: str) -> Any:

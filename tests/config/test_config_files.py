@@ -11,7 +11,7 @@ import yaml
 from documents import document, shipped
 
 from etrm.cli import main
-from etrm.config.files import check_files, read_file
+from etrm.config.files import check_files, read_file, with_types
 from etrm.config.load import read_study
 from etrm.config.schema import ConfigError
 from etrm.launch.site import read_site
@@ -137,3 +137,11 @@ def test_the_settings_of_a_site(tmp_path: Path) -> None:
         ConfigError, match=r"site\.yaml: 1 problem\n  partition: found the key twice, on lines 1 a"
     ):
         read_site(path)
+
+
+def test_values_of_the_command_line_have_the_types_of_yaml() -> None:
+    nested = {"variants": "8", "max_side": "null", "lr": "1.0e-4", "on": "true", "of": ["1", "x"]}
+    found = with_types({"data": nested, "study": "8", "threads": 2})
+    typed = {"variants": 8, "max_side": None, "lr": 1.0e-4, "on": True, "of": [1, "x"]}
+    assert found == {"data": typed, "study": "8", "threads": 2}  # Snakemake gives these types
+    assert with_types({"a": {"day": "2026-13-45"}}) == {"a": {"day": "2026-13-45"}}

@@ -243,6 +243,14 @@ def test_bad_config_is_refused_before_anything_runs(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+def test_nested_values_of_the_command_line_are_typed(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    nested = "defaults={train: {steps: 3, lr: 2.0e-3}}"
+    assert planned(snakemake(folder, "-n", "--config", nested))["train_pretrain"] > 0
+    run = snakemake(folder, "-n", "--config", "data={variants: many}")
+    assert "data.variants: found 'many' (text)" in run.stdout + run.stderr
+
+
 def test_a_strict_run_cannot_start_from_the_transductive_trm(study: Path) -> None:
     change = {"experiments": {PASSING: {"decoder": {"init": "trm"}}}}
     target = f"results/smoke/runs/{PASSING}/overfit/seed0/model.safetensors"

@@ -6,8 +6,9 @@ from snakemake.exceptions import WorkflowError
 
 from etrm.launch.site import read_site
 from etrm.config.schema import ConfigError
-from etrm.config.files import check_files
+from etrm.config.files import check_files, with_types
 from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
+from etrm.config.merging import merge
 from etrm.storage.result_cache import RUN_FILES
 from etrm.storage.records import DamagedFileError
 from etrm.report.registry import FIGURES, TABLES, modules
@@ -20,7 +21,8 @@ from etrm.storage.digests import code_digest, score_code, script_digest, train_c
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
     check_files(workflow.configfiles)
-    STUDY, SITE = load_study(config), read_site()
+    changed = merge(config, with_types(workflow.config_settings.config))
+    STUDY, SITE = load_study(changed), read_site()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
