@@ -1,12 +1,16 @@
 # ETRM: from ARC tasks to the paper's figures. `snakemake -n` plans, `snakemake --cores 2` runs.
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
 if not workflow.overwrite_configfiles:
+    # In another working directory without a study of its own, the one that comes with the checkout.
+    study = Path("config/config.yaml")
 
-    configfile: "config/config.yaml"
+    configfile: study if study.exists() else Path(workflow.basedir) / study
 
 
 report: "workflow/report/workflow.rst"

@@ -18,7 +18,8 @@ from etrm.config.schema import ConfigError, ConfigProblem
 from etrm.config.text import join
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
-A_PATH = "the path of a YAML file, from the folder of the Snakefile"
+CHECKOUT = Path(__file__).resolve().parents[2]  # of this package, where it runs from one
+A_PATH = "the path of a YAML file, from the working directory or from the folder of the Snakefile"
 
 
 def read_file(path: Path, expected: str = A_PATH) -> Any:
@@ -28,7 +29,7 @@ def read_file(path: Path, expected: str = A_PATH) -> Any:
     unreadable, neither YAML nor JSON, or has a key twice in one block.
     """
     try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
+        return _parse(located(path).read_text(encoding="utf-8"), str(path))
     except ConfigError:
         raise
     except FileNotFoundError:
@@ -39,6 +40,15 @@ def read_file(path: Path, expected: str = A_PATH) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with no such day
         found = "no YAML: " + " ".join(str(error).split())
         raise ConfigError([ConfigProblem(str(path), found, "a YAML document")]) from None
+
+
+def located(path: Path) -> Path:
+    """Return the file of the checkout where a relative path leads to none from here.
+
+    So that `config/config.yaml` means the same in whatever folder a study is run.
+    """
+    ours = CHECKOUT / path
+    return ours if not path.exists() and ours.is_file() else path
 
 
 def check_files(paths: Iterable[str | Path]) -> None:

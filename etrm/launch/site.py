@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.config.files import read_file
+from etrm.config.files import located, read_file
 from etrm.config.schema import ConfigError, ConfigProblem, option, parse
 from etrm.config.text import show
 
@@ -142,7 +142,7 @@ def read_site(path: Path | None = None) -> SiteConfig:
     The defaults where there is no such file. Raises `ConfigError` with all that is wrong in it.
     """
     named = os.environ.get(VARIABLE)
-    where = path or Path(named or SITE)
+    where = located(path or Path(named or SITE))
     if not where.exists() and not named and path is None:
         return SiteConfig()
     document = read_file(where, f"the file of settings that {VARIABLE} names")

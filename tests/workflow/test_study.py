@@ -251,6 +251,38 @@ def test_nested_values_of_the_command_line_are_typed(tmp_path: Path) -> None:
     assert "data.variants: found 'many' (text)" in run.stdout + run.stderr
 
 
+@pytest.mark.parametrize("how", ["--directory", "--snakefile"])
+def test_a_study_in_another_folder(tmp_path: Path, how: str) -> None:
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "else where"
+    for folder in (checkout, elsewhere):
+        folder.mkdir()
+    copy_project(checkout)
+    (elsewhere / "mine.yaml").write_text(f"extends: {STUDY}\nstudy: mine\n")
+    config = "mine.yaml"
+    arguments = ["--cores", "1", "tasks", "--snakefile", str(checkout / "Snakefile")]
+    start = elsewhere
+    if how == "--directory":
+        arguments = ["--cores", "1", "tasks", "--directory", str(elsewhere)]
+        start, config = checkout, str(elsewhere / config)
+    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", config]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    run = subprocess.run(command, cwd=start, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    assert (elsewhere / "results/mine/data/tasks.parquet").is_file()
+    assert not (checkout / "results").exists()
+
+
+def test_an_interpreter_that_a_shell_would_take_apart_is_refused(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path)
+    python = tmp_path / "my python"
+    python.symlink_to(sys.executable)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    command = [str(python), "-m", "snakemake", "-n", "--configfile", STUDY]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"{python}: found a Python interpreter" in run.stdout + run.stderr
+
+
 def test_a_strict_run_cannot_start_from_the_transductive_trm(study: Path) -> None:
     change = {"experiments": {PASSING: {"decoder": {"init": "trm"}}}}
     target = f"results/smoke/runs/{PASSING}/overfit/seed0/model.safetensors"

@@ -1,5 +1,7 @@
 # What jobs run in: the environment of Snakemake itself, or the same versions by conda or Apptainer.
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -19,6 +21,21 @@ container: IMAGE
 # Jobs import the checkout that they belong to, also where `etrm` is not installed, or another
 # version of it is. The Snakemake of a job on another machine reads this as well.
 search_first(CHECKOUT)
+
+# Snakemake puts the interpreter unquoted into the shell commands of jobs.
+if shlex.quote(sys.executable) != sys.executable:
+    raise WorkflowError(
+        f"{sys.executable}: found a Python interpreter whose path has a space or another character"
+        " that is special to a shell, expected one without, since jobs are started through a"
+        " shell; move the checkout, or make the environment in a folder without such characters"
+        " (python3 -m venv FOLDER) and install the checkout there"
+    )
+
+if not os.access(".", os.W_OK):
+    raise WorkflowError(
+        f"{Path.cwd()}: found a working directory that cannot be written to, expected one that takes"
+        " .snakemake and the results; add --directory FOLDER, a folder of yours"
+    )
 
 # Without the image every job would fail, with a message that does not say what to do.
 if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, in_words
+from etrm.config.files import located
 from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.launch.slurm import gpus_of
@@ -91,14 +92,17 @@ def snakemake_jobs(configfile: str) -> Jobs:
             f"Snakemake is not installed here ({error}), and the plan is its dry run: install it,"
             " as `make setup` does, or use `etrm run` for a single stage"
         ) from None
-    if not Path("Snakefile").is_file():
+    snakefile = located(Path("Snakefile"))
+    if not snakefile.is_file():
         raise PlanError(
             f"{Path.cwd()}: found no Snakefile, expected the folder of the project: go there first"
         )
     said = io.StringIO()  # argparse explains its exit on stderr
     try:
         with redirect_stderr(said):
-            _, args = cli.parse_args(["--dryrun", "--configfile", configfile])
+            _, args = cli.parse_args(
+                ["--dryrun", "--snakefile", str(snakefile), "--configfile", configfile]
+            )
     except SystemExit:
         words = said.getvalue().strip().splitlines() or ["it does not say why"]
         raise PlanError(f"Snakemake refuses a setting of a profile: {words[-1]}") from None
