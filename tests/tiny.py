@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from etrm.arc.augment import Variants, draw_variants
 from etrm.arc.task import Pair, Task
@@ -21,6 +22,7 @@ from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, training_questions
 from etrm.data.tables import TaskRecord, write_augmentations, write_tasks
+from etrm.models.act import Carry
 from etrm.models.build import build_model
 from etrm.training.run import RunPaths
 from etrm.training.trainer import Trainer
@@ -139,6 +141,14 @@ def make_trainer(run: RunConfig, corpus: Corpus | None = None) -> Trainer:
     """A trainer as `train_run` builds it."""
     corpus = make_corpus() if corpus is None else corpus
     return Trainer(run, build_model(run, corpus.num_puzzles), corpus, questions_of(run, corpus))
+
+
+class UnevenHalting(Trainer):
+    """Samples of lane 0 halt after one ACT step, those of others after four, a slot at a time."""
+
+    def _halting(self, carry: Carry, q_halt: Tensor, slots: Tensor, halting: Any) -> Tensor:
+        small = carry.batch.inputs.shape[1] == self.episodes[0].side ** 2
+        return (slots + self.step_number) % (1 if small else 4) == 0
 
 
 def make_batch(

@@ -146,17 +146,26 @@ def all_variants(
 
 
 def thin_out(lanes: list[LaneQuestions], most: int | None, seed: int) -> list[LaneQuestions]:
-    """Return at most about `most` of all (episode, variant) pairs, the same for the same seed."""
+    """Return at most `most` of all (episode, variant) pairs, the same for the same seed.
+
+    Systematic sampling: one of each total / most in a row, lane after lane, shuffled within a lane.
+    So each pair is as likely as any other, and each lane has its share of them, to less than one.
+    """
     total = sum(len(index) for _, index, _ in lanes)
     if most is None or total <= most:
         return lanes
-    kept = []
+    device = lanes[0][1].device
+    start = random.uniform(seed, len(lanes), random.SUBSET, torch.zeros(1, device=device))[:, 0]
+    taken = ((torch.arange(most, device=device) + start) * (total / most)).long()  # [most]
+    kept, first = [], 0
     for number, (episodes, index, variant) in enumerate(lanes):
-        slots = torch.arange(len(index), device=index.device)
+        slots = torch.arange(len(index), device=device)
         order = random.uniform(seed, number, random.SUBSET, slots)[:, 0].argsort()  # a permutation
-        # In proportion to the lane.
-        chosen = order[: max(1, most * len(index) // total)].sort().values
-        kept.append((episodes, index[chosen], variant[chosen]))
+        of_lane = taken[(taken >= first) & (taken < first + len(index))] - first
+        chosen = order[of_lane].sort().values
+        if len(chosen):
+            kept.append((episodes, index[chosen], variant[chosen]))
+        first += len(index)
     return kept
 
 

@@ -2,8 +2,9 @@
 
 `train/accuracy`, `train/exact_accuracy`, `train/q_halt_accuracy` and `train/steps` are means over
 the samples that halted (as official TRM counts them); `train/exact_accuracy_all` is over all
-slots at whatever ACT depth they are. Losses are means over all slots. Sums stay on the device
-until a row is logged.
+slots at whatever ACT depth they are. Losses are means over all slots. In all of them a slot has the
+weight of its lane (`lane_weights`), so they estimate what one batch without lanes would show. Sums
+stay on the device until a row is logged.
 """
 
 from __future__ import annotations
@@ -35,22 +36,32 @@ class Window:
         pair = torch.stack([total, weight.detach().double()])
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def add_samples(self, losses: SampleLoss, halted: Tensor, steps: Tensor, share: float) -> None:
+    def add_samples(
+        self,
+        losses: SampleLoss,
+        halted: Tensor,
+        steps: Tensor,
+        share: float,
+        weight: Tensor | float = 1.0,
+    ) -> None:
         """Add one ACT step of B slots: losses, `halted` [B] bool, ACT `steps` [B] int64.
 
         `share`: of these slots among all, so that `train/count` is per step, not per micro-batch.
+        `weight`: of a slot of this lane.
         """
         counted = halted & losses.labelled
-        number, size = counted.sum(), len(halted)
+        number, size = counted.sum() * weight, len(halted) * weight
         right = (losses.accuracy, losses.exact, losses.q_right, steps)
         for name, value in zip(OF_HALTED, right, strict=True):
-            self.add(f"train/{name}", torch.where(counted, value.double(), 0.0).sum(), number)
+            self.add(
+                f"train/{name}", torch.where(counted, value.double(), 0.0).sum() * weight, number
+            )
         self.add("train/count", number, share)
-        self.add("train/lm_loss", losses.lm.sum(), size)
-        self.add("train/q_halt_loss", losses.q_halt.sum(), size)
-        self.add("train/exact_accuracy_all", losses.exact.sum(), size)
+        self.add("train/lm_loss", losses.lm.sum() * weight, size)
+        self.add("train/q_halt_loss", losses.q_halt.sum() * weight, size)
+        self.add("train/exact_accuracy_all", losses.exact.sum() * weight, size)
         for name, value in losses.context.items():
-            self.add(f"train/{name}_loss", value.sum(), size)
+            self.add(f"train/{name}_loss", value.sum() * weight, size)
 
     def totals(self, ranks: Ranks = ONE) -> dict[str, tuple[float, float]]:
         """Return sums and weights over all ranks by name, fetched in one transfer."""

@@ -84,19 +84,24 @@ class SignSGD:
         self.embedding, self.weight_decay = embedding, weight_decay
 
     @torch.no_grad()
-    def step(self, lr: float, ranks: Ranks = ONE, slots: int = 0) -> None:
+    def step(self, lr: float, weights: Tensor, ranks: Ranks = ONE) -> None:
         """Move each used row once, by the sign of its summed gradient.
 
-        `slots`: of all `ranks`; every rank makes the update of all of them. Nothing waits for the
-        device, and all slots with the same puzzle write the same values to its row.
+        `weights` [B] of the slots of all `ranks`, all of which make the update of all slots. A sign
+        has lost the weight of its slots, so the row's rate has it: a puzzle whose slots stand for w
+        slots is met w times as often in a batch without lanes. Nothing waits for the device, and
+        all slots with the same puzzle write the same values to its row.
         """
         puzzles, gradients = self.embedding.take_gradients()  # [B], [B, D]
-        puzzles, gradients = ranks.all_gather(puzzles, slots), ranks.all_gather(gradients, slots)
+        puzzles = ranks.all_gather(puzzles, len(weights))
+        gradients = ranks.all_gather(gradients, len(weights))
         same = puzzles[:, None] == puzzles  # [B, B]
         first = same.to(torch.uint8).argmax(dim=1)  # of the slots with this puzzle
         total = (same.to(gradients.dtype) @ gradients)[first]  # one order of summation a puzzle
-        rows = self.embedding.weights[puzzles] * (1 - lr * self.weight_decay)
-        self.embedding.weights[puzzles] = rows - lr * total.sign()
+        weight = (same.to(weights.dtype) @ weights / same.sum(dim=1))[first, None]  # their mean
+        table = self.embedding.weights
+        decay = (1 - lr * self.weight_decay * weight).to(table.dtype)  # [B, 1]
+        table[puzzles] = table[puzzles] * decay - (lr * weight).to(table.dtype) * total.sign()
 
 
 class EMA:

@@ -67,7 +67,8 @@ class HostSlotTracker:
 class LaneSlots:
     """Slots of one lane that go through the model together: one micro-batch."""
 
-    side: int  # of the lane's canvas, in cells
+    lane: int  # number among the lanes, from 0
+    side: int  # of its canvas, in cells
     sampler: Sampler
     carry: Carry
     slots: Tensor  # [B] int64, on the device: numbers in the whole batch
@@ -103,7 +104,8 @@ def make_lane_slots(
             f" {ranks.world_size} ranks; raise it or use fewer GPUs"
         )
     groups, first = [], 0
-    for lane, count in zip(episodes, apportion_slots(episodes, size), strict=True):
+    counts = apportion_slots(episodes, size)
+    for number, (lane, count) in enumerate(zip(episodes, counts, strict=True)):
         own = ranks.own(torch.arange(first, first + count))  # numbers in the whole batch
         order = EpochOrder(lane.task, count, run.seed) if run.episodes.order == "epochs" else None
         parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
@@ -114,7 +116,9 @@ def make_lane_slots(
             # On every device, so that any can resume a state; `meta` tensors have no values.
             track = demos and corpus.device.type != "meta"
             tracker = HostSlotTracker(sampler) if track else None
-            groups.append(LaneSlots(lane.side, sampler, carry, slots, numbers - first, tracker))
+            positions = numbers - first
+            group = LaneSlots(number, lane.side, sampler, carry, slots, positions, tracker)
+            groups.append(group)
         first += count
     return groups
 

@@ -20,6 +20,7 @@ from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
 from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
 from etrm.runtime.distributed import Ranks
+from etrm.training.lane_weights import LaneWeights
 from etrm.training.metrics import EncoderStatistics, Window
 from etrm.training.optim import averaged_weights, warmup_factor
 from etrm.training.probe import Probe, make_probe
@@ -34,7 +35,8 @@ class Trainer:
     """Trains a model on the questions of a corpus. A step is one ACT step of every slot.
 
     All micro-batches of all ranks do their forward and backward pass, then there is one update:
-    the loss is the mean over all slots of the batch. All ranks call the same methods.
+    the loss is the mean over all slots of the batch, each with the weight of its lane. All ranks
+    call the same methods.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trainer:
         self.step_number = 0  # of the step under way, or the last one done
         dtype = self.compute.dtype
         self.lane_slots = make_lane_slots(run, model, corpus, episodes, ranks, dtype, execution)
+        self.lane_weights = LaneWeights(episodes, run.train.batch_size, corpus.device)
         self.updater = Updater(run, model, ranks)
         self.ema = self.updater.ema
         self.has_context = "context" in self.updater.parameters.flat
@@ -69,17 +72,21 @@ class Trainer:
     def step(self) -> None:
         """Do one ACT step of every slot, and one update."""
         self.step_number += 1
-        contexts = []
+        contexts, weights = [], self.lane_weights.by_lane
+        number_halted = torch.zeros_like(weights)  # [lanes]
         statistics = EncoderStatistics() if self.row_due() else None
         for group in self.lane_slots:
+            weight = weights[group.lane]
             output, losses, halted = self._forward_backward(group)
             steps, share = group.carry.steps, len(group.slots) / self.train.batch_size
-            self.window.add_samples(losses, halted, steps, share)
+            self.window.add_samples(losses, halted, steps, share, weight)
             share_of_steps = (halted * steps).sum() / self.halting.max_steps
-            self.window.add("train/steps_share", share_of_steps, halted.sum())
+            self.window.add("train/steps_share", share_of_steps * weight, halted.sum() * weight)
+            number_halted[group.lane] += halted.sum()
             if self.has_context:
                 encoded = output.encoded.sum()  # samples whose encoding carries a gradient
-                self.window.add("grad/encoder_coverage", encoded, len(output.encoded))
+                size = len(output.encoded)
+                self.window.add("grad/encoder_coverage", encoded * weight, size * weight)
                 contexts.append(output.context.detach())
             if statistics is not None:
                 statistics.add(self.model.context.representation(output.encoding))
@@ -87,6 +94,10 @@ class Trainer:
         if statistics is not None:
             self._add_shared(statistics.values(self.ranks))
         self._update()
+        if self.row_due() and len(self.episodes) > 1:
+            shares = zip(self.episodes, self.lane_weights.share, strict=True)
+            self._add_shared({f"train/lane_share/{lane.side}": share for lane, share in shares})
+        self.lane_weights.advance(number_halted, self.ranks)
         # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:
             self._add_shared(self.probe.measure(self.model, self.compute))
@@ -139,6 +150,7 @@ class Trainer:
             "ema": self.ema.values,
             "optimizer": self.updater.optimizer.state_dict(),
             "lanes": lanes,
+            "lane_weights": self.lane_weights.state_dict(),
             "window": totals,  # of the row under way
             "bank": self.contrastive_bank,
         }
@@ -152,6 +164,7 @@ class Trainer:
             value.copy_(state["ema"][name])
         self.updater.optimizer.load_state_dict(state["optimizer"])
         restore_carries(self.lane_slots, state["lanes"])
+        self.lane_weights.load_state_dict(state["lane_weights"])
         if state["bank"] is not None:
             vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
             self.contrastive_bank = vectors, tasks
@@ -173,7 +186,8 @@ class Trainer:
         if weights.get("contrastive"):
             losses.context["contrastive"] = self._contrastive(group, carry, output)
         total = losses.total(self.halting.loss_weight, weights)
-        (total.sum() / self.train.batch_size).backward()  # added up over micro-batches
+        weight = self.lane_weights.by_lane[group.lane]
+        (total.sum() * weight / self.train.batch_size).backward()  # added up over micro-batches
         carry.halted = self._halting(carry, output.q_halt.detach(), group.slots, self.halting)
         group.carry = carry
         if group.host_tracker is not None:
@@ -215,4 +229,4 @@ class Trainer:
             self.window.add(name, value * weight, weight)
 
     def _update(self) -> None:
-        self._add_shared(self.updater.apply(self.step_number))
+        self._add_shared(self.updater.apply(self.step_number, self.lane_weights.by_slot))

@@ -39,8 +39,11 @@ class Updater:
         table = model.context if isinstance(model.context, PuzzleEmbedding) else None
         self.embedding = SignSGD(table, train.embedding_weight_decay) if table else None
 
-    def apply(self, step: int) -> dict[str, Tensor]:
-        """Make update `step` (from 1), set gradients to zero, and return norms for the metrics."""
+    def apply(self, step: int, weights: Tensor) -> dict[str, Tensor]:
+        """Make update `step` (from 1), set gradients to zero, and return norms for the metrics.
+
+        `weights`: of all slots, with which they are in the gradients.
+        """
         self.ranks.sum_(self.parameters.gradient)  # the loss is a mean over the slots of all ranks
         norms = self._clip(step)
         factor = warmup_factor(step, self.train.warmup_steps)
@@ -50,7 +53,7 @@ class Updater:
             self.optimizer.step()
         if self.embedding is not None:
             lr = self.train.embedding_lr * factor
-            self.embedding.step(lr, self.ranks, self.train.batch_size)
+            self.embedding.step(lr, weights, self.ranks)
         self.parameters.gradient.zero_()
         self.ema.update(self.model)
         return norms

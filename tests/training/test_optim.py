@@ -77,7 +77,7 @@ def test_sign_sgd_moves_used_rows_once_by_the_sign_of_their_summed_gradient() ->
     batch.puzzle = torch.tensor([4, 1, 4, 2, 4])
     tokens = source(batch, None).tokens
     (tokens[:, 0] * gradients / 4.0).sum().backward()  # 4: √width, by which rows are scaled
-    SignSGD(source, weight_decay=0.2).step(lr=0.1)
+    SignSGD(source, weight_decay=0.2).step(0.1, torch.ones(5, dtype=torch.float64))
     expected = before.clone() * 1.0
     for row in (1, 2, 4):
         total = gradients[batch.puzzle == row].sum(dim=0)

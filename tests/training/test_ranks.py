@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_corpus, make_run, make_tasks, questions_of
+from tiny import UnevenHalting, make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor
 
 from etrm.models.build import build_model
@@ -31,7 +31,7 @@ def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
     run = make_run(source, train=train, halting={"max_steps": 4}, context=aligned(source))
     model = build_model(run, corpus.num_puzzles)
-    return Trainer(run, model, corpus, questions_of(run, corpus), ranks)
+    return UnevenHalting(run, model, corpus, questions_of(run, corpus), ranks)
 
 
 def aligned(source: str) -> dict[str, Any]:
@@ -102,6 +102,9 @@ def test_two_ranks_equal_one(source: str, folder: Path) -> None:
     one, two = (torch.load(folder / f"{source}_whole{n}.pt") for n in (1, RANKS))
     close(one["state"]["model"], two["state"]["model"])
     close(one["state"]["ema"], two["state"]["ema"])
+    shares = [each["state"]["lane_weights"]["share"] for each in (one, two)]
+    assert torch.equal(*shares)
+    assert float(shares[0][1]) > 0.7  # the lanes have weights
     assert [row["step"] for row in two["rows"]] == [5, 10, 15, 20]
     for first, second in zip(one["rows"], two["rows"], strict=True):
         assert second == pytest.approx(first, rel=1e-3, abs=1e-5)

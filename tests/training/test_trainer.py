@@ -483,9 +483,13 @@ def test_a_part_of_the_evaluation_is_the_same_for_the_same_seed() -> None:
 
     assert drawn(20, 0) == drawn(20, 0)
     assert drawn(20, 0) != drawn(20, 1)
-    assert 18 <= len(set(drawn(20, 0))) == len(drawn(20, 0)) <= 20
+    assert len(set(drawn(20, 0))) == len(drawn(20, 0)) == 20
     assert len(drawn(None, 0)) == len(drawn(total, 0)) == total
     assert set(drawn(20, 0)) <= set(drawn(None, 0))
+    # Each lane has its share, whatever its size: on average exactly that.
+    small = [lane for lane, *_ in drawn(None, 0)].count(3)
+    found = [lane for seed in range(300) for lane, *_ in drawn(7, seed)].count(3) / 300
+    assert found == pytest.approx(7 * small / total, rel=0.02)
 
 
 def test_evaluation_during_training_shows_at_most_max_demos(
