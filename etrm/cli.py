@@ -117,7 +117,7 @@ def plan_text(given: Namespace) -> str:
 def _summary(given: Namespace) -> None:
     """Print the results of a study, its verdicts, and where its files are."""
     from etrm.report.collect import collect
-    from etrm.report.tables import results_table, to_text
+    from etrm.report.tables import results, to_text
 
     study = read_study(given.configfile)
     layout = Layout(study)
@@ -136,13 +136,14 @@ def _summary(given: Namespace) -> None:
     if not views:
         print(f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study")
         return
-    lines = [f"Study {study.study}", "", to_text(results_table(views)), "Gates"]
+    lines = [f"Study {study.study}", "", to_text(results(views, study.baseline)), "Gates"]
     lines += [f"  {_outcome(verdict)}" for verdict in verdicts.values()]
     formats = study.figures.formats
     shown = "png" if "png" in formats else formats[0]  # one file for each figure
     figures = [f for f in layout.figure_files() if f.endswith(shown)]
     lines += ["", "Files"]
-    for name in (*figures, layout.table_files()[1], str(layout.report)):
+    tables = [f for f in layout.table_files() if f.endswith(".md")]
+    for name in (*figures, *tables, str(layout.report)):
         lines.append(f"  {name}{'' if Path(name).is_file() else '  (not made yet)'}")
     print("\n".join(lines))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from etrm.arc.task import Pair, Task
+from etrm.evaluation.statistics import clopper_pearson
 from etrm.report.run_view import RunView, load_run
 
 GATE = 0.9
@@ -72,24 +73,30 @@ def score(
     variants: int = 8,
     seen: int = 0,
     answers: int = 0,
+    of_split: int | None = None,
+    exact: float | None = None,
+    first: int = 0,
 ) -> dict[str, Any]:
-    """A score.json in which `solved` of `tasks` tasks are right at every k.
+    """A score.json in which `solved` of `tasks` tasks are right at every k, from task `first` on.
 
-    `seen` of the tasks touched a weight, of `answers` a test output did.
+    `seen` of the tasks touched a weight, of `answers` a test output did; `exact` is the share of
+    right predictions, by default that of the solved tasks.
     """
     evaluated = tasks if evaluated is None else evaluated
     value = solved / tasks
+    exact = value if exact is None else exact
     number = {
         "numerator": float(solved),
         "denominator": tasks,
         "value": value,
-        "ci95": [max(0.0, value - 0.05), min(1.0, value + 0.05)],
-        "ci95_method": "bootstrap",
+        "ci95": list(clopper_pearson(solved, tasks)),
+        "ci95_method": "Clopper-Pearson",
     }
     rules = {"task_fraction": number, "all_tests": {**number, "numerator": float(solved)}}
     return {
         "pass": {str(k): rules for k in (1, 2, 5)},
         "tasks_asked": tasks,
+        "tasks_of_split": of_split or tasks,
         "tasks_evaluated": evaluated,
         "partial": evaluated < tasks,
         "test_outputs": tasks,
@@ -106,12 +113,16 @@ def score(
         "variants_used_mean": float(variants),
         "predictions": evaluated * variants,
         "single_variant_exact": {
-            "numerator": solved,
+            "numerator": round(exact * evaluated * variants),
             "denominator": evaluated * variants,
-            "value": solved / (evaluated * variants),
+            "value": exact,
         },
         "voting_gain": {"difference": 0.01, "ratio": None},
-        "metrics": {"ARC/pass@1": value, "all.exact_accuracy": value, "all.steps": 16.0},
+        "metrics": {
+            **{"ARC/pass@1": value, "all.exact_accuracy": exact, "all.accuracy": 0.75},
+            "all.steps": 16.0,
+        },
+        "ranks": {f"t{i}": [1 if first <= i < first + solved else None] for i in range(tasks)},
     }
 
 

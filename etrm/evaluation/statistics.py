@@ -38,26 +38,31 @@ def clopper_pearson(count: float, n: float) -> tuple[float, float]:
 
 def mean_interval(credits: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of `credits` [S, T] over seeds and tasks; T > 0."""
-    mean = float(credits.mean())
-    n = effective_tasks(credits)
-    return clopper_pearson(mean * n, n)
+    over_tasks = _variance_of_mean(credits.mean(0))[0]
+    return _over_seeds_too(credits.mean(1), credits.shape[1], over_tasks)
 
 
-def effective_tasks(credits: np.ndarray) -> float:
-    """Return the number of tasks, at most T, at which one seed would be as uncertain as these are.
+def share_interval(shares: np.ndarray, n: int) -> tuple[float, float]:
+    """Return the interval of the mean of `shares` [S], each of n questions that have no credits."""
+    mean = float(shares.mean())
+    return _over_seeds_too(shares, n, mean * (1 - mean) / n)
 
-    With several seeds the variances over tasks and over seeds are added, which counts
-    what is particular to a task in a seed twice: on the safe side, as the bootstrap of both does
-    (Owen, 2007). Korn and Graubard's factor accounts for variances that are themselves estimated.
+
+def _over_seeds_too(of_seed: np.ndarray, n: int, over_tasks: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's interval of the mean over seeds at an effective number of tasks.
+
+    The number at which one seed would be as uncertain, at most n. The variances over tasks and over
+    seeds are added, which counts what is particular to a task in a seed twice: on the safe side, as
+    the bootstrap of both does (Owen, 2007). Korn and Graubard's factor accounts for variances that
+    are themselves estimated.
     """
-    seeds, tasks = credits.shape
-    mean = float(credits.mean())
-    variances = [_variance_of_mean(credits.mean(axis)) for axis in (0, 1)]  # over tasks, seeds
+    mean, effective = float(of_seed.mean()), float(n)
+    variances = [(over_tasks, n - 1), _variance_of_mean(of_seed)]
     total = sum(variance for variance, _ in variances)
-    if seeds == 1 or tasks == 1 or total == 0.0:
-        return float(tasks)
-    wider = t_quantile(tasks - 1) / t_quantile(_degrees(variances))
-    return min(float(tasks), mean * (1 - mean) / total * wider**2)
+    if len(of_seed) > 1 and n > 1 and total > 0:
+        wider = t_quantile(n - 1) / t_quantile(_degrees(variances))
+        effective = min(effective, mean * (1 - mean) / total * wider**2)
+    return clopper_pearson(mean * effective, effective)
 
 
 def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -8,11 +8,14 @@ from typing import Any
 
 from etrm.config.compare import changes, flat
 from etrm.config.text import first_few
+from etrm.report.formats import NONE
 from etrm.report.run_view import RunView, distinct
-from etrm.report.tables import NONE, outcome
+from etrm.report.tables import ATTEMPTS, outcome
 from etrm.storage.files import atomic_write
 
-PASSING_TEST = 0.05  # the guide's criterion 2: exact match on unseen tasks
+# The guide's criterion 2: exact match on unseen tasks, of predictions one by one (its
+# `all.exact_accuracy`); it asks for 5 to 10 %. pass@k is told beside it, and decides nothing.
+PASSING_TEST = 0.05
 _SHOWN = 5  # packages that differ from the locked ones; run.json has all
 _RULES = {"task_fraction": "mean over a task's tests", "all_tests": "all tests right"}
 _TITLES = {
@@ -66,7 +69,8 @@ def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
     own_names = ("experiment", "stage", "seed")  # differ between any two runs
     found = changes(same_stage[0].run.get("config", {}), baseline.run.get("config", {}))
     lines = [f"- `{key}`: {old} → {new}" for key, old, new in found if key not in own_names]
-    return [f"Against `{baseline.experiment}` ({baseline.stage}):", "", *(lines or ["- none"])]
+    against = f"Against `{baseline.experiment}` ({baseline.stage}; scores: tables/comparisons.md):"
+    return [against, "", *(lines or ["- none"])]
 
 
 def _configuration(view: RunView) -> list[str]:
@@ -135,18 +139,22 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
             counted += ", partial" if score["partial"] else ""
             text = f"{_percent(one['value'])} ({counted})"
             if one["ci95"]:
-                text += f", 95 % interval {_percent(one['ci95'][0])} to {_percent(one['ci95'][1])}"
+                bounds = " to ".join(_percent(bound) for bound in one["ci95"])
+                text += f", 95 % interval {bounds} ({one['ci95_method']})"
             lines.append(f"- Test pass@{k} ({_RULES[rule]}): {text}")
     single, gain = score["single_variant_exact"], score["voting_gain"]["difference"]
     counted = f"{single['numerator']}/{single['denominator']} predictions"
-    asked = f"{score['tasks_evaluated']} of {score['tasks_asked']} tasks"
-    asked += f", {score['variants']} variants" + (" (**partial**)" if score["partial"] else "")
+    asked = f"{score['tasks_evaluated']} of {score['tasks_asked']} tasks asked for"
+    asked += " (**partial**)" * score["partial"]
+    if score["tasks_asked"] < score.get("tasks_of_split", 0):
+        asked += f" (**subset** of {score['tasks_of_split']})"
     return [
         *lines,
-        f"- Test exact match of a single variant: {_percent(single['value'])} ({counted})",
+        f"- Test exact match, predictions one by one: {_percent(single['value'])} ({counted})",
+        f"- Test token accuracy: {_percent(score['metrics'].get('all.accuracy'))}",
         f"- Voting gain: {NONE if gain is None else f'{100 * gain:+.1f} points'}",
         f"- Average ACT steps: {_number(score['metrics'].get('all.steps'))}",
-        f"- Evaluated: {asked}",
+        f"- Evaluated: {asked}, {score['variants']} variants",
         f"- Held-out tasks: {held_out_text(score['held_out'])}",
         f"- Test outputs that do not fit their canvas: {score['outputs_not_fitting_canvas']}",
     ]
@@ -156,16 +164,22 @@ def _judgement(view: RunView) -> str:
     """Return the template's judgement: pass, some generalisation or fail."""
     if view.stage == "overfit" and view.verdict is not None:
         return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
-    if view.score is None or view.score["metrics"].get("ARC/pass@1") is None:
+    exact = view.test_metric("all.exact_accuracy")  # 0-1
+    if view.score is None or exact is None:
         return outcome(view)
-    exact = view.score["metrics"]["ARC/pass@1"]  # 0-1, over all tasks asked for
     if view.is_trm:
         return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
     if view.score["held_out"]["status"] == "seen":
         return f"{outcome(view)} (no measure of generalisation: held-out tasks were seen)"
+    if view.score["partial"]:
+        return f"{outcome(view)} (not judged: exact match is of the answers that there are)"
+    sign = "≥" if exact >= PASSING_TEST else "<"
+    used = f"test exact match {_percent(exact)} {sign} {_percent(PASSING_TEST)}, by single answers"
+    voted = [f"pass@{k} {_percent(view.test_metric(f'ARC/pass@{k}'))}" for k in ATTEMPTS]
+    text = f"({used}; voted: {', '.join(voted)})"
     if exact >= PASSING_TEST:
-        return f"✅ pass (pass@1 ≥ {_percent(PASSING_TEST)})"
-    return "⚠️ some generalisation" if exact > 0 else "❌ fail (no task solved at pass@1)"
+        return f"✅ pass {text}"
+    return f"⚠️ some generalisation {text}" if exact > 0 else f"❌ fail {text}"
 
 
 def _analysis(views: Sequence[RunView]) -> list[str]:
@@ -174,10 +188,14 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
         where = f"seed {view.seed}, {view.stage}"
         lines.append(f"- {where}: {outcome(view)}.")
         train = view.final("train/exact_accuracy")
-        test = view.score["metrics"].get("ARC/pass@1") if view.score else None
-        if train is not None and test is not None:
-            gap = f"{100 * (train - test):+.1f} points"  # of generalisation, percentage points
-            lines.append(f"- {where}: gap between train exact match and test pass@1 {gap}.")
+        unseen = {
+            "validation": view.last("validation.exact_accuracy"),
+            "test": view.test_metric("all.exact_accuracy"),
+        }
+        for name, exact in unseen.items():
+            if train is not None and exact is not None:
+                gap = f"{100 * (train - exact):+.1f} points"  # of generalisation
+                lines.append(f"- {where}: gap between train and {name} exact match {gap}.")
         variance = view.final("train/encoder_cross_sample_var")
         gradient = view.final("grad/encoder_norm")
         if variance is not None and gradient is not None:

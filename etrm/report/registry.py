@@ -1,9 +1,9 @@
 """The figures and tables of a study by name: one function and one line here for each.
 
 A figure is a function from a `StudyView` to a `Figure`; its caption is `workflow/report/NAME.rst`.
-A table is a function from the runs to two data frames, numbers and text; its caption is
-`workflow/report/NAME_table.rst`. Modules are loaded when they are used, so a plan needs no
-matplotlib.
+A table is a function from the runs and the name of the baseline to a `Table` (`formats.py`); its
+caption is `workflow/report/NAME_table.rst`. Modules are loaded when they are used, so that a plan
+needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ FIGURES = {
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
     "qualitative": "etrm.report.qualitative:qualitative",
 }
-TABLES = {"results": "etrm.report.tables:results"}
+TABLES = {
+    "results": "etrm.report.tables:results",
+    "comparisons": "etrm.report.comparisons:comparisons",
+}
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 
 

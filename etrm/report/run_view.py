@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from etrm.evaluation.pass_at_k import CREDIT_RULES, credits
 from etrm.storage.records import (
     DESCRIBED,
     DamagedFileError,
@@ -60,6 +61,11 @@ class RunView:
         return bool(self.run["kind"] == "trm")
 
     @property
+    def only_initialises(self) -> bool:
+        """Return whether it has no embedding of a held-out task, so that nothing is evaluated."""
+        return self.is_trm and self.run["split"] == "strict"
+
+    @property
     def stopped(self) -> bool:
         """Return whether its verdict stopped it or, where it has none, a health rule.
 
@@ -102,6 +108,16 @@ class RunView:
             return None
         return float(np.average(values.iloc[-last:], weights=weights.iloc[-last:]))
 
+    def last(self, name: str) -> float | None:
+        """Return the metric's last logged value."""
+        values = self.series(name)
+        return float(values.iloc[-1]) if len(values) else None
+
+    def test_metric(self, name: str) -> float | None:
+        """Return an `all.*` metric of the evaluation on test tasks."""
+        value = None if self.score is None else self.score["metrics"].get(name)
+        return None if value is None else float(value)
+
 
 @dataclass(frozen=True)
 class StudyView:
@@ -137,6 +153,27 @@ def load_run(
         score=None if score is None else read_score(Path(score)),
         predictions=None if predictions is None else Path(predictions),
     )
+
+
+def credits_of(views: Sequence[RunView], k: int, rule: str) -> pd.DataFrame | None:
+    """Return the credits of runs on test tasks, [seed, task id]; None unless all have the same."""
+    rows = []
+    for view in views:
+        score = view.score or {}
+        ranks = score.get("ranks")
+        if not ranks or str(k) not in score["pass"]:
+            return None
+        credit = credits(ranks, [k])[:, 0, CREDIT_RULES.index(rule)]
+        rows.append(pd.Series(credit, index=list(ranks), name=view.seed))
+    if not rows or any(set(row.index) != set(rows[0].index) for row in rows):
+        return None
+    return pd.DataFrame(rows)
+
+
+def gate_counts(views: Iterable[RunView]) -> tuple[int, int]:
+    """Return how many of the seeds that were judged have passed the gate, and of how many."""
+    verdicts = [view.verdict for view in views if view.verdict is not None]
+    return sum(bool(verdict["passed"]) for verdict in verdicts), len(verdicts)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -7,19 +7,20 @@ text, which Markdown, LaTeX, HTML and the terminal show as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from etrm.report.registry import TABLE_FORMATS
-from etrm.report.run_view import STAGES, RunView, distinct
-from etrm.storage.files import atomic_write
+from etrm.evaluation.pass_at_k import CREDIT_RULES, INTERVAL
+from etrm.evaluation.statistics import mean_interval, share_interval
+from etrm.report.formats import MARK, NONE, SURVIVORS, Table, to_terminal
+from etrm.report.run_view import STAGES, RunView, credits_of, distinct, gate_counts
 
-RULES = ("task_fraction", "all_tests")  # of credit, see `etrm.evaluation.pass_at_k`
 ATTEMPTS = (1, 2)
-NONE = "–"
+OVER_SEEDS = f"{INTERVAL} at the effective number of tasks (Korn-Graubard)"
+# Means over seeds that are shown with the lowest and the highest seed.
+SPREADS = ("overfit_exact", "train_exact", "test_exact", "test_token_accuracy")
 # Words for a split and the held-out claim of the score; without a score, the split stands alone.
 _SPLITS = {
     ("strict", "proven"): "strict: held out",
@@ -29,28 +30,26 @@ _SPLITS = {
     ("transductive", "not proven"): "transductive, held-out: not proven",
     ("transductive", "seen"): "transductive: evaluation demos seen",
 }
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "±": r"$\pm$", "≥": r"$\geq$"},
-}
 
 
-def results(views: Sequence[RunView]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the results table as numbers and as text."""
+def results(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return the results table; the row of the `baseline` says that it is."""
     numbers = results_table(views)
-    return numbers, rendered(numbers)
+    if baseline is not None:
+        numbers.loc[numbers["experiment"] == baseline, "status"] += "; baseline"
+    return Table(numbers, rendered(numbers), _notes(numbers))
 
 
 def results_table(views: Sequence[RunView]) -> pd.DataFrame:
     """Return one row per experiment and stage, in the order of `views`, over its seeds.
 
     A row holds the seeds that got so far: `pretrain` and `full` those whose run is there, `overfit`
-    those without a full run, because they were stopped or because it has not finished. For m in
-    `overfit_exact`, `train_exact` and pass@k by both credit rules: m is the mean over seeds, `m_sd`
-    the sample standard deviation (from two seeds). pass@k also has `_numerator` (mean over seeds),
-    `_denominator`, `_low` and `_high` (95 % interval of a single seed). Absent numbers are missing.
+    those without a full run, because they were stopped or because it has not finished. Each m of
+    `SPREADS` is a mean over seeds, with `m_min` and `m_max` from two seeds on. pass@k, by both
+    credit rules, and `validation_exact` have `_low`, `_high` (95 % interval) and `_method`; pass@k
+    also the `_numerators` of all seeds, in their order, and the `_denominator`. `gate_passed` of
+    `gate_seeds` are of the whole experiment; a row of `full` is a mean over those that passed.
+    Absent numbers are missing.
     """
     rows = []
     for name in distinct(view.experiment for view in views):
@@ -61,8 +60,11 @@ def results_table(views: Sequence[RunView]) -> pd.DataFrame:
         passed = [view for view in of["overfit"] if view.seed in finished]
         for group, overfit in ((of["pretrain"], []), (of["full"], passed), (waiting, waiting)):
             if group:
-                rows.append(_row(group, overfit))
-    return pd.DataFrame(rows, columns=_columns())
+                rows.append(_row(group, overfit, gate_counts(mine)))
+    table = pd.DataFrame(rows, columns=_columns())
+    # A number that was looked at often is no longer one of unseen tasks.
+    table["scored_on_test"] = len(distinct(v.experiment for v in views if v.score is not None))
+    return table
 
 
 def rendered(table: pd.DataFrame) -> pd.DataFrame:
@@ -72,15 +74,18 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
         "Stage": lambda row: str(row["stage"]),
         "Context": lambda row: str(row["context"]),
         "Split": _split,
-        "Seeds": lambda row: str(row["seeds"]),
+        "Seeds": _seeds,
         "Parameters": lambda row: _count(row["params"]),
-        "Overfit exact match": lambda row: _percent(row, "overfit_exact"),
-        "Gate": lambda row: row["gate"],
-        "Train exact match": lambda row: _percent(row, "train_exact"),
+        "Overfit exact match": lambda row: _mean(row, "overfit_exact"),
+        "Gate": _gate,
+        "Train exact match": lambda row: _mean(row, "train_exact"),
+        "Validation exact match": lambda row: _estimate(row, "validation_exact"),
         "pass@1": lambda row: _pass(row, "pass@1_task_fraction"),
         "pass@2": lambda row: _pass(row, "pass@2_task_fraction"),
         "pass@2, all tests": lambda row: _pass(row, "pass@2_all_tests"),
-        "Tasks": lambda row: _of(row["tasks_evaluated"], row["tasks"]),
+        "Test exact match": lambda row: _mean(row, "test_exact"),
+        "Test token accuracy": lambda row: _mean(row, "test_token_accuracy"),
+        "Tasks": _tasks,
         "Variants": lambda row: _count(row["variants"]),
         "Status": lambda row: str(row["status"]),
     }
@@ -88,67 +93,25 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
 
 
-def _split(row: pd.Series, brief: bool = False) -> str:
-    """Return the split with the held-out claim of the score; `brief` leaves out the usual."""
-    counts = {"seen": row["held_out_seen"], "of": row["held_out_of"]}
-    words = _SPLITS.get((row["split"], row["held_out"]), str(row["split"])).format(**counts)
-    if brief and row["held_out"] != "not proven":
-        words = words.split(":")[0]
-    if pd.notna(row["held_out_answers"]) and row["held_out_answers"] > 0:
-        words += f", test outputs of {row['held_out_answers']:.0f} seen"
-    return words
-
-
-def to_markdown(text: pd.DataFrame) -> str:
-    """Return a Markdown table of rendered numbers."""
-    cells = text.map(lambda cell: cell.replace("|", "\\|")).to_numpy().tolist()
-    lines = ["| " + " | ".join(row) + " |" for row in (list(text.columns), *cells)]
-    return "\n".join([lines[0], "|" + " --- |" * len(text.columns), *lines[1:], ""])
-
-
-def to_latex(text: pd.DataFrame) -> str:
-    """Return a `tabular` as wide as the text; needs booktabs and graphicx."""
-    rows = [list(text.columns), *text.to_numpy().tolist()]
-    head, *body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
-    lines = [r"\resizebox{\linewidth}{!}{%"]
-    lines += [r"\begin{tabular}{" + "l" * len(text.columns) + "}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}%", "}", ""])
-
-
-def to_text(table: pd.DataFrame) -> str:
-    """Return aligned plain text for a terminal: the columns that decide."""
-    text = rendered(table)
-    text["Split"] = [_split(row, brief=True) for _, row in table.iterrows()]
-    keep = ("Experiment", "Stage", "Split", "Seeds", "Overfit exact match", "Train exact match")
-    text = text[[*keep, "pass@1", "pass@2", "Status"]]
-    text.columns = pd.Index([name.replace(" exact match", " EM") for name in text.columns])
-    cells = [list(text.columns), *text.to_numpy().tolist()]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(text.columns))]  # in letters
-    cells.insert(1, ["─" * width for width in widths])
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-    return "\n".join(lines) + "\n"
-
-
-def to_html(text: pd.DataFrame) -> str:
-    """Return a page with the table, for the report."""
-    body = text.to_html(index=False, border=0, justify="left")
-    return f'<!doctype html><meta charset="utf-8"><style>{_CSS}</style>{body}\n'
-
-
-def write_table(numbers: pd.DataFrame, text: pd.DataFrame, stem: Path | str) -> list[Path]:
-    """Write `<stem>.csv` (numbers), `.md`, `.tex` and `.html` (text), each whole or not at all."""
-    render = {"md": to_markdown, "tex": to_latex, "html": to_html}
-    paths = [Path(f"{stem}.{kind}") for kind in TABLE_FORMATS]
-    for path, kind in zip(paths, TABLE_FORMATS, strict=True):
-        content = numbers.to_csv(index=False) if kind == "csv" else render[kind](text)
-        with atomic_write(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    return paths
-
-
-def escape_latex(text: str) -> str:
-    """Return text that LaTeX shows as it is."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+def to_text(table: Table) -> str:
+    """Return the results for a terminal: the columns that decide, without seeds one by one."""
+    rows = [row for _, row in table.numbers.iterrows()]
+    text = table.text[["Experiment", "Stage"]].copy()
+    text["Split"] = [_split(row, brief=True) for row in rows]
+    text["Seeds"] = table.text["Seeds"]
+    for title, name, show in (
+        ("Overfit %", "overfit_exact", _percent),
+        ("Train %", "train_exact", _percent),
+        ("Valid. %", "validation_exact", _percent),
+        ("pass@1 %", "pass@1_task_fraction", _estimate),
+        ("pass@2 %", "pass@2_task_fraction", _estimate),
+    ):
+        cells = [show(row, name).replace(" %", "") for row in rows]
+        if not rows or set(cells) != {NONE}:
+            text[title] = cells
+    text["Status"] = table.text["Status"]
+    exact = "Overfit, train, valid.: exact match."
+    return to_terminal(Table(table.numbers, text, (exact, *table.notes)))
 
 
 def outcome(view: RunView) -> str:
@@ -157,9 +120,10 @@ def outcome(view: RunView) -> str:
     if score is not None:
         if view.run.get("stopped_early") == "divergence":
             return "stopped: divergence"
-        if score["partial"]:
-            return f"partial: {score['tasks_evaluated']} of {score['tasks_asked']} tasks"
-        return "evaluated"
+        asked, every = score["tasks_asked"], score.get("tasks_of_split", score["tasks_asked"])
+        words = [f"partial: {score['tasks_evaluated']} of {asked} tasks"] * score["partial"]
+        words += [f"subset: {asked} of {every} tasks"] * (asked < every)
+        return ", ".join(words) or "evaluated"
     if verdict is not None and not verdict["passed"]:
         failed = [f["finding"] for f in verdict["diagnosis"] if f["severity"] == "fail"]
         exact, threshold = verdict["exact_accuracy"], verdict["threshold"]
@@ -170,30 +134,28 @@ def outcome(view: RunView) -> str:
         return f"stopped: {view.run['stopped_early']}"
     if view.stage == "overfit":
         return "not judged" if verdict is None else "passed"
-    if view.is_trm and view.run["split"] == "strict":
-        return "initialises decoders"  # no embedding of a held-out task: nothing to evaluate
+    if view.only_initialises:
+        return "initialises decoders"
     return "not evaluated"
-
-
-_CSS = (
-    "body{font:13px sans-serif;margin:1em}table{border-collapse:collapse}"
-    "th,td{padding:.4em .7em;border-bottom:1px solid #ddd;vertical-align:top;text-align:left}"
-    "th{border-bottom:2px solid #444}td{min-width:5em}"
-)
 
 
 def _columns() -> list[str]:
     fixed = (
         "experiment stage kind context split held_out held_out_seen held_out_answers held_out_of"
+        " seeds params status gate_passed gate_seeds gate_threshold"
     )
-    fixed += " seeds params status gate gate_threshold"
-    spreads = [f"{name}{part}" for name in ("overfit_exact", "train_exact") for part in ("", "_sd")]
-    parts = ("", "_sd", "_numerator", "_denominator", "_low", "_high")
-    passes = [f"pass@{k}_{rule}{part}" for k in ATTEMPTS for rule in RULES for part in parts]
-    return [*fixed.split(), *spreads, *passes, "tasks", "tasks_evaluated", "partial", "variants"]
+    spreads = [f"{name}{part}" for name in SPREADS for part in ("", "_min", "_max")]
+    interval = ("_low", "_high", "_method")
+    validation = [f"validation_exact{part}" for part in ("", *interval)]
+    parts = ("", "_numerators", "_denominator", *interval)
+    passes = [f"pass@{k}_{rule}{part}" for k in ATTEMPTS for rule in CREDIT_RULES for part in parts]
+    counts = "tasks tasks_of_split tasks_evaluated partial subset variants scored_on_test"
+    return [*fixed.split(), *spreads, *validation, *passes, *counts.split()]
 
 
-def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]:
+def _row(
+    views: Sequence[RunView], overfit: Sequence[RunView], gate: tuple[int, int]
+) -> dict[str, Any]:
     first = views[0]
     verdicts = [view.verdict for view in overfit if view.verdict is not None]
     scores = [view.score for view in views if view.score is not None]
@@ -216,19 +178,24 @@ def _row(views: Sequence[RunView], overfit: Sequence[RunView]) -> dict[str, Any]
         "status": "; ".join(
             "passed, full run not finished" if words == "passed" else words for words in shown
         ),
-        "gate": _gate(verdicts),
         "gate_threshold": verdicts[0]["threshold"] if verdicts else None,
         **_spread("overfit_exact", [verdict["exact_accuracy"] for verdict in verdicts]),
         **_spread("train_exact", [_train_exact(view) for view in views]),
+        **_spread("test_exact", [view.test_metric("all.exact_accuracy") for view in views]),
+        **_spread("test_token_accuracy", [view.test_metric("all.accuracy") for view in views]),
+        **_validation(views),
+        **{key: _extreme(min, scores, key) for key in ("tasks_evaluated", "variants")},
         "tasks": _extreme(min, scores, "tasks_asked"),
-        "tasks_evaluated": _extreme(min, scores, "tasks_evaluated"),
+        "tasks_of_split": _extreme(max, scores, "tasks_of_split"),
         "partial": any(score["partial"] for score in scores) if scores else None,
-        "variants": _extreme(min, scores, "variants"),
     }
+    if scores:
+        row["subset"] = row["tasks"] < row["tasks_of_split"]
+    if verdicts:
+        row["gate_passed"], row["gate_seeds"] = gate
     for k in ATTEMPTS:
-        for rule in RULES:
-            found = [score["pass"][str(k)][rule] for score in scores if str(k) in score["pass"]]
-            row |= _pass_numbers(f"pass@{k}_{rule}", found)
+        for rule in CREDIT_RULES:
+            row |= _pass_numbers(views, k, rule)
     return row
 
 
@@ -238,58 +205,151 @@ def _extreme(pick: Callable[..., Any], records: Sequence[dict[str, Any]], key: s
 
 def _train_exact(view: RunView) -> float | None:
     """Return the last exact match over all episodes, else that of the last training samples."""
-    evaluated = view.series("all.exact_accuracy")
-    return float(evaluated.iloc[-1]) if len(evaluated) else view.final("train/exact_accuracy")
-
-
-def _gate(verdicts: Sequence[dict[str, Any]]) -> str:
-    if not verdicts:
-        return NONE
-    passed = sum(verdict["passed"] for verdict in verdicts)
-    if passed in (0, len(verdicts)):  # all seeds agree
-        return "passed" if passed else "stopped"
-    return f"passed {passed} of {len(verdicts)}"
+    evaluated = view.last("all.exact_accuracy")
+    return view.final("train/exact_accuracy") if evaluated is None else evaluated
 
 
 def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
     known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else None
-    return {name: mean, f"{name}_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None}
+    several = len(known) > 1
+    return {
+        name: float(np.mean(known)) if known else None,
+        f"{name}_min": min(known) if several else None,
+        f"{name}_max": max(known) if several else None,
+    }
 
 
-def _pass_numbers(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    numbers: dict[str, Any] = _spread(name, [one["value"] for one in found])
-    if found:
-        numbers[f"{name}_numerator"] = float(np.mean([one["numerator"] for one in found]))
-        numbers[f"{name}_denominator"] = min(one["denominator"] for one in found)  # the weakest
-    if len(found) == 1 and found[0]["ci95"]:  # over seeds there is a spread instead
-        numbers[f"{name}_low"], numbers[f"{name}_high"] = found[0]["ci95"]
-    return numbers
+def _validation(views: Sequence[RunView]) -> dict[str, Any]:
+    """Return the exact match on validation tasks, with its interval where questions are counted."""
+    name = "validation_exact"
+    found = [view.last("validation.exact_accuracy") for view in views]
+    shares = np.array([share for share in found if share is not None])
+    if not len(shares):
+        return {name: None}
+    counts = [view.last("validation.count") for view in views]
+    questions = min((int(count) for count in counts if count), default=0)
+    interval = share_interval(shares, questions) if questions else None
+    return {name: float(shares.mean()), **_interval(name, interval, len(shares))}
 
 
-def _pass(row: pd.Series, name: str) -> str:
-    """Render `2.3 % (9/400) [1.0, 3.8]`, or with several seeds `2.3 % ± 0.4 (9.3/400)`."""
+def _pass_numbers(views: Sequence[RunView], k: int, rule: str) -> dict[str, Any]:
+    scores = [v.score["pass"] for v in views if v.score is not None and str(k) in v.score["pass"]]
+    found = [score[str(k)][rule] for score in scores]
+    if not found:
+        return {}
+    name, values = f"pass@{k}_{rule}", [one["value"] for one in found if one["value"] is not None]
+    credit = credits_of([view for view in views if view.score is not None], k, rule)
+    interval = None if credit is None else mean_interval(credit.to_numpy())
+    return {
+        name: float(np.mean(values)) if values else None,
+        f"{name}_numerators": ", ".join(f"{one['numerator']:.4g}" for one in found),
+        f"{name}_denominator": min(one["denominator"] for one in found),  # the weakest
+        **_interval(name, interval, len(found)),
+    }
+
+
+def _interval(name: str, interval: tuple[float, float] | None, seeds: int) -> dict[str, Any]:
+    if interval is None:
+        return {}
+    method = INTERVAL if seeds == 1 else OVER_SEEDS
+    return {f"{name}_low": interval[0], f"{name}_high": interval[1], f"{name}_method": method}
+
+
+def _notes(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the sentences below the table: methods, marks, and who has looked at test."""
+    notes = []
+    methods = {m for name in table if str(name).endswith("_method") for m in table[name].dropna()}
+    if methods:
+        words = f"Brackets are 95 % intervals: {INTERVAL}, over tasks"
+        words += f"; of several seeds {OVER_SEEDS}, over seeds and tasks" * (OVER_SEEDS in methods)
+        notes.append(
+            f"{words}. Parentheses are the range of the seeds, or their numerators and denominator."
+        )
+    if any(_of_survivors(row) for _, row in table.iterrows()):
+        notes.append(SURVIVORS)
+    if len(table):
+        scored, every = int(table["scored_on_test"].iloc[0]), table["experiment"].nunique()
+        notes.append(
+            f"Looked at test: {scored} of {every} experiments have a score on the test tasks."
+            " The best of many on test is too good: select by validation."
+        )
+    return tuple(notes)
+
+
+def _of_survivors(row: pd.Series) -> bool:
+    """Return whether the row is of the seeds that passed the gate, where others did not."""
+    return bool(row["stage"] == "full" and row["gate_passed"] < row["gate_seeds"])
+
+
+def _split(row: pd.Series, brief: bool = False) -> str:
+    """Return the split with the held-out claim of the score; `brief` leaves out the usual."""
+    counts = {"seen": row["held_out_seen"], "of": row["held_out_of"]}
+    words = _SPLITS.get((row["split"], row["held_out"]), str(row["split"])).format(**counts)
+    if brief and row["held_out"] != "not proven":
+        words = words.split(":")[0]
+    if pd.notna(row["held_out_answers"]) and row["held_out_answers"] > 0:
+        words += f", test outputs of {row['held_out_answers']:.0f} seen"
+    return words
+
+
+def _seeds(row: pd.Series) -> str:
+    """Render `3`, or `2 of 3` where the gate has stopped a seed."""
+    return f"{row['seeds']} of {row['gate_seeds']:.0f}" if _of_survivors(row) else str(row["seeds"])
+
+
+def _gate(row: pd.Series) -> str:
+    if pd.isna(row["gate_seeds"]):
+        return NONE
+    if row["gate_seeds"] == 1:
+        return "passed" if row["gate_passed"] else "stopped"
+    return f"{row['gate_passed']:.0f} of {row['gate_seeds']:.0f} seeds passed"
+
+
+def _tasks(row: pd.Series) -> str:
+    """Render `400`, `subset: 32 of 400`, or `partial: 30 of 400`."""
+    if pd.isna(row["tasks"]):
+        return NONE
+    words = []
+    if row["partial"]:
+        words.append(f"partial: {_count(row['tasks_evaluated'])} of {_count(row['tasks'])}")
+    if row["subset"]:
+        words.append(f"subset: {_count(row['tasks'])} of {_count(row['tasks_of_split'])}")
+    return ", ".join(words) or _count(row["tasks"])
+
+
+def _percent(row: pd.Series, name: str) -> str:
+    """Render `2.3 %`, marked where it is a mean over survivors."""
+    if pd.isna(row[name]):
+        return NONE
+    return f"{100 * row[name]:.1f} %{MARK if _of_survivors(row) else ''}"
+
+
+def _mean(row: pd.Series, name: str) -> str:
+    """Render `96.0 %`, or with several seeds `96.0 % (95.0–97.0)`."""
     text = _percent(row, name)
-    if pd.notna(row[f"{name}_denominator"]):
-        partial = ", partial" if row["partial"] else ""
-        text += f" ({row[f'{name}_numerator']:.4g}/{row[f'{name}_denominator']:.0f}{partial})"
+    if pd.notna(row[f"{name}_min"]):
+        text += f" ({100 * row[f'{name}_min']:.1f}–{100 * row[f'{name}_max']:.1f})"
+    return text
+
+
+def _estimate(row: pd.Series, name: str) -> str:
+    """Render `2.3 % [1.0, 3.8]`."""
+    text = _percent(row, name)
     if pd.notna(row[f"{name}_low"]):
         text += f" [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
     return text
 
 
-def _percent(row: pd.Series, name: str) -> str:
-    if pd.isna(row[name]):
-        return NONE
-    spread = row[f"{name}_sd"]
-    return f"{100 * row[name]:.1f} %" + (f" ± {100 * spread:.1f}" if pd.notna(spread) else "")
+def _pass(row: pd.Series, name: str) -> str:
+    """Render `2.3 % [1.0, 4.2] (9 of 400)`, with several seeds `(9, 8, 10 of 400)`."""
+    text, numerators = _estimate(row, name), row[f"{name}_numerators"]
+    if pd.isna(numerators):
+        return text
+    # A CSV of single seeds has numbers.
+    shown = numerators if isinstance(numerators, str) else f"{numerators:.4g}"
+    partial = ", partial" if row["partial"] else ""
+    return f"{text} ({shown} of {row[f'{name}_denominator']:.0f}{partial})"
 
 
 def _count(value: float | None) -> str:
     return NONE if value is None or pd.isna(value) else f"{int(value):,}"
-
-
-def _of(part: float | None, whole: float | None) -> str:
-    """Render `400`, or `32 of 400`."""
-    all_of_it = part == whole or _count(part) == NONE
-    return _count(whole) if all_of_it else f"{_count(part)} of {_count(whole)}"

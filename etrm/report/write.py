@@ -8,10 +8,10 @@ from pathlib import Path
 from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
 from etrm.data.tables import read_tasks
+from etrm.report.formats import write_table
 from etrm.report.registry import FIGURES, TABLES, load
 from etrm.report.run_view import RunView, StudyView
 from etrm.report.style import save
-from etrm.report.tables import write_table
 
 
 def write_figures(
@@ -31,8 +31,7 @@ def write_figures(
         save(draw(study), folder / name, style.formats, style.dpi)
 
 
-def write_tables(views: Sequence[RunView], folder: Path) -> None:
+def write_tables(views: Sequence[RunView], folder: Path, baseline: str | None = None) -> None:
     """Write every table of a study, as `<folder>/<name>.<format>`."""
     for name, tabulate in load(TABLES).items():
-        numbers, text = tabulate(views)
-        write_table(numbers, text, folder / name)
+        write_table(tabulate(views, baseline), folder / name)

@@ -18,7 +18,7 @@ from etrm.data.tables import TaskRecord, write_tasks
 from etrm.evaluation.run import evaluate_run
 from etrm.report.experiment_record import record
 from etrm.report.run_view import load_run
-from etrm.report.tables import rendered, results_table, to_text
+from etrm.report.tables import results, to_text
 from etrm.training.initial_weights import LeakError
 from etrm.training.run import RunPaths, train_run
 
@@ -57,11 +57,11 @@ def shown(paths: RunPaths, split: str) -> dict[str, Any]:
     out = paths.out.parent / "evaluation"
     score = evaluate_run(paths.out, paths.tasks, paths.augmentations, CONFIG, out, device="cpu")
     view = load_run(paths.out, score=out / "score.json")
-    table = results_table([view])
+    table = results([view])
     return {
         "trained on": set(trained["tasks"]),
         "held out": score["held_out"],
-        "table": rendered(table)["Split"].iloc[0],
+        "table": table.text["Split"].iloc[0],
         "text": to_text(table),
         "record": record([view]),
     }

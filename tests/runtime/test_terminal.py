@@ -136,7 +136,7 @@ of = types.SimpleNamespace
 script("config.py", "config.yaml", config={"resolved": "é: →\\n"})
 runs = [str(path) for path in Path("results").rglob("*") if path.is_file()]
 script("record.py", "record.md", wildcards=of(experiment="etrm"), input=of(runs=runs),
-       params=of(goal="é → ≥"))
+       params=of(goal="é → ≥", baseline=None))
 assert cli.main(["summary", "--configfile", "study.yaml"]) == 0
 cli.main(["doctor", "--configfile", "study.yaml"])
 """

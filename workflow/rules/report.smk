@@ -32,6 +32,7 @@ rule tables:
     conda:
         ENVIRONMENT
     params:
+        baseline=STUDY.baseline,
         code=code_digest("etrm.report.write", "etrm.report.collect", *modules(TABLES)),
         script=code_of_script("tables"),
     script:

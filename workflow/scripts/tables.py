@@ -7,4 +7,5 @@ from etrm.report.write import write_tables
 from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):
-    write_tables(collect(snakemake.input.runs), Path(snakemake.output[0]).parent)
+    views, folder = collect(snakemake.input.runs), Path(snakemake.output[0]).parent
+    write_tables(views, folder, snakemake.params.baseline)

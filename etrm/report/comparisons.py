@@ -1,0 +1,160 @@
+"""The table of comparisons: every experiment against the study's baseline, paired over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from etrm.evaluation.statistics import difference_interval, difference_p_value, holm
+from etrm.report.formats import MARK, NONE, SURVIVORS, Table
+from etrm.report.run_view import RunView, credits_of, distinct, gate_counts
+from etrm.report.tables import ATTEMPTS, outcome
+
+RULE = "task_fraction"  # of credit, that of the published scores
+SIGNIFICANT = 0.05  # of the corrected p-value
+OVER_TASKS = "Newcombe's method 10, exact sign-flip test (McNemar's)"
+OVER_SEEDS = f"{OVER_TASKS}, Student's t"
+METHODS = {
+    OVER_TASKS: f"One seed of either: {OVER_TASKS} over tasks; about these runs, not about others.",
+    OVER_SEEDS: f"Several seeds of both: {OVER_TASKS} over tasks, Student's t over seeds and tasks;"
+    " the wider interval and the larger p count.",
+}
+COLUMNS = (
+    "experiment baseline attempts rule seeds baseline_seeds gate_passed gate_seeds tasks"
+    " pass baseline_pass difference difference_low difference_high p p_holm family method status"
+)
+
+
+def comparisons(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return the difference of each experiment's pass@k from that of the `baseline`.
+
+    One row for each experiment of the baseline's split and each of `ATTEMPTS`. The p-values of all
+    experiments at one k are a family (Holm). A row without a difference says why in its status.
+    """
+    numbers = comparisons_table(views, baseline)
+    return Table(numbers, rendered(numbers), _notes(views, baseline, numbers))
+
+
+def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.DataFrame:
+    """Return the comparisons as numbers: fractions from 0 to 1, differences from -1 to 1."""
+    by_name = {
+        name: [view for view in views if view.experiment == name]
+        for name in distinct(view.experiment for view in views if not view.only_initialises)
+    }
+    theirs = by_name.pop(baseline or "", [])
+    rows = []
+    for k in ATTEMPTS:
+        family = []
+        for mine in by_name.values():
+            if theirs and mine[0].run["split"] == theirs[0].run["split"]:
+                family.append(_row(mine, theirs, k))
+        tested = [row for row in family if row["p"] is not None]
+        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+            words = _words(row["difference"], p) + row["status"]
+            row |= {"p_holm": p, "family": len(tested), "status": words}
+        rows += family
+    return pd.DataFrame(rows, columns=COLUMNS.split())
+
+
+def rendered(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons as text, with column names for people."""
+    return pd.DataFrame(
+        {
+            "Experiment": [str(name) for name in table["experiment"]],
+            "Attempts": [f"pass@{k}" for k in table["attempts"]],
+            "Seeds": [_seeds(row) for _, row in table.iterrows()],
+            "Score": [_share(row, "pass") for _, row in table.iterrows()],
+            "Baseline": [_share(row, "baseline_pass") for _, row in table.iterrows()],
+            "Difference, points": [_difference(row) for _, row in table.iterrows()],
+            "p": [_p(value) for value in table["p"]],
+            "p, corrected": [_p(value) for value in table["p_holm"]],
+            "Status": [str(status) for status in table["status"]],
+        }
+    )
+
+
+def _row(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str, Any]:
+    scored = [[v for v in views if v.score is not None] for views in (mine, theirs)]
+    passed, judged = gate_counts(mine)
+    row: dict[str, Any] = {
+        **{"experiment": mine[0].experiment, "baseline": theirs[0].experiment},
+        **{"attempts": k, "rule": RULE, "p": None},
+        **{"seeds": len(scored[0]), "baseline_seeds": len(scored[1])},
+        **{"gate_passed": passed, "gate_seeds": judged},
+    }
+    if not all(scored):
+        of, whose = (mine, "") if scored[1] else (theirs, "the baseline is ")
+        return row | {"status": whose + "; ".join(distinct(outcome(v) for v in of))}
+    ours, base = (credits_of(views, k, RULE) for views in scored)
+    if ours is None or base is None or set(ours) != set(base):
+        return row | {"status": "not the same tasks as the baseline's"}
+    a, b = ours.to_numpy(), base[ours.columns].to_numpy()  # [seed, task]
+    low, high = difference_interval(a, b)
+    return row | {
+        "tasks": a.shape[1],
+        "pass": float(a.mean()),
+        "baseline_pass": float(b.mean()),
+        "difference": float(a.mean() - b.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "p": difference_p_value(a, b),
+        "status": "; partial"
+        * any(view.score["partial"] for views in scored for view in views if view.score),
+        "method": OVER_TASKS if min(len(a), len(b)) == 1 else OVER_SEEDS,
+    }
+
+
+def _words(difference: float, p: float) -> str:
+    if p >= SIGNIFICANT:
+        return "no difference shown"
+    return "better than the baseline" if difference > 0 else "worse than the baseline"
+
+
+def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) -> tuple[str, ...]:
+    if baseline is None:
+        return ("No comparisons: the study names no baseline.",)
+    splits = {v.run["split"] for v in views if v.experiment == baseline}
+    others = distinct(v.experiment for v in views if v.run["split"] not in splits)
+    if not splits:
+        return (f"No comparisons: no run of the baseline {baseline} has finished.",)
+    notes = [f"Against {baseline}, paired over tasks; brackets are 95 % intervals."]
+    notes += [words for method, words in METHODS.items() if method in set(table["method"])]
+    if table["family"].notna().any():
+        size = int(table["family"].max())
+        notes.append(f"p corrected by Holm's method over the {size} experiments of each pass@k.")
+    if others:
+        notes.append(f"Left out, since their split is another: {', '.join(others)}.")
+    if any(_of_survivors(row) for _, row in table.iterrows()):
+        notes.append(SURVIVORS)
+    return tuple(notes)
+
+
+def _of_survivors(row: pd.Series) -> bool:
+    return bool(row["seeds"] and row["gate_passed"] < row["gate_seeds"])
+
+
+def _seeds(row: pd.Series) -> str:
+    ours = f"{row['seeds']} of {row['gate_seeds']}" if _of_survivors(row) else str(row["seeds"])
+    return f"{ours} against {row['baseline_seeds']}"
+
+
+def _share(row: pd.Series, name: str) -> str:
+    mark = MARK if name == "pass" and _of_survivors(row) else ""
+    return NONE if pd.isna(row[name]) else f"{100 * row[name]:.1f} %{mark}"
+
+
+def _difference(row: pd.Series) -> str:
+    if pd.isna(row["difference"]):
+        return NONE
+    points = (100 * row[f"difference{part}"] for part in ("", "_low", "_high"))
+    middle, low, high = (f"{each:+.1f}".replace("-", "−") for each in points)
+    return f"{middle} [{low}, {high}]"
+
+
+def _p(value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
