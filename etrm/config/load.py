@@ -19,7 +19,7 @@ import yaml
 from etrm.config.entry import Entry
 from etrm.config.files import read_file
 from etrm.config.health import HealthConfig
-from etrm.config.merging import merge
+from etrm.config.merging import REMOVED, merge
 from etrm.config.parents import parent_problems, unknown_experiment, unknown_parent
 from etrm.config.schema import (
     ConfigError,
@@ -33,6 +33,7 @@ from etrm.config.schema import (
 )
 from etrm.config.study import (
     STAGES,
+    DataConfig,
     EvaluationConfig,
     ExperimentConfig,
     RunConfig,
@@ -54,6 +55,10 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
         raise ConfigError([ConfigProblem("(top level)", show(document), "a block of keys")], name)
     document = _extended(document)  # from here on nothing is read from disk
     problems = list(not_text(document))
+    data = document.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("sources"), Mapping):
+        sources = merge(plain(DataConfig().sources), data["sources"])  # those by default stay
+        document["data"] = {**data, "sources": sources}
     own = set(keys_of(StudyConfig)) - {"experiments"}  # those need the defaults
     content = {k: v for k, v in document.items() if k in own}
     study = parse_dataclass(StudyConfig, content, "", problems)
@@ -116,7 +121,15 @@ def _extended(document: Mapping[str, Any], seen: tuple[str, ...] = ()) -> dict[s
     if base in seen:  # paths as written: a circle repeats one
         chain = " → ".join((*seen, base))
         raise ConfigError([ConfigProblem("extends", f"a circle: {chain}", "a chain that ends")])
-    return merge(_extended(_read_document(Path(base)), (*seen, base)), document)
+    inherited = _extended(_read_document(Path(base)), (*seen, base))
+    merged = merge(inherited, document)
+    old, new = inherited.get("experiments"), document.get("experiments")
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [name for name, content in new.items() if content is None]:
+            merged["experiments"][name] = REMOVED  # in the base itself, null is the defaults
+            if name in old:
+                del merged["experiments"][name]
+    return merged
 
 
 def _experiments(

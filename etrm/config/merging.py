@@ -7,6 +7,8 @@ from typing import Any
 
 # A block whose tag changes is another type: it replaces the inherited block instead of merging.
 TAGS = ("source", "kind")
+# The content of an entry that a file sets to null where it extends another: no point of a sweep.
+REMOVED: Any = object()
 
 
 def merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from decimal import Decimal
 from typing import Any
 
 from etrm.config.entry import Choice, Entry
-from etrm.config.merging import merge, nested
+from etrm.config.merging import REMOVED, merge, nested
 from etrm.config.registry import encoders
 from etrm.config.rules import MAX_NAME, NAME, Rule
 from etrm.config.schema import ConfigProblem, option, parse_dataclass, unknown_key
@@ -85,12 +85,16 @@ class Expansion:
 def expand(experiments: Mapping[Any, Any], problems: list[ConfigProblem]) -> Expansion:
     """Return experiments as they were written, with the points of a sweep in its place.
 
-    An entry that has the name of a point is merged over that point. Experiments that cannot be
-    read are left out, and added to `problems`.
+    An entry that has the name of a point is merged over that point; `REMOVED` takes it away.
+    Experiments that cannot be read are left out, and added to `problems`.
     """
     result = Expansion()
-    readable = {k: v or {} for k, v in experiments.items() if _readable(k, v, problems)}
+    removed = {name for name, content in experiments.items() if content is REMOVED}
+    written = {k: None if k in removed else v for k, v in experiments.items()}
+    readable = {k: v or {} for k, v in written.items() if _readable(k, v, problems)}
     points = _all_points(readable, result, problems)  # first, since entries may precede their sweep
+    for names in result.sweeps.values():
+        names[:] = (point for point in names if point not in removed)
     for name, content in readable.items():
         for point in result.sweeps.get(name, ()):
             result.entries[point] = points[point].changed(readable.get(point, {}))

@@ -130,3 +130,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"study: caf\xe9\n")
     assert "a file that cannot be read" in message(str(tmp_path / "latin.yaml"))
     assert "a file that cannot be read" in message(str(tmp_path))
+
+
+def test_a_file_takes_away_what_it_inherits(tmp_path: Path) -> None:
+    axes = {"steps": {"key": "halting.max_steps", "values": [2, 4]}}
+    experiments = {"swept": {"sweep": axes}, "plain": None, "other": {"seeds": [3]}}
+    content = {"study": "base", "defaults": {"context": {"source": "standard"}}}
+    base = write(tmp_path / "base.yaml", {**content, "experiments": experiments})
+    assert list(read_study(base).experiments) == ["swept_steps2", "swept_steps4", "plain", "other"]
+    change = {"extends": base, "experiments": {"other": None, "swept_steps2": None, "new": None}}
+    assert list(load_study(change).experiments) == ["swept_steps4", "plain", "new"]
+    without = load_study({"extends": base, "experiments": {"swept": None, "plain": None}})
+    assert list(without.experiments) == ["other"]
+
+
+def test_a_source_of_its_own_stands_beside_the_default_ones() -> None:
+    mine = {"sources": {"mine": {"kind": "folder", "path": "tasks"}}, "evaluation": ["mine"]}
+    study = load_study({**document(), "data": mine})
+    assert set(study.data.sources) == {"arc1_training", "arc1_evaluation", "mine"}
+    assert study.data.training == ("arc1_training",)

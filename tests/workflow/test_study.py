@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from projects import STUDY, copy_project, planned, snakemake, variant
 
+from etrm.report.registry import FIGURES
+
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 
 
