@@ -15,12 +15,10 @@ from etrm.data.tables import TaskRecord, write_tasks
 from etrm.models.build import build_model, num_parameters
 from etrm.storage.checkpoint import save_weights
 from etrm.study.layout import Layout, Run
-from etrm.study.plan.cost import HOUR, Cost, Costs
-from etrm.study.plan.disk import ROW, disk_of, free, parameters, used
+from etrm.study.plan.cost import BENCHMARKS, HOUR, Cost, Costs, chosen, devices, measured
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.jobs import PlanError
-from etrm.study.plan.measured import BENCHMARKS, chosen, devices, measured
-from etrm.study.plan.sizes import Sizes, sizes_of
+from etrm.study.plan.sizes import ROW, Sizes, disk_of, free, parameters, sizes_of, used
 from etrm.study.stale import StudyStatus
 
 SIZES = Sizes(training=6, held_out=3, questions=5, cells=9.0)

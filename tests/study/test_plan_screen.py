@@ -12,11 +12,11 @@ from planning import STRICT, judged, study
 
 from etrm.config.load import load_study
 from etrm.study.layout import Layout
-from etrm.study.plan.disk import Disk
+from etrm.study.plan.cost import Device
 from etrm.study.plan.entries import NEVER_RUN, RESTORABLE, Entry, entries_of
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs, PlanError
-from etrm.study.plan.measured import Device
 from etrm.study.plan.plan import Plan
+from etrm.study.plan.sizes import Disk
 from etrm.study.plan.table import render
 from etrm.study.stale import StudyStatus
 

@@ -1,7 +1,7 @@
 """Plan of a study: the jobs that would run, why, and their cost, before anything runs.
 
 The jobs are Snakemake's (`jobs`), the reasons come from the records on disk (`entries`), and the
-cost from measurements (`cost`, `disk`). Nothing is written.
+cost from measurements (`cost`, `sizes`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import Any
 
 from etrm.config.load import read_study
 from etrm.study.layout import Layout
-from etrm.study.plan.cost import Costs
-from etrm.study.plan.disk import Disk, disk_of
+from etrm.study.plan.cost import HOW, Costs, Device, chosen, devices, measured
 from etrm.study.plan.entries import STAGES, STATES, Entry, entries_of
 from etrm.study.plan.jobs import Jobs, PlanError, snakemake_jobs
-from etrm.study.plan.measured import HOW, Device, chosen, devices, measured
-from etrm.study.plan.sizes import sizes_of
+from etrm.study.plan.sizes import Disk, disk_of, sizes_of
 from etrm.study.stale import StudyStatus
 
 __all__ = ["STAGES", "STATES", "Plan", "PlanError", "make_plan"]
