@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from etrm.config.study import RunConfig
 from etrm.storage.files import write_json_atomic
 from etrm.training.run import RunPaths
 
-ADVICE = "strict_parents"  # the paths of a run that are no paths
+BLOCKS = {"run": RunConfig, "tracking": TrackingConfig, "execution": ExecutionConfig}
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,16 @@ class Job:
 
 def write_job(path: Path, job: Job) -> None:
     """Write a job to a file that `read_job` reads."""
-    document = {
-        "run": plain(job.run),
-        "paths": asdict(job.paths),
-        "tracking": plain(job.tracking),
-        "execution": plain(job.execution),
-        "device": job.device,
-        "threads": job.threads,
-        "log": job.log,
-        "bar": job.bar,
-    }
-    write_json_atomic(path, document)
+    write_json_atomic(path, plain(job))
 
 
 def read_job(path: Path) -> Job:
     """Read a job that `write_job` has written."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    paths: dict[str, Any] = {
-        k: v if v is None else Path(v) for k, v in document["paths"].items() if k != ADVICE
-    }
-    return Job(
-        run=parse(RunConfig, document["run"]),
-        paths=RunPaths(**paths, strict_parents=tuple(document["paths"][ADVICE])),
-        tracking=parse(TrackingConfig, document["tracking"], "tracking"),
-        execution=parse(ExecutionConfig, document["execution"], "execution"),
-        device=document["device"],
-        threads=document["threads"],
-        log=None if document["log"] is None else Path(document["log"]),
-        bar=document["bar"],
-    )
+    for name, kind in BLOCKS.items():
+        document[name] = parse(kind, document[name], "" if kind is RunConfig else name)
+    log, paths = document["log"], document["paths"]
+    advice = tuple(paths.pop("strict_parents"))  # names, no paths
+    places: dict[str, Any] = {name: path and Path(path) for name, path in paths.items()}
+    document |= {"paths": RunPaths(**places, strict_parents=advice), "log": log and Path(log)}
+    return Job(**document)

@@ -82,11 +82,8 @@ def preemptible() -> Iterator[None]:
 def _preempted() -> bool:
     """Return whether SLURM ends this job to make room for another one."""
     job = this_job()
-    return job is not None and _preempted_job(_slurm("scontrol", "show", "job", job)[0])
-
-
-def _preempted_job(text: str) -> bool:
-    at = re.search(r"\bPreemptTime=(\S+)", text)
+    said = "" if job is None else _slurm("scontrol", "show", "job", job)[0]
+    at = re.search(r"\bPreemptTime=(\S+)", said)
     return at is not None and at[1] not in ("None", "N/A", "Unknown")
 
 

@@ -34,6 +34,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from etrm.errors import UserError
 from etrm.launch.job import Job, read_job, write_job
 from etrm.runtime.distributed import ranks_of_this_run
+from etrm.runtime.environment import search_first
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, Interruption, signal_name
 from etrm.runtime.logs import job_log
 from etrm.storage.files import write_json_atomic
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 FIRST_PORT, PORTS = 15000, 17000  # of rendezvous: below those that Linux gives to connections
 # srun hands this one on to its tasks. A SIGTERM ends them at once, and no step would be saved.
 TO_SRUN = signal.SIGUSR1
-LAUNCHER = "ETRM_LAUNCHER"  # process number of a rank's launcher
 # From torchrun's SIGTERM to its SIGKILL of the ranks that are left when one has failed: they may
 # wait in a collective for it. Ranks that were asked to stop have all saved before the first ends.
 SHUTDOWN_SECONDS = 5
@@ -54,6 +54,7 @@ QUIET = ("torchelastic-events-null", "torch.distributed.elastic.multiprocessing.
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULE = "etrm.launch.torchrun"
+CHECKOUT = Path(__file__).resolve().parents[2]  # where the processes that it starts find it
 STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
 AGAIN = "Run the same command again to resume from the last state"
 
@@ -137,7 +138,7 @@ def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
     failed: list[BaseException] = []
     for name in QUIET:
         logging.getLogger(name).disabled = True
-    command = ["-m", MODULE, str(path)]
+    command = ["-m", MODULE, "rank", str(path), str(os.getpid())]
 
     def agent() -> None:  # in a thread of its own, where torchrun leaves signals to this module
         try:
@@ -145,7 +146,8 @@ def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
         except BaseException as error:
             failed.append(error)
 
-    with _searched_first(), _handing_on(_ranks_of_this_process) as sent:
+    search_first(CHECKOUT)
+    with _handing_on(_ranks_of_this_process) as sent:
         thread = threading.Thread(target=agent)
         thread.start()
         thread.join()
@@ -192,20 +194,28 @@ def train_on_nodes(job: Job, size: int, nodes: int) -> None:
     path = job.paths.state / "nodes" / f"{job.name}-{number}.json"
     write_job(path, job)
     log.info("starting %d ranks on each of %d nodes", size, nodes)
-    srun = subprocess.Popen(
-        [*_srun(job, size, nodes), sys.executable, "-m", MODULE, str(path), str(size)],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C on the terminal reaches it once, from here
-        preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, TO_SRUN),  # of a launcher that is killed
-    )
+    search_first(CHECKOUT)
+    started: list[int] = []
     try:
-        with _searched_first(), _handing_on(lambda: [srun.pid], TO_SRUN) as sent:
-            code = srun.wait()
+        with _handing_on(lambda: started, TO_SRUN) as sent:
+            srun = subprocess.Popen(
+                [*_srun(job, size, nodes), sys.executable, "-m", MODULE, "node", path, str(size)],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C on the terminal reaches it once, from here
+                # Of a launcher that is killed.
+                preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, TO_SRUN),
+            )
+            started.append(srun.pid)
+            try:
+                if sent:  # before there was anything to hand it on to
+                    srun.send_signal(TO_SRUN)
+                code = srun.wait()
+            finally:
+                srun.terminate()
+                srun.wait()
         stopped = path.with_suffix(STOPPED).exists()
         interrupted = _stopped(path, sent)
     finally:
-        srun.terminate()
-        srun.wait()
         for file in (path, path.with_suffix(STOPPED)):
             file.unlink(missing_ok=True)
     before_training = sent and code in (-TO_SRUN, 128 + TO_SRUN)
@@ -285,26 +295,10 @@ def _ranks_of_this_process() -> Sequence[int]:
     return [int(pid) for task in tasks for pid in task.read_text(encoding="utf-8").split()]
 
 
-@contextmanager
-def _searched_first() -> Iterator[None]:
-    """Let processes that start within the block find this package, and their launcher."""
-    before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{before}" if before else here
-    os.environ[LAUNCHER] = str(os.getpid())
-    try:
-        yield
-    finally:
-        del os.environ[LAUNCHER]
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-
-
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Ask this process to save and stop when its launcher is gone, however that has ended."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # it was gone before
+    if os.getppid() != parent:  # it was gone before
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -317,20 +311,25 @@ def _stopped(path: Path, sent: set[int]) -> Interrupted:
     return Interrupted(max(sent, default=note["number"]), note["advanced"])
 
 
-def main(path: str, size: str | None = None) -> None:
-    """Train as a rank; with a number of ranks, start those of this node."""
-    job = read_job(Path(path))
-    if size is not None:
-        with job_log(job.log):
-            node = this_node(os.environ)
-        with job_log(job.log, f"{node}: ", history=True):
-            try:
-                _run_ranks(Path(path), job, int(size), node)
-            except Interrupted:
-                sys.exit(0 if Path(path).with_suffix(STOPPED).exists() else EXIT_INTERRUPTED)
-        return
-    end_with_parent()
-    rank = int(os.environ["RANK"])
+def main(kind: str, path: str, number: str) -> None:
+    """Be a `node`, which starts a number of ranks, or a `rank` of the process of this number."""
+    (_be_node if kind == "node" else _be_rank)(Path(path), int(number))
+
+
+def _be_node(path: Path, size: int) -> None:
+    job = read_job(path)
+    with job_log(job.log):
+        node = this_node(os.environ)
+    with job_log(job.log, f"{node}: ", history=True):
+        try:
+            _run_ranks(path, job, size, node)
+        except Interrupted:
+            sys.exit(0 if path.with_suffix(STOPPED).exists() else EXIT_INTERRUPTED)
+
+
+def _be_rank(path: Path, launcher: int) -> None:
+    job, rank = read_job(path), int(os.environ["RANK"])
+    end_with_parent(launcher)
     name, level = (f"rank {rank}: ", logging.WARNING) if rank else ("", logging.INFO)
     with job_log(job.log, name, level, history=True):
         try:
@@ -339,7 +338,7 @@ def main(path: str, size: str | None = None) -> None:
             if rank == 0:
                 note = {"number": stopped.number, "advanced": stopped.advanced}
                 with suppress(OSError):  # a full disk: the exit code says the most of it
-                    write_json_atomic(Path(path).with_suffix(STOPPED), note)
+                    write_json_atomic(path.with_suffix(STOPPED), note)
             raise
 
 

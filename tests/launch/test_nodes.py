@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_run, make_tasks, write_study
 
-from etrm.config.execution import ExecutionConfig, TrackingConfig
 from etrm.launch import torchrun
 from etrm.launch.job import Job, read_job
 from etrm.launch.torchrun import LaunchError, this_node
 from etrm.runtime.distributed import ranks_of_this_run
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 
+Program = Callable[[str, str], None]
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "2",
@@ -30,14 +29,8 @@ SLURM = {
 
 
 @pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path / "scontrol", 'echo "${3}1 ${3}2 ${3}3"', monkeypatch)
-
-
-def program(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+def scontrol(program: Program) -> None:
+    program("scontrol", 'echo "${3}1 ${3}2 ${3}3"')
 
 
 @pytest.mark.usefixtures("scontrol")
@@ -69,26 +62,11 @@ def test_variables_that_do_not_fit_are_named(changes: dict[str, str | None], mes
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    paths = write_study(tmp_path, make_tasks(4), make_tasks(2))
-    off = TrackingConfig(wandb="disabled")
-    return Job(make_run(), paths, off, ExecutionConfig(), "cpu", 3, tmp_path / "log")
-
-
-@pytest.fixture
-def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def srun(program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """An `srun` that is a small program."""
-
-    def install(program: str) -> None:
-        folder = tmp_path / "bin"
-        folder.mkdir()
-        (folder / "srun").write_text(f"#!/bin/sh\n{program}\n")
-        (folder / "srun").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.setattr(torchrun.shutil, "which", lambda name: name)
-        monkeypatch.setenv("SLURM_JOB_ID", "12")
-
-    return install
+    monkeypatch.setattr(torchrun.shutil, "which", lambda name: name)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    return lambda text: program("srun", text)
 
 
 def test_srun_starts_one_process_on_every_node(
@@ -100,11 +78,11 @@ def test_srun_starts_one_process_on_every_node(
     words = said.read_text().split()
     assert words[:5] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--overlap", "--wait=0"]
     assert "--cpus-per-task=3" in words
-    assert words[-1] == "2"
     assert not [word for word in words if "gpu" in word], "there is none"
     assert read_job(copy) == job
     where = job.paths.state / "nodes"
-    assert words[-2] == str(where / "tiny-overfit-seed0-12.json"), "where all nodes see it"
+    path = where / "tiny-overfit-seed0-12.json"
+    assert words[-3:] == ["node", str(path), "2"], "where all nodes see it"
     assert list(where.iterdir()) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torchrun.train(Job(job.run, job.paths, job.tracking, job.execution), 8, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from etrm.launch.slurm import going_on, preemptible, requeue
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted
 
-SCONTROL = """#!/bin/sh
+SCONTROL = """
 echo "$@" >> {folder}/asked
 if [ "$1" = show ]; then cat {folder}/job; fi
 if [ -e {folder}/refuses ] && [ "$1" = requeue ]; then echo "not allowed" >&2; exit 1; fi
@@ -22,24 +23,20 @@ PREEMPTED = RUNNING.replace("PreemptTime=None", "PreemptTime=2026-01-01T00:01:00
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def job(
+    tmp_path: Path, program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The folder of a running job; what `scontrol` was asked is in `asked` there."""
-    script = tmp_path / "scontrol"
-    script.write_text(SCONTROL.format(folder=tmp_path))
-    script.chmod(0o755)
+    program("scontrol", SCONTROL.format(folder=tmp_path))
     (tmp_path / "job").write_text(RUNNING)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     return tmp_path
 
 
 def asked(job: Path) -> list[str]:
     path = job / "asked"
-    return (
-        [line for line in path.read_text().splitlines() if "requeue" in line]
-        if path.exists()
-        else []
-    )
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if "requeue" in line]
 
 
 def interrupted(number: int, advanced: bool) -> None:
@@ -48,27 +45,23 @@ def interrupted(number: int, advanced: bool) -> None:
     assert stopped.value.code == EXIT_INTERRUPTED
 
 
-def test_a_run_whose_time_is_over_goes_back(job: Path) -> None:
-    interrupted(signal.SIGUSR1, advanced=True)
-    assert asked(job) == ["requeue 7"]
-
-
-def test_a_run_that_got_no_further_counts_as_failed(job: Path) -> None:
-    interrupted(signal.SIGUSR1, advanced=False)
-    assert asked(job) == []
-
-
-def test_a_run_that_somebody_cancels_does_not_come_back(job: Path) -> None:
-    interrupted(signal.SIGTERM, advanced=True)
-    interrupted(signal.SIGINT, advanced=True)
-    assert asked(job) == []
-
-
-@pytest.mark.parametrize("advanced", [True, False])
-def test_a_run_that_is_preempted_goes_back(job: Path, advanced: bool) -> None:
-    (job / "job").write_text(PREEMPTED)
-    interrupted(signal.SIGTERM, advanced)
-    assert asked(job) == ["requeue 7"]
+@pytest.mark.parametrize(
+    ("number", "state", "advanced", "goes_back"),
+    [
+        (signal.SIGUSR1, RUNNING, True, True),  # its time is over
+        (signal.SIGUSR1, RUNNING, False, False),  # it got no further: it counts as failed
+        (signal.SIGTERM, RUNNING, True, False),  # somebody cancels it
+        (signal.SIGINT, RUNNING, True, False),
+        (signal.SIGTERM, PREEMPTED, True, True),
+        (signal.SIGTERM, PREEMPTED, False, True),
+    ],
+)
+def test_a_run_goes_back_when_its_time_is_over_or_it_is_preempted(
+    number: int, state: str, advanced: bool, goes_back: bool, job: Path
+) -> None:
+    (job / "job").write_text(state)
+    interrupted(number, advanced)
+    assert asked(job) == ["requeue 7"] * goes_back
 
 
 def test_outside_a_job_nothing_is_asked(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

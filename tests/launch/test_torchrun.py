@@ -8,14 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_run, make_tasks, write_study
 
-from etrm.config.execution import ExecutionConfig, TrackingConfig
 from etrm.launch import torchrun
 from etrm.launch.job import Job, read_job, write_job
 from etrm.launch.torchrun import LaunchError, train_on_ranks
@@ -24,26 +23,31 @@ from etrm.runtime.interruption import EXIT_INTERRUPTED
 STOPS = "signal.signal(signal.{0}, lambda *_: sys.exit(75)); open('{1}', 'w'); time.sleep(60)"
 
 
+Programs = Callable[..., None]
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    paths = replace(write_study(tmp_path, make_tasks(4), make_tasks(2)), strict_parents=("a", "b"))
-    off = TrackingConfig(wandb="disabled")
-    return Job(make_run(), paths, off, ExecutionConfig(micro_batch=2), "cpu", 2, tmp_path / "log")
-
-
-def ranks_are(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) -> None:
+def ranks_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Programs:
     """Rank n runs the n-th program."""
-    code = "import os, signal, sys, time\nexec({!r}[int(os.environ['RANK'])])\n"
-    (folder / "programs_of_ranks.py").write_text(code.format(programs))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def write(*programs: object) -> None:
+        code = "import os, signal, sys, time\nexec({!r}[int(os.environ['RANK'])])\n"
+        (tmp_path / "programs_of_ranks.py").write_text(code.format(programs))
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(torchrun, "MODULE", "programs_of_ranks")
+    return write
 
 
-def test_ranks_that_are_done_are_done(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def is_interrupted(job: Job) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        train_on_ranks(job, 2)
+    assert exit_code.value.code == EXIT_INTERRUPTED
+
+
+def test_ranks_that_are_done_are_done(job: Job, ranks_are: Programs, tmp_path: Path) -> None:
     marks = [tmp_path / "0", tmp_path / "1"]
-    ranks_are(monkeypatch, tmp_path, *(f"time.sleep(0.2); open({str(m)!r}, 'w')" for m in marks))
+    ranks_are(*(f"time.sleep(0.2); open({str(m)!r}, 'w')" for m in marks))
     train_on_ranks(job, 2)
     assert all(mark.exists() for mark in marks), "both have been waited for"
 
@@ -58,9 +62,9 @@ def test_ranks_that_are_done_are_done(
     ],
 )
 def test_a_rank_that_fails_ends_the_others(
-    first: str, second: str, blamed: str, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    first: str, second: str, blamed: str, job: Job, ranks_are: Programs
 ) -> None:
-    ranks_are(monkeypatch, tmp_path, first, second)
+    ranks_are(first, second)
     with pytest.raises(LaunchError, match=blamed) as error:
         train_on_ranks(job, 2)
     assert "Run the same command again" in str(error.value)
@@ -69,38 +73,30 @@ def test_a_rank_that_fails_ends_the_others(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_goes_to_all_ranks(
-    number: signal.Signals, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    number: signal.Signals, job: Job, ranks_are: Programs, tmp_path: Path
 ) -> None:
     ready = [tmp_path / f"ready{rank}" for rank in range(2)]
-    ranks_are(monkeypatch, tmp_path, *(STOPS.format(number.name, path) for path in ready))
+    ranks_are(*(STOPS.format(number.name, path) for path in ready))
     send_when(lambda: all(path.exists() for path in ready), number)
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as exit_code:
-        train_on_ranks(job, 2)
-    assert exit_code.value.code == EXIT_INTERRUPTED
+    is_interrupted(job)
     assert signal.getsignal(number) == before
 
 
 def test_ranks_that_had_not_begun_have_lost_nothing(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    job: Job, ranks_are: Programs, tmp_path: Path
 ) -> None:
     """They have no handlers yet."""
     ready = tmp_path / "ready"
-    ranks_are(monkeypatch, tmp_path, f"open('{ready}', 'w'); time.sleep(60)", "time.sleep(60)")
+    ranks_are(f"open('{ready}', 'w'); time.sleep(60)", "time.sleep(60)")
     send_when(ready.exists, signal.SIGTERM)
-    with pytest.raises(SystemExit) as exit_code:
-        train_on_ranks(job, 2)
-    assert exit_code.value.code == EXIT_INTERRUPTED
+    is_interrupted(job)
 
 
-def test_one_rank_that_is_asked_to_stop_is_believed(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_one_rank_that_is_asked_to_stop_is_believed(job: Job, ranks_are: Programs) -> None:
     """The other one then fails, because it misses it."""
-    ranks_are(monkeypatch, tmp_path, "time.sleep(0.5); sys.exit(1)", "sys.exit(75)")
-    with pytest.raises(SystemExit) as exit_code:
-        train_on_ranks(job, 2)
-    assert exit_code.value.code == EXIT_INTERRUPTED
+    ranks_are("time.sleep(0.5); sys.exit(1)", "sys.exit(75)")
+    is_interrupted(job)
 
 
 def send_when(condition: Any, number: signal.Signals, times: int = 1) -> None:
@@ -122,7 +118,7 @@ def test_a_job_comes_to_its_ranks_as_it_is(job: Job) -> None:
 
 
 def test_a_process_that_torchrun_has_started_starts_no_ranks(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(torchrun, "train_here", lambda job: calls.append("here"))
@@ -134,9 +130,7 @@ def test_a_process_that_torchrun_has_started_starts_no_ranks(
     assert calls == ["here", "on 2", "here"]
 
 
-def test_a_second_signal_abandons_no_rank(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_second_signal_abandons_no_rank(job: Job, ranks_are: Programs, tmp_path: Path) -> None:
     """A scheduler sends one to every process of a job, and another when time is up."""
     ready, saved = ([tmp_path / f"{what}{rank}" for rank in range(2)] for what in ("on", "saved"))
     program = (
@@ -148,13 +142,9 @@ def test_a_second_signal_abandons_no_rank(
         "open('{1}', 'w')\n"
         "sys.exit(75)\n"
     )
-    ranks_are(
-        monkeypatch, tmp_path, *(program.format(*each) for each in zip(ready, saved, strict=True))
-    )
+    ranks_are(*(program.format(*each) for each in zip(ready, saved, strict=True)))
     send_when(lambda: all(path.exists() for path in ready), signal.SIGTERM, 3)
-    with pytest.raises(SystemExit) as exit_code:
-        train_on_ranks(job, 2)
-    assert exit_code.value.code == EXIT_INTERRUPTED
+    is_interrupted(job)
     assert all(path.exists() for path in saved)
 
 
@@ -162,9 +152,9 @@ def test_a_rank_whose_launcher_is_killed_is_asked_to_stop(tmp_path: Path) -> Non
     """By the kernel: the launcher has no time for it."""
     ended = tmp_path / "ended"
     rank = (
-        "import signal, sys, time; from etrm.launch.torchrun import end_with_parent;"
+        "import os, signal, sys, time; from etrm.launch.torchrun import end_with_parent;"
         f" signal.signal(signal.SIGTERM, lambda *_: (open('{ended}', 'w'), sys.exit(75)));"
-        " end_with_parent(); print('ready', flush=True); time.sleep(60)"
+        " end_with_parent(os.getppid()); print('ready', flush=True); time.sleep(60)"
     )
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
     with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE) as process:
