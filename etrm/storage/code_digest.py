@@ -158,32 +158,30 @@ def read_definitions(text: str, computing: Callable[[str], bool]) -> ModuleCode:
     return ModuleCode({name: tuple(found) for name, found in definitions.items()}, imports)
 
 
-def reachable(
-    roots: Iterable[str],
-    source: Callable[[str], str | None],
-    computing: Callable[[str], bool],
-) -> dict[str, dict[str, list[Any]]]:
+# A module in pieces by its name; None where there is none whose code counts.
+Modules = Callable[[str], ModuleCode | None]
+
+
+def reachable(roots: Iterable[str], modules: Modules) -> dict[str, dict[str, list[Any]]]:
     """Return the definitions that `roots` ("module:name") reach, by module and name.
 
-    Each is a list of its digests and of the dotted names that its names resolve to. `source`
-    returns the text of a module, None where a dotted name is no module. Raises `LookupError` for an
-    unknown root.
+    Each is a list of its digests and of the dotted names that its names resolve to. Raises
+    `LookupError` for an unknown root.
     """
     found: dict[str, dict[str, list[Any]]] = {}
     todo = []
     for root in roots:
         module, _, name = root.partition(":")
-        text = source(module)
-        if text is None or name not in read_definitions(text, computing).definitions:
+        code = modules(module)
+        if code is None or name not in code.definitions:
             raise LookupError(f"{root}: found no such definition, expected a root of a result key")
         todo.append((module, name))
     while todo:
         module, name = todo.pop()
         if name in found.setdefault(module, {}):
             continue
-        text = source(module)
-        assert text is not None, module
-        code = read_definitions(text, computing)
+        code = modules(module)
+        assert code is not None, module
         own = code.definitions.get(name, ())
         resolved = set()
         for used in set().union(*(each.names for each in own)):
@@ -191,41 +189,35 @@ def reachable(
             if first in code.definitions:
                 todo.append((module, first))
             elif first in code.imports:
-                dotted = ".".join(filter(None, (code.imports[first], rest)))
-                target = _target(dotted, source) if computing(dotted) else None
+                target = _target(".".join(filter(None, (code.imports[first], rest))), modules)
                 # Of other packages, the imported name counts, not their code.
                 resolved.add(":".join(target) if target else code.imports[first])
-                todo += _of(target, source, computing) if target else []
+                todo += _of(target, modules)
         found[module][name] = [[each.digest for each in own], sorted(resolved)]
         todo.append((module, ""))  # whoever uses a module runs its statements
     return found
 
 
-def _target(dotted: str, source: Callable[[str], str | None]) -> tuple[str, str] | None:
+def _target(dotted: str, modules: Modules) -> tuple[str, str] | None:
     """Split a dotted name into the longest module in it and the name that follows."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):  # the longest first
-        module = ".".join(parts[:end])
-        if source(module) is not None:
+        if modules(module := ".".join(parts[:end])) is not None:
             return module, parts[end] if end < len(parts) else ""
     return None
 
 
-def _of(
-    target: tuple[str, str], source: Callable[[str], str | None], computing: Callable[[str], bool]
-) -> Iterator[tuple[str, str]]:
-    """Yield the definitions that a name of a module may refer to: all for a bare module."""
-    module, name = target
-    text = source(module)
-    assert text is not None, module
-    code = read_definitions(text, computing)
+def _of(target: tuple[str, str] | None, modules: Modules) -> list[tuple[str, str]]:
+    """Return the definitions that a name of a module may refer to: all for a bare module."""
+    module, name = target or ("", "")
+    code = modules(module)
+    if code is None:
+        return []
     if name in code.definitions and name:
-        yield target
-    elif name in code.imports:  # re-exported
-        further = _target(code.imports[name], source) if computing(code.imports[name]) else None
-        yield from _of(further, source, computing) if further else ()
-    else:  # the module itself, or an attribute set at run time
-        yield from ((module, each) for each in code.definitions)
+        return [(module, name)]
+    if name in code.imports:  # re-exported
+        return _of(_target(code.imports[name], modules), modules)
+    return [(module, each) for each in code.definitions]  # or an attribute set at run time
 
 
 def _defined(statement: ast.stmt) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.registry import CONTEXT_SOURCES
-from etrm.storage.code_digest import reachable, read_code
+from etrm.storage.code_digest import ModuleCode, reachable, read_code, read_definitions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -65,6 +65,10 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
         path = _file(module, package)
         return None if path is None else path.read_text(encoding="utf-8")
 
+    def computing(module: str) -> ModuleCode | None:
+        text = source(module) if is_computing(module) else None
+        return None if text is None else read_definitions(text, is_computing)
+
     definitions = {root for root in roots if ":" in root}
     drawn: dict[str, str] = {}  # modules of the report
     todo = [root for root in roots if ":" not in root]
@@ -80,7 +84,7 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
                 definitions.add(f"{parent}:{last}")
             elif source(name) is not None and name.startswith("etrm.report.") and name not in drawn:
                 todo.append(name)
-    found = reachable(sorted(definitions), source, is_computing)
+    found = reachable(sorted(definitions), computing)
     modules = sorted({*found, *drawn})
     return {name: digest([found.get(name), drawn.get(name)])[:16] for name in modules}
 
