@@ -23,6 +23,7 @@ from etrm.tracking.tracker import Tracker, metrics_table
 # Two calls at one step share a row.
 ROWS = [{"step": 1.0, "a": 0.5}, {"step": 2.0, "a": 0.25, "b": 1.0}, {"step": 2.0, "c": 3.0}]
 TABLE = {"step": [1, 2], "a": [0.5, 0.25], "b": [None, 1.0], "c": [None, 3.0]}
+LOGGED = [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
 
 # W&B as far as it is used: it writes down its calls; some of them raise, or never return.
 FAKE = """
@@ -58,99 +59,103 @@ def init(settings, **options):
 """
 
 
+class Wandb:
+    """The fake W&B of a test: its calls, and what is said of it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+        self.folder, self._set, self._log = folder, monkeypatch.setenv, log
+        for name in ("WANDB_MODE", "WANDB_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        (folder / "fake").mkdir()
+        self.is_program(FAKE)
+        self.has(PYTHONPATH=str(folder / "fake"), CALLS=str(folder / "calls"))
+        self.has(BROKEN="", HANGING="", NETRC="/nonexistent", HOME="/nonexistent")
+
+    def is_program(self, text: str) -> None:
+        (self.folder / "fake/wandb.py").write_text(text)
+
+    def has(self, **environment: str) -> None:
+        for name, value in environment.items():
+            self._set(name, value)
+
+    def calls(self, name: str) -> list[Any]:
+        """What W&B was called with."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [content for call, content in map(json.loads, lines) if call == name]
+
+    def modes(self) -> list[str]:
+        return [started["mode"] for started in self.calls("init")]
+
+    def tracker(self, mode: str, config: dict[str, Any]) -> Tracker:
+        tracking = TrackingConfig(wandb=mode)
+        return Tracker(tracking, "a/full/seed0", "0123", config, self.folder / "w")
+
+    def track(self, mode: str = "auto") -> str:
+        """Track a run of three rows, whose table is complete; return the warnings."""
+        tracker = self.tracker(mode, {"lr": 1})
+        for row in ROWS:
+            tracker.log(dict(row))
+        with self._log.at_level(logging.WARNING):
+            tracker.write(self.folder / "metrics.parquet")
+            tracker.finish({"all.exact_accuracy": 1.0})
+        assert pq.read_table(self.folder / "metrics.parquet").to_pydict() == TABLE
+        return str(self._log.text)
+
+
 @pytest.fixture(autouse=True)
-def _fake_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", "/nonexistent")
-    monkeypatch.setenv("HOME", "/nonexistent")
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake/wandb.py").write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    monkeypatch.setenv("BROKEN", "")
-    monkeypatch.setenv("HANGING", "")
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> Wandb:
+    return Wandb(tmp_path, monkeypatch, caplog)
 
 
-def calls(folder: Path, name: str) -> list[Any]:
-    """What W&B was called with."""
-    path = folder / "calls"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [content for call, content in map(json.loads, lines) if call == name]
-
-
-def tracked(folder: Path, mode: str = "auto") -> pa.Table:
-    """The table that a run of three rows leaves."""
-    tracker = Tracker(TrackingConfig(wandb=mode), "a/full/seed0", "0123", {"lr": 1}, folder / "w")
-    for row in ROWS:
-        tracker.log(dict(row))
-    tracker.write(folder / "metrics.parquet")
-    tracker.finish({"all.exact_accuracy": 1.0})
-    return pq.read_table(folder / "metrics.parquet")
-
-
-def test_wandb_gets_what_the_table_gets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path).to_pydict() == TABLE
-    assert calls(tmp_path, "log") == [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
-    assert calls(tmp_path, "summary") == [{"all.exact_accuracy": 1.0}]
-    assert len(calls(tmp_path, "finish")) == 1
-    [started] = calls(tmp_path, "init")
+def test_wandb_gets_what_the_table_gets(wandb: Wandb) -> None:
+    assert wandb.track() == ""
+    assert wandb.calls("log") == LOGGED
+    assert wandb.calls("summary") == [{"all.exact_accuracy": 1.0}]
+    assert len(wandb.calls("finish")) == 1
+    [started] = wandb.calls("init")
     assert started["mode"] == "offline"
     assert (started["id"], started["resume"]) == ("0123", "allow")
     assert (started["project"], started["name"]) == ("etrm", "a/full/seed0")
     assert started["config"] == {"lr": 1}
-    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
-def test_a_failing_wandb_is_a_warning(
-    broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("BROKEN", broken)
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path).to_pydict() == TABLE
-    assert caplog.text.count("the network is gone") == 1
-    assert caplog.text.count("WARNING") == 1
+def test_a_failing_wandb_is_a_warning(broken: str, wandb: Wandb) -> None:
+    wandb.has(BROKEN=broken)
+    text = wandb.track()
+    assert text.count("the network is gone") == 1
+    assert text.count("WARNING") == 1
 
 
 @pytest.mark.parametrize("lost", ["log", "summary", "finish"])
-def test_a_wandb_whose_own_process_is_lost_gets_everything_again(
-    lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("LOST", lost)
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path).to_pydict() == TABLE
-    first, again = calls(tmp_path, "init")
+def test_a_wandb_whose_own_process_is_lost_gets_everything_again(lost: str, wandb: Wandb) -> None:
+    wandb.has(LOST=lost)
+    assert wandb.track() == ""
+    first, again = wandb.calls("init")
     assert first["id"] == again["id"]
-    rows = [[{"a": 0.5}, 1], [{"a": 0.25, "b": 1.0}, 2], [{"c": 3.0}, 2]]
-    assert calls(tmp_path, "log")[-3:] == rows
-    assert calls(tmp_path, "summary")[-1] == {"all.exact_accuracy": 1.0}
-    assert len(calls(tmp_path, "finish")) == (2 if lost == "finish" else 1)
-    assert caplog.text == ""
+    assert wandb.calls("log")[-3:] == LOGGED
+    assert wandb.calls("summary")[-1] == {"all.exact_accuracy": 1.0}
+    assert len(wandb.calls("finish")) == (2 if lost == "finish" else 1)
 
 
-def test_a_server_that_cannot_be_reached_leaves_a_run_that_can_be_sent_later(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("BROKEN", "init:online")
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path, "online").to_pydict() == TABLE
-    assert [started["mode"] for started in calls(tmp_path, "init")] == ["online", "offline"]
-    assert len(calls(tmp_path, "log")) == 3
-    assert len(calls(tmp_path, "finish")) == 1
-    assert f"wandb sync {tmp_path}/w/run" in caplog.text
+def test_a_server_that_cannot_be_reached_leaves_a_run_that_can_be_sent_later(wandb: Wandb) -> None:
+    wandb.has(BROKEN="init:online")
+    assert f"wandb sync {wandb.folder}/w/run" in wandb.track("online")
+    assert wandb.modes() == ["online", "offline"]
+    assert len(wandb.calls("log")) == 3
+    assert len(wandb.calls("finish")) == 1
 
 
 @pytest.mark.parametrize("hanging", ["init", "log", "finish"])
 def test_a_hanging_wandb_is_not_waited_for(
-    hanging: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hanging: str, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor is its process left behind."""
     monkeypatch.setattr(tracker_module, "FINISH_SECONDS", 0.5)
     monkeypatch.setattr(tracker_module, "MARGIN_SECONDS", 1.0)
-    monkeypatch.setenv("HANGING", hanging)
-    tracker = Tracker(TrackingConfig(wandb="offline"), "a/full/seed0", "0123", {}, tmp_path / "w")
+    wandb.has(HANGING=hanging)
+    tracker = wandb.tracker("offline", {})
     began = time.monotonic()
     for step in range(20000):  # more than a pipe holds
         tracker.log({"step": float(step), "a": 1.0})
@@ -163,27 +168,26 @@ def test_a_hanging_wandb_is_not_waited_for(
     assert "did not take everything" in caplog.text
 
 
-def test_wandb_ends_with_a_run_that_is_killed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_wandb_ends_with_a_run_that_is_killed(wandb: Wandb) -> None:
     """A signal to the whole group, as Ctrl-C is, does not end it before it has sent everything."""
+    folder = str(wandb.folder)
     code = (
         "import sys, time; from pathlib import Path; from etrm.tracking.tracker import Tracker;"
         " from etrm.config.study import TrackingConfig;"
-        f" t = Tracker(TrackingConfig(wandb='offline'), 'a', 'b', {{}}, Path({str(tmp_path)!r}));"
+        f" t = Tracker(TrackingConfig(wandb='offline'), 'a', 'b', {{}}, Path({folder!r}));"
         " t.log({'step': 1.0, 'a': 2.0}); print(t._mirror._process.pid, flush=True); time.sleep(60)"
     )
     root = str(Path(__file__).resolve().parents[2])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), root]))
+    wandb.has(PYTHONPATH=os.pathsep.join([str(wandb.folder / "fake"), root]))
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert run.stdout is not None
     mirror = int(run.stdout.readline())
-    wait_for(lambda: calls(tmp_path, "log"))
+    wait_for(lambda: wandb.calls("log"))
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    wait_for(lambda: calls(tmp_path, "finish"))
+    wait_for(lambda: wandb.calls("finish"))
     wait_for(lambda: not Path(f"/proc/{mirror}/cmdline").exists() or is_zombie(mirror))
 
 
@@ -198,22 +202,16 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.05)
 
 
-def test_a_wandb_that_is_not_installed_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "fake/wandb.py").write_text("raise ModuleNotFoundError('no module wandb')")
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path).to_pydict() == TABLE
-    assert "W&B: not started (no module wandb)" in caplog.text
+def test_a_wandb_that_is_not_installed_is_a_warning(wandb: Wandb) -> None:
+    wandb.is_program("raise ModuleNotFoundError('no module wandb')")
+    assert "W&B: not started (no module wandb)" in wandb.track()
 
 
 def test_a_disabled_wandb_is_not_even_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, wandb: Wandb
 ) -> None:
     monkeypatch.setattr(tracker_module, "MIRROR", None)
-    with caplog.at_level(logging.WARNING):
-        assert tracked(tmp_path, mode="disabled").to_pydict() == TABLE
-    assert caplog.text == ""
+    assert wandb.track("disabled") == ""
 
 
 @pytest.mark.parametrize(
@@ -228,25 +226,20 @@ def test_a_disabled_wandb_is_not_even_started(
     ],
 )
 def test_the_mode_of_wandb(
-    wanted: str,
-    environment: dict[str, str],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    wanted: str, environment: dict[str, str], expected: str, wandb: Wandb
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    tracked(tmp_path, mode=wanted)
-    assert [started["mode"] for started in calls(tmp_path, "init")] == [expected]
+    wandb.has(**environment)
+    wandb.track(wanted)
+    assert wandb.modes() == [expected]
 
 
-def test_a_key_in_netrc_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    tracked(tmp_path)
-    assert [started["mode"] for started in calls(tmp_path, "init")] == ["online"]
+def test_a_key_in_netrc_is_a_key(wandb: Wandb) -> None:
+    path = wandb.folder / ".netrc"
+    path.write_text("machine api.wandb.ai login user password secret\n")
+    path.chmod(0o600)
+    wandb.has(HOME=str(wandb.folder), NETRC=str(path))
+    wandb.track()
+    assert wandb.modes() == ["online"]
 
 
 def test_columns_have_types_and_keep_numbers_that_are_not_finite() -> None:
