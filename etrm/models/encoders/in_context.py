@@ -21,7 +21,7 @@ from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import Encoder, EncoderOptions, default
-from etrm.models.layers import Linear, learned, rms_norm, rotate
+from etrm.models.layers import STD_POSITION, Linear, learned, rms_norm, rotate
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class InContextEncoder(Encoder):
         real[:, 0] = True
         parts = []
         for rows, cells in self.cells.groups(batch):
-            tokens = rms_norm(cells.tokens + self.codes(cells, batch.demo_mask[rows]))  # [n, T, E]
+            codes = self.codes(cells, batch.demo_mask[rows])  # [n, T, E]
+            # As light as learned positions: what is in a cell is learned later under heavy codes.
+            tokens = rms_norm(cells.tokens + STD_POSITION * codes)
             tokens = self.blocks(tokens, cells.rotary, cells.mask)
             pad = (1, size - tokens.shape[1] - 1)  # the learned token before, PAD behind
             parts.append((rows, F.pad(tokens, (0, 0, *pad))))
