@@ -192,6 +192,9 @@ def test_the_benchmarks_of_the_project_measure_the_paper_study() -> None:
     found = Costs(layout, SIZES, chosen(devices([], BENCHMARKS), "cpu"))
     for run in (*layout.runs("pretrain"), *layout.runs("full")):
         cost = found.of(job(run))
+        if layout.study.experiments[run.experiment].group == "ladder":  # of 4 L-cycles
+            assert cost.hours is None
+            continue
         assert cost.hours is not None
         assert cost.hours > 1
         assert cost.measured is not None
