@@ -66,6 +66,7 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
             "Experiment": [str(name) for name in table["experiment"]],
             "Attempts": [f"pass@{k}" for k in table["attempts"]],
             "Seeds": [_seeds(row) for _, row in table.iterrows()],
+            "Tasks": [NONE if pd.isna(n) else f"{n:.0f}" for n in table["tasks"]],
             "Score": [_share(row, "pass") for _, row in table.iterrows()],
             "Baseline": [_share(row, "baseline_pass") for _, row in table.iterrows()],
             "Difference, points": [_difference(row) for _, row in table.iterrows()],
@@ -102,7 +103,7 @@ def _row(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str
         "difference_high": high,
         "p": difference_p_value(a, b),
         "status": "; partial"
-        * any(view.score["partial"] for views in scored for view in views if view.score),
+        * any(v.score and v.score["partial"] for v in (*scored[0], *scored[1])),
         "method": OVER_TASKS if min(len(a), len(b)) == 1 else OVER_SEEDS,
     }
 

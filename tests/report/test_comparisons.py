@@ -98,6 +98,22 @@ def test_a_row_without_a_difference_says_why(tmp_path: Path) -> None:
     assert table.numbers["p_holm"].isna().all()
 
 
+def test_a_baseline_without_a_score_says_why(tmp_path: Path) -> None:
+    views = runs(tmp_path, "other", (5,))
+    views += [fake.run(tmp_path, experiment="base", steps=100, reached=0.5)]
+    row = row_of(comparisons(views, "base"), "other")
+    assert row["status"].startswith("the baseline is stopped: exact match 50.0 %")
+
+
+def test_a_partial_score_says_so_where_it_is_compared(tmp_path: Path) -> None:
+    views = runs(tmp_path, "base", (5,)) + runs(tmp_path, "whole", (5,))
+    partial = fake.score(solved=5, tasks=400, evaluated=399)
+    views += [fake.run(tmp_path, experiment="part", stage="full", steps=100, scored=partial)]
+    table = comparisons(views, "base")
+    assert row_of(table, "part")["status"] == "no difference shown; partial"
+    assert row_of(table, "whole")["status"] == "no difference shown"
+
+
 def test_seeds_that_the_gate_has_stopped_are_told(tmp_path: Path) -> None:
     views = runs(tmp_path, "base", (5, 6, 4)) + runs(tmp_path, "some", (9, 8))
     views += [
