@@ -36,7 +36,7 @@ def metrics(
     count = rng.integers(0, 9, len(step)).astype(float)
     rise = reached / (1 + np.exp(-10 * (step / steps - 0.45)))
     exact = rng.binomial(count.astype(int), rise) / np.maximum(count, 1)
-    frame = pd.DataFrame({"step": step.astype(np.int64), "train/count": count})
+    frame = pd.DataFrame({"step": step.astype(np.int64), "train/halted": count})
     frame["train/exact_accuracy"] = exact  # 0 where nothing halted, as a trainer may log it
     frame["train/accuracy"] = 0.5 + exact / 2
     frame["train/lm_loss"] = 2 * np.exp(-step / steps * 3)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from etrm.config.health import HealthConfig
 
 STAGES = ("pretrain", "overfit", "full")
-# Means over the samples that halted in a step: without a value where `train/count` is 0.
+# Means over the samples that halted in a step: without a value where `train/halted` is 0.
 _OF_HALTED = ("train/accuracy", "train/exact_accuracy", "train/q_halt_accuracy", "train/steps")
 
 
@@ -89,16 +89,16 @@ class RunView:
         if name not in self.metrics:
             return pd.Series(dtype=np.float64, name=name)
         values = self.metrics.set_index("step")[name].astype(np.float64)
-        if name in _OF_HALTED and "train/count" in self.metrics:
-            values = values[self.metrics["train/count"].fillna(0).to_numpy() > 0]
+        if name in _OF_HALTED and "train/halted" in self.metrics:
+            values = values[self.metrics["train/halted"].fillna(0).to_numpy() > 0]
         return values[np.isfinite(values)]  # not logged on this step, or diverged
 
     def weights(self, name: str) -> pd.Series:
         """Return the number of samples that each value of `series(name)` is a mean of; else 1."""
         values = self.series(name)
-        if name not in _OF_HALTED or "train/count" not in self.metrics:
+        if name not in _OF_HALTED or "train/halted" not in self.metrics:
             return pd.Series(1.0, index=values.index)
-        return self.metrics.set_index("step")["train/count"].loc[values.index].astype(np.float64)
+        return self.metrics.set_index("step")["train/halted"].loc[values.index].astype(np.float64)
 
     def final(self, name: str) -> float | None:
         """Return the mean over samples in the last tenth of the metric's logged values."""

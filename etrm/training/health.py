@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from etrm.config.health import GateConfig, HealthConfig, HealthRule
+import numpy as np
+
+from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
 from etrm.storage.files import write_json_atomic
 from etrm.storage.records import read_metrics, read_run
+from etrm.training.trend import LEAST_ROWS, LOOKS, errors, falls_short
 
 Row = Mapping[str, float]
 
@@ -30,7 +34,7 @@ ROOT_CAUSES = {
     "divergence": "the loss explodes or is not a number",
     "stuck": "exact match has plateaued",
     "weak_architecture": "plateaued at 70–80 %: a weak architecture, or a hyperparameter off",
-    "not_converged": "exact match was still improving when the steps ran out",
+    "not_converged": "exact match had not plateaued when the steps ran out",
 }
 
 
@@ -79,7 +83,7 @@ def _window(rows: Sequence[Row], rule: HealthRule) -> list[tuple[int, float]]:
     """
     end, found = len(rows), list[tuple[int, float]]()
     if rule.until_step is not None:
-        end = bisect_right(rows, rule.until_step, key=lambda row: int(row["step"]))
+        end = bisect_right(rows, rule.until_step, key=_step)
     for row in map(rows.__getitem__, range(end - 1, -1, -1)):  # without a copy of the rows
         step = int(row["step"])
         if step < rule.from_step or (found and step <= found[0][0] - rule.window):
@@ -106,21 +110,60 @@ def _judge(name: str, rule: HealthRule, median: float, step: int, may_stop: bool
 
 
 def check_stuck(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
-    """Return a finding where the best train/exact_accuracy has not improved for `patience` steps.
+    """Return a finding where the row just logged is one at which `StuckRule` looks, and rejects."""
+    rule = config.stuck
+    steps = [int(row["step"]) for row in islice(_of_training(rows, len(rows)), 2)]  # latest first
+    last, before = (*steps, 0, 0)[:2]
+    for look, error in enumerate(errors(rule.error), 1):
+        end = rule.from_step + rule.within * look // LOOKS
+        if before < end <= last:
+            return _plateau(rows, rule.from_step, rule, error)
+    return []
 
-    Exact match that has converged has nothing left to gain, and is not stuck.
-    """
-    rule, metric = config.stuck, "train/exact_accuracy"
-    best, last, since = -math.inf, 0, 0
-    for row in rows:
-        if metric in row and row["step"] >= rule.from_step:
-            last = int(row["step"])
-            if row[metric] >= best + rule.min_gain:  # smaller gains are noise
-                best, since = row[metric], last
-    if last - since < rule.patience or best >= 1.0 - rule.min_gain:
+
+def check_plateau(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
+    """Return a finding where exact match did not rise over the last steps of a run."""
+    last = int(rows[-1]["step"]) if rows else 0
+    first = max(config.stuck.from_step, last - config.stuck.within)
+    return _plateau(rows, first, config.stuck, config.stuck.error)
+
+
+def _plateau(rows: Sequence[Row], first: int, rule: StuckRule, error: float) -> list[Finding]:
+    """Test the trend of exact match from step `first` on; a run that has converged is not stuck."""
+    metric, begun = "train/exact_accuracy", bisect_right(rows, first, key=_step)
+    logged = [row for row in rows[begun:] if "train/lm_loss" in row]
+    before = next((row["step"] for row in _of_training(rows, begun)), 0.0)
+    # A row is of the steps since the one before it; without a halted sample it has no exact match.
+    edges = np.array([before, *(row["step"] for row in logged)])
+    known = np.array([row.get("train/halted", 0.0) > 0 and metric in row for row in logged], bool)
+    if known.sum() < LEAST_ROWS:
         return []
-    text = f"{metric} at most {best:.3g} since step {since}: {ROOT_CAUSES['stuck']}"
-    return [Finding("stuck", "stop", metric, best, None, last, text)]
+    counts = (np.diff(edges) * [row["train/halted"] for row in logged])[known]
+    shares = np.array([row[metric] for row, has in zip(logged, known, strict=True) if has])
+    reached = float(np.average(shares[-LEAST_ROWS:], weights=counts[-LEAST_ROWS:]))
+    evaluated = (row["all.exact_accuracy"] for row in reversed(rows) if "all.exact_accuracy" in row)
+    if max(reached, next(evaluated, 0.0)) >= rule.converged:
+        return []
+    steps = ((edges[:-1] + edges[1:]) / 2)[known]
+    if not falls_short(steps, shares, counts, rule.min_gain / 100, error):
+        return []
+    last, gain = int(edges[-1]), 100 * rule.min_gain
+    text = (
+        f"{metric} = {reached:.3g} gained less than {gain:g} points in 100 steps since step"
+        f" {first}: {ROOT_CAUSES['stuck']}"
+    )
+    return [Finding("stuck", "stop", metric, reached, None, last, text)]
+
+
+def _step(row: Row) -> int:
+    return int(row["step"])
+
+
+def _of_training(rows: Sequence[Row], end: int) -> Iterator[Row]:
+    """Yield the rows of training before number `end`, without evaluations, the latest first."""
+    for row in map(rows.__getitem__, range(end - 1, -1, -1)):
+        if "train/lm_loss" in row:
+            yield row
 
 
 def find_stop(rows: Sequence[Row], config: HealthConfig) -> Finding | None:
@@ -130,9 +173,9 @@ def find_stop(rows: Sequence[Row], config: HealthConfig) -> Finding | None:
         text = f"train/lm_loss is not finite: {ROOT_CAUSES['divergence']}"
         step = int(rows[-1]["step"])
         return Finding("divergence", "stop", "train/lm_loss", None, None, step, text)
-    if not rows or rows[-1]["step"] > config.stop_until:  # later, rules only enter the verdict
-        return None
-    findings = [*check_rules(rows, config), *check_stuck(rows, config)]
+    early = bool(rows) and rows[-1]["step"] <= config.stop_until
+    # Later, rules only enter the verdict.
+    findings = [*(check_rules(rows, config) if early else []), *check_stuck(rows, config)]
     return next((f for f in findings if f.severity == "stop"), None)
 
 
@@ -176,7 +219,7 @@ def _shortfall(exact: float, rows: Sequence[Row], health: HealthConfig) -> str:
     """Return the guide's failure mode of exact match below the gate."""
     if 0.7 <= exact <= 0.8:
         return "weak_architecture"
-    return "stuck" if check_stuck(rows, health) else "not_converged"
+    return "stuck" if check_plateau(rows, health) else "not_converged"
 
 
 def write_verdict(

@@ -3,8 +3,9 @@
 `train/accuracy`, `train/exact_accuracy`, `train/q_halt_accuracy` and `train/steps` are means over
 the samples that halted (as official TRM counts them); `train/exact_accuracy_all` is over all
 slots at whatever ACT depth they are. Losses are means over all slots. In all of them a slot has the
-weight of its lane (`lane_weights`), so they estimate what one batch without lanes would show. Sums
-stay on the device until a row is logged.
+weight of its lane (`lane_weights`), so they estimate what one batch without lanes would show.
+`train/count` is the number of training samples in a batch, `train/halted` of those that halted (by
+weight). Sums stay on the device until a row is logged.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Window:
     ) -> None:
         """Add one ACT step of B slots: losses, `halted` [B] bool, ACT `steps` [B] int64.
 
-        `share`: of these slots among all, so that `train/count` is per step, not per micro-batch.
+        `share`: of these slots among all, so that counts are per step, not per micro-batch.
         `weight`: of a slot of this lane.
         """
         counted = halted & losses.labelled
@@ -56,7 +57,8 @@ class Window:
             self.add(
                 f"train/{name}", torch.where(counted, value.double(), 0.0).sum() * weight, number
             )
-        self.add("train/count", number, share)
+        self.add("train/count", losses.labelled.sum(), share)  # samples in the batch
+        self.add("train/halted", number, share)
         self.add("train/lm_loss", losses.lm.sum() * weight, size)
         self.add("train/q_halt_loss", losses.q_halt.sum() * weight, size)
         self.add("train/exact_accuracy_all", losses.exact.sum() * weight, size)

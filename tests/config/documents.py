@@ -46,7 +46,7 @@ DOCUMENT: dict[str, Any] = {
         "halting": {"max_steps": 4, "exploration_prob": 0.25},
         "train": {"steps": 100, "lr": 1.0e-3, "betas": [0.9, 0.95]},
         "stages": {"overfit": {"tasks": 4, "eval_every": 10, "target_exact_accuracy": 0.9}},
-        "health": {"stuck": {"patience": 50}},
+        "health": {"stuck": {"within": 50}},
         "gate": {"exact_accuracy": 0.9},
         "evaluation": {"variants": 8, "pass_k": [1, 2]},
     },

@@ -43,7 +43,7 @@ RELATED = [
     {"defaults__decoder__frozen_steps": 5},
     {"defaults__train__lr": 1.0},
     {"defaults__stages__overfit__steps": 7},
-    {"defaults__health__stuck__patience": 51},
+    {"defaults__health__stuck__within": 51},
 ]
 
 

@@ -208,7 +208,8 @@ def test_logged_rows_are_the_official_sums_divided(recorded: Recorded, trained: 
         sums, row = expected["metrics"], found["row"]
         assert row["train/lm_loss"] == pytest.approx(sums["lm_loss"] / size, rel=LOSS)
         assert row["train/q_halt_loss"] == pytest.approx(sums["q_halt_loss"] / size, rel=LOSS)
-        assert row["train/count"] == sums["count"]
+        assert row["train/halted"] == sums["count"]
+        assert row["train/count"] == size
         for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
             if sums["count"]:
                 mean = pytest.approx(sums[name] / sums["count"], rel=LOSS, abs=1e-6)

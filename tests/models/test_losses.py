@@ -136,9 +136,10 @@ def test_a_window_averages_over_halted_samples_and_all_slots() -> None:
             steps = torch.randint(1, 9, (size,), generator=generator)
             window.add_samples(losses, halted, steps, share=size / 6)
             right = (losses.accuracy, losses.exact, losses.q_right, steps)
-            terms = (losses.lm, losses.q_halt, losses.context["kl"], halted & losses.labelled)
+            counted = halted & losses.labelled, losses.labelled
+            terms = (losses.lm, losses.q_halt, losses.context["kl"], *counted)
             parts.append(torch.stack([x.double() for x in (*right, *terms)]))
-    every = torch.cat(parts, dim=1)  # [8, slots of all steps]
+    every = torch.cat(parts, dim=1)  # [9, slots of all steps]
     counted = every[7] > 0
     accuracy, exact, q_right, steps = every[:4, counted].mean(dim=1).tolist()
     lm, q_halt, kl = every[4:7].mean(dim=1).tolist()
@@ -151,7 +152,8 @@ def test_a_window_averages_over_halted_samples_and_all_slots() -> None:
         "train/lm_loss": lm,
         "train/q_halt_loss": q_halt,
         "train/kl_loss": kl,
-        "train/count": int(counted.sum()) / 5,
+        "train/count": int(every[8].sum()) / 5,
+        "train/halted": int(counted.sum()) / 5,
     }
     assert window.row() == pytest.approx(expected)
     assert window.row() == {}
@@ -163,7 +165,8 @@ def test_nothing_halted_gives_no_number() -> None:
     window.add_samples(losses, torch.zeros(4, dtype=torch.bool), torch.ones(4), share=1.0)
     row = window.row()
     assert "train/exact_accuracy" not in row
-    assert row["train/count"] == 0
+    assert row["train/halted"] == 0
+    assert row["train/count"] == int(losses.labelled.sum())
     assert row["train/lm_loss"] == pytest.approx(float(losses.lm.mean()))
 
 
@@ -250,4 +253,5 @@ def test_the_share_of_steps_is_of_halted_samples() -> None:
     halted, row = torch.cat(steps).double(), trainer.row()
     assert row["train/steps"] == pytest.approx(float(halted.mean()))
     assert row["train/steps_share"] == pytest.approx(float(halted.mean()) / 4)
-    assert row["train/count"] == pytest.approx(len(halted) / 8)
+    assert row["train/halted"] == pytest.approx(len(halted) / 8)
+    assert row["train/count"] == trainer.train.batch_size

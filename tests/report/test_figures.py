@@ -141,7 +141,7 @@ def test_over_seeds_is_their_mean_low_and_high(seeded: list[RunView]) -> None:
 
 def test_steps_without_halted_samples_do_not_count(views: list[RunView]) -> None:
     view = views[0]
-    count = view.metrics.set_index("step")["train/count"]
+    count = view.metrics.set_index("step")["train/halted"]
     shown = view.series("train/exact_accuracy")
     assert (count == 0).any()
     assert set(shown.index) == set(count.index[count > 0])

@@ -55,7 +55,7 @@ def test_the_end_of_a_metric_is_a_mean_over_samples() -> None:
     steps = list(range(1, 21))
     exact = [0.0] * 18 + [1.0, 0.5]
     count = [1.0] * 18 + [1.0, 3.0]
-    found = view({"step": steps, "train/exact_accuracy": exact, "train/count": count})
+    found = view({"step": steps, "train/exact_accuracy": exact, "train/halted": count})
     assert found.final("train/exact_accuracy") == pytest.approx((1.0 + 3 * 0.5) / 4)
     assert found.final("grad/encoder_norm") is None
 
@@ -64,8 +64,8 @@ def test_a_metric_without_a_finite_value_is_empty() -> None:
     found = view({"step": [1, 2], "a": [np.nan, np.inf], "train/exact_accuracy": [1.0, 1.0]})
     assert found.series("a").empty
     assert found.series("missing").empty
-    assert len(found.series("train/exact_accuracy")) == 2  # no train/count: all count
-    none = view({"step": [1, 2], "train/exact_accuracy": [1.0, 1.0], "train/count": [0.0, np.nan]})
+    assert len(found.series("train/exact_accuracy")) == 2  # no train/halted: all count
+    none = view({"step": [1, 2], "train/exact_accuracy": [1.0, 1.0], "train/halted": [0.0, np.nan]})
     assert none.final("train/exact_accuracy") is None
 
 

@@ -16,6 +16,7 @@ from etrm.study.gate import judge
 from etrm.tracking.tracker import metrics_table
 from etrm.training.health import (
     ROOT_CAUSES,
+    check_plateau,
     check_rules,
     check_stuck,
     find_stop,
@@ -35,6 +36,7 @@ def healthy(steps: int = 1000, final: float | None = 0.95, **changes: Any) -> li
             "step": float(step),
             "train/lm_loss": 2.5 * math.exp(-step / 300),
             "train/exact_accuracy": 1 - math.exp(-step / 200),
+            "train/halted": 1000.0,
             "train/q_halt_accuracy": 0.95,
             "train/steps_share": 0.5,
             "train/encoder_cross_sample_var": 0.5,
@@ -197,39 +199,65 @@ def test_a_rule_may_have_no_bound_and_may_name_its_finding() -> None:
 # --- stuck ---
 
 
-def stuck_config(**changes: Any) -> HealthConfig:
-    return dataclasses.replace(CONFIG, stuck=StuckRule(**{"patience": 30, **changes}))
+def accuracies(*values: float, halted: float = 1000.0, every: int = 10) -> list[Row]:
+    return [
+        {"step": s, "train/lm_loss": 1.0, "train/exact_accuracy": v, "train/halted": halted}
+        for s, v in zip(range(every, every * len(values) + 1, every), values, strict=True)
+    ]
 
 
-def accuracies(*values: float) -> list[Row]:
-    return rows_of(*values, metric="train/exact_accuracy")
+def looks_that_stop(rows: list[Row], config: HealthConfig = CONFIG) -> list[int]:
+    ends = range(1, len(rows) + 1)
+    return [int(rows[end - 1]["step"]) for end in ends if check_stuck(rows[:end], config)]
+
+
+def line(start: float, gain: float, rows: int = 200, every: int = 10) -> list[float]:
+    """Exact match that gains `gain` in 100 steps."""
+    return [start + gain * every * i / 100 for i in range(rows)]
 
 
 @pytest.mark.parametrize(
-    ("values", "stuck"),
+    ("values", "looks"),
     [
-        ((0.5, 0.5, 0.5), False),  # 20 steps without a gain
-        ((0.5, 0.5, 0.5, 0.5), True),  # 30
-        ((0.5, 0.5, 0.52, 0.52, 0.52), False),
-        ((0.5, 0.505, 0.509, 0.5), True),  # less than min_gain
-        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), False),
-        ((0.6, 0.1, 0.2, 0.3), True),  # its best so far counts
-        ((1.0, 1.0, 1.0, 1.0, 1.0), False),  # nothing left to gain
-        ((0.995, 0.995, 0.995, 0.995), False),
+        (line(0.5, 0.0), [1000, 1500, 2000]),
+        (line(0.6, -0.001), [500, 1000, 1500, 2000]),
+        (line(0.5, 0.002), []),
+        (line(0.0, 0.005), []),
+        (line(0.0, 0.0), [500, 1000, 1500, 2000]),
+        (line(0.5, 0.0)[:100] + line(0.5, 0.01)[:100], [1000]),
+        (line(0.92, 0.0), []),  # converged
+        (line(0.5, 0.0, 9), []),  # too early for a look
     ],
 )
-def test_stuck_is_no_gain_for_its_patience(values: tuple[float, ...], stuck: bool) -> None:
-    found = check_stuck(accuracies(*values), stuck_config())
-    assert [f.finding for f in found] == (["stuck"] if stuck else [])
+def test_stuck_is_a_slope_that_is_too_small(values: list[float], looks: list[int]) -> None:
+    assert looks_that_stop(accuracies(*values)) == looks
+    assert looks_that_stop(accuracies(*values[::10], every=100)) == [s for s in looks if s > 999]
 
 
-def test_stuck_looks_from_its_step_on() -> None:
-    rows = accuracies(0.5, 0.5, 0.5, 0.5, 0.5)
-    assert check_stuck(rows, stuck_config(from_step=30)) == []
-    assert check_stuck(
-        [*rows, {"step": 60.0, "train/exact_accuracy": 0.5}], stuck_config(from_step=30)
-    )
-    assert check_stuck([{"step": 10.0}], stuck_config()) == []
+def test_stuck_looks_from_its_step_on_and_not_after_its_time() -> None:
+    late = dataclasses.replace(CONFIG, stuck=StuckRule(from_step=1000))
+    rows = accuracies(*line(0.1, 0.05, 100), *line(0.6, 0.0, 400))
+    assert looks_that_stop(rows, late) == [2000, 2500, 3000]
+    rows += [{"step": 5000.0, "all.exact_accuracy": 0.6}]
+    assert check_stuck(rows, late) == []
+    assert check_plateau(rows, late) != []
+    assert check_plateau([*rows, {"step": 5000.0, "all.exact_accuracy": 0.95}], late) == []
+    assert check_stuck([], CONFIG) == check_plateau([], CONFIG) == []
+
+
+def test_rows_count_as_much_as_they_have_samples() -> None:
+    """Few samples show nothing, and rows without any are left out."""
+    flat = line(0.5, 0.0)
+    assert looks_that_stop(accuracies(*flat, halted=1.0)) == []
+    rows = accuracies(*flat)
+    for row in rows[::2]:
+        row["train/halted"] = 0.0
+        del row["train/exact_accuracy"]
+    assert looks_that_stop(rows)[-2:] == [1500, 2000]
+    # An outlier of a single sample weighs nothing.
+    rows = accuracies(*line(0.5, 0.002))
+    rows[-1] |= {"train/exact_accuracy": 0.0, "train/halted": 0.001}
+    assert looks_that_stop(rows) == []
 
 
 # --- ending a run ---
@@ -254,7 +282,8 @@ def test_a_loss_that_is_not_finite_always_ends_a_run() -> None:
         (500, {"train__encoder_cross_sample_var": 0.01}, "collapse"),
         (510, {"train__encoder_cross_sample_var": 0.01}, None),  # later than `stop_until`
         (500, {"train__encoder_cross_sample_var": 0.07}, None),  # a failure, no stop
-        (400, {"train__exact_accuracy": 0.2}, "stuck"),
+        (1000, {"train__exact_accuracy": 0.2}, "stuck"),
+        (1010, {"train__exact_accuracy": 0.2}, None),  # between two looks
     ],
 )
 def test_only_stops_end_a_run_and_only_early(
@@ -291,7 +320,7 @@ def test_the_gate_decides_and_falling_short_has_a_root_cause(
     result = verdict(rows, CONFIG, GATE)
     assert result["passed"] is judge(result, GATE) is (finding is None)
     assert [d["finding"] for d in result["diagnosis"]] == ([finding] if finding else [])
-    assert bool(check_stuck(rows, CONFIG)) == bool(changes)
+    assert bool(check_plateau(rows, CONFIG)) == (finding == "stuck")
 
 
 def test_the_last_evaluation_counts() -> None:
