@@ -239,9 +239,14 @@ class TrainConfig:
         "episodes of that evaluation, a seeded draw; null: all", 4096, "episodes", ge=1
     )
     probe_every: int | None = option(
-        "encoder statistics on fixed questions (`encoder/*`); null: never", 200, "steps", ge=1
+        "measures of contexts on fixed puzzles (`encoder/*`), also before step 1; null: never",
+        200,
+        "steps",
+        ge=1,
     )
-    probe_tasks: int = option("tasks of that set, two questions each", 32, "tasks", ge=2)
+    probe_tasks: int = option(
+        "tasks of that set, two variants each, seen through two sets of demos", 32, "tasks", ge=2
+    )
     target_exact_accuracy: float | None = option(
         "stop as soon as that evaluation reaches this; null: run all steps", None, gt=0, le=1
     )

@@ -78,6 +78,7 @@ class Panel:
     lines: tuple[tuple[float, str], ...] = ()
     linear_below: float | None = None  # logarithmic above; None: linear
     percent: bool = False
+    floor: bool = False  # the value before the first step is a dashed line
 
 
 def encoder_statistics(study: StudyView) -> Figure:
@@ -120,6 +121,23 @@ def gradient_flow(study: StudyView) -> Figure:
             percent=True,
         ),
         subject="gradient norms",
+    )
+
+
+def encoder_probe(study: StudyView) -> Figure:
+    """Draw how far contexts depend on puzzle and task in overfit runs, and on what answers lose.
+
+    The value of an experiment's untrained encoder is a dashed line of its colour.
+    """
+    return _overfit_panels(
+        study,
+        Panel(
+            "encoder/puzzle_knn_accuracy", "Nearest neighbour: same puzzle", (), None, True, True
+        ),
+        Panel("encoder/task_knn_accuracy", "Nearest neighbour: same task", (), None, True, True),
+        Panel("encoder/between_puzzle_ratio", "Variance between puzzles", (), None, True, True),
+        Panel("encoder/context_swap_drop", "Loss by another's context", (), None, True, True),
+        subject="probes",
     )
 
 
@@ -190,6 +208,8 @@ def _overfit_panels(study: StudyView, *panels: Panel, subject: str) -> Figure:
             if not _curves(axes, views, panel.metric, look_of):
                 say(axes, f"no run has logged {panel.metric}")
                 continue
+            if panel.floor:
+                _floors(axes, views, panel.metric, look_of)
             for value, words in panel.lines:
                 _threshold(axes, value, words)
             for view in views:
@@ -261,6 +281,15 @@ def _curves(
             zorder=2.5,
         )
     return shown
+
+
+def _floors(axes: Axes, views: Sequence[RunView], metric: str, look_of: dict[str, Look]) -> None:
+    """Draw each experiment's value before the first step, the mean over its seeds."""
+    for name in distinct(view.experiment for view in views):
+        series = [view.series(metric) for view in views if view.experiment == name]
+        if first := [values.loc[0] for values in series if 0 in values.index]:
+            look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
+            axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)
 
 
 def _end_mark(axes: Axes, view: RunView, colour: str) -> None:

@@ -16,6 +16,7 @@ FIGURES = {
     "training_curves": "etrm.report.figures:training_curves",
     "encoder_statistics": "etrm.report.figures:encoder_statistics",
     "gradient_flow": "etrm.report.figures:gradient_flow",
+    "encoder_probe": "etrm.report.figures:encoder_probe",
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
     "qualitative": "etrm.report.qualitative:qualitative",
 }

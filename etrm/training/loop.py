@@ -22,6 +22,8 @@ def train(trainer: Trainer, recorder: Recorder) -> None:
     Exits with `EXIT_INTERRUPTED` when the process was asked to stop, its state saved.
     """
     config = trainer.train
+    if trainer.step_number == 0 and (row := trainer.initial_row()):
+        recorder.tracker.log(row)
     evaluate_if_due(trainer, recorder)  # of a run that was interrupted just before it
     while trainer.step_number < config.steps and recorder.stop_reason is None:
         trainer.step()

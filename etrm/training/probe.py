@@ -1,15 +1,16 @@
-"""A fixed set of questions, two of each of some tasks, on which representations are measured.
+"""A fixed set of puzzles, each seen through two sets of demos, to measure representations on.
 
-Variance alone does not say whether an encoder is of use. These measures are free of scale: do
-contexts of the same task from different demos agree, and does the decoder use them at all?
-B samples, S grid tokens, P context tokens, D width.
+Variance alone does not say whether an encoder is of use. These measures are free of scale: does a
+context depend on the task and its variant, whichever demos show it, and does the decoder use it?
+B samples, S grid tokens, K demos, P context tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,20 +18,32 @@ from etrm.config.study import RunConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.data.packing import TokenBounds
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.compute import Compute, computing
 from etrm.models.encoders.base import Encoded
 from etrm.models.losses import right_cells
 
-VIEWS = 2  # questions of a task: each shows other demos
+VIEWS = 2  # of a puzzle, without a common demo: halves of its pairs
+VARIANTS = 2  # of a task, where the study has as many
 ACT_STEPS = 4  # at most, for the answers: the measure is a difference
+QUESTIONS, PAIRS, PUZZLES = range(3)  # draws of the probe, each in an order of its own
+
+
+@dataclass
+class ProbeLane:
+    """Samples of one lane: variants of a task next to each other, in them the views of a puzzle."""
+
+    views: Batch  # [tasks · variants · VIEWS]
+    questions: Batch  # [tasks · variants]: with all of their demos
 
 
 @dataclass
 class Probe:
-    """Batches of a few tasks, by lane; views of a task are next to each other."""
+    """Views and questions of a few tasks, by lane."""
 
-    batches: list[Batch]
+    lanes: list[ProbeLane]
+    variants: int  # of each task
     act_steps: int
 
     @torch.no_grad()
@@ -40,22 +53,30 @@ class Probe:
         model.eval()
         try:
             with computing(model, compute):
-                starts = [model.context.initial_state(len(batch)) for batch in self.batches]
-                encoded = list(map(model.context, self.batches, starts))  # at the first ACT step
-                own = [self._accuracy(model, batch, compute, False) for batch in self.batches]
-                swapped = [self._accuracy(model, batch, compute, True) for batch in self.batches]
+                separated = self._separation(model)
+                lanes = [lane.questions for lane in self.lanes]
+                own = [self._accuracy(model, batch, compute, False) for batch in lanes]
+                swapped = [self._accuracy(model, batch, compute, True) for batch in lanes]
         finally:
             model.train(training)
-        tasks = torch.cat([batch.task for batch in self.batches])
         drop = torch.cat(own).mean() - torch.cat(swapped).mean()
-        contexts = torch.cat([each.summary().flatten(1).float() for each in encoded])  # [N, P·D]
-        return {**separation(contexts, tasks), "encoder/context_swap_drop": drop}
+        return {**separated, "encoder/context_swap_drop": drop}
+
+    def _separation(self, model: Model) -> dict[str, Tensor]:
+        batches = [lane.views for lane in self.lanes]
+        starts = [model.context.initial_state(len(batch)) for batch in batches]
+        encoded = map(model.context, batches, starts)  # at the first ACT step
+        contexts = torch.cat([each.summary().flatten(1) for each in encoded])  # [N, P·D]
+        task, puzzle = (torch.cat([getattr(b, n) for b in batches]) for n in ("task", "puzzle"))
+        view = torch.arange(len(task), device=task.device) % VIEWS
+        levels = ("puzzle", "task") if self.variants > 1 else ("puzzle",)
+        return separation(contexts, task, puzzle, view, levels)
 
     def _accuracy(self, model: Model, batch: Batch, compute: Compute, swapped: bool) -> Tensor:
         """Return token accuracy [B] with a sample's own context, or one of another task."""
         carry = empty_carry(model, batch, compute.dtype)
         order = torch.arange(len(batch), device=batch.puzzle.device)
-        order = order.roll(VIEWS) if swapped else order  # by one task
+        order = order.roll(self.variants) if swapped else order  # by one task
         output = None
         for step in range(self.act_steps):
             state = model.context.initial_state(len(batch)) if step == 0 else carry.state
@@ -71,31 +92,84 @@ class Probe:
 def make_probe(run: RunConfig, corpus: Corpus, episodes: Sequence[Episodes]) -> Probe | None:
     """Return a seeded probe of `train.probe_tasks` tasks; None where no lane has two tasks.
 
-    Tasks with fewer than two questions on a lane are left out.
+    Tasks with fewer than `VIEWS` pairs or fewer variants than the probe has are left out.
     """
-    batches, total = [], sum(len(lane) for lane in episodes)
-    for number, full in enumerate(episodes):
-        lane = full.truncate_demos(run.episodes.max_demos)
+    total, taken = sum(len(lane) for lane in episodes), set[int]()
+    variants = min(VARIANTS, int(corpus.variant_count.max()))
+    lanes = []
+    for lane in episodes:
         share = -(-run.train.probe_tasks * len(lane) // total)  # in tasks, rounded up
-        index = _views(run, number, lane)[: VIEWS * max(2, share)]
-        if len(index) >= 2 * VIEWS:
-            batch = corpus.assemble(lane, index, torch.zeros_like(index))
-            if lane.token_bounds is not None:
-                batch.token_bounds = lane.token_bounds.take(index.cpu().numpy())
-                batch.most_cells = batch.token_bounds.most_cells()
-            batches.append(batch)
-    return Probe(batches, min(ACT_STEPS, run.halting.max_steps)) if batches else None
+        found = _questions(run.seed, corpus, lane, taken, variants)[: max(2, share)]
+        if len(found) >= 2:
+            taken |= {task for task, _ in found}
+            lanes.append(_probe_lane(run, corpus, lane, found, variants))
+    return Probe(lanes, variants, min(ACT_STEPS, run.halting.max_steps)) if lanes else None
 
 
-def _views(run: RunConfig, number: int, lane: Episodes) -> Tensor:
-    """Return questions of lane `number`, `VIEWS` of each task, tasks in a seeded order."""
-    slots = torch.arange(len(lane), device=lane.task.device)
-    order = random.uniform(run.seed, number, random.PROBE, slots)[:, 0].argsort()
-    chosen: dict[int, list[int]] = {}
-    for question, task in zip(order.tolist(), lane.task[order].tolist(), strict=True):
-        chosen.setdefault(task, []).append(question)
-    flat = [q for views in chosen.values() if len(views) >= VIEWS for q in views[:VIEWS]]
-    return torch.tensor(flat, dtype=torch.int64, device=lane.task.device)
+def _questions(
+    seed: int, corpus: Corpus, lane: Episodes, taken: set[int], variants: int
+) -> list[tuple[int, int]]:
+    """Return (task, question) of a lane, tasks in a seeded order; a task is on one lane only.
+
+    The views of a task on two lanes would have demos in common.
+    """
+    counts = corpus.variant_count.tolist()
+    pairs = [{pair for pair in demos if pair >= 0} for demos in lane.demos.tolist()]
+    tasks, chosen = lane.task.tolist(), dict[int, int]()
+    for question in _order(seed, QUESTIONS, lane.query.tolist()):
+        task = tasks[question]
+        if task not in taken and counts[task] >= variants and len(pairs[question]) >= VIEWS:
+            chosen.setdefault(task, question)
+    return list(chosen.items())
+
+
+def _probe_lane(
+    run: RunConfig, corpus: Corpus, lane: Episodes, found: list[tuple[int, int]], variants: int
+) -> ProbeLane:
+    """Return the samples of tasks and their questions: pairs of a question are halved, seeded.
+
+    The query is in neither half, so a source whose context depended on it would see the same.
+    """
+    seed, most = run.seed, run.episodes.max_demos
+    halves, rows, drawn = list[list[int]](), list[int](), list[int]()
+    for task, question in found:
+        demos = lane.demos[question].tolist()
+        places = [k for k in _order(seed, PAIRS, demos) if demos[k] >= 0]
+        first = int(corpus.first_puzzle[task])
+        puzzles = range(first, first + int(corpus.variant_count[task]))
+        for variant in _order(seed, PUZZLES, puzzles)[:variants]:
+            rows.append(question)
+            drawn.append(variant)
+            halves += [places[view::VIEWS][:most] for view in range(VIEWS)]
+    width = max(map(len, halves))
+    columns = np.array([half + [-1] * (width - len(half)) for half in halves])  # [B, K], -1: none
+    index, variants_of = np.array(rows), np.array(drawn)
+    views = _batch(corpus, lane, index.repeat(VIEWS), variants_of.repeat(VIEWS), columns)
+    whole = np.tile(np.arange(min(most, lane.demos.shape[1])), (len(index), 1))
+    return ProbeLane(views, _batch(corpus, lane, index, variants_of, whole))
+
+
+def _batch(
+    corpus: Corpus, lane: Episodes, index: np.ndarray, variant: np.ndarray, columns: np.ndarray
+) -> Batch:
+    """Return questions `index` [B] in `variant` [B] with the demos `columns` [B, K], -1: none."""
+    rows, exists = index[:, None], columns >= 0
+    demos = np.where(exists, lane.demos.cpu().numpy()[rows, columns], -1)
+    on_device = (torch.from_numpy(each).to(corpus.device) for each in (index, variant, demos))
+    numbers, variants, pairs = on_device
+    batch = corpus.assemble(lane, numbers, variants, demos=pairs)
+    if lane.token_bounds is not None:
+        given = (lane.token_bounds.concat, lane.token_bounds.aligned)
+        bounds = TokenBounds(*(np.where(exists, each[rows, columns], 0) for each in given))
+        batch.token_bounds, batch.most_cells = bounds, bounds.most_cells()
+    return batch
+
+
+def _order(seed: int, draw: int, counters: Iterable[int]) -> list[int]:
+    """Return the places of `counters` in a seeded order."""
+    slots = torch.tensor(list(counters))
+    order: list[int] = random.uniform(seed, draw, random.PROBE, slots)[:, 0].argsort().tolist()
+    return order
 
 
 def permute_contexts(encoded: Encoded, order: Tensor) -> Encoded:
@@ -108,25 +182,46 @@ def permute_contexts(encoded: Encoded, order: Tensor) -> Encoded:
     return replace(encoded, tokens=encoded.tokens[order], real=real, places=places)
 
 
-def separation(x: Tensor, tasks: Tensor) -> dict[str, Tensor]:
-    """Return measures of the separation of contexts [N, F] by their tasks [N].
+def separation(
+    x: Tensor,
+    task: Tensor,
+    puzzle: Tensor,
+    view: Tensor,
+    levels: Sequence[str] = ("puzzle", "task"),
+) -> dict[str, Tensor]:
+    """Return measures of contexts x [N, F], each of a `task`, a `puzzle` and a `view` [N] of it.
 
-    `between_task_ratio`: variance of task means over total variance. `effective_rank`: exp of the
-    entropy of the normalised singular values (Roy and Vetterli, 2007). `task_knn_accuracy`: the
-    share whose nearest neighbour, by cosine of centred contexts, is of the same task.
+    Two contexts of different views have no demo in common. Mates of a context are, at the level
+
+    - `puzzle`: the other view of the same puzzle;
+    - `task`: the same task in another variant and the other view.
+
+    `between_LEVEL_ratio`: covariance of mates over the total variance, an intraclass correlation
+    (Shrout and Fleiss, 1979). It is 1 where demos (and variant) change nothing, 0 on average for
+    noise; puzzle less task is the variant's share, and 1 less puzzle that of the choice of demos.
+    `LEVEL_knn_accuracy`: the share of contexts with a mate nearer than all contexts of other
+    puzzles (of other tasks), by cosine of centred contexts. Ties are errors. Views of the same task
+    that are neither do not take part. `effective_rank`: exp of the entropy of the normalised
+    singular values (Roy and Vetterli, 2007).
     """
+    x = x.double()  # so that contexts that are all equal have no variance left from rounding
+    least = 1e-10 * x.square().sum(dim=1).mean() + 1e-30
     x = x - x.mean(dim=0)
-    same = tasks[:, None] == tasks  # [N, N]
-    means = same.to(x.dtype) @ x / same.sum(dim=1, keepdim=True)  # [N, F], of the own task
-    total = x.square().sum().clamp(min=1e-12)
-    spectrum = torch.linalg.svdvals(x)
-    share = spectrum / spectrum.sum().clamp(min=1e-12)
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    unit = torch.nn.functional.normalize(x, dim=1)
-    itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-    nearest = (unit @ unit.T).masked_fill(itself, -2.0).argmax(dim=1)  # a cosine is at least -1
-    return {
-        "encoder/between_task_ratio": means.square().sum() / total,
-        "encoder/effective_rank": entropy.exp(),
-        "encoder/task_knn_accuracy": (tasks[nearest] == tasks).float().mean(),
-    }
+    products = x @ x.T  # [N, N]
+    total = products.diagonal().mean()
+    norms = products.diagonal().clamp(min=least).sqrt()
+    cosines = products / norms[:, None] / norms
+    spectrum = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()  # singular values of x
+    share = spectrum / spectrum.sum().clamp(min=1e-30)
+    found = {"encoder/effective_rank": (-(share * share.clamp(min=1e-30).log()).sum()).exp()}
+    same_task, same_puzzle = (each[:, None] == each for each in (task, puzzle))
+    other_view = view[:, None] != view
+    mates = {"puzzle": same_puzzle, "task": same_task & ~same_puzzle}
+    others = {"puzzle": ~same_puzzle, "task": ~same_task}
+    for level in levels:
+        mate = mates[level] & other_view
+        near, far = (cosines.masked_fill(~each, -2.0).amax(dim=1) for each in (mate, others[level]))
+        covariance = (products * mate).sum() / mate.sum().clamp(min=1)
+        found[f"encoder/between_{level}_ratio"] = covariance / total.clamp(min=least)
+        found[f"encoder/{level}_knn_accuracy"] = (near > far).double().mean()
+    return found

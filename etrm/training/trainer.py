@@ -119,6 +119,17 @@ class Trainer:
         self._row_time, self._row_step = now, step
         return {"step": float(step), **means}
 
+    def initial_row(self) -> dict[str, float]:
+        """Return the probe's measures of the first weights, at step 0; empty without a probe.
+
+        What a random encoder already has from the grids is the floor of what is learned.
+        """
+        if self.train.probe_every is None or self.probe is None:
+            return {}
+        self._add_shared(self.probe.measure(self.model, self.compute))
+        means, self._row_time = self.window.row(self.ranks), time.perf_counter()
+        return {"step": 0.0, **means}
+
     @cached_property
     def probe(self) -> Probe | None:
         """Fixed questions on which representations are measured; None without an encoder."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import fake
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
 from etrm.report.figures import (
+    encoder_probe,
     encoder_statistics,
     gradient_flow,
     over_seeds,
@@ -196,6 +198,20 @@ def test_the_metric_that_ended_a_run_is_shown_with_its_threshold(tmp_path: Path)
         fig = overfit_dynamics(study(views))
         assert_readable(fig)
     assert fig.axes[3].get_ylim()[1] > bound
+
+
+def test_the_untrained_value_of_a_probe_is_a_dashed_line(tmp_path: Path) -> None:
+    seeds = [fake.run(tmp_path, experiment="one", seed=seed, steps=300) for seed in (0, 1)]
+    views = []
+    for view, first in zip(seeds, (0.2, 0.4), strict=True):
+        metrics = view.metrics.assign(**{"encoder/puzzle_knn_accuracy": 0.9})
+        start = pd.DataFrame({"step": [0], "encoder/puzzle_knn_accuracy": [first]})
+        views.append(RunView(view.run, pd.concat([start, metrics], ignore_index=True)))
+    fig = encoder_probe(study(views))
+    floors = [line for line in fig.axes[0].lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in floors] == [pytest.approx(0.3)]
+    assert floors[0].get_color() == labelled(fig.axes[0])["one"].get_color()
+    assert_readable(fig)
 
 
 @pytest.mark.parametrize(

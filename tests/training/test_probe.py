@@ -12,57 +12,91 @@ from torch import Tensor
 
 from etrm.config.study import TrainConfig
 from etrm.models.encoders.base import Encoded
-from etrm.training.probe import VIEWS, make_probe, permute_contexts, separation
+from etrm.training.probe import VARIANTS, VIEWS, make_probe, permute_contexts, separation
 from etrm.training.trainer import Trainer
 
-MEASURES = ("between_task_ratio", "effective_rank", "task_knn_accuracy", "context_swap_drop")
+MEASURES = (
+    *("between_task_ratio", "between_puzzle_ratio", "task_knn_accuracy", "puzzle_knn_accuracy"),
+    *("effective_rank", "context_swap_drop"),
+)
 NAMES = {f"encoder/{name}" for name in MEASURES}
 
 
-def trainer_of(source: str = "standard", **train: Any) -> Trainer:
-    tasks = [*make_tasks(4, side=3), *make_tasks(4, seed=1, side=4, prefix="larger")]
-    return make_trainer(make_run(source, train={"probe_every": 3, **train}), make_corpus(tasks))
+def trainer_of(source: str = "standard", tasks: int = 6, **train: Any) -> Trainer:
+    made = [*make_tasks(tasks, side=3), *make_tasks(tasks, seed=1, side=4, prefix="larger")]
+    return make_trainer(make_run(source, train={"probe_every": 3, **train}), make_corpus(made))
 
 
 # --- separation, by cases whose answer is known ---
 
-
-def measures(x: Tensor, tasks: Tensor) -> dict[str, float]:
-    return {name.partition("/")[2]: float(value) for name, value in separation(x, tasks).items()}
-
-
-def test_contexts_that_are_their_task_are_told_apart_perfectly() -> None:
-    tasks = torch.tensor([0, 0, 1, 1, 2, 2])
-    found = measures(torch.eye(3)[tasks] * 5.0, tasks)
-    # Centred, they lie in a plane.
-    expected = {"between_task_ratio": 1.0, "task_knn_accuracy": 1.0, "effective_rank": 2.0}
-    assert found == pytest.approx(expected)
+# Four tasks, two variants each, two views each.
+TASK = torch.arange(4).repeat_interleave(4)
+PUZZLE = torch.arange(8).repeat_interleave(2)
+VIEW = torch.arange(16) % 2
 
 
-def test_contexts_without_a_task_in_them_are_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    tasks = torch.arange(40).repeat_interleave(2)
-    found = measures(torch.randn(80, 16, generator=generator), tasks)
-    # Of two random vectors, half of the variance is that of their mean.
-    assert found["between_task_ratio"] == pytest.approx(0.5, abs=0.1)
-    assert found["task_knn_accuracy"] < 0.2
+def measures(x: Tensor, task: Tensor = TASK, puzzle: Tensor = PUZZLE) -> dict[str, float]:
+    found = separation(x, task, puzzle, torch.arange(len(x)) % 2)
+    return {name.partition("/")[2]: float(value) for name, value in found.items()}
+
+
+def test_contexts_that_are_their_puzzle_are_told_apart_perfectly() -> None:
+    found = measures(torch.eye(8)[PUZZLE] * 5.0)
+    assert found["puzzle_knn_accuracy"] == found["between_puzzle_ratio"] == pytest.approx(1.0)
+    assert found["task_knn_accuracy"] == 0.0  # another variant is as far as another task
+    assert found["between_task_ratio"] == pytest.approx(-1 / 7)  # of centred one-hot vectors
+    assert found["effective_rank"] == pytest.approx(7.0)
+
+
+def test_contexts_that_are_their_task_do_not_tell_variants_apart() -> None:
+    found = measures(torch.eye(4)[TASK] * 5.0)
+    for name in ("task_knn_accuracy", "between_task_ratio", "between_puzzle_ratio"):
+        assert found[name] == pytest.approx(1.0)
+    assert found["puzzle_knn_accuracy"] == 0.0
+
+
+def test_contexts_that_show_their_demos_alone_are_not_a_puzzle() -> None:
+    """What the variants of one view have in common does not count: they share all demos."""
+    x = torch.eye(8)[2 * TASK + VIEW]
+    found = measures(x)
+    assert found["task_knn_accuracy"] == found["puzzle_knn_accuracy"] == 0.0
+    assert found["between_task_ratio"] < 0.0
+
+
+def test_noise_has_no_puzzle_in_it() -> None:
+    task, puzzle = torch.arange(40).repeat_interleave(4), torch.arange(80).repeat_interleave(2)
+    x = torch.randn(160, 16, generator=torch.Generator().manual_seed(0))
+    found = measures(x, task, puzzle)
+    assert found["between_puzzle_ratio"] == pytest.approx(0.0, abs=0.1)
+    assert found["between_task_ratio"] == pytest.approx(0.0, abs=0.1)
+    assert max(found["puzzle_knn_accuracy"], found["task_knn_accuracy"]) < 0.1
     assert found["effective_rank"] > 14.0
+
+
+def test_shares_of_task_variant_and_demos_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    task, puzzle = torch.arange(400).repeat_interleave(4), torch.arange(800).repeat_interleave(2)
+    of_task, of_puzzle = (torch.randn(n, 8, generator=generator) for n in (400, 800))
+    x = of_task[task] + of_puzzle[puzzle] + torch.randn(1600, 8, generator=generator)
+    found = measures(x, task, puzzle)
+    assert found["between_task_ratio"] == pytest.approx(1 / 3, abs=0.05)
+    assert found["between_puzzle_ratio"] == pytest.approx(2 / 3, abs=0.05)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_measures_do_not_depend_on_the_scale_or_the_origin(scale: float) -> None:
-    tasks = torch.tensor([0, 0, 1, 1, 2, 2])
-    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert measures(scale * (x + 7.0), tasks) == pytest.approx(measures(x, tasks), rel=1e-2)
+    x = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+    assert measures(scale * (x + 7.0)) == pytest.approx(measures(x), rel=1e-2, abs=1e-3)
 
 
-def test_a_collapsed_encoder_has_rank_one_and_no_crash() -> None:
-    tasks = torch.tensor([0, 0, 1, 1])
-    line = torch.tensor([[1.0], [2.0], [3.0], [5.0]]) @ torch.ones(1, 8)
-    assert measures(line, tasks)["effective_rank"] == pytest.approx(1.0, abs=1e-3)
-    constant = measures(torch.ones(4, 8), tasks)
-    assert constant["between_task_ratio"] == 0.0
+def test_a_collapsed_encoder_has_rank_one_and_a_constant_one_tells_nothing_apart() -> None:
+    line = torch.arange(16.0)[:, None] @ torch.ones(1, 8)
+    assert measures(line)["effective_rank"] == pytest.approx(1.0, abs=1e-3)
+    constant = measures(torch.full((16, 8), 0.1))
     assert all(map(math.isfinite, constant.values()))
+    for name in ("puzzle_knn_accuracy", "task_knn_accuracy"):
+        assert constant[name] < 0.3
+    assert abs(constant["between_puzzle_ratio"]) < 1e-3
 
 
 # --- swapping ---
@@ -103,7 +137,7 @@ def test_a_swapped_context_is_that_of_another_task() -> None:
     trainer.model.context = Telling(16, 2, True)
     probe.measure(trainer.model, trainer.compute)
     own: dict[tuple[int, ...], int] = {}
-    for batch in probe.batches:
+    for batch in (lane.questions for lane in probe.lanes):
         own |= dict(zip(map(tuple, batch.inputs.tolist()), batch.task.tolist(), strict=True))
     swaps = [
         int(context) != own[tuple(question)]
@@ -132,24 +166,92 @@ def test_reordering_takes_everything_along() -> None:
 # --- the set ---
 
 
-def test_views_of_a_task_are_other_questions_with_other_demos() -> None:
+def demos(batch: Any, row: int) -> list[tuple[int, ...]]:
+    """Tokens of the real demos of a sample."""
+    tokens = torch.cat([batch.demo_inputs[row], batch.demo_outputs[row]], dim=1)
+    return [tuple(demo) for demo in tokens[batch.demo_mask[row]].tolist()]
+
+
+def test_views_of_a_puzzle_have_no_demo_in_common_and_the_query_is_in_neither() -> None:
     probe = trainer_of().probe
     assert probe.act_steps == 3  # no more than halting allows
-    for batch in probe.batches:
-        tasks = batch.task.reshape(-1, VIEWS)
-        assert torch.equal(tasks, tasks[:, :1].expand_as(tasks))
-        assert len(tasks[:, 0].unique()) == len(tasks) >= 2
-        first, second = batch.inputs.reshape(len(tasks), VIEWS, -1).unbind(dim=1)
-        assert bool((first != second).any(dim=1).all())
+    tasks: list[int] = []
+    for lane in probe.lanes:
+        views, questions = lane.views, lane.questions
+        assert len(views) == VIEWS * len(questions) == VIEWS * VARIANTS * len(views.task.unique())
+        assert torch.equal(views.puzzle, questions.puzzle.repeat_interleave(VIEWS))
+        assert len(questions.puzzle.unique()) == len(questions)
+        for row in range(len(questions)):
+            first, second = demos(views, VIEWS * row), demos(views, VIEWS * row + 1)
+            whole = demos(questions, row)
+            assert first
+            assert second
+            assert sorted(first + second) == sorted(whole)
+            query = (*questions.inputs[row].tolist(), *questions.labels[row].tolist())
+            assert query not in first + second
+        tasks += views.task.unique().tolist()
+    assert len(tasks) == len(set(tasks)) >= 4  # a task is on one lane
+
+
+class Reading(torch.nn.Module):
+    """A context source of the puzzle's number, the task's, or nothing."""
+
+    needs_demos = True
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def initial_state(self, batch: int) -> None:
+        return None
+
+    def forward(self, batch: Any, state: Tensor | None) -> Encoded:
+        number = getattr(batch, self.reads) if self.reads else torch.zeros_like(batch.task)
+        feature = torch.nn.functional.one_hot(number, 64).float()
+        return Encoded(feature[:, None])
+
+
+def read(reads: str) -> dict[str, float]:
+    trainer = trainer_of()
+    trainer.model.context = Reading(reads)
+    found = trainer.probe._separation(trainer.model)
+    return {name.partition("/")[2]: float(value) for name, value in found.items()}
+
+
+def test_only_an_encoder_that_reads_the_puzzle_reaches_one() -> None:
+    assert read("puzzle")["puzzle_knn_accuracy"] == 1.0
+    assert read("puzzle")["between_puzzle_ratio"] == pytest.approx(1.0)
+    assert read("task")["task_knn_accuracy"] == 1.0
+    assert read("task")["puzzle_knn_accuracy"] == 0.0
+    constant = read("")
+    del constant["effective_rank"]
+    assert all(abs(value) < 1e-6 for value in constant.values())
+
+
+@pytest.mark.parametrize("source", ["standard", "variational", "recurrent", "in_context"])
+def test_an_untrained_encoder_is_far_from_one(source: str) -> None:
+    trainer = trainer_of(source, tasks=20)
+    found = trainer.initial_row()
+    assert found["encoder/puzzle_knn_accuracy"] < 0.7
+    assert found["encoder/task_knn_accuracy"] < 0.5
+    assert found["encoder/between_task_ratio"] < 0.7
 
 
 def test_the_set_is_fixed_by_the_seed_and_has_its_size() -> None:
     def tasks(**changes: Any) -> list[int]:
-        batches = trainer_of(**changes).probe.batches
-        return [task for batch in batches for task in batch.task.tolist()]
+        lanes = trainer_of(**changes).probe.lanes
+        return [task for lane in lanes for task in lane.views.task.tolist()]
 
     assert tasks() == tasks()
-    assert len(tasks(probe_tasks=4)) == 4 * VIEWS < len(tasks())
+    assert len(tasks(probe_tasks=4)) == 4 * VARIANTS * VIEWS < len(tasks())
+
+
+def test_with_one_variant_of_each_task_puzzles_are_measured_alone() -> None:
+    run = make_run(train={"probe_every": 1})
+    trainer = make_trainer(run, make_corpus(make_tasks(8), variants=1))
+    found = trainer.initial_row()
+    assert "encoder/puzzle_knn_accuracy" in found
+    assert "encoder/task_knn_accuracy" not in found
 
 
 def test_without_two_tasks_to_tell_apart_there_is_no_probe() -> None:
@@ -200,7 +302,7 @@ def test_measuring_changes_nothing(source: str) -> None:
 def test_a_probe_is_cheap_beside_training() -> None:
     """Forward passes of samples: of a probe, against those of the steps between two, by default."""
     defaults = TrainConfig()
-    probed = VIEWS * defaults.probe_tasks * (1 + 2 * 4)
+    probed = VARIANTS * defaults.probe_tasks * (VIEWS + 2 * 4)
     # A training sample costs a forward pass, and a backward one of a third of it, twice over.
     trained = defaults.probe_every * defaults.batch_size * (1 + 2 / 3)
     assert probed < 0.03 * trained
