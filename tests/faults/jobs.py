@@ -30,12 +30,22 @@ from tiny import MODEL, make_tasks, small_context, write_study
 from etrm.runtime.run_lock import this_process
 from etrm.storage.digests import code_digest, train_code
 
+NAME = "etrm/overfit/seed0"
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/faults")])
+PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
 EXIT_INTERRUPTED = 75
 Patch = dict[str, Any] | None
 SILENCE = 3.0  # seconds without a heartbeat, for all processes of a test that waits for that
 PATIENCE = 60.0  # seconds until a job that does not do what it should is a failure
+RETRY = 0.05  # seconds between two looks or tries
+LOCK = "etrm.runtime.run_lock"
+QUICK = {
+    "etrm.runtime.disk_wait:RETRY_SECONDS": RETRY,
+    f"{LOCK}:HEARTBEAT_SECONDS": RETRY,
+    f"{LOCK}:POLL_SECONDS": RETRY,
+    f"{LOCK}:SILENCE_SECONDS": SILENCE,  # the same for all
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,10 @@ class Study:
         where = ["--configfile", str(self.config), "--device", "cpu"]
         return ["run", experiment, "overfit", *where, *more]
 
+    def etrm(self, *more: str) -> list[str]:
+        """The same for a Python of its own, after `-m`."""
+        return ["etrm", *self.command("etrm", *more)]
+
 
 def step_of(state: Path) -> int:
     """The step in a state's name."""
@@ -122,35 +136,67 @@ def make_study(folder: Path, steps: int, **train: Any) -> Study:
 
 
 class Job:
-    """A process of the server that runs one command."""
+    """A process that runs one command, and the file of what it says."""
 
-    def __init__(self, server: Server, pid: int, log: Path) -> None:
+    def __init__(self, pid: int, log: Path, wait: Callable[[], int]) -> None:
         self.pid, self.log = pid, log
-        self._server = server
-        self._code: int | None = None
+        self.wait = functools.cache(wait)  # its exit code, negative for a signal
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """A job that has ended already is left alone: it is reaped by `wait`, so its id is its."""
         os.kill(self.pid, number)
 
-    def wait(self) -> int:
-        """Its exit code, negative for a signal."""
-        if self._code is None:
-            self._code = self._server.result(self.pid)
-        return self._code
+    def says(self, text: str) -> None:
+        """Wait until it has said this."""
+        wait_for(lambda: text in self.log.read_text(), f"{text!r} in {self.log}")
+
+    def ended(self, code: int) -> str:
+        """What it has said when it has ended with this code."""
+        found, log = self.wait(), self.log.read_text()
+        assert found == code, log
+        return log
+
+    def children(self) -> list[int]:
+        """The processes that it has started and that live, in their order."""
+        return children_of(self.pid)
+
+
+def start(command: list[str], log: Path, **environment: str) -> Job:
+    """Start a Python of its own, not one of the server, with such a command line."""
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env={**os.environ, **PYTHON, **environment},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    return Job(process.pid, log, lambda: process.wait(2 * PATIENCE))
+
+
+def children_of(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for found in threads for child in found.read_text().split())
+
+
+def gone(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return True
+    return stat.rsplit(")", 1)[1].split()[0] == "Z"
 
 
 class Server:
     """A warm process that forks jobs."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, **PYTHON},
         )
         self._folder, self._count = folder, 0
 
@@ -169,33 +215,24 @@ class Server:
             stall.marker.unlink(missing_ok=True)
             stalling = [stall.function, stall.call, str(stall.marker)]
         asked = {"command": command, "stall": stalling, "patch": patch or {}, "env": env}
-        self._send({**asked, "log": str(log)})
-        return Job(self, self._receive()["pid"], log)
+        pid = self._ask({**asked, "log": str(log)})
+        return Job(pid, log, lambda: self._ask({"wait": pid}))
 
-    def run(self, command: list[str], patch: Patch = None, **env: str) -> tuple[int, str]:
-        """Exit code and log of a job that is left alone."""
-        job = self.start(command, None, patch, **env)
-        return job.wait(), job.log.read_text()
-
-    def result(self, pid: int) -> int:
-        self._send({"wait": pid})
-        code: int = self._receive()["code"]
-        return code
+    def run(self, command: list[str], **env: str) -> str:
+        """The log of a job that is left alone, and ends well."""
+        return self.start(command, None, **env).ended(0)
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(PATIENCE)
 
-    def _send(self, content: dict[str, Any]) -> None:
+    def _ask(self, content: dict[str, Any]) -> int:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(content) + "\n")
         self._process.stdin.flush()
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        return int(self._process.stdout.readline())
 
 
 @dataclass(frozen=True)
@@ -205,6 +242,48 @@ class Stall:
     function: str
     call: int
     marker: Path  # is written when the job has stopped there, which goes on when it is removed
+
+
+Place = tuple[str, int]
+STEP = ("etrm.training.trainer:Trainer.step", 20)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A study in which `other` has been run and `etrm` is disturbed, and an undisturbed one."""
+
+    server: Server
+    study: Study
+    undisturbed: Study
+    marker: Path  # is there while a job stands still
+
+    @property
+    def lease(self) -> Path:
+        """The folder of the lease on the run."""
+        return self.study.state / "leases" / NAME
+
+    def start(self, at: Place | None = None, **patch: Any) -> Job:
+        """A job with quick heartbeats; `at`: one that stands still there."""
+        stall = None if at is None else Stall(*at, self.marker)
+        job = self.server.start(self.study.command(), stall, {**QUICK, **patch})
+        if at is not None:
+            wait_for(self.marker.exists, f"{at}, {job.log}")
+        return job
+
+    def ranks(self) -> Job:
+        """The run on two ranks, in processes of their own."""
+        return start(self.study.etrm("--gpus", "2"), self.marker.with_name("ranks.log"))
+
+    def same(self) -> None:
+        """Assert that the run has come to the same as an undisturbed one."""
+        assert_same_run(self.study.out(), self.undisturbed.out())
+
+    def resumes(self, step: object = None) -> str:
+        """The run, started again, resumes from a step and comes to the same; returns its log."""
+        log = self.start().ended(0)
+        assert step is None or f"resuming from step {step} " in log
+        self.same()
+        return log
 
 
 def serve() -> None:
@@ -223,14 +302,12 @@ def serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
-            status = os.waitpid(asked["wait"], 0)[1]
-            answer = {"code": os.waitstatus_to_exitcode(status)}
+            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
         else:
-            pid = os.fork()
-            if pid == 0:
+            answer = os.fork()
+            if answer == 0:
                 _run(asked)
-            answer = {"pid": pid}
-        print(json.dumps(answer), flush=True)
+        print(answer, flush=True)
 
 
 def _run(asked: dict[str, Any]) -> None:

@@ -7,8 +7,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,124 +16,68 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs import (
-    SEARCHED,
-    SILENCE,
-    Job,
-    Server,
-    Stall,
-    Study,
-    assert_same_run,
-    claim,
-    content,
-    make_study,
-    wait_for,
-)
+from jobs import LOCK, NAME, SILENCE, STEP, Place, Scene, claim, content, make_study, wait_for
 
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interruption
 from etrm.runtime.run_lock import Lease, read_holder, this_process
 
-NAME = "etrm/overfit/seed0"
-SILENT = "etrm.runtime.run_lock:SILENCE_SECONDS"
-QUICK = {
-    "etrm.runtime.run_lock:HEARTBEAT_SECONDS": 0.05,
-    "etrm.runtime.run_lock:POLL_SECONDS": 0.05,
-    SILENT: SILENCE,  # the same for all
-}
-STEP = ("etrm.training.trainer:Trainer.step", 20)
+SILENT = {f"{LOCK}:SILENCE_SECONDS": 60.0}
 WAITING = "asked it to save and to hand over, waiting"
+OVER = f"handing {NAME} over to "
+HOST = this_process()["host"]
 
 
-def leases(study: Study) -> Path:
-    return study.state / "leases" / NAME
-
-
-def stalled(
-    server: Server, study: Study, marker: Path, at: tuple[str, int] = STEP, **patch: Any
-) -> Job:
-    """A job that has the run, and stands still."""
-    stall = Stall(*at, marker)
-    job = server.start(study.command(), stall, {**QUICK, **patch})
-    wait_for(marker.exists, f"{at}, {job.log}")
-    return job
-
-
-def newcomer(server: Server, study: Study, **patch: Any) -> Job:
-    return server.start(study.command(), patch={**QUICK, **patch})
-
-
-def says(job: Job, text: str) -> None:
-    wait_for(lambda: text in job.log.read_text(), f"{text!r} in {job.log}")
-
-
-def ended(job: Job, code: int) -> str:
-    found, log = job.wait(), job.log.read_text()
-    assert found == code, log
-    return log
-
-
-def test_a_holder_hands_over(
-    server: Server, study: Study, undisturbed: Study, tmp_path: Path
-) -> None:
-    marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker)
-    second = newcomer(server, study)
-    says(second, WAITING)
-    says(holder, f"handing {NAME} over to process {second.pid} on ")
-    marker.unlink()
-    log = ended(holder, EXIT_INTERRUPTED)
-    assert log.count(f"handing {NAME} over to process {second.pid} on ") == 2
-    assert re.search(rf"handing {NAME} over to process \d+ on .*: saved step 20\n", log)
-    log = ended(second, 0)
+def test_a_holder_hands_over(scene: Scene) -> None:
+    holder, second = scene.start(STEP), scene.start()
+    second.says(WAITING)
+    holder.says(f"{OVER}process {second.pid} on ")
+    scene.marker.unlink()
+    log = holder.ended(EXIT_INTERRUPTED)
+    assert log.count(f"{OVER}process {second.pid} on ") == 2
+    assert re.search(rf"{OVER}process \d+ on .*: saved step 20\n", log)
+    log = second.ended(0)
     assert f"{NAME} is with process {holder.pid} on " in log
     assert "resuming from step 20 " in log
-    assert_same_run(study.out(), undisturbed.out())
-    assert not (study.state / "leases").exists()
+    scene.same()
+    assert not (scene.study.state / "leases").exists()
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_holder_is_succeeded_at_once(
-    reaped: bool, server: Server, study: Study, undisturbed: Study, tmp_path: Path
-) -> None:
-    holder = stalled(server, study, tmp_path / "stalled")
+def test_a_killed_holder_is_succeeded_at_once(reaped: bool, scene: Scene) -> None:
+    holder = scene.start(STEP)
     holder.kill()
     if reaped:
         holder.wait()
-    log = ended(newcomer(server, study), 0)
-    assert f"process {holder.pid} on {this_process()['host']} has ended: taking over" in log
-    assert "resuming from step 18 " in log
-    assert_same_run(study.out(), undisturbed.out())
+    assert f"process {holder.pid} on {HOST} has ended: taking over" in scene.resumes(18)
     holder.wait()
 
 
-def test_a_process_number_that_is_used_again_is_no_holder(server: Server, study: Study) -> None:
+def test_a_process_number_that_is_used_again_is_no_holder(scene: Scene) -> None:
     """It is that of this test, which has not trained."""
-    claim(leases(study), start=this_process()["start"] - 1)
-    assert "has ended: taking over" in ended(newcomer(server, study), 0)
+    claim(scene.lease, start=this_process()["start"] - 1)
+    assert "has ended: taking over" in scene.start().ended(0)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(
-    damaged: bool, server: Server, study: Study, undisturbed: Study
-) -> None:
-    lease = claim(leases(study), host="elsewhere", place="there", pid=12, slurm_job="345")
+def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(damaged: bool, scene: Scene) -> None:
+    lease = claim(scene.lease, host="elsewhere", place="there", pid=12, slurm_job="345")
     if damaged:
         (lease.parent / "holder.json").write_text("")
-    second = newcomer(server, study)
-    says(second, WAITING)
+    second = scene.start()
+    second.says(WAITING)
     until = time.monotonic() + 1.3 * SILENCE
     while time.monotonic() < until:
         os.utime(lease)
         time.sleep(0.05)
     last = time.monotonic()
-    assert read_holder(leases(study)).record["token"] == "other", "it gave heartbeats"
+    assert read_holder(scene.lease).record["token"] == "other", "it gave heartbeats"
     wait_for(lambda: "token=other" not in lease.read_text(), "the next lease")
     assert time.monotonic() - last > 0.8 * SILENCE
-    log = ended(second, 0)
+    log = second.ended(0)
     process = "process 12 on elsewhere" + ("" if damaged else " (SLURM job 345)")
     assert f"{NAME} is with {process} since" in log
     assert f"{process} gave no heartbeat for 3 s: taking over" in log
-    assert_same_run(study.out(), undisturbed.out())
+    scene.same()
 
 
 @pytest.mark.parametrize(
@@ -146,35 +88,28 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(
         ("etrm.training.run:write_outputs", 1),
     ],
 )
-def test_a_holder_that_was_asleep_writes_nothing(
-    at: tuple[str, int], server: Server, study: Study, undisturbed: Study, tmp_path: Path
-) -> None:
+def test_a_holder_that_was_asleep_writes_nothing(at: Place, scene: Scene) -> None:
     """In a step, in the middle of a save, and before its results."""
-    marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker, at)
+    holder, study = scene.start(at), scene.study
     holder.kill(signal.SIGSTOP)
-    log = ended(newcomer(server, study), 0)
-    assert "gave no heartbeat for" in log
-    assert_same_run(study.out(), undisturbed.out())
+    assert "gave no heartbeat for" in scene.resumes()
     before = {n: c for n, c in content(study.root).items() if not n.endswith(".tmp")}
     folders = sorted(study.state.rglob("*/"))
-    marker.unlink()
+    scene.marker.unlink()
     holder.kill(signal.SIGCONT)
-    log = ended(holder, EXIT_INTERRUPTED)
+    log = holder.ended(EXIT_INTERRUPTED)
     assert "could not be written" not in log
     assert re.search(rf"process has taken over {NAME}: ended at step \d+, of which nothing", log)
     assert content(study.root) == before
     assert sorted(study.state.rglob("*/")) == folders
 
 
-def test_of_many_newcomers_one_trains_at_a_time(
-    server: Server, study: Study, undisturbed: Study, tmp_path: Path
-) -> None:
+def test_of_many_newcomers_one_trains_at_a_time(scene: Scene) -> None:
     """The holder dies before the eyes of four of them."""
-    holder = stalled(server, study, tmp_path / "stalled")
-    many = [newcomer(server, study) for _ in range(4)]
+    holder = scene.start(STEP)
+    many = [scene.start() for _ in range(4)]
     for job in many:
-        says(job, WAITING)
+        job.says(WAITING)
     # They look for it all the time, and have asked it: it is killed before it can hand over.
     holder.kill()
     codes = [job.wait() for job in many]
@@ -185,100 +120,74 @@ def test_of_many_newcomers_one_trains_at_a_time(
     saved = [int(n) for log in logs for n in re.findall(r": saved step (\d+)", log)]
     assert sorted(began) == sorted([18, *saved]), "every step is trained once"
     assert sum("has ended: taking over" in log for log in logs) == 1
-    assert_same_run(study.out(), undisturbed.out())
-    assert not (study.state / "leases").exists()
+    scene.same()
+    assert not (scene.study.state / "leases").exists()
     assert holder.wait() == -signal.SIGKILL
 
 
-def test_what_the_holder_has_finished_is_used(
-    server: Server, study: Study, undisturbed: Study, tmp_path: Path
-) -> None:
-    marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker, ("etrm.training.run:write_outputs", 1))
-    second = newcomer(server, study)
-    says(second, WAITING)
-    marker.unlink()
-    ended(holder, 0)
-    log = ended(second, 0)
+def test_what_the_holder_has_finished_is_used(scene: Scene) -> None:
+    holder, second = scene.start(("etrm.training.run:write_outputs", 1)), scene.start()
+    second.says(WAITING)
+    scene.marker.unlink()
+    holder.ended(0)
+    log = second.ended(0)
     assert "the same run was finished" in log
     assert "resuming" not in log
     assert "examples/s" not in log
-    assert_same_run(study.out(), undisturbed.out())
+    scene.same()
 
 
-def test_a_newcomer_that_is_told_to_stop_stops_and_withdraws(
-    server: Server, study: Study, tmp_path: Path
-) -> None:
-    marker = tmp_path / "stalled"
-    stall = Stall(*STEP, marker)
-    deaf = {**QUICK, "etrm.runtime.run_lock:HEARTBEAT_SECONDS": 50.0, SILENT: 60.0}
-    holder = server.start(study.command(), stall, deaf)
-    wait_for(marker.exists, f"{STEP}")
-    second = newcomer(server, study, **{SILENT: 60.0})
-    says(second, WAITING)
-    assert (leases(study) / "request.json").exists()
+def test_a_newcomer_that_is_told_to_stop_stops_and_withdraws(scene: Scene) -> None:
+    deaf = {f"{LOCK}:HEARTBEAT_SECONDS": 50.0, **SILENT}
+    holder, second = scene.start(STEP, **deaf), scene.start(**SILENT)
+    second.says(WAITING)
+    assert (scene.lease / "request.json").exists()
     second.kill(signal.SIGTERM)
-    log = ended(second, EXIT_INTERRUPTED)
+    log = second.ended(EXIT_INTERRUPTED)
     assert "SIGTERM: stopped before the first step; run the same command again" in log
-    assert sorted(path.name for path in leases(study).iterdir()) == ["holder.json", "lock"]
-    marker.unlink()
-    assert "handing" not in ended(holder, 0)
+    assert sorted(path.name for path in scene.lease.iterdir()) == ["holder.json", "lock"]
+    scene.marker.unlink()
+    assert "handing" not in holder.ended(0)
 
 
-def test_another_configuration_of_the_run_has_the_same_lease(
-    server: Server, study: Study, tmp_path: Path
-) -> None:
+def test_another_configuration_of_the_run_has_the_same_lease(scene: Scene) -> None:
     """It writes the same run folder."""
-    document = yaml.safe_load(study.config.read_text())
+    study = replace(scene.study, name="other.yaml")
+    document = yaml.safe_load(scene.study.config.read_text())
     document["experiments"]["etrm"] = {"train": {"steps": 8}}
-    (study.folder / "other.yaml").write_text(yaml.safe_dump(document))
-    marker = tmp_path / "stalled"
-    holder = stalled(server, study, marker)
-    second = newcomer(server, replace(study, name="other.yaml"))
-    says(
-        holder,
-        f"over to process {second.pid} on {this_process()['host']}, with another configuration:",
-    )
-    marker.unlink()
-    ended(holder, EXIT_INTERRUPTED)
-    assert "resuming" not in ended(second, 0)
-    record = json.loads((study.out() / "run.json").read_text())
-    assert record["steps_done"] == 8
+    study.config.write_text(yaml.safe_dump(document))
+    holder, second = scene.start(STEP), replace(scene, study=study).start()
+    holder.says(f"over to process {second.pid} on {HOST}, with another configuration:")
+    scene.marker.unlink()
+    holder.ended(EXIT_INTERRUPTED)
+    assert "resuming" not in second.ended(0)
+    assert json.loads((study.out() / "run.json").read_text())["steps_done"] == 8
     assert study.newest() == 20, "the earlier one can go on"
 
 
-def test_ranks_wait_and_hand_over_together(server: Server, tmp_path: Path) -> None:
+def test_ranks_wait_and_hand_over_together(scene: Scene, tmp_path: Path) -> None:
     """One rank hands over to two, and these to one."""
-    study = make_study(tmp_path / "study", 10_000, eval_every=None, save_every=10_000)
-    marker = tmp_path / "stalled"
-    first = stalled(server, study, marker, **{SILENT: 60.0})
-    command = [sys.executable, "-m", "etrm", *study.command("etrm", "--gpus", "2")]
-    environment = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
-    log = tmp_path / "ranks.log"
-    with log.open("w") as file:
-        ranks = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    wait_for(lambda: WAITING in log.read_text(), f"{WAITING!r} in {log}")
-    says(first, f"handing {NAME} over to ")
-    marker.unlink()
-    assert ": saved step 20\n" in ended(first, EXIT_INTERRUPTED)
-    wait_for(lambda: "step 24/" in log.read_text(), f"step 24 in {log}")
-    assert "resuming from step 20 " in log.read_text()
-    last = newcomer(server, study, **{SILENT: 60.0})
-    assert ranks.wait(60) == EXIT_INTERRUPTED, log.read_text()
-    step = int(re.findall(r": saved step (\d+)\n", log.read_text())[0])
+    study = make_study(tmp_path / "long", 10_000, eval_every=None, save_every=10_000)
+    scene = replace(scene, study=study)
+    first, ranks = scene.start(STEP, **SILENT), scene.ranks()
+    ranks.says(WAITING)
+    first.says(OVER)
+    scene.marker.unlink()
+    assert ": saved step 20\n" in first.ended(EXIT_INTERRUPTED)
+    ranks.says("step 24/")
+    assert "resuming from step 20 " in ranks.log.read_text()
+    last = scene.start(**SILENT)
+    step = int(re.findall(r": saved step (\d+)\n", ranks.ended(EXIT_INTERRUPTED))[0])
     assert step >= 24
-    says(last, f"resuming from step {step} ")
+    last.says(f"resuming from step {step} ")
     last.kill()
     assert last.wait() == -signal.SIGKILL
 
 
-def test_a_lease_that_cannot_be_written_does_not_end_training(
-    server: Server, study: Study, undisturbed: Study
-) -> None:
-    (study.state / "leases").write_text("a file in its place")
-    log = ended(newcomer(server, study), 0)
+def test_a_lease_that_cannot_be_written_does_not_end_training(scene: Scene) -> None:
+    (scene.study.state / "leases").write_text("a file in its place")
+    log = scene.resumes()
     assert log.count("the lease on the run could not be written (Not a directory)") == 1
-    assert_same_run(study.out(), undisturbed.out())
 
 
 def test_of_those_who_take_it_at_once_one_has_it(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from jobs import Server, Study, assert_same_run
+from jobs import Scene
 
 KEY = "a" * 40
 
@@ -22,19 +22,18 @@ def silent() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("how", ["closed", "silent"])
-def test_training_does_not_wait_for_wandb(
-    how: str, server: Server, study: Study, undisturbed: Study, silent: int
-) -> None:
+def test_training_does_not_wait_for_wandb(how: str, scene: Scene, silent: int) -> None:
     pytest.importorskip("wandb")
+    study = scene.study
     study.config.write_text(study.config.read_text().replace("wandb: disabled", "wandb: online"))
     port = silent if how == "silent" else 9
     began = time.monotonic()
     address = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY}
-    code, log = server.run(study.command(), {"etrm.tracking.tracker:INIT_SECONDS": 2.0}, **address)
-    assert code == 0, log
+    patch = {"etrm.tracking.tracker:INIT_SECONDS": 2.0}
+    log = scene.server.start(study.command(), None, patch, **address).ended(0)
     assert time.monotonic() - began < 30
     assert log.count("W&B: not started") == 1
-    assert_same_run(study.out(), undisturbed.out())
+    scene.same()
     [record] = study.root.glob("wandb/wandb/offline-run-*/*.wandb")
     assert record.stat().st_size > 2000
     assert f"wandb sync {record.parent}" in log

@@ -11,21 +11,28 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from jobs import EXIT_INTERRUPTED, SEARCHED, Study, make_study, metrics, wait_for
+from jobs import (
+    EXIT_INTERRUPTED,
+    SEARCHED,
+    Job,
+    Study,
+    children_of,
+    gone,
+    make_study,
+    metrics,
+    start,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 from etrm.launch.torchrun import FIRST_PORT, PORTS
 
 HOSTS = "localhost,127.0.0.1"
-PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
 LONG, SHORT = 150, 20
 SCONTROL = f"#!/bin/sh\necho {HOSTS.replace(',', ' ')}\n"
 # Starts a process for every node, hands on SIGUSR1, ends all at once by SIGTERM or when one fails,
@@ -63,34 +70,6 @@ sys.exit(max(128 - code if code < 0 else code for code in codes))
 """
 
 
-@dataclass(frozen=True)
-class Started:
-    """A process, and the file of what it says."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def end(self, within: float = 120) -> tuple[int, str]:
-        """Its exit code, and what it has said."""
-        return self.process.wait(within), self.log.read_text()
-
-    def children(self) -> list[int]:
-        """The processes that it has started and that live, in their order."""
-        return children_of(self.process.pid)
-
-
-def start(command: list[str], log: Path, **environment: str) -> Started:
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **PYTHON, **environment},
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    return Started(process, log)
-
-
 def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("", 0))
@@ -100,16 +79,6 @@ def free_port() -> int:
 def slurm_job() -> str:
     """The number of a job whose port is free."""
     return str((free_port() - FIRST_PORT) % PORTS)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
-            == "Z"
-        )
-    except OSError:
-        return True
 
 
 def assert_close(found: Path, expected: Path) -> None:
@@ -127,14 +96,8 @@ def assert_close(found: Path, expected: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The run of one process."""
     study = make_study(tmp_path_factory.mktemp("alone") / "study", SHORT)
-    run = start(etrm(study), study.folder / "log")
-    code, log = run.end()
-    assert code == 0, log
+    start(study.etrm(), study.folder / "log").ended(0)
     return study
-
-
-def etrm(study: Study, *more: str) -> list[str]:
-    return [sys.executable, "-m", "etrm", *study.command("etrm", *more)]
 
 
 @pytest.fixture
@@ -143,84 +106,83 @@ def study(tmp_path: Path) -> Study:
     return make_study(tmp_path / "study", LONG)
 
 
+class Cluster:
+    """Runs `etrm` within a job of two nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (folder / name).write_text(program)
+            (folder / name).chmod(0o755)
+        self._path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def start(self, study: Study, *more: str, **environment: str) -> Job:
+        environment |= {"PATH": self._path, "SLURM_JOB_ID": slurm_job()}
+        return start(study.etrm("--nodes", "2", *more), study.folder / "job.log", **environment)
+
+    def training(
+        self, study: Study, *more: str, ranks: int = 1
+    ) -> tuple[Job, list[int], list[int]]:
+        """A job that has saved a state, with the processes of its nodes and of their ranks."""
+        job = self.start(study, *more)
+        wait_for(lambda: study.newest() >= 6, "a state")
+        [srun] = job.children()
+        nodes = children_of(srun)
+        of_nodes = [children_of(node) for node in nodes]
+        assert [len(found) for found in of_nodes] == [ranks, ranks]
+        return job, nodes, [pid for found in of_nodes for pid in found]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path / "bin")
+
+
 def test_two_nodes_train_what_one_process_trains(
-    alone: Study, cluster: Callable[..., Started], tmp_path: Path
+    alone: Study, cluster: Cluster, tmp_path: Path
 ) -> None:
     study = make_study(tmp_path / "study", SHORT)
-    code, log = cluster(study).end()
-    assert code == 0, log
-    assert "starting 1 ranks on node 1 (127.0.0.1)" in log
+    assert "starting 1 ranks on node 1 (127.0.0.1)" in cluster.start(study).ended(0)
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
     assert_close(study.out(), alone.out())
 
 
 def test_torchrun_on_two_nodes_trains_the_same(alone: Study, tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SHORT)
-    torchrun = [
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "1",
-        "--rdzv-id",
-        "7",
-        "--rdzv-backend",
-        "c10d",
-    ]
-    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
-    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, *etrm(study)[1:]]
-    started = [start(command, study.folder / f"torchrun{n}.log") for n in range(2)]
-    ends = [each.end() for each in started]
-    assert [code for code, _ in ends] == [0, 0], ends
+    options = "--nnodes 2 --nproc-per-node 1 --rdzv-id 7 --rdzv-backend c10d --local-addr 127.0.0.1"
+    torchrun = [*options.split(), "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    command = ["torch.distributed.run", *torchrun, "-m", *study.etrm()]
+    for job in [start(command, study.folder / f"torchrun{n}.log") for n in range(2)]:
+        job.ended(0)
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
     assert_close(study.out(), alone.out())
 
 
-def test_a_signal_to_one_node_saves_and_stops_both(
-    cluster: Callable[..., Started], study: Study
-) -> None:
-    job = cluster(study)
-    wait_for(lambda: study.newest() >= 12, "a state")
-    [srun] = job.children()
-    os.kill(children_of(srun)[1], signal.SIGTERM)
-    code, log = job.end(60)
-    assert code == EXIT_INTERRUPTED, log
-    saved = study.newest()
+def test_a_signal_to_one_node_saves_and_stops_both(cluster: Cluster, study: Study) -> None:
+    job, nodes, _ = cluster.training(study)
+    os.kill(nodes[1], signal.SIGTERM)
+    log, saved = job.ended(EXIT_INTERRUPTED), study.newest()
     assert f"saved step {saved}; run the same command again" in log
     # It goes on with another number of ranks: two on the first machine alone.
-    code, log = start(etrm(study, "--gpus", "2"), study.folder / "alone.log").end()
-    assert code == 0, log
+    log = start(study.etrm("--gpus", "2"), study.folder / "alone.log").ended(0)
     assert f"resuming from step {saved} " in log
     assert json.loads((study.out() / "run.json").read_text())["ranks"] == 2
 
 
-def test_a_killed_rank_ends_both_nodes_and_is_named(
-    cluster: Callable[..., Started], study: Study
-) -> None:
-    job = cluster(study, "--gpus", "2")
-    wait_for(lambda: study.newest() >= 6, "a state")
-    [srun] = job.children()
-    ranks = [children_of(node) for node in children_of(srun)]
-    assert [len(found) for found in ranks] == [2, 2]
-    os.kill(ranks[1][1], signal.SIGKILL)
-    code, log = job.end(60)
-    assert code == 1, log
+def test_a_killed_rank_ends_both_nodes_and_is_named(cluster: Cluster, study: Study) -> None:
+    job, _, ranks = cluster.training(study, "--gpus", "2", ranks=2)
+    os.kill(ranks[3], signal.SIGKILL)
+    log = job.ended(1)
     # torchrun numbers nodes as they arrive: the second rank of one is 1 or 3.
     assert re.search(r"rank [13] of 4 on node 1 \(127.0.0.1\) was killed by SIGKILL", log), log
-    wait_for(lambda: all(gone(pid) for found in ranks for pid in found), "the end of all ranks")
+    wait_for(lambda: all(map(gone, ranks)), "the end of all ranks")
     assert not study.out().exists()
 
 
-def test_a_killed_node_process_ends_the_other(
-    cluster: Callable[..., Started], study: Study
-) -> None:
-    job = cluster(study)
-    wait_for(lambda: study.newest() >= 6, "a state")
-    [srun] = job.children()
-    nodes = children_of(srun)
-    ranks = [pid for node in nodes for pid in children_of(node)]
+def test_a_killed_node_process_ends_the_other(cluster: Cluster, study: Study) -> None:
+    job, nodes, ranks = cluster.training(study)
     os.kill(nodes[1], signal.SIGKILL)
-    code, log = job.end(60)
-    assert code in (1, EXIT_INTERRUPTED), log
+    assert job.wait() in (1, EXIT_INTERRUPTED), job.log.read_text()
     wait_for(lambda: all(map(gone, [*nodes, *ranks])), "the end of all")
 
 
@@ -232,59 +194,26 @@ if os.environ.get("SLURM_NODEID") == "1" and "RANK" in os.environ:
 """
 
 
-def test_a_node_that_cannot_train_ends_the_other(
-    cluster: Callable[..., Started], study: Study
-) -> None:
+def test_a_node_that_cannot_train_ends_the_other(cluster: Cluster, study: Study) -> None:
     """Its ranks end before they meet the others, which would wait for them."""
     (study.folder / "sitecustomize.py").write_text(CANNOT_TRAIN, encoding="utf-8")
-    paths = os.pathsep.join([str(study.folder), PYTHON["PYTHONPATH"]])
-    code, log = cluster(study, PYTHONPATH=paths).end(60)
-    assert code == 1, log
+    paths = os.pathsep.join([str(study.folder), SEARCHED])
+    log = cluster.start(study, PYTHONPATH=paths).ended(1)
     assert re.search(r"rank [01] of 2 on node 1 \(127.0.0.1\) ended with exit code 3", log), log
     assert not study.newest()
     assert not study.out().exists()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Callable[..., Started]:
-    """Runs `etrm` within a job of two nodes."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (folder / name).write_text(program)
-        (folder / name).chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-    def run(study: Study, *more: str, **environment: str) -> Started:
-        command = etrm(study, "--nodes", "2", *more)
-        environment |= {"PATH": path, "SLURM_JOB_ID": slurm_job()}
-        return start(command, study.folder / "job.log", **environment)
-
-    return run
-
-
-def test_a_signal_to_the_job_reaches_all_ranks(
-    cluster: Callable[..., Started], study: Study
-) -> None:
-    job = cluster(study)
-    wait_for(lambda: study.newest() >= 6, "a state")
-    job.process.send_signal(signal.SIGTERM)
-    code, log = job.end(30)
-    assert code == EXIT_INTERRUPTED, log
+def test_a_signal_to_the_job_reaches_all_ranks(cluster: Cluster, study: Study) -> None:
+    job, _, _ = cluster.training(study)
+    job.kill(signal.SIGTERM)
+    log = job.ended(EXIT_INTERRUPTED)
     assert f"SIGUSR1: saved step {study.newest()}; run the same command again" in log
 
 
-def test_nothing_is_left_of_a_killed_job(cluster: Callable[..., Started], study: Study) -> None:
-    job = cluster(study)
-    wait_for(lambda: study.newest() >= 6, "a state")
-    [srun] = job.children()
-    nodes = children_of(srun)
-    ranks = [pid for node in nodes for pid in children_of(node)]
-    assert (len(nodes), len(ranks)) == (2, 2)
-    job.process.kill()
-    wait_for(lambda: all(map(gone, [srun, *nodes, *ranks])), "the end of all")
-
-
-def children_of(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for found in threads for child in found.read_text().split())
+def test_nothing_is_left_of_a_killed_job(cluster: Cluster, study: Study) -> None:
+    job, nodes, ranks = cluster.training(study)
+    started = [*job.children(), *nodes, *ranks]
+    job.kill()
+    wait_for(lambda: all(map(gone, started)), "the end of all")
+    job.wait()

@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jobs import (
-    SEARCHED,
+    Job,
     Server,
     Stall,
     Study,
     assert_same_run,
+    gone,
     make_study,
     metrics,
+    start,
     wait_for,
 )
 from safetensors.torch import load_file
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
-def start(study: Study, *launcher: str, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", *launcher, "etrm", *study.command("etrm", *more)]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def end(job: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = job.communicate(timeout=60)
-    return job.returncode, output
-
-
-def ranks_of(job: subprocess.Popen[str]) -> list[int]:
-    """The processes that a job has started, in their order."""
-    threads = Path(f"/proc/{job.pid}/task").glob("*/children")
-    return sorted(int(pid) for thread in threads for pid in thread.read_text().split())
-
-
-def gone(pid: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
-            == "Z"
-        )
-    except OSError:
-        return True
+def two_ranks(study: Study) -> Job:
+    return start(study.etrm("--gpus", "2"), study.folder / "ranks.log")
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +47,7 @@ def begun(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Study:
 def undisturbed_ranks(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Two ranks have done the rest, started by torchrun itself."""
     study = begun.copy(tmp_path_factory.mktemp("torchrun") / "study")
-    code, output = end(start(study, *TORCHRUN))
-    assert code == 0, output
+    output = start([*TORCHRUN, *study.etrm()], study.folder / "torchrun.log").ended(0)
     assert "resuming from step 12 " in output
     assert output.count("step 50: exact match") == 1, "one rank speaks"
     return study
@@ -83,13 +57,12 @@ def undisturbed_ranks(begun: Study, tmp_path_factory: pytest.TempPathFactory) ->
 def killed(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Two ranks were doing the rest, when the second of them was killed."""
     study = begun.copy(tmp_path_factory.mktemp("killed") / "study")
-    job = start(study, more=("--gpus", "2"))
+    job = two_ranks(study)
     wait_for(lambda: study.newest() >= 24, "a state")
-    ranks = ranks_of(job)
+    ranks = job.children()
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    code, output = end(job)
-    assert code == 1, output
+    output = job.ended(1)
     assert "rank 1 of 2 was killed by SIGKILL" in output
     assert "Run the same command again" in output
     assert all(map(gone, ranks))
@@ -102,9 +75,7 @@ def test_a_run_with_a_killed_rank_goes_on_on_as_many(
 ) -> None:
     study = killed.copy(tmp_path / "study")
     newest = study.newest()
-    code, output = end(start(study, more=("--gpus", "2")))
-    assert code == 0, output
-    assert f"resuming from step {newest} " in output
+    assert f"resuming from step {newest} " in two_ranks(study).ended(0)
     assert_same_run(study.out(), undisturbed_ranks.out())
 
 
@@ -115,9 +86,7 @@ def test_a_run_with_a_killed_rank_goes_on_alone(
     study, alone = killed.copy(tmp_path / "study"), begun.copy(tmp_path / "alone")
     newest = study.newest()
     for each, step in ((study, newest), (alone, 12)):
-        code, log = server.run(each.command())
-        assert code == 0, log
-        assert f"resuming from step {step} " in log
+        assert f"resuming from step {step} " in server.run(each.command())
     assert_close(study.out(), alone.out())
 
 
