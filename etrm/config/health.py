@@ -41,6 +41,13 @@ class HealthRule:
         gt=0,
         le=1,
     )
+    of: str = option(
+        "what is judged: the median `value`; its `change` from the first half of the window to the"
+        " second; or the median as a `share` of that of all rows so far",
+        "value",
+        choices=("value", "change", "share"),
+    )
+    at_end: bool = option("judged when the run has ended only", False)
     finding: str | None = option("name of the finding; null: the rule's own", None)
 
 
@@ -83,9 +90,30 @@ def guide_rules() -> dict[str, HealthRule]:
         "low_gradient_share": HealthRule(
             "grad/encoder_share", warn=0.1, from_step=10, until_step=500, while_exact_below=0.9
         ),
+        "high_gradient_share": HealthRule(
+            "grad/encoder_share",
+            warn=0.5,
+            wrong="above",
+            from_step=10,
+            until_step=500,
+            while_exact_below=0.9,
+        ),
         "collapse": HealthRule("train/encoder_cross_sample_var", warn=0.3, fail=0.1, stop=0.05),
         "never_halts": HealthRule("train/steps_share", warn=0.999, wrong="above"),
+        # Two of 16 steps. A run that has converged may well be sure at once.
+        "halts_at_once": HealthRule("train/steps_share", warn=0.13, while_exact_below=0.9),
         "unsure_halting": HealthRule("train/q_halt_accuracy", warn=0.85),
+        "not_improving": HealthRule(
+            "train/accuracy",
+            warn=0.0,
+            of="change",
+            from_step=0,
+            until_step=100,
+            while_exact_below=0.9,
+        ),
+        "high_loss": HealthRule("train/lm_loss", warn=0.3, wrong="above", at_end=True),
+        # Against the run itself. A study that knows its device's speed sets a rule of `value`.
+        "slowdown": HealthRule("perf/examples_per_second", warn=0.5, of="share"),
     }
 
 

@@ -43,6 +43,9 @@ COLUMNS = {
     "fits": (pa.bool_(), "the true output fits the canvas"),
     "correct": (pa.bool_(), "equals the true output"),
     "token_accuracy": (pa.float32(), "share of right output tokens"),
+    "lm_loss": (pa.float32(), "cross-entropy, mean over output tokens"),
+    "q_halt_loss": (pa.float32(), "binary cross-entropy of the halting logit"),
+    "q_halt_right": (pa.bool_(), "the halting logit's sign agrees with the output's correctness"),
 }
 PREDICTIONS = pa.schema(
     [pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in COLUMNS.items()]
@@ -242,5 +245,11 @@ def _add_rows(
     rows["q_halt"] += decoded.output.q_halt.tolist()
     rows["steps"] += decoded.steps.tolist()
     labelled = decoded.losses.labelled.tolist()  # False where the true output is unknown
-    accuracy = decoded.losses.accuracy.tolist()
-    rows["token_accuracy"] += [a if k else None for a, k in zip(accuracy, labelled, strict=True)]
+    losses = decoded.losses
+    for name, values in (
+        ("token_accuracy", losses.accuracy),
+        ("lm_loss", losses.lm),
+        ("q_halt_loss", losses.q_halt),
+        ("q_halt_right", losses.q_right),
+    ):
+        rows[name] += [v if k else None for v, k in zip(values.tolist(), labelled, strict=True)]

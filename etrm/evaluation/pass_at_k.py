@@ -80,6 +80,9 @@ def score(
             **{f"ARC/pass@{k}": passes[str(k)]["task_fraction"]["value"] for k in ks},
             "all.exact_accuracy": single["value"],
             "all.accuracy": _mean(predictions, "token_accuracy"),
+            "all.lm_loss": _mean(predictions, "lm_loss"),
+            "all.q_halt_loss": _mean(predictions, "q_halt_loss"),
+            "all.q_halt_accuracy": _mean(predictions, "q_halt_right"),
             "all.steps": _mean(predictions, "steps"),
         },
         "ranks": ranks,
@@ -204,5 +207,5 @@ def _voting_gain(
 def _mean(predictions: pd.DataFrame, column: str) -> float | None:
     if column not in predictions:
         return None
-    values = pd.to_numeric(predictions[column]).dropna()
+    values = predictions[column].dropna().astype(float)
     return float(values.mean()) if len(values) else None

@@ -28,14 +28,23 @@ Row = Mapping[str, float]
 ROOT_CAUSES = {
     "gradient_starvation": "the encoder gets too little gradient to learn",
     "low_gradient_share": "the encoder gets a small share of all gradients",
+    "high_gradient_share": "the encoder gets most of all gradients: the decoder hardly learns",
     "collapse": "the encoder's output hardly depends on the demos",
     "never_halts": "samples use all ACT steps: the q-head never halts them",
+    "halts_at_once": "samples halt after one or two ACT steps: the model may not be reasoning",
     "unsure_halting": "the q-head does not know when the answer is right",
     "divergence": "the loss explodes or is not a number",
+    "not_improving": "a bug in training, data or loss: token accuracy does not improve at first",
+    "high_loss": "the prediction task is not learned: a good run ends with a loss of 0.1 to 0.3",
+    "slowdown": "training is far slower than it was: look at the device and its neighbours",
     "stuck": "exact match has plateaued",
+    "suspected_starvation": "plateaued at 35–50 %: does the encoder get gradients? or the data",
     "weak_architecture": "plateaued at 70–80 %: a weak architecture, or a hyperparameter off",
     "not_converged": "exact match had not plateaued when the steps ran out",
 }
+
+# The guide's bands of exact match at which a run that has plateaued points to a root cause.
+BANDS = {"suspected_starvation": (0.35, 0.5), "weak_architecture": (0.7, 0.8)}
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,39 @@ class Finding:
         return {**asdict(self), "severity": severity}
 
 
-def check_rules(rows: Sequence[Row], config: HealthConfig) -> list[Finding]:
+def check_rules(rows: Sequence[Row], config: HealthConfig, ended: bool = False) -> list[Finding]:
     """Return the findings of the rules on rows of metrics, each row with its `step`.
 
     A rule takes the median of its metric over the last `window` steps of its range. It speaks from
     the first row on, but ends a run only by a whole window: a bad start is no failure that stays.
-    A value that is not finite is always wrong, at once.
+    A value that is not finite is always wrong, at once. `ended`: by rules of the end as well.
     """
     found = []
     for name, rule in config.rules.items():
-        window = _window(rows, rule)
+        window = _window(rows, rule) if ended or not rule.at_end else []
         if window:
-            last, values = window[0][0], [value for _, value in window]
-            finite = all(map(math.isfinite, values))
-            median = statistics.median(values) if finite else math.nan
+            last = window[0][0]
             whole = last - rule.window >= rule.from_step
-            found += _judge(rule.finding or name, rule, median, last, whole or not finite)
+            finite = all(math.isfinite(value) for _, value in window)
+            value = _judged(rows, rule, window, whole) if finite else math.nan
+            if value is not None:
+                found += _judge(rule.finding or name, rule, value, last, whole or not finite)
     return found
+
+
+def _judged(
+    rows: Sequence[Row], rule: HealthRule, window: list[tuple[int, float]], whole: bool
+) -> float | None:
+    """Return what a rule judges of the steps and values of a window; None where it cannot yet."""
+    median, last = statistics.median(value for _, value in window), window[0][0]
+    if rule.of == "change":
+        later = [value for step, value in window if step > last - rule.window / 2]
+        earlier = [value for _, value in window[len(later) :]]
+        return statistics.mean(later) - statistics.mean(earlier) if whole and earlier else None
+    if rule.of == "share":
+        usual = statistics.median(row[rule.metric] for row in rows if rule.metric in row)
+        return median / usual if usual else None
+    return median
 
 
 def _window(rows: Sequence[Row], rule: HealthRule) -> list[tuple[int, float]]:
@@ -96,16 +121,17 @@ def _window(rows: Sequence[Row], rule: HealthRule) -> list[tuple[int, float]]:
     return found
 
 
-def _judge(name: str, rule: HealthRule, median: float, step: int, may_stop: bool) -> list[Finding]:
+def _judge(name: str, rule: HealthRule, value: float, step: int, may_stop: bool) -> list[Finding]:
     severities = ("stop", "fail", "warn") if may_stop else ("fail", "warn")
     for severity in severities:  # the worst bound that is broken counts
         bound = getattr(rule, severity)
-        broken = bound is not None and (median < bound if rule.wrong == "below" else median > bound)
-        if broken or (bound is not None and math.isnan(median)):
-            value = None if math.isnan(median) else median
-            shown, cause = "not finite" if value is None else f"{value:.3g}", ROOT_CAUSES.get(name)
-            text = f"{rule.metric} = {shown}, {rule.wrong} {bound:g}: {cause or name}"
-            return [Finding(name, severity, rule.metric, value, bound, step, text)]
+        broken = bound is not None and (value < bound if rule.wrong == "below" else value > bound)
+        if broken or (bound is not None and math.isnan(value)):
+            number, cause = None if math.isnan(value) else value, ROOT_CAUSES.get(name)
+            shown = "not finite" if number is None else f"{number:.3g}"
+            subject = rule.metric if rule.of == "value" else f"{rule.of} of {rule.metric}"
+            text = f"{subject} = {shown}, {rule.wrong} {bound:g}: {cause or name}"
+            return [Finding(name, severity, rule.metric, number, bound, step, text)]
     return []
 
 
@@ -189,7 +215,7 @@ def verdict(rows: Sequence[Row], health: HealthConfig, gate: GateConfig) -> dict
     evaluated = [(int(row["step"]), row[metric]) for row in rows if metric in row]
     step, exact = evaluated[-1] if evaluated else (None, 0.0)  # no evaluation does not pass
     reached = exact >= gate.exact_accuracy
-    findings, stop = check_rules(rows, health), find_stop(rows, health)
+    findings, stop = check_rules(rows, health, ended=True), find_stop(rows, health)
     known = {f.finding for f in findings}
     # A run that has reached the gate may plateau.
     if stop is not None and stop.finding not in known and not (reached and stop.finding == "stuck"):
@@ -217,9 +243,9 @@ def verdict(rows: Sequence[Row], health: HealthConfig, gate: GateConfig) -> dict
 
 def _shortfall(exact: float, rows: Sequence[Row], health: HealthConfig) -> str:
     """Return the guide's failure mode of exact match below the gate."""
-    if 0.7 <= exact <= 0.8:
-        return "weak_architecture"
-    return "stuck" if check_plateau(rows, health) else "not_converged"
+    if not check_plateau(rows, health):
+        return "not_converged"
+    return next((name for name, (low, high) in BANDS.items() if low <= exact <= high), "stuck")
 
 
 def write_verdict(

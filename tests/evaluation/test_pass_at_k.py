@@ -137,11 +137,15 @@ def test_no_predictions_at_all() -> None:
 def test_counts_of_canvas_variants_and_means() -> None:
     rows = [("a", 0, RED, 0.0), ("a", 0, RED, 0.0), ("b", 0, RED, 0.0)]
     frame = table(rows).assign(fits=[False, False, None], token_accuracy=[1.0, 0.5, None])
+    losses = {"lm_loss": [0.5, 1.5, None], "q_halt_loss": [0.1, 0.3, None]}
+    frame = frame.assign(**losses, q_halt_right=[True, False, None])
     found = scored(frame, [task("a", RED), task("b", None)])
     assert found["outputs_not_fitting_canvas"] == 1
     assert (found["predictions"], found["variants"], found["variants_used_mean"]) == (3, 4, 1.5)
     assert found["metrics"]["all.accuracy"] == 0.75
-    assert found["metrics"]["all.steps"] == 16.0
+    means = {"lm_loss": 1.0, "q_halt_loss": 0.2, "q_halt_accuracy": 0.5, "steps": 16.0}
+    for name, mean in means.items():
+        assert found["metrics"][f"all.{name}"] == pytest.approx(mean), name
 
 
 def test_a_score_is_plain_json() -> None:

@@ -149,7 +149,7 @@ def test_a_run_learns_and_logs_as_in_one_batch() -> None:
     assert abs(float(trainer.lane_weights.slot_share[1]) / (4 * second / total) - 1) > 0.2
     steps = total / (first + second)  # a question; as many halt a step as one batch would see
     assert row["train/steps"] == pytest.approx(steps, rel=0.02)
-    assert row["train/count"] == pytest.approx(12 / steps, rel=0.02)
+    assert row["train/halted"] == pytest.approx(12 / steps, rel=0.02)
 
 
 def test_means_over_slots_have_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
