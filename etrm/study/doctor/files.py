@@ -34,9 +34,9 @@ def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
         paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
     paths += [Path(path) for run in layout.scored() for path in layout.score_files(run)]
     for path in filter(Path.is_file, paths):
-        quick = QUICK.get(path.suffix, READERS[path.name])
+        reader = READERS[path.name] if verify or path.suffix not in NAMES else _opens
         try:
-            (READERS[path.name] if verify else quick)(path)
+            reader(path)
         except (DamagedFileError, TableError) as error:
             text = str(error).rpartition("; ")[0]  # without its own advice
             yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
@@ -47,34 +47,29 @@ def _weights(path: Path) -> None:
     try:
         record = records.read_run(path.parent)
     except (DamagedFileError, FileNotFoundError):  # a symptom of its own
-        _names_of_weights(path)
+        _opens(path)
     else:
         records.check_weights(path.parent, record)
 
 
-def _names_of_weights(path: Path) -> None:
+def _opens(path: Path) -> None:
+    """Read the names in a file alone; a table has them at its end, which is written last."""
+    names, errors, kind, expected = NAMES[path.suffix]
     try:
-        with safe_open(path, "pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        found = f"no readable safetensors file ({error})"
-        raise DamagedFileError(path, found, "the weights of a run") from None
-
-
-def _schema(path: Path) -> None:
-    """Read the end of a table alone, which is written last."""
-    try:
-        pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        found = f"no readable parquet file ({(str(error).splitlines() or ['empty'])[0]})"
-        raise DamagedFileError(path, found, "a table of the study") from None
+        names(path)
+    except errors as error:
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise DamagedFileError(path, f"no readable {kind} file ({reason})", expected) from None
 
 
 Reader = Callable[[Path], object]
-QUICK: dict[str, Reader] = {
-    ".parquet": _schema,
-    ".safetensors": _names_of_weights,
-}  # enough to trust
+NAMES: dict[str, tuple[Reader, tuple[type[Exception], ...], str, str]] = {
+    ".parquet": (pq.read_schema, (pa.ArrowException, OSError), "parquet", "a table of the study"),
+    ".safetensors": (
+        lambda path: safe_open(path, "pt").keys(),
+        *((SafetensorError, OSError), "safetensors", "the weights of a run"),
+    ),
+}
 READERS: dict[str, Reader] = {
     "tasks.parquet": read_tasks,
     "augmentations.parquet": read_augmentations,
