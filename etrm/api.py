@@ -142,13 +142,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a finished run on the held-out tasks; write its files, and return `score.json`.
 
-    Raises `MissingFileError` where the run is not finished.
+    Raises `MissingFileError` where the run is not finished, and `UserError` for an experiment that
+    is not among the `finalists` of the study.
     """
     from etrm.evaluation.run import evaluate_run
 
     layout = Layout(study)
     scored = {(run.experiment, run.seed): run for run in layout.scored()}
     run = scored.get((experiment, seed))
+    if run is None and any(r.seed == seed for r in layout.scorable(experiment)):
+        raise UserError(
+            f"{experiment} is not among the finalists of the study, which alone are evaluated on"
+            f" held-out tasks ({', '.join(study.finalists or ()) or 'none'}): choose by validation,"
+            f" as in {layout.root / 'tables/selection.md'}, and add its name to `finalists`"
+        )
     if run is None:
         known = ", ".join(f"{name} --seed {number}" for name, number in scored) or "no other"
         raise UserError(f"the study evaluates no run of {experiment} with seed {seed}, but {known}")

@@ -132,7 +132,8 @@ def _summary(given: Namespace) -> None:
     ]
     files = [f for run in runs for f in layout.run_files(run)]
     files += [f for run in layout.scored() if run in runs for f in layout.score_files(run)]
-    views = collect(f for f in [*files, *map(str, verdicts)] if Path(f).is_file())
+    there = [f for f in [*files, *map(str, verdicts)] if Path(f).is_file()]
+    views = collect(there, study.finalists)
     if not views:
         print(f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study")
         return

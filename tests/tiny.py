@@ -171,9 +171,15 @@ def make_batch(
     )
 
 
-def write_study(folder: Path, training: Sequence[Task], evaluation: Sequence[Task]) -> RunPaths:
+def write_study(
+    folder: Path,
+    training: Sequence[Task],
+    evaluation: Sequence[Task],
+    validation: Sequence[Task] = (),
+) -> RunPaths:
     """The tables of a study in `folder`, and where a run on them reads and writes."""
     records = [TaskRecord(task, "made", "training") for task in training]
+    records += [TaskRecord(task, "made", "validation") for task in validation]
     records += [TaskRecord(task, "made", "evaluation") for task in evaluation]
     write_tasks(folder / "tasks.parquet", records)
     write_augmentations(folder / "augmentations.parquet", make_variants([r.task for r in records]))

@@ -14,7 +14,7 @@ status of a score all ask `SeenContent`, the one place that decides this.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
@@ -79,6 +79,13 @@ class Overlap:
     def tasks(self) -> tuple[str, ...]:
         """Return all of them: without these the held-out task is not touched."""
         return tuple(sorted({*self.alone, *self.together}))
+
+
+def find_distinct(tasks: Iterable[Task]) -> set[str]:
+    """Return the ids of those `tasks` that share no pair with any other: none touches them."""
+    contents = {task.id: TaskContent.of(task).cells for task in tasks}
+    times = Counter(key for own in contents.values() for key in own)
+    return {name for name, own in contents.items() if all(times[key] == 1 for key in own)}
 
 
 class SeenContent:

@@ -167,15 +167,34 @@ def _experiments(
         else:
             check = partial(unknown_parent, known=set(map(str, known)), expansion=expansion)
             problems += [entry.placed(each, inherited, check) for each in check(merged)]
-    baseline = document.get("baseline")
-    if isinstance(baseline, str) and baseline not in known and not expansion.may_have(baseline):
-        problems.append(unknown_experiment("baseline", baseline, known, expansion))
+    problems += _bad_names(document, known, experiments, expansion)
     unread = known - set(experiments)  # reported already: no parent to complain about
     for name in experiments:
         check = partial(_parents, name, experiments, expansion, unread)
         for problem in parent_problems(name, experiments, expansion, unread):
             problems.append(expansion.entries[name].placed(problem, inherited, check))
     return experiments
+
+
+def _bad_names(
+    document: Mapping[str, Any],
+    known: set[Any],
+    experiments: Mapping[str, ExperimentConfig],
+    expansion: Expansion,
+) -> Iterator[ConfigProblem]:
+    """Yield names in `baseline` and `finalists` of no experiment, or of one without a score."""
+    finalists = document.get("finalists")
+    listed = finalists if isinstance(finalists, list | tuple) else ()
+    named = {"baseline": document.get("baseline")}
+    named |= {f"finalists[{i}]": name for i, name in enumerate(listed)}
+    for path, name in named.items():
+        if not isinstance(name, str) or expansion.may_have(name):
+            continue
+        if name not in known:
+            yield unknown_experiment(path, name, known, expansion)
+        elif path != "baseline" and name in experiments and not experiments[name].scored_stage:
+            found = f"{name!r}, whose embeddings are of no held-out task"
+            yield ConfigProblem(path, found, "an experiment that can be evaluated on them")
 
 
 def _parents(

@@ -23,6 +23,7 @@ DISTINCT = Rule(
     lambda v: 0 < len(v) == len(set(v)),
     {"minItems": 1, "uniqueItems": True},
 )
+NONE_TWICE = Rule("none twice", lambda v: len(v) == len(set(v)), {"uniqueItems": True})
 ASCENDING = Rule(
     "at least one, in ascending order, none twice",
     lambda v: v and list(v) == sorted(set(v)),

@@ -14,7 +14,7 @@ from typing import Any
 from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.registry import context_options
-from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_NAME, MAX_SEED, NAME, TWO
+from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_NAME, MAX_SEED, NAME, NONE_TWICE, TWO
 from etrm.config.schema import ConfigProblem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.config.text import brief, join
@@ -46,6 +46,15 @@ class DataConfig:
     )
     training_tasks: int | None = option(
         "training tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
+    )
+    validation_tasks: int | None = option(
+        "training tasks that are held out too, for the choice of experiments: full runs are"
+        " evaluated on them as they train. Only transductive TRM, which cannot be asked about tasks"
+        " without an embedding, trains on them. A seeded draw, stratified by source, size and"
+        " number of pairs, of tasks that share no pair with another; null: a tenth of all",
+        None,
+        "tasks",
+        ge=0,
     )
     evaluation_tasks: int | None = option(
         "evaluation tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
@@ -233,10 +242,17 @@ class TrainConfig:
     )
     save_every: int = option("a checkpoint, from which a killed run resumes", 1000, "steps", ge=1)
     eval_every: int | None = option(
-        "exact match over training episodes (`all.*`); null: at the end only", None, "steps", ge=1
+        "exact match over training episodes (`all.*`) and, in full runs, over the test inputs of"
+        " validation tasks (`validation.*`); null: at the end only",
+        None,
+        "steps",
+        ge=1,
     )
     eval_episodes: int | None = option(
-        "episodes of that evaluation, a seeded draw; null: all", 4096, "episodes", ge=1
+        "episodes of each of the two, in any variant, a seeded draw; null: all",
+        4096,
+        "episodes",
+        ge=1,
     )
     probe_every: int | None = option(
         "measures of contexts on fixed puzzles (`encoder/*`), also before step 1; null: never",
@@ -357,6 +373,12 @@ class StudyConfig:
         "experiment that the others are compared with, in records and in the table of comparisons;"
         " null: no comparisons",
         None,
+    )
+    finalists: tuple[str, ...] | None = option(
+        "experiments that are evaluated on the held-out tasks, chosen by their validation; all"
+        " others end with their full run. null: all are evaluated",
+        None,
+        rule=NONE_TWICE,
     )
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
     execution: ExecutionConfig = option("speed and memory", factory=ExecutionConfig)

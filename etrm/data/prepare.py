@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etrm.arc.augment import draw_variants
 from etrm.arc.grid import MAX_SIDE, demo_grids
-from etrm.arc.overlap import SeenContent
+from etrm.arc.overlap import SeenContent, find_distinct
 from etrm.arc.sources import load_sources
 from etrm.config.text import first_few
-from etrm.data.tables import SPLITS, TaskRecord, read_tasks, write_augmentations, write_tasks
+from etrm.data.tables import TaskRecord, read_tasks, write_augmentations, write_tasks
 from etrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
 
     Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
     (answers are not looked at), and of those as many as asked for, in the order of the sources.
-    The selection depends on `seed` and the task ids alone, and a larger number keeps the tasks of
-    a smaller one. Raises as `prepare_tasks`.
+    Validation tasks are set apart before training tasks are drawn (`draw_validation`). A draw
+    depends on `seed` and the task ids alone, and a larger number keeps the tasks of a smaller one.
+    Raises as `prepare_tasks`.
     """
     named = [*data.training, *data.evaluation]
     twice = sorted(name for name, times in Counter(named).items() if times > 1)
@@ -51,32 +53,73 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
         )
     max_side = MAX_SIDE if data.max_side is None else data.max_side
     tasks = load_sources({name: data.sources[name] for name in named})
-    records: list[TaskRecord] = []
-    summary = []
-    for split in SPLITS:
-        names, limit = getattr(data, split), getattr(data, f"{split}_tasks")
-        if not names:
-            continue
-        # From all that the sources hold to those small enough, to as many as asked for.
-        loaded = [TaskRecord(task, name, split) for name in names for task in tasks[name]]
-        small = [record for record in loaded if _visible_side(record) <= max_side]
-        kept = _draw(small, limit, data.seed)
-        if not kept:
+    # From all that the sources hold to those small enough, to as many as asked for.
+    loaded = {
+        split: [TaskRecord(task, name, split) for name in names for task in tasks[name]]
+        for split, names in (("training", data.training), ("evaluation", data.evaluation))
+    }
+    small = {s: [r for r in of if _visible_side(r) <= max_side] for s, of in loaded.items()}
+    evaluation = _draw(small["evaluation"], data.evaluation_tasks, data.seed)
+    validation = draw_validation(small["training"], evaluation, data)
+    apart = {record.task.id for record in validation}
+    rest = [record for record in small["training"] if record.task.id not in apart]
+    kept = {"training": _draw(rest, data.training_tasks, data.seed), "evaluation": evaluation}
+    for split, of in loaded.items():
+        if getattr(data, split) and not kept[split]:
+            held_out = f", {len(apart)} of them for validation" if split == "training" else ""
             raise UserError(
-                f"no {split} task left: {len(small)} of {len(loaded)} tasks have demos and query"
-                f" inputs with sides up to data.max_side = {max_side} (the smallest task has"
-                f" {min(map(_visible_side, loaded))}), and data.{split}_tasks keeps none of them;"
-                " raise these limits"
+                f"no {split} task left: {len(small[split])} of {len(of)} tasks have demos and query"
+                f" inputs with sides up to data.max_side = {max_side}{held_out} (the smallest task"
+                f" has {min(map(_visible_side, of))}), and data.{split}_tasks keeps none of the"
+                " rest; change these limits"
             )
-        records += kept
-        demos = sum(len(record.task.demos) for record in kept)
-        queries = [query for record in kept for query in record.task.queries]
-        counts = [f"{demos} demos", f"{len(queries)} queries"]
-        if unlabelled := sum(query.output is None for query in queries):
-            counts.append(f"{unlabelled} unlabelled")
-        found = f"{len(kept)} tasks kept of {len(small)} small enough of {len(loaded)}"
-        summary.append(f"{split}: {found}; {', '.join(counts)}")
-    return records, summary
+    among = {s: f"{len(small[s])} small enough of {len(of)}" for s, of in loaded.items()}
+    among["validation"] = f"{_wanted(small['training'], data)} asked for"
+    splits = {"training": kept["training"], "validation": validation, "evaluation": evaluation}
+    summary = [_summary(split, of, among[split]) for split, of in splits.items() if of]
+    return [record for of in splits.values() for record in of], summary
+
+
+def _summary(split: str, kept: Sequence[TaskRecord], among: str) -> str:
+    demos = sum(len(record.task.demos) for record in kept)
+    queries = [query for record in kept for query in record.task.queries]
+    counts = [f"{demos} demos", f"{len(queries)} queries"]
+    if unlabelled := sum(query.output is None for query in queries):
+        counts.append(f"{unlabelled} unlabelled")
+    return f"{split}: {len(kept)} tasks kept of {among}; {', '.join(counts)}"
+
+
+def draw_validation(
+    training: Sequence[TaskRecord], held_out: Sequence[TaskRecord], data: DataConfig
+) -> list[TaskRecord]:
+    """Return the training tasks that are held out as validation, marked so, in their order.
+
+    Eligible are those that share no pair with any other task, trained on or held out, up to
+    dihedral and colours. Each stratum (source, size, number of pairs) gives its share of them
+    within one task: the end of the seeded order whose beginning `training_tasks` keeps.
+    """
+    wanted = _wanted(training, data)
+    distinct = find_distinct(r.task for r in (*training, *held_out)) if wanted else set()
+    strata: dict[tuple[str, int, int], list[str]] = {}  # ids in the seeded order
+    for record in sorted(training, key=lambda record: _rank(record, data.seed)):
+        if record.task.id in distinct:
+            strata.setdefault(_stratum(record), []).append(record.task.id)
+    # Every nth place of all eligible tasks, stratum by stratum, starting in the middle of a step.
+    places = [stratum for stratum in sorted(strata) for _ in strata[stratum]]
+    count = min(wanted, len(places))
+    shares = Counter(places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count))
+    chosen = {name for stratum, share in shares.items() for name in strata[stratum][-share:]}
+    return [replace(r, split="validation") for r in training if r.task.id in chosen]
+
+
+def _wanted(training: Sequence[TaskRecord], data: DataConfig) -> int:
+    return len(training) // 10 if data.validation_tasks is None else data.validation_tasks
+
+
+def _stratum(record: TaskRecord) -> tuple[str, int, int]:
+    """Return source, size (sides up to 10, 20 or 30 cells) and number of pairs of a task."""
+    task = record.task
+    return record.source, (_visible_side(record) + 9) // 10, len(task.demos) + len(task.queries)
 
 
 def _visible_side(record: TaskRecord) -> int:
@@ -87,13 +130,17 @@ def _visible_side(record: TaskRecord) -> int:
 
 def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskRecord]:
     """Draw `count` of `records`, in their order; all of them where `count` is None or larger."""
-
-    def rank(record: TaskRecord) -> bytes:
-        return hashlib.sha256(f"tasks/{seed}/{record.task.id}".encode()).digest()
-
-    # By a hash of each id, so that the draw of a task does not depend on the other tasks.
-    chosen = {record.task.id for record in sorted(records, key=rank)[:count]}
+    ordered = sorted(records, key=lambda record: _rank(record, seed))
+    chosen = {record.task.id for record in ordered[:count]}
     return [record for record in records if record.task.id in chosen]
+
+
+def _rank(record: TaskRecord, seed: int) -> bytes:
+    """Return a task's place in the seeded order: a hash of its id, whatever other tasks there are.
+
+    So the draw of a task does not depend on the others.
+    """
+    return hashlib.sha256(f"tasks/{seed}/{record.task.id}".encode()).digest()
 
 
 def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int) -> str:
@@ -120,7 +167,10 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
 
     `etrm.arc.overlap` defines it; the columns of tasks.parquet say the consequences.
     """
-    training, held_out = ([r.task for r in records if r.split == split] for split in SPLITS)
+    # Validation tasks share no pair with any other.
+    training, held_out = (
+        [r.task for r in records if r.split == split] for split in ("training", "evaluation")
+    )
     duplicate_of: dict[str, str] = {}
     answer_of: dict[str, str] = {}
     lines = []

@@ -23,7 +23,9 @@ from etrm.arc.task import Pair, Task
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import write_table_atomic
 
-SPLITS = ("training", "evaluation")  # of the tasks of a study: evaluation is held out
+# Of the tasks of a study. Evaluation is held out for the score; validation, which is of the
+# training sources, for the choice of experiments.
+SPLITS = ("training", "validation", "evaluation")
 DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
@@ -35,7 +37,7 @@ TASKS_SCHEMA = pa.schema(
     [
         _column("task", pa.string(), "task id"),
         _column("source", pa.string(), "name of the source in the study's config"),
-        _column("split", pa.string(), "training or evaluation"),
+        _column("split", pa.string(), "training, validation or evaluation"),
         _column("role", pa.string(), "demo or query"),
         _column("index", pa.uint32(), "position among the task's pairs of this role, from 0"),
         _column("input_height", pa.uint8(), "rows of the input grid, 1-30"),

@@ -1,4 +1,4 @@
-"""Decoding: questions × variants through a trained model, for scores and for `all.*` metrics.
+"""Decoding: questions × variants through a trained model, for scores and for metrics of training.
 
 Shapes: B samples of a batch, N questions of a lane, S tokens of its canvas, V vocabulary.
 """
@@ -172,7 +172,7 @@ def thin_out(lanes: list[LaneQuestions], most: int | None, seed: int) -> list[La
     return kept
 
 
-def training_metrics(
+def mean_metrics(
     model: Model,
     corpus: Corpus,
     lanes: list[LaneQuestions],
@@ -181,7 +181,7 @@ def training_metrics(
     dtype: torch.dtype,
     ranks: Ranks = ONE,
 ) -> dict[str, float]:
-    """Return the `all.*` metrics over the questions, every `ranks.size`-th decoded by a rank."""
+    """Return means over the questions, and their number; a rank decodes each `world_size`-th."""
     sums = EvaluationSums()
     lanes = [
         (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])

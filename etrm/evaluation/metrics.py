@@ -1,4 +1,4 @@
-"""The `all.*` metrics: means over evaluated samples."""
+"""The metrics `all.*` and `validation.*`: means over evaluated samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONE = Ranks()
 
 
 class EvaluationSums:
-    """The `all.*` metrics: means over evaluated samples."""
+    """Means over evaluated samples, and their number."""
 
     NAMES = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
 
@@ -27,8 +27,10 @@ class EvaluationSums:
         self.sums += torch.stack([*totals, kept.sum().double()]).cpu()
 
     def means(self, ranks: Ranks = ONE) -> dict[str, float]:
-        """Return `all.<name>` over all ranks; empty where nothing was labelled."""
+        """Return means by name, and `count`, over all ranks; empty where nothing was labelled."""
         ranks.sum_(self.sums)  # in place, over all ranks
         *totals, count = self.sums.tolist()
-        pairs = zip(self.NAMES, totals, strict=True)
-        return {f"all.{name}": total / count for name, total in pairs} if count else {}
+        if not count:
+            return {}
+        means = {name: t / count for name, t in zip(self.NAMES, totals, strict=True)}
+        return {**means, "count": count}

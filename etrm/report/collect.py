@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from etrm.report.run_view import RunView, load_run
 from etrm.storage.records import DESCRIBED, read_run, read_score
 
 
-def collect(files: Iterable[str | Path]) -> list[RunView]:
+def collect(files: Iterable[str | Path], finalists: Collection[str] | None = None) -> list[RunView]:
     """Return a view of every `run.json` among the files, in their order.
 
     A run's verdict is the `verdict.json` in its folder; its score and predictions are those whose
     `score.json` names its experiment, stage and seed: each only if it is among the files.
+    `finalists`: experiments that are evaluated on held-out tasks (None: all).
     """
     paths = [Path(f) for f in files]
     verdicts = {p.parent: p for p in paths if p.name == "verdict.json"}
@@ -31,5 +33,6 @@ def collect(files: Iterable[str | Path]) -> list[RunView]:
         predictions = score.with_name("predictions.parquet") if score else None
         given = predictions if predictions in paths else None
         verdict = verdicts.get(path.parent)
-        views.append(load_run(path.parent, verdict=verdict, score=score, predictions=given))
+        view = load_run(path.parent, verdict=verdict, score=score, predictions=given)
+        views.append(replace(view, finalist=finalists is None or view.experiment in finalists))
     return views

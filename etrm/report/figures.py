@@ -8,7 +8,7 @@ experiment has the same colour in every figure of a study.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,8 @@ from etrm.report.run_view import STAGES, RunView, StudyView, distinct
 from etrm.report.style import GUIDE, Look, legend_below, looks, say, theme
 
 SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
+VALIDATION = "validation.exact_accuracy"
+DOTTED: Any = (0, (1, 1.5))
 PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
 
 
@@ -33,7 +35,8 @@ def training_curves(study: StudyView) -> Figure:
 
     A dot is a run's last `all.exact_accuracy`, over all training episodes with averaged weights,
     which the gate judges; its threshold is a line on the overfit panel. A cross marks where an
-    experiment was stopped, by its verdict or by a health rule.
+    experiment was stopped, by its verdict or by a health rule. Dotted lines are exact match on
+    validation tasks (`validation.exact_accuracy`), with averaged weights too.
     """
     look_of, style = looks(view.experiment for view in study.runs), study.style
     with theme(style):
@@ -45,6 +48,7 @@ def training_curves(study: StudyView) -> Figure:
             axes.set_title(title.capitalize())
             runs = [view for view in study.runs if view.stage == stage]
             shown = _curves(axes, runs, "train/exact_accuracy", look_of)
+            _validation_curves(axes, runs, look_of)
             for view in shown:
                 _end_mark(axes, view, look_of[view.experiment].colour)
             _steps_axis(axes)
@@ -54,7 +58,7 @@ def training_curves(study: StudyView) -> Figure:
         panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
         panels[0].yaxis.set_major_formatter(PERCENT())
         first = next((axes for axes in panels if axes.axison), panels[0])
-        first.set_ylabel("train exact match")
+        first.set_ylabel("exact match")
         first.tick_params(labelleft=True)  # sharing the axis has taken its labels
         handles = _handles(drawn, look_of) + _gate_lines(panels[STAGES.index("overfit")], drawn)
         ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
@@ -65,6 +69,9 @@ def training_curves(study: StudyView) -> Figure:
             if used:
                 mark: dict[str, Any] = {"color": GUIDE, "marker": marker, "ms": 6, "ls": "none"}
                 handles.append(Line2D([], [], label=label, **mark))
+        if any(len(view.series(VALIDATION)) for view in drawn):
+            line = {"color": GUIDE, "linestyle": DOTTED, "marker": ".", "ms": 4}
+            handles.append(Line2D([], [], label="validation tasks", **line))
         legend_below(fig, handles, style)
     return fig
 
@@ -290,6 +297,16 @@ def _floors(axes: Axes, views: Sequence[RunView], metric: str, look_of: dict[str
         if first := [values.loc[0] for values in series if 0 in values.index]:
             look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
             axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)
+
+
+def _validation_curves(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+    """Draw exact match on validation tasks, one dotted line per experiment: the mean over seeds."""
+    shown = [view for view in views if len(view.series(VALIDATION))]
+    for name in distinct(view.experiment for view in shown):
+        seeds = [view.series(VALIDATION) for view in shown if view.experiment == name]
+        curve, colour = over_seeds(seeds)["mean"], look_of[name].colour
+        line: dict[str, Any] = {"linestyle": DOTTED, "marker": ".", "ms": 4, "zorder": 2.6}
+        axes.plot(curve.index, curve, color=colour, **line)
 
 
 def _end_mark(axes: Axes, view: RunView, colour: str) -> None:

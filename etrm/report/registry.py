@@ -23,6 +23,7 @@ FIGURES = {
 TABLES = {
     "results": "etrm.report.tables:results",
     "comparisons": "etrm.report.comparisons:comparisons",
+    "selection": "etrm.report.selection:selection",
 }
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 

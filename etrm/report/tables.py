@@ -136,7 +136,7 @@ def outcome(view: RunView) -> str:
         return "not judged" if verdict is None else "passed"
     if view.only_initialises:
         return "initialises decoders"
-    return "not evaluated"
+    return "not evaluated" if view.finalist else "not a finalist: not evaluated on test"
 
 
 def _columns() -> list[str]:
@@ -220,15 +220,18 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None
 
 
 def _validation(views: Sequence[RunView]) -> dict[str, Any]:
-    """Return the exact match on validation tasks, with its interval where questions are counted."""
+    """Return the exact match on validation tasks, with its interval where tasks are counted.
+
+    Variants of a task are answered alike, so that the number of tasks counts, not of answers.
+    """
     name = "validation_exact"
     found = [view.last("validation.exact_accuracy") for view in views]
     shares = np.array([share for share in found if share is not None])
     if not len(shares):
         return {name: None}
-    counts = [view.last("validation.count") for view in views]
-    questions = min((int(count) for count in counts if count), default=0)
-    interval = share_interval(shares, questions) if questions else None
+    counts = [view.last("validation.tasks") for view in views]
+    tasks = min((int(count) for count in counts if count), default=0)
+    interval = share_interval(shares, tasks) if tasks else None
     return {name: float(shares.mean()), **_interval(name, interval, len(shares))}
 
 

@@ -62,10 +62,16 @@ class Layout:
             if stage in (None, each) and experiment in (None, name)
         ]
 
-    def scored(self, experiment: str | None = None) -> list[Run]:
-        """Return the runs whose weights are evaluated on held-out tasks."""
+    def scorable(self, experiment: str | None = None) -> list[Run]:
+        """Return the runs whose weights can be evaluated on held-out tasks."""
         known, runs = self.study.experiments, self.runs(experiment=experiment)
         return [run for run in runs if run.stage == known[run.experiment].scored_stage]
+
+    def scored(self, experiment: str | None = None) -> list[Run]:
+        """Return the runs whose weights are evaluated on held-out tasks: those of finalists."""
+        finalists = self.study.finalists
+        runs = self.scorable(experiment)
+        return [run for run in runs if finalists is None or run.experiment in finalists]
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of experiments by their group, in the order of the config."""

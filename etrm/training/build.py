@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from etrm.config.execution import ExecutionConfig
 from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import group_by_lane, training_questions
+from etrm.data.episodes import group_by_lane, held_out_questions, training_questions
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.evaluation.decode import LaneQuestions, all_variants
 from etrm.models.build import build_model
 from etrm.runtime.distributed import Ranks
 from etrm.storage.digests import digest
 from etrm.training.initial_weights import Parent, load_initial_weights
 from etrm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def build_trainer(
@@ -37,7 +41,8 @@ def build_trainer(
     report = None
     if parent is not None:
         report = load_initial_weights(model.decoder, parent, run.decoder.weights, run.model)
-    return Trainer(run, model, corpus, episodes, ranks, execution), report
+    validation = validation_data(run, *tables, parent, ranks.device)
+    return Trainer(run, model, corpus, episodes, ranks, execution, None, validation), report
 
 
 def training_data(
@@ -47,12 +52,16 @@ def training_data(
 
     Every run leaves out training tasks that hold a test pair of a held-out task, a strict run those
     as well that overlap one in another way. Test outputs of held-out tasks are removed before
-    anything else sees them.
+    anything else sees them. Validation tasks are left out of every run but a transductive one
+    without an encoder, TRM's protocol: it trains on all tasks, and no validation could be asked.
     """
+    needs_demos = context_source(run.context.source).needs_demos
     records = [r for r in read_tasks(tasks) if r.answer_of is None]  # of no held-out test pair
     held_out = [r.task.id for r in records if r.split == "evaluation"]
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
+    elif needs_demos:
+        records = [r for r in records if r.split != "validation"]
     # From here on, nothing has seen an answer of a held-out task.
     used = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
     if run.train.tasks is not None:  # the same subset for every seed, nested by size
@@ -60,10 +69,33 @@ def training_data(
         chosen = {task.id for task in order[: run.train.tasks]}
         used = [task for task in used if task.id in chosen]
     corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
-    needs_demos = context_source(run.context.source).needs_demos
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
     # A lane must hold the answer too, where the loss needs it.
     return corpus, group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
+
+
+def validation_data(
+    run: RunConfig, tasks: Path, augmentations: Path, parent: Parent | None, device: torch.device
+) -> tuple[Corpus, list[LaneQuestions]] | None:
+    """Return a corpus of the validation tasks alone, and their test inputs in every variant.
+
+    None for a run that is not validated: one of another stage than `full` (a table of embeddings
+    has no row for a new task), and one whose first weights may have seen a validation task.
+    """
+    held_out = [r.task for r in read_tasks(tasks) if r.split == "validation"]
+    if run.stage != "full" or not held_out:
+        return None
+    if parent is not None and parent.may_have_seen(held_out):
+        log.warning(
+            "%s: there is no validation, because %s may have seen validation tasks",
+            *(run.experiment, parent.name),
+        )
+        return None
+    corpus = Corpus(held_out, read_augmentations(augmentations), device, limit=run.train.variants)
+    questions, canvas = held_out_questions(corpus), run.episodes.canvas
+    return corpus, all_variants(
+        corpus, group_by_lane(corpus, questions, canvas, run.episodes.max_demos)
+    )
 
 
 def hide_answers(task: Task) -> Task:

@@ -46,6 +46,12 @@ class Parent:
         """Return the checkpoints of unknown origin among its ancestors, itself included."""
         return [str(self.path)] if self.record is None else list(self.record["unproven"])
 
+    def may_have_seen(self, tasks: Sequence[Task]) -> bool:
+        """Return whether it has seen one of `tasks`, by id or content, or nobody knows."""
+        if self.record is None or self.unproven:
+            return True
+        return bool(find_touched(self.record["seen_tasks"], tasks))
+
 
 def read_parent(path: Path, sha256: str | None) -> Parent:
     """Read the parent at a run folder, its `model.safetensors`, or an official checkpoint file.

@@ -91,7 +91,10 @@ class Recorder:
         step, exact = self.trainer.step_number, result.get("all.exact_accuracy", 0.0)
         self.tracker.log({"step": float(step), **result})
         if not self._ending:
-            self.progress.say(f"step {step}: exact match {exact:.1%} over the training episodes")
+            text = f"step {step}: exact match {exact:.1%} over the training episodes"
+            unseen = result.get("validation.exact_accuracy")
+            text += "" if unseen is None else f", {unseen:.1%} on validation tasks"
+            self.progress.say(text)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -37,6 +37,7 @@ from etrm.training.outputs import cache_run, run_record, write_outputs
 from etrm.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
+EVALUATED = ("all.", "validation.")  # how metrics begin that W&B shows of a finished run
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def train_run(
         if not ranks.is_rank_zero:
             return {}
         cache_run(paths.out, store, key, states)
-        tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith("all.")})
+        tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith(EVALUATED)})
     return record
 
 

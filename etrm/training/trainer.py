@@ -14,7 +14,7 @@ from etrm.config.execution import ExecutionConfig
 from etrm.config.study import HaltingConfig, RunConfig
 from etrm.data import counter_random as random
 from etrm.data.corpus import Corpus, Episodes
-from etrm.evaluation.decode import all_variants, thin_out, training_metrics
+from etrm.evaluation.decode import LaneQuestions, all_variants, mean_metrics, thin_out
 from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
@@ -48,10 +48,15 @@ class Trainer:
         ranks: Ranks = ONE,
         execution: ExecutionConfig = DEFAULTS,
         compute: Compute | None = None,
+        validation: tuple[Corpus, list[LaneQuestions]] | None = None,
     ) -> None:
-        """`episodes`: by lane. `compute`: the number format and its variants, default: `run`'s."""
+        """`episodes`: by lane. `compute`: the number format and its variants, default: `run`'s.
+
+        `validation`: questions that `evaluate` asks beside those of training, of another corpus.
+        """
         self.run, self.model, self.corpus, self.ranks = run, model, corpus, ranks
         self.train, self.halting, self.episodes = run.train, run.halting, list(episodes)
+        self.validation = validation
         self.compute = compute or Compute(DTYPES[run.train.dtype], run.train.hoist_casts)
         self.step_number = 0  # of the step under way, or the last one done
         dtype = self.compute.dtype
@@ -137,18 +142,34 @@ class Trainer:
         return make_probe(self.run, self.corpus, self.episodes) if demos else None
 
     def evaluate(self) -> dict[str, float]:
-        """Return `all.*` over the training questions in all variants, with averaged weights."""
-        # Without activations to keep, a pass takes more samples than in training.
-        started, size = time.perf_counter(), max(self.train.batch_size, 64)
+        """Return `all.*` over the training questions in all variants, with averaged weights.
+
+        With validation tasks, `validation.*` as well, over their test inputs in all variants, and
+        `validation.gap`: by how much exact match is higher in training.
+        """
+        started = time.perf_counter()
         most = self.run.episodes.max_demos if self.model.context.needs_demos else 0
         lanes = all_variants(self.corpus, [lane.truncate_demos(most) for lane in self.episodes])
-        lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
+        asked = {"all": (self.corpus, lanes)}
+        if self.validation is not None:
+            asked["validation"] = self.validation
+        row: dict[str, float] = {}
         with averaged_weights(self.model, self.ema):
-            means = training_metrics(
-                self.model, self.corpus, lanes, self.halting, size, self.compute.dtype, self.ranks
-            )
+            for name, (corpus, questions) in asked.items():
+                means = self._ask(corpus, questions)
+                row |= {f"{name}.{metric}": mean for metric, mean in means.items()}
+        if self.validation is not None:
+            row["validation.tasks"] = float(len(self.validation[0].tasks))
+        if {"all.exact_accuracy", "validation.exact_accuracy"} <= row.keys():
+            row["validation.gap"] = row["all.exact_accuracy"] - row["validation.exact_accuracy"]
         self._row_time += time.perf_counter() - started  # throughput is that of training alone
-        return means
+        return row
+
+    def _ask(self, corpus: Corpus, lanes: list[LaneQuestions]) -> dict[str, float]:
+        lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
+        # Without activations to keep, a pass takes more samples than in training.
+        size, dtype = max(self.train.batch_size, 64), self.compute.dtype
+        return mean_metrics(self.model, corpus, lanes, self.halting, size, dtype, self.ranks)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return all that the next step depends on, for any number of ranks; None off rank 0."""

@@ -60,6 +60,9 @@ def test_a_study_without_snakemake(
     assert call("evaluate", "one") == 0
     files = capsys.readouterr().out.split()
     assert all(Path(file).is_file() for file in files[-3:])
+    others = {"finalists": ["trm"]}  # nobody looks at test by the way
+    with pytest.raises(UserError, match="one is not among the finalists"):
+        etrm.evaluate(etrm.read_study("tiny.yaml", others), "one")
     verdict = etrm.gate(etrm.read_study("tiny.yaml"), "one")
     assert verdict == json.loads((FULL.parents[1] / "overfit/seed0/verdict.json").read_text())
     model = etrm.load_model(FULL)

@@ -79,6 +79,9 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
     ),
     ({"baseline": "etmr"}, "baseline", ["unknown experiment 'etmr'", "mean 'etrm'?"]),
     ({"baseline": 3}, "baseline", ["3 (integer)", "text, or null"]),
+    ({"finalists": ["etrm", "etmr"]}, "finalists[1]", ["unknown experiment", "mean 'etrm'?"]),
+    ({"finalists": ["trm"]}, "finalists[0]", ["'trm'", "can be evaluated"]),
+    ({"finalists": "etrm"}, "finalists", ["a list"]),
     ({"defaults__context__source": ["x"]}, "defaults.context.source", ["unknown source ['x']"]),
     ({"data__training": ["train", "tset"]}, "data.training", ["'tset'", "more, test, train"]),
     # scalars of the wrong type

@@ -59,7 +59,7 @@ BEYOND = (
     *("data.training", "data.evaluation", "defaults.model.width", "experiments.etrm.model.width"),
     *("defaults.context.width", "experiments.etrm.stages.full.eval_every"),
     *("data.sources.train", "data.sources.train.subset", "defaults.health.rules.mine.metric"),
-    "baseline",
+    *("baseline", "finalists[0]", "finalists[1]"),
 )
 SEEN = [
     (changes, path)

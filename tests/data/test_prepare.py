@@ -55,7 +55,8 @@ def data(tmp_path: Path) -> DataConfig:
         )
         for s in "abc"
     }
-    return DataConfig(sources=sources, training=("c", "a"), evaluation=("b",), variants=8)
+    training, evaluation = ("c", "a"), ("b",)
+    return DataConfig(sources, training, evaluation, validation_tasks=0, variants=8)
 
 
 def prepared(data: DataConfig, out: Path) -> list[TaskRecord]:

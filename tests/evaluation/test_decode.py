@@ -26,8 +26,8 @@ from etrm.evaluation.decode import (
     all_variants,
     decode,
     decode_all,
+    mean_metrics,
     predict,
-    training_metrics,
 )
 from etrm.models.act import Model, StepOutput, act_step, empty_carry
 from etrm.models.build import build_model
@@ -222,9 +222,9 @@ def test_outputs_that_do_not_fit_are_wrong() -> None:
     assert not frame.loc[frame["query"] == 0, "correct"].any()
     assert not frame.loc[frame["query"] == 0, "fits"].any()
     assert frame.loc[frame["query"] == 1, "correct"].all()
-    found = training_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
-    assert found["all.exact_accuracy"] == 0.5
-    assert found["all.accuracy"] == 1.0
+    found = mean_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
+    assert found["exact_accuracy"] == 0.5
+    assert found["accuracy"] == 1.0
 
 
 def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
@@ -240,11 +240,11 @@ def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
         assert unknown[name].isna().all()
         assert frame.loc[frame["query"] == 1, name].notna().all()
     lanes = all_variants(corpus, held_out(corpus))
-    found = training_metrics(model, corpus, lanes, HALTING, 3, F32)
+    found = mean_metrics(model, corpus, lanes, HALTING, 3, F32)
     (labelled,) = group_by_lane(corpus, held_out_questions(corpus)[1:], (4,))
     again = group_by_lane(corpus, held_out_questions(corpus)[1:], (3, 4))
     assert len(labelled) == 1
-    only = training_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
+    only = mean_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
     assert found == pytest.approx(only)
 
 
@@ -275,14 +275,14 @@ def test_predictions_are_the_answers_of_the_model(corpus: Corpus) -> None:
 def test_metrics_are_means_over_all_questions(corpus: Corpus) -> None:
     model = model_of("standard", corpus)
     lanes = all_variants(corpus, held_out(corpus))
-    found = [training_metrics(model, corpus, lanes, HALTING, size, F32) for size in (5, 64)]
+    found = [mean_metrics(model, corpus, lanes, HALTING, size, F32) for size in (5, 64)]
     assert found[0] == pytest.approx(found[1], abs=1e-6)
     frame = table_of(model, corpus).to_pandas()
     # Held-out answers have the columns of the same means.
     columns = {"accuracy": "token_accuracy", "lm_loss": "lm_loss", "q_halt_loss": "q_halt_loss"}
     for name, column in (columns | {"q_halt_accuracy": "q_halt_right"}).items():
-        assert found[0][f"all.{name}"] == pytest.approx(frame[column].mean(), abs=1e-6), name
-    assert found[0]["all.steps"] == HALTING.max_steps
+        assert found[0][f"{name}"] == pytest.approx(frame[column].mean(), abs=1e-6), name
+    assert found[0]["steps"] == HALTING.max_steps
 
 
 @pytest.mark.usefixtures("oracle")
@@ -305,8 +305,8 @@ def test_exact_means_every_token_and_correct_the_grid(monkeypatch: pytest.Monkey
     frame = table_of(model, corpus, lanes).to_pandas()
     assert frame["correct"].all()
     assert (frame["token_accuracy"] < 1).all()
-    found = training_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
-    assert found["all.exact_accuracy"] == 0.0
+    found = mean_metrics(model, corpus, all_variants(corpus, lanes), HALTING, 8, F32)
+    assert found["exact_accuracy"] == 0.0
 
 
 # --- embeddings ---

@@ -239,8 +239,10 @@ def test_evaluation_sums_are_means_over_labelled_samples() -> None:
         values = (losses.accuracy, exact, losses.lm, losses.q_right, losses.q_halt, steps)
         parts.append(torch.stack([x.double() for x in values])[:, losses.labelled])
     names = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
-    means = torch.cat(parts, dim=1).mean(dim=1).tolist()
-    assert sums.means() == pytest.approx({f"all.{n}": m for n, m in zip(names, means, strict=True)})
+    labelled = torch.cat(parts, dim=1)
+    means = dict(zip(names, labelled.mean(dim=1).tolist(), strict=True))
+    expected = {**means, "count": float(labelled.shape[1])}
+    assert sums.means() == pytest.approx(expected)
     assert EvaluationSums().means() == {}
 
 

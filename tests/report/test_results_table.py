@@ -114,7 +114,7 @@ def validated(view: RunView, shares: list[float], count: float | None) -> RunVie
     rows = metrics.index[-len(shares) :]
     metrics.loc[rows, "validation.exact_accuracy"] = shares
     if count is not None:
-        metrics.loc[rows, "validation.count"] = count
+        metrics.loc[rows, "validation.tasks"] = count
     return dataclasses.replace(view, metrics=metrics)
 
 

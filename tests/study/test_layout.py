@@ -17,11 +17,14 @@ from etrm.study.layout import Layout, Run
 from etrm.study.stale import StudyStatus
 
 
-def study(tmp_path: Path, baseline: str | None = None, **etrm: Any) -> Layout:
+def study(
+    tmp_path: Path, baseline: str | None = None, finalists: list[str] | None = None, **etrm: Any
+) -> Layout:
     document = {
         "study": "s",
         "results": str(tmp_path),
         "baseline": baseline,
+        "finalists": finalists,
         "defaults": {"model": SMALL, "context": {"source": "standard", **SMALL}},
         "experiments": {
             "trm": {"split": "transductive", "context": {"source": "embedding"}},
@@ -39,6 +42,20 @@ def test_runs_and_which_are_scored(tmp_path: Path) -> None:
     assert layout.runs("full") == [Run("etrm", "full", 0), Run("etrm", "full", 4)]
     # A strict table of embeddings has no row for a held-out task, so it cannot be scored.
     assert {run.experiment for run in layout.scored()} == {"trm", "etrm"}
+
+
+def test_finalists_alone_are_scored(tmp_path: Path) -> None:
+    """Named experiments or points of a sweep; what can be scored stays known."""
+    sweep = {"halting": {"max_steps": 2}, "sweep": {"lr": {"key": "train.lr", "values": [1.0e-3]}}}
+    layout = study(tmp_path, finalists=["trm", "etrm_lr0p001"], **sweep)
+    assert {run.experiment for run in layout.scorable()} == {"trm", "etrm_lr0p001"}
+    assert {run.experiment for run in layout.scored()} == {"trm", "etrm_lr0p001"}
+    layout = study(tmp_path, finalists=["etrm"])
+    assert layout.scored() == [Run("etrm", "full", 0), Run("etrm", "full", 4)]
+    assert layout.scored("trm") == study(tmp_path, finalists=[]).scored() == []
+    assert {run.experiment for run in layout.scorable()} == {"trm", "etrm"}
+    with pytest.raises(ConfigError, match=r"the sweep 'etrm'.*one of its points: etrm_lr0p001"):
+        study(tmp_path, finalists=["etrm"], **sweep)
 
 
 def test_records_compare_with_the_baseline_that_the_study_names(tmp_path: Path) -> None:

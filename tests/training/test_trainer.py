@@ -40,7 +40,7 @@ OF_ENCODERS = {
     *("grad/encoder_norm", "grad/encoder_share"),
 }
 EVALUATED = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
-ALL = {f"all.{name}" for name in EVALUATED}
+ALL = {f"all.{name}" for name in (*EVALUATED, "count")}
 
 
 def two_lanes() -> list[Any]:

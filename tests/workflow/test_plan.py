@@ -75,6 +75,15 @@ CHANGES: dict[str, tuple[Callable[[Path], str], Whys, dict[str, str]]] = {
         {(PASSING, "full"): ("done", "")},
         {"figures": "figures.dpi 200 → 100"},
     ),
+    "finalists": (
+        config(finalists=[OTHER], experiments={OTHER: {"evaluation": {"variants": 1}}}),
+        {
+            (OTHER, "full"): ("done", ""),
+            (PASSING, "full"): ("done", ""),
+            (OTHER, "evaluate"): ("run", "evaluation.variants 2 → 1"),
+        },
+        {"tables": "finalists"},
+    ),
     "halting": (
         config(experiments={OTHER: {"halting": {"exploration_prob": 0.25}}}),
         {

@@ -1,6 +1,7 @@
 EVALUATION = ROOT / "evaluation/{experiment}/seed{seed}"
-# Experiments whose evaluation is one job; that of the others is shared by several.
-ALONE = {name for name, c in STUDY.experiments.items() if c.evaluation.jobs == 1}
+# Finalists. The evaluation of some is one job; that of the others is shared by several.
+SCORED = {run.experiment for run in LAYOUT.scored()}
+ALONE = {name for name in SCORED if STUDY.experiments[name].evaluation.jobs == 1}
 
 
 rule evaluate:
@@ -20,6 +21,8 @@ rule evaluate_shard:
         temp(EVALUATION / SHARD_FILE),
     log:
         ROOT / "logs/{experiment}/evaluate_seed{seed}_{shard}_of_{shards}.log",
+    wildcard_constraints:
+        experiment=names(SCORED - ALONE),
     conda:
         ENVIRONMENT
     threads: STUDY.threads
@@ -70,7 +73,7 @@ rule merge_shards:
     log:
         ROOT / "logs/{experiment}/evaluate_seed{seed}.log",
     wildcard_constraints:
-        experiment=names(set(STUDY.experiments) - ALONE),
+        experiment=names(SCORED - ALONE),
     localrule: True
     conda:
         ENVIRONMENT

@@ -33,6 +33,7 @@ rule tables:
         ENVIRONMENT
     params:
         baseline=STUDY.baseline,
+        finalists=STUDY.finalists,
         code=code_digest("etrm.report.write", "etrm.report.collect", *modules(TABLES)),
         script=code_of_script("tables"),
     script:

@@ -7,5 +7,5 @@ from etrm.report.write import write_tables
 from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):
-    views, folder = collect(snakemake.input.runs), Path(snakemake.output[0]).parent
-    write_tables(views, folder, snakemake.params.baseline)
+    views = collect(snakemake.input.runs, snakemake.params.finalists)
+    write_tables(views, Path(snakemake.output[0]).parent, snakemake.params.baseline)

@@ -164,7 +164,8 @@ def strangers(study: Study) -> Iterator[Symptom]:
     """Yield results of experiments, stages and seeds that the study does not have."""
     layout, known = study.layout, study.layout.study.experiments
     parts = {*map(str, layout.runs())}
-    parts |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scored()}
+    # The score of a former finalist stays: it says that the experiment has looked at test.
+    parts |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scorable()}
     gone: dict[str, list[Path]] = {}  # by name of an experiment, or of a part of one
     for place, path in _places(layout.root):
         experiment, _, part = place.partition("/")

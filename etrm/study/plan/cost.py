@@ -187,9 +187,10 @@ class Costs:
         if row is None:
             return Cost()
         seconds = samples / row["examples_per_second"]
-        # Evaluations on training episodes; the seconds of finished runs include them.
+        # Evaluations on training and validation tasks; the seconds of finished runs include them.
         if within is not None and train.eval_episodes is not None:
             times = max(1, steps // train.eval_every) if train.eval_every else 1
+            times *= 1 + (entry.stage == "full" and self.sizes.validation > 0)
             seconds += times * train.eval_episodes * _seconds(within, halting)
         return Cost(seconds / HOUR, _basis(row, config), early)
 

@@ -47,7 +47,7 @@ class Entry:
 
 def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
     """Return all stages in the order of the configuration."""
-    of = _Entries(layout, jobs, status)
+    of, scored = _Entries(layout, jobs, status), set(layout.scored())
     return [
         of.entry(name, stage, seed)
         for name, config in layout.study.experiments.items()
@@ -55,7 +55,7 @@ def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
         for stage in STAGES
         if stage in config.stage_names
         or (stage == "gate" and not config.is_trm)
-        or (stage == "evaluate" and config.scored_stage is not None)
+        or (stage == "evaluate" and Run(name, str(config.scored_stage), seed) in scored)
     ]
 
 

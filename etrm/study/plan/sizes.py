@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +29,7 @@ class Sizes:
     """Sizes of training and evaluation; None and 0: not known before the sources are there."""
 
     training: int = 0  # tasks
+    validation: int = 0  # tasks
     held_out: int = 0  # tasks
     questions: int | None = None  # queries of the held-out tasks
     cells: float = 0.0  # mean size of their input grids
@@ -43,7 +45,8 @@ class Sizes:
 
     def puzzles(self, run: RunConfig, variants: int) -> int:
         """Return the most augmented puzzles of a run: rows of its table of embeddings."""
-        tasks = self.training + (self.held_out if run.split == "transductive" else 0)
+        more = self.held_out + self.validation if run.split == "transductive" else 0
+        tasks = self.training + more
         return min(tasks, run.train.tasks or tasks) * min(variants, run.train.variants or variants)
 
 
@@ -71,9 +74,11 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
     except (ValueError, OSError):  # the stage `tasks` reports it
         return Sizes(missing=tuple(missing.values()))
     held_out = [record.task for record in records if record.split == "evaluation"]
+    of = Counter(record.split for record in records)
     cells = [query.input.size for task in held_out for query in task.queries]
     return Sizes(
-        training=len(records) - len(held_out),
+        training=of["training"],
+        validation=of["validation"],
         held_out=len(held_out),
         questions=None if set(missing) & set(data.evaluation) else len(cells),
         cells=sum(cells) / max(1, len(cells)),
