@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def test_nothing_to_show_is_said_in_words(make: Any) -> None:
 
 def test_a_missing_stage_is_said_in_words(views: list[RunView]) -> None:
     fig = training_curves(study([view for view in views if view.stage == "overfit"]))
-    for words in ("no pretraining run has", "no full run has", "train exact match"):
+    for words in ("no pretraining run has", "no full run has", "exact match"):
         assert words in words_of(fig)
     assert_readable(fig)
 
@@ -358,3 +359,24 @@ def test_a_dot_is_the_last_evaluation_of_a_run_that_was_not_stopped(tmp_path: Pa
     last = good.series("all.exact_accuracy")
     assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in dots] == [(last.index[-1], last.iloc[-1])]
     assert "all episodes" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_full_panel_has_a_dotted_curve_of_validation(views: list[RunView]) -> None:
+    """Through the values of `validation.exact_accuracy` at their steps, in no other panel."""
+    validated = []
+    for view in views:
+        metrics = view.metrics.copy()
+        if view.stage == "full":
+            metrics["validation.exact_accuracy"] = metrics["all.exact_accuracy"] / 4
+        validated.append(dataclasses.replace(view, metrics=metrics))
+    fig = training_curves(study(validated))
+    assert_readable(fig)
+    assert "validation tasks" in words_of(fig)
+    *others, full = fig.axes
+    full_runs = [view for view in validated if view.stage == "full"]
+    dotted = [line for line in full.lines if line.get_marker() == "."]
+    assert not [line for axes in others for line in axes.lines if line.get_marker() == "."]
+    assert len(dotted) == len(full_runs) == 2
+    for line, view in zip(dotted, full_runs, strict=True):
+        assert line.get_ydata() == pytest.approx(view.series("validation.exact_accuracy"))
+    assert "validation tasks" not in words_of(training_curves(study(views)))

