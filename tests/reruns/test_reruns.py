@@ -237,6 +237,12 @@ STEPS: list[Step] = [
         | {*shown("strict", "one", "two", "three", "grid_act1", "grid_act2"), *CONFIG},
     ),
     (
+        "another baseline",
+        [change("baseline", "two")],
+        {"tables", *record("trm", "strict", "one", "two", "three", "grid_act1", "grid_act2")}
+        | CONFIG,
+    ),
+    (
         "a source of the same time, variants and seed of the data",
         [
             another_task,
