@@ -89,11 +89,12 @@ def test_cells_are_judged_apart(scale: str) -> None:
 def test_gradients_are_judged_after_clipping(
     scale: str, encoder: float, total: float, expected: dict[str, str]
 ) -> None:
-    updater = trainer_at(scale).updater
+    trainer = trainer_at(scale)
+    updater, weights = trainer.updater, trainer.lane_weights.by_slot
     norms = {"context": encoder, "decoder": (total**2 - encoder**2) ** 0.5}
     for name, norm in norms.items():
         updater.parameters.gradient_of(name)[0] = norm
-    row = {name: float(value) for name, value in updater.apply(1).items()}
+    row = {name: float(value) for name, value in updater.apply(1, weights).items()}
     assert row["grad/total_norm"] == pytest.approx(min(total, 1.0), rel=1e-3)
     assert row["grad/encoder_norm"] == pytest.approx(encoder / max(total, 1.0), rel=1e-3)
     assert row["grad/encoder_norm_unclipped"] == pytest.approx(encoder, rel=1e-3)
