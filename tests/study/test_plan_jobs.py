@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from etrm.config import files
 from etrm.study.plan.jobs import Job, Jobs, PlanError, changed_params, snakemake_jobs
 
 STYLE, GATE = {"dpi": 100, "formats": ["png"]}, {"exact_accuracy": 0.9}
@@ -47,6 +48,7 @@ def test_jobs_are_counted_by_rule_and_found_by_run() -> None:
 
 def test_errors_name_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "CHECKOUT", tmp_path)  # as where the package is installed
     with pytest.raises(PlanError, match=f"{tmp_path}: found no Snakefile"):
         snakemake_jobs("config/smoke.yaml")
     monkeypatch.setitem(sys.modules, "snakemake", None)
