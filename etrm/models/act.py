@@ -52,7 +52,6 @@ class StepOutput:
 
     logits: Tensor  # [B, S, V]
     q_halt: Tensor  # [B]
-    context: Tensor  # [B, P, D], see `Encoded.summary`
     losses: dict[str, Tensor]  # of the context source, per sample [B]
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
     encoding: Encoded  # read by the decoder
@@ -117,8 +116,7 @@ def act_step(
         steps=torch.where(free, 0, carry.steps) + 1,
         halted=free,
     )
-    context, losses = encoded.summary(), encoded.losses
-    return after, StepOutput(logits, q[:, 0], context, losses, fresh, encoded)
+    return after, StepOutput(logits, q[:, 0], encoded.losses, fresh, encoded)
 
 
 def decide_halting(

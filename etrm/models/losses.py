@@ -1,6 +1,6 @@
 """The loss of an ACT step: per-sample means, weighted by name.
 
-Shape suffixes: B batch, S grid tokens, V vocabulary, D width, N slots of all lanes.
+Shape suffixes: B batch, S grid tokens, V vocabulary, D width, N keys of a bank.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ def right_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contrastive_loss(
-    vectors: Tensor,
-    tasks: Tensor,
-    slots: Tensor,
-    others: Tensor,
-    tasks_of_others: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    bank: Tensor,
+    positive: Tensor,
+    negative: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Return the supervised contrastive loss (Khosla et al., 2004.11362) per sample [B].
+    """Return the contrastive loss of `anchors` [B, D] per sample [B], by cosine similarity.
 
-    `vectors` [B, D] of these `slots` [B] against `others` [N, D] of all slots 0..N-1, without
-    gradients (as the keys of MoCo, 1911.05722); positives are other slots with the same task. The
-    mean of the exponentials replaces their sum, so the loss does not grow with N. It is zero for
-    a sample without a positive.
+    The key of the same row of `keys` [B, D] is a positive; those of the `bank` [N, D] are where
+    `positive` [B, N] is true, negatives where `negative` [B, N] is, and do not count elsewhere.
+    With no other positive this is InfoNCE (van den Oord et al., 1807.03748), else the supervised
+    form (Khosla et al., 2004.11362), but for the mean of the exponentials in place of their sum:
+    the loss is 0 where all are alike, whatever N is, and where the bank is empty.
     """
-    logits = F.normalize(vectors.float(), dim=-1) @ F.normalize(others.float(), dim=-1).T
-    logits = logits / temperature  # [B, N]
-    own = slots[:, None] == torch.arange(len(others), device=slots.device)
-    positive = (tasks[:, None] == tasks_of_others) & ~own
-    counted = (~own).sum(dim=1).clamp(min=1)
-    level = logits.masked_fill(own, -torch.inf).logsumexp(dim=1) - counted.log()
-    number = positive.sum(dim=1)
-    attraction = (logits * positive).sum(dim=1) / number.clamp(min=1)  # mean over positives
-    return torch.where(number > 0, level - attraction, 0.0)
+    x, own, others = (F.normalize(each.float(), dim=-1) for each in (anchors, keys, bank))
+    first = (x * own).sum(dim=-1) / temperature  # [B]
+    rest = x @ others.T / temperature  # [B, N]
+    counted = positive | negative
+    candidates = torch.cat([first[:, None], rest.masked_fill(~counted, -torch.inf)], dim=1)
+    level = candidates.logsumexp(dim=1) - (1 + counted.sum(dim=1)).log()
+    attraction = (first + (rest * positive).sum(dim=1)) / (1 + positive.sum(dim=1))
+    return level - attraction  # attraction: the mean over positives
 
 
 def sample_losses(output: StepOutput, labels: Tensor) -> SampleLoss:

@@ -35,7 +35,8 @@ def activation_budget(execution: ExecutionConfig, device: torch.device, ranks: i
 def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """Return the bytes kept for the backward pass of one slot: encoder and last H-cycle.
 
-    Demos are computed without their padding, so the mean over the lane's questions counts.
+    Demos are computed without their padding, so the mean over the lane's questions counts; the
+    second view of a contrastive loss is not, so two canvases do.
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4  # bytes a number
     mean_tokens, most_cells = 0.0, dict.fromkeys(("aligned", "concat"), 0)
@@ -45,7 +46,10 @@ def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     tokens = model.context.context_size(most_cells) + lane.side**2  # P + S
     blocks = sizes.layers * (sizes.L_cycles + 1)  # of one H-cycle: its L-cycles, then z_H
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)
-    return MARGIN * (decoder + model.context.activation_bytes(mean_tokens, item))
+    encoder = model.context.activation_bytes(mean_tokens, item)
+    if model.context.loss_weights.get("contrastive"):
+        encoder += model.context.activation_bytes(2 * lane.side**2, item)
+    return MARGIN * (decoder + encoder)
 
 
 def max_slots(

@@ -18,8 +18,9 @@ from etrm.evaluation.decode import LaneQuestions, all_variants, mean_metrics, th
 from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
-from etrm.models.losses import SampleLoss, contrastive_loss, sample_losses
+from etrm.models.losses import SampleLoss, sample_losses
 from etrm.runtime.distributed import Ranks
+from etrm.training.contrast import Contrast
 from etrm.training.lane_weights import LaneWeights
 from etrm.training.metrics import EncoderStatistics, Window
 from etrm.training.optim import averaged_weights, warmup_factor
@@ -66,9 +67,7 @@ class Trainer:
         self.ema = self.updater.ema
         self.has_context = "context" in self.updater.parameters.flat
         self.window = Window()
-        # Mean contexts [slots, D] and tasks [slots] of the last step: the negatives and positives
-        # of the contrastive loss.
-        self.contrastive_bank: tuple[Tensor, Tensor] | None = None
+        self.contrast = Contrast(model, corpus.device)
         self._row_time, self._row_step = time.perf_counter(), 0  # of the last row
         if compiles(execution.compile, corpus.device):
             compile_blocks(model)
@@ -77,7 +76,7 @@ class Trainer:
     def step(self) -> None:
         """Do one ACT step of every slot, and one update."""
         self.step_number += 1
-        contexts, weights = [], self.lane_weights.by_lane
+        weights = self.lane_weights.by_lane
         number_halted = torch.zeros_like(weights)  # [lanes]
         statistics = EncoderStatistics() if self.row_due() else None
         for group in self.lane_slots:
@@ -92,10 +91,9 @@ class Trainer:
                 encoded = output.encoded.sum()  # samples whose encoding carries a gradient
                 size = len(output.encoded)
                 self.window.add("grad/encoder_coverage", encoded * weight, size * weight)
-                contexts.append(output.context.detach())
             if statistics is not None:
                 statistics.add(self.model.context.representation(output.encoding))
-        self._fill_contrastive_bank(contexts)
+        self.contrast.advance(self.train.batch_size, self.ranks)
         if statistics is not None:
             self._add_shared(statistics.values(self.ranks))
         self._update()
@@ -184,7 +182,7 @@ class Trainer:
             "lanes": lanes,
             "lane_weights": self.lane_weights.state_dict(),
             "window": totals,  # of the row under way
-            "bank": self.contrastive_bank,
+            "bank": self.contrast.bank,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,9 +195,7 @@ class Trainer:
         self.updater.optimizer.load_state_dict(state["optimizer"])
         restore_carries(self.lane_slots, state["lanes"])
         self.lane_weights.load_state_dict(state["lane_weights"])
-        if state["bank"] is not None:
-            vectors, tasks = (tensor.to(self.corpus.device) for tensor in state["bank"])
-            self.contrastive_bank = vectors, tasks
+        self.contrast.load_state(state["bank"])
         self.window = Window()
         if self.ranks.is_rank_zero:  # the sums so far are of all ranks: counted once
             self.window.load(state["window"], self.corpus.device)
@@ -214,10 +210,10 @@ class Trainer:
         incoming = group.batch(self.step_number)
         with computing(self.model, self.compute):
             carry, output = act_step(self.model, group.carry, incoming, self.train.cache_context)
-        losses, weights = sample_losses(output, carry.batch.labels), self.model.context.loss_weights
-        if weights.get("contrastive"):
-            losses.context["contrastive"] = self._contrastive(group, carry, output)
-        total = losses.total(self.halting.loss_weight, weights)
+            if self.contrast.active:
+                output.losses["contrastive"] = self.contrast.loss(carry.batch, output.encoding)
+        losses = sample_losses(output, carry.batch.labels)
+        total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
         weight = self.lane_weights.by_lane[group.lane]
         (total.sum() * weight / self.train.batch_size).backward()  # added up over micro-batches
         carry.halted = self._halting(carry, output.q_halt.detach(), group.slots, self.halting)
@@ -233,21 +229,6 @@ class Trainer:
         explore = random.uniform(seed, step, random.EXPLORE, slots)[:, 0]
         minimum = random.uniform(seed, step, random.MINIMUM, slots)[:, 0]
         return decide_halting(carry.steps, q_halt, halting, explore, minimum)
-
-    def _contrastive(self, group: LaneSlots, carry: Carry, output: StepOutput) -> Tensor:
-        vectors = output.context.mean(dim=1)  # [B, D]
-        if self.contrastive_bank is None:  # at the first step
-            return vectors.new_zeros(len(vectors))
-        temperature, tasks = self.run.context.contrastive_temperature, carry.batch.task
-        return contrastive_loss(vectors, tasks, group.slots, *self.contrastive_bank, temperature)
-
-    def _fill_contrastive_bank(self, contexts: list[Tensor]) -> None:
-        """Store this step's contexts [B, P, D] of all slots for the next step's loss."""
-        if self.model.context.loss_weights.get("contrastive"):
-            vectors = torch.cat([each.mean(dim=1) for each in contexts])
-            tasks = torch.cat([group.carry.batch.task for group in self.lane_slots])
-            vectors = self.ranks.all_gather(vectors, self.train.batch_size)
-            self.contrastive_bank = vectors, self.ranks.all_gather(tasks, self.train.batch_size)
 
     def _due(self, every: int | None) -> bool:
         """Return whether this step is one of `every` steps, or the last, whose row is logged."""

@@ -116,7 +116,7 @@ def test_the_carry_is_detached(cached: bool) -> None:
     batch = make_batch(3)
     carry, output = act_step(model, empty_carry(model, batch, torch.float32), batch, cached)
     assert output.logits.requires_grad
-    assert output.context.requires_grad
+    assert output.encoding.tokens.requires_grad
     tensors = [getattr(carry, field.name) for field in dataclasses.fields(Carry)]
     tensors = [t for t in tensors if isinstance(t, Tensor)] + [*carry.batch.tensors().values()]
     assert not any(t.requires_grad for t in tensors)
@@ -129,7 +129,9 @@ def test_an_encoding_that_is_given_is_used() -> None:
     carry = empty_carry(model, batch, torch.float32)
     usual = act_step(model, carry, batch)[1]
     given = act_step(model, carry, batch, encoded=model.context(batch, None))[1]
-    other = act_step(model, carry, batch, encoded=Encoded(torch.zeros_like(usual.context)))[1]
+    other = act_step(model, carry, batch, encoded=Encoded(torch.zeros_like(usual.encoding.tokens)))[
+        1
+    ]
     assert torch.equal(given.logits, usual.logits)
     assert not torch.equal(other.logits, usual.logits)
 
@@ -217,7 +219,7 @@ def test_a_cached_encoding_gives_gradients_at_the_first_step_only(cached: bool) 
     carry = empty_carry(model, first, torch.float32)
     carry, output = act_step(model, carry, first, cache_context=cached)
     assert output.encoded.tolist() == [True] * 4
-    before = output.context.detach().clone()
+    before = output.encoding.tokens.detach().clone()
     carry.halted = torch.tensor([False, True, False, True])
     with torch.no_grad():
         for p in model.context.parameters():
@@ -227,7 +229,7 @@ def test_a_cached_encoding_gives_gradients_at_the_first_step_only(cached: bool) 
     anew = model.context(carry.batch, None).tokens
     assert output.encoded.tolist() == fresh
     for row, encoded in enumerate(fresh):
-        assert torch.equal(output.context[row], (anew if encoded else before)[row])
+        assert torch.equal(output.encoding.tokens[row], (anew if encoded else before)[row])
         assert (gradients_of(model, output, row) > 0.0) == encoded
 
 

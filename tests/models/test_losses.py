@@ -13,7 +13,7 @@ from torch import Tensor
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import StepOutput
 from etrm.models.encoders.base import Encoded, Representation
-from etrm.models.losses import SampleLoss, log_stablemax, sample_losses
+from etrm.models.losses import SampleLoss, contrastive_loss, log_stablemax, sample_losses
 from etrm.training.metrics import EncoderStatistics, Window
 
 B, S, V = 6, 9, 12
@@ -24,7 +24,7 @@ def output_of(
 ) -> StepOutput:
     context = torch.zeros(len(q_halt), 1, 1)
     encoded = torch.ones(len(q_halt)).bool()
-    return StepOutput(logits, q_halt, context, losses or {}, encoded, Encoded(context))
+    return StepOutput(logits, q_halt, losses or {}, encoded, Encoded(context))
 
 
 @pytest.fixture
@@ -106,6 +106,44 @@ def test_the_total_weighs_terms_by_name(case: tuple[Tensor, Tensor, Tensor]) -> 
     assert torch.allclose(total, expected)
     with pytest.raises(KeyError, match="kl"):
         losses.total(0.5, {})
+
+
+# --- contrastive ---
+
+
+def vectors(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_contrastive_loss_is_its_formula() -> None:
+    x, keys, bank = vectors(3), vectors(3, seed=1), vectors(5, seed=2)
+    positive = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
+    negative = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    found = contrastive_loss(x, keys, bank, positive, negative, temperature=0.5)
+    for i in range(3):
+        pulled = torch.stack([keys[i], *bank[positive[i]]])
+        every = torch.cat([pulled, bank[negative[i]]])
+        logits = [torch.cosine_similarity(x[i], each) / 0.5 for each in (pulled, every)]
+        expected = logits[1].exp().mean().log() - logits[0].mean()
+        assert float(found[i]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(found[2]) == 0.0  # nothing to tell the positive from
+
+
+@pytest.mark.parametrize("size", [0, 4, 400])
+def test_contexts_that_are_all_alike_have_no_contrastive_loss(size: int) -> None:
+    bank, every = torch.ones(size, 3), torch.ones(2, size, dtype=torch.bool)
+    found = contrastive_loss(torch.ones(2, 3), torch.ones(2, 3), bank, ~every, every, 0.1)
+    assert torch.allclose(found, torch.zeros(2), atol=1e-5)
+
+
+def test_the_contrastive_loss_pulls_anchor_and_key_together() -> None:
+    x, keys, bank = vectors(4).requires_grad_(), vectors(4, seed=1).requires_grad_(), vectors(6)
+    every = torch.ones(4, 6, dtype=torch.bool)
+    loss = contrastive_loss(x, keys, bank, ~every, every, 0.5).sum()
+    by_anchor, by_key = torch.autograd.grad(loss, (x, keys))
+    usual = torch.cosine_similarity(x, keys)
+    assert bool((torch.cosine_similarity(x - 0.05 * by_anchor, keys) > usual).all())
+    assert bool((torch.cosine_similarity(x, keys - 0.05 * by_key) > usual).all())
 
 
 # --- metrics ---

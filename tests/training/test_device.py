@@ -64,7 +64,8 @@ class FromHost(TorchDispatchMode):
 @pytest.mark.parametrize("pairing", ["aligned", "concat"])
 def test_no_step_takes_anything_from_the_host(source: str, pairing: str) -> None:
     """Steps between rows; what a lane needs is on the device after its first step."""
-    changes = {"context": {"pairing": pairing}} if source == "standard" else {}
+    context = {"pairing": pairing, "contrastive_weight": 0.1}
+    changes = {"context": context} if source == "standard" else {}
     trainer, _ = on_meta(source, train={"log_every": 100, "steps": 100}, **changes)
     trainer.step()
     with FromHost() as watch:

@@ -14,15 +14,15 @@ from etrm.config.execution import ExecutionConfig
 from etrm.config.registry import CONTEXT_SOURCES, context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.models.act import act_step
 from etrm.models.build import build_model
-from etrm.models.compute import computing
-from etrm.models.losses import sample_losses
+from etrm.models.compute import DTYPES, Compute
 from etrm.training.micro_batches import GIB, MARGIN, activation_budget, max_slots, slot_bytes
 from etrm.training.trainer import Trainer
 
 
-def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus, Episodes]:
+def setting(
+    source: str, dtype: str, context: dict[str, Any] | None = None, **changes: Any
+) -> tuple[RunConfig, Corpus, Episodes]:
     """Sizes at which blocks outweigh all else, as they do at paper size."""
     width = {"width": 128, "heads": 2}
     blocks: dict[str, Any] = {"model": {**width, "layers": 2, "L_cycles": 3}, **changes}
@@ -32,6 +32,7 @@ def setting(source: str, dtype: str, **changes: Any) -> tuple[RunConfig, Corpus,
     sizes = {**width, "layers": 2, "set_layers": 2}
     if source != "embedding":
         blocks["context"] = {name: value for name, value in sizes.items() if name in options}
+        blocks["context"].update(context or {})
     corpus = make_corpus(make_tasks(6, side=8))
     run = make_run(source, **blocks)
     (lane,) = questions_of(run, corpus)
@@ -50,13 +51,8 @@ def kept_bytes(trainer: Trainer) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = lane.sampler.batch(1)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        with computing(trainer.model, trainer.compute):
-            carry, output = act_step(trainer.model, lane.carry, batch)
-        losses = sample_losses(output, carry.batch.labels)
-        total = losses.total(0.5, trainer.model.context.loss_weights).sum()
-    total.backward()
+        trainer._forward_backward(lane)
     return sum(kept.values())
 
 
@@ -74,6 +70,20 @@ def test_the_estimate_is_what_is_kept(source: str, dtype: str) -> None:
     trainer = Trainer(run, model, corpus, [lane])
     estimate = 12 * slot_bytes(run, model, lane) / MARGIN
     assert estimate == pytest.approx(kept_bytes(trainer), rel=0.2)
+
+
+def test_the_second_view_of_a_contrastive_loss_counts() -> None:
+    """On a GPU, which does not look at the lengths of demos without bounds."""
+    kept, estimates = [], []
+    for weight in (0.0, 0.1):
+        context = {"layers": 8, "set_layers": 1, "contrastive_weight": weight}
+        run, corpus, lane = setting("standard", "bf16", context)
+        model = build_model(run, corpus.num_puzzles)
+        compute = Compute(DTYPES["bf16"], packing="bounds")
+        kept.append(kept_bytes(Trainer(run, model, corpus, [lane], compute=compute)))
+        estimates.append(12 * slot_bytes(run, model, lane) / MARGIN)
+    assert kept[1] > 1.1 * kept[0]
+    assert estimates[1] - estimates[0] == pytest.approx(kept[1] - kept[0], rel=0.2)
 
 
 def test_a_lane_is_cut_to_its_budget() -> None:

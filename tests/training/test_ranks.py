@@ -29,13 +29,14 @@ def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
     train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
-    run = make_run(source, train=train, halting={"max_steps": 4}, context=aligned(source))
+    run = make_run(source, train=train, halting={"max_steps": 4}, context=context_of(source))
     model = build_model(run, corpus.num_puzzles)
     return UnevenHalting(run, model, corpus, questions_of(run, corpus), ranks)
 
 
-def aligned(source: str) -> dict[str, Any]:
-    return {"pairing": "aligned"} if source == "standard" else {}
+def context_of(source: str) -> dict[str, Any]:
+    contrast = {"contrastive_weight": 0.1, "contrastive_positives": "task"}
+    return {"pairing": "aligned", **contrast} if source == "standard" else {}
 
 
 def go(trainer: Trainer, steps: int) -> list[dict[str, float]]:
@@ -102,6 +103,9 @@ def test_two_ranks_equal_one(source: str, folder: Path) -> None:
     one, two = (torch.load(folder / f"{source}_whole{n}.pt") for n in (1, RANKS))
     close(one["state"]["model"], two["state"]["model"])
     close(one["state"]["ema"], two["state"]["ema"])
+    for first, second in zip(*(each["state"]["bank"] for each in (one, two)), strict=True):
+        assert torch.allclose(first, second, atol=1e-3)
+        assert len(first) == (7 if source == "standard" else 0)  # keys of all slots, in their order
     shares = [each["state"]["lane_weights"]["share"] for each in (one, two)]
     assert torch.equal(*shares)
     assert float(shares[0][1]) > 0.7  # the lanes have weights

@@ -115,7 +115,7 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
 
 @pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
 def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> None:
-    """States of encoders, noise, the contrastive loss' memory, a probe in between."""
+    """States of encoders, noise, keys of the contrastive loss, a probe in between."""
     blocks = {
         "train": {"probe_every": 2, "log_every": 3},
         "halting": {"max_steps": 4},

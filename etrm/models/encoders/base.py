@@ -49,10 +49,7 @@ class Encoded:
 
     def summary(self) -> Tensor:
         """Return [B, P, D], or the mean of the real tokens [B, 1, D] where their number varies."""
-        if self.real is None:
-            return self.tokens
-        weights = self.real[..., None].to(self.tokens.dtype)  # [B, P, 1]
-        return (self.tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        return self.tokens if self.real is None else mean_of_real(self.tokens, self.real)[:, None]
 
 
 @dataclass
@@ -67,6 +64,16 @@ class Representation:
     vectors: Tensor  # [B, T, D], normalised: RMS 1
     raw: Tensor  # [B, T, D], before normalisation
     real: Tensor | None = None  # [B, T] bool: vectors that exist
+
+    def mean(self) -> Tensor:
+        """Return the mean vector of each sample [B, D]."""
+        return self.vectors.mean(1) if self.real is None else mean_of_real(self.vectors, self.real)
+
+
+def mean_of_real(x: Tensor, real: Tensor) -> Tensor:
+    """Return the means [B, D] of the vectors of `x` [B, T, D] where `real` [B, T] is true."""
+    weights = real[..., None].to(x.dtype)  # [B, T, 1]
+    return (x * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class ContextSource(nn.Module):

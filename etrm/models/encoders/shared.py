@@ -54,10 +54,16 @@ class EncoderOptions:
         gt=0,
     )
     contrastive_weight: float = option(
-        "weight of the supervised contrastive loss: contexts of the same task are pulled together,"
-        " those of other tasks apart",
+        "weight of the contrastive loss: a context is pulled to that of its query's own pair (the"
+        " same puzzle through another demo), away from those of other puzzles",
         0.0,
         ge=0,
+    )
+    contrastive_positives: str = option(
+        "`puzzle`: the query's pair alone, other variants of the task being among the others;"
+        " `task`: these variants too, which takes their colours and orientation out of contexts",
+        "puzzle",
+        choices=("puzzle", "task"),
     )
     contrastive_temperature: float = option("temperature of the contrastive loss", 0.1, gt=0)
 
@@ -95,7 +101,7 @@ class Encoder(ContextSource):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Return the weight of the contrastive loss, which the trainer computes."""
+        """Return the weight of the contrastive loss, computed in training (`Contrast`)."""
         return {"contrastive": self.options.contrastive_weight}
 
     def pair_tokens(self, rows: str = "pair") -> PairTokens:

@@ -44,7 +44,10 @@ BY_HAND: dict[str, list[Any]] = {
     "contrastive_temperature": [0.5],
 }
 # Options that change a loss, not the output: each has a test of its effect on training.
-OF_LOSSES = {"kl_weight", "contrastive_weight", "contrastive_temperature"}
+OF_LOSSES = {
+    "kl_weight",
+    *(f"contrastive_{name}" for name in ("weight", "positives", "temperature")),
+}
 
 
 def variations(name: str) -> dict[str, list[dict[str, Any]]]:

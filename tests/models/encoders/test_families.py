@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_batch, make_corpus, make_run, make_tasks, make_trainer
+from tiny import make_batch, make_run, make_trainer
 from torch import Tensor
 
 from etrm.config.load import read_study
@@ -17,8 +17,6 @@ from etrm.data.batch import Batch
 from etrm.models.act import act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.encoders.shared import Bottleneck, mean_over
-from etrm.models.losses import contrastive_loss
-from etrm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIATIONAL = [n for n in CONTEXT_SOURCES if n.endswith("variational")]
@@ -152,71 +150,6 @@ def test_a_token_has_the_channels_of_the_grids_that_it_shows() -> None:
         assert torch.allclose(added, shown @ source.encode.channels, atol=1e-6)
 
 
-# --- contrastive ---
-
-
-def contrastive(vectors: Tensor, tasks: Tensor, **changes: Any) -> Tensor:
-    given = {"slots": torch.arange(len(vectors)), "others": vectors, "tasks_of_others": tasks}
-    return contrastive_loss(vectors, tasks, temperature=0.5, **{**given, **changes})
-
-
-def test_the_contrastive_loss_is_its_formula() -> None:
-    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    tasks = torch.tensor([0, 0, 1, 0, 2])
-    unit = x / x.norm(dim=1, keepdim=True)
-    logits = unit @ unit.T / 0.5
-    for i, found in enumerate(contrastive(x, tasks)):
-        rest = [j for j in range(5) if j != i]
-        positive = [j for j in rest if tasks[j] == tasks[i]]
-        level = logits[i, rest].exp().mean().log()
-        expected = level - logits[i, positive].mean() if positive else torch.tensor(0.0)
-        assert float(found) == pytest.approx(float(expected), abs=1e-5)
-
-
-def test_the_contrastive_loss_does_not_grow_with_the_batch() -> None:
-    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    tasks = torch.tensor([0, 0, 1, 1, 2, 2])
-    far = {"slots": torch.full((6,), 99)}  # none of the others is their own
-    once = contrastive(x, tasks, **far)
-    many = contrastive(x, tasks, others=x.repeat(8, 1), tasks_of_others=tasks.repeat(8), **far)
-    assert torch.allclose(once, many, atol=1e-5)
-
-
-def test_gradients_pull_views_of_a_task_together() -> None:
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    tasks = torch.tensor([0, 0, 1, 1])
-    before = contrastive(x, tasks).sum()
-    (gradient,) = torch.autograd.grad(before, x)
-    moved = x.detach() - 0.05 * gradient
-    after = contrastive(moved, tasks, others=x.detach()).sum()
-    assert after.item() < before.item()
-
-
-def trained(steps: int, **context: Any) -> Trainer:
-    tasks = make_tasks(6, side=3)
-    train = {"batch_size": 12, "lr": 6e-3, "steps": steps, "probe_every": steps}
-    run = make_run(context=context, train=train)
-    trainer = make_trainer(run, make_corpus(tasks))
-    for _ in range(steps):
-        trainer.step()
-    return trainer
-
-
-def test_training_with_it_tells_tasks_apart() -> None:
-    rows = [trained(30, contrastive_weight=w).row() for w in (0.0, 3.0)]
-    ratios = [row["encoder/between_task_ratio"] for row in rows]
-    assert ratios[1] > ratios[0] + 0.05
-    assert "train/contrastive_loss" not in rows[0]
-    assert rows[1]["train/contrastive_loss"] < 0.0  # nearer than the mean of the others
-
-
-def test_the_temperature_is_read() -> None:
-    first, second = (
-        trained(3, contrastive_weight=1.0, contrastive_temperature=t).row() for t in (0.1, 1.0)
-    )
-    assert first["train/contrastive_loss"] != second["train/contrastive_loss"]
-
-
 # --- recurrent ---
 
 
@@ -243,8 +176,8 @@ def test_a_state_is_a_samples_own_and_begins_anew(name: str) -> None:
     carry, first = act_step(model, empty_carry(model, batch, torch.float32), batch)
     carry.halted = torch.tensor([True, False, False])
     carry, second = act_step(model, carry, batch)
-    assert torch.allclose(second.context[0], first.context[0], atol=1e-5)
-    assert not torch.allclose(second.context[1], first.context[1], atol=1e-3)
+    assert torch.allclose(second.encoding.tokens[0], first.encoding.tokens[0], atol=1e-5)
+    assert not torch.allclose(second.encoding.tokens[1], first.encoding.tokens[1], atol=1e-3)
 
 
 # --- in context ---
