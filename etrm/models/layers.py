@@ -248,7 +248,8 @@ class Residuals(nn.Module):
         self, width: int, norm: str = "post", layer_scale: float | None = None, branches: int = 2
     ) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.branches = norm, branches
+        self.open_end = False  # the last branch's sum is not normalised: what follows does that
         self.norms = nn.ModuleList(LayerNorm(width) for _ in range(branches * (norm == "pre")))
         scales = [] if layer_scale is None else [layer_scale] * branches
         self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), s)) for s in scales)
@@ -258,7 +259,8 @@ class Residuals(nn.Module):
         y = function(self.norms[branch](x) if self.norm == "pre" else x)
         if self.scales:
             y = y * self.scales[branch].to(y.dtype)  # the stream keeps its number format
-        return x + y if self.norm == "pre" else rms_norm(x + y)
+        is_last = branch == self.branches - 1
+        return x + y if self.norm == "pre" or (self.open_end and is_last) else rms_norm(x + y)
 
 
 class Block(nn.Module):

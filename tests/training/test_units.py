@@ -66,6 +66,24 @@ def test_collapse_is_the_same_finding_at_every_scale(
     assert findings(row) == ({"collapse": severity} if severity else {})
 
 
+@pytest.mark.parametrize("source", ["standard", "cross_attention", "variational"])
+def test_the_size_before_normalisation_can_be_seen(source: str) -> None:
+    """At the width of the decoder, too, where no projection follows the last block."""
+    norms = []
+    for factor in (1.0, 20.0):
+        trainer = trainer_at("mini", source)
+        context: Any = trainer.model.context
+        last = context.set.blocks[-1].mlp.down_proj.weight
+        last.data.mul_(factor)
+        row = encoder_row(trainer)
+        norms.append(row["train/encoder_raw_norm"])
+        assert row["train/encoder_output_norm"] == pytest.approx(64**0.5, rel=1e-3)
+    if source == "variational":  # of a latent behind the block's norm
+        assert norms[0] != pytest.approx(64**0.5, rel=0.05)
+    else:
+        assert norms[1] > 1.5 * norms[0]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_cells_are_judged_apart(scale: str) -> None:
     """The mean of a sample's cells says little; cells that are all alike are a collapse."""

@@ -224,6 +224,8 @@ class SetEncoder(Encoder):
         self.build()
         self.set = SetAggregator(self, self.options.set_layers)
         self.project = self.projection()
+        # `finish` normalises. Normalised twice, the scale that is logged would be a constant.
+        self.set.blocks[-1].residuals.open_end = isinstance(self.project, nn.Identity)
 
     def build(self) -> None:
         """Create the modules that encode demos."""
