@@ -450,13 +450,16 @@ halting: {max_steps: 1, exploration_prob: 0.0, loss_weight: 0.1}
 train: {batch_size: 7, lr: 2.0e-3, warmup_steps: 3, betas: [0.8, 0.95], weight_decay: 0.5,
     context_lr_scale: 0.5, context_frozen_steps: 2, grad_clip: 1.0e-3, ema_decay: 0.5,
     cache_context: true, dtype: bf16}
-episodes: {queries: test_pairs, max_demos: 1, translate: false, canvas: [5]}
+episodes: {queries: test_pairs, max_demos: 1, translate: false, translate_once: true,
+    canvas: [5]}
 decoder: {frozen_steps: 2, frozen: true}
 """)
 # Settings that other tests vary: those of training, of the workflow, and the one below.
 ELSEWHERE = {
-    "train": "steps tasks variants embedding_lr embedding_weight_decay log_every save_every"
-    " eval_every eval_episodes probe_every probe_tasks target_exact_accuracy stop_on_health",
+    "episodes": "order",
+    "train": "steps tasks variants hoist_casts embedding_lr embedding_weight_decay log_every"
+    " save_every eval_every eval_episodes probe_every probe_tasks target_exact_accuracy"
+    " stop_on_health",
     "decoder": "init weights init_seed init_trust init_sha256",
 }
 
