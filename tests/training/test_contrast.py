@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_corpus, make_run, make_tasks, make_trainer, questions_of
 from torch import Tensor
 
+from etrm.arc.task import Pair, Task
 from etrm.config.execution import ExecutionConfig
 from etrm.config.registry import CONTEXT_SOURCES
 from etrm.models.build import build_model
@@ -148,20 +150,45 @@ def test_micro_batches_change_nothing() -> None:
         assert torch.allclose(first.float(), second.float(), atol=1e-4)
 
 
-def trained(steps: int, **context: Any) -> dict[str, float]:
-    train = {"batch_size": 12, "lr": 6e-3, "steps": steps, "probe_every": steps}
-    trainer = make_trainer(make_run(context=context, train=train), make_corpus(make_tasks(6)))
+def trained(steps: int = 60, **context: Any) -> dict[str, float]:
+    """The last row of a run on tasks with three colours each, by which variants can be told."""
+    rng = np.random.default_rng(0)
+
+    def in_three_colours(name: str) -> Task:
+        colours = rng.choice(10, 3, replace=False).astype(np.uint8)
+        inputs = [colours[rng.integers(0, 3, (3, 3))] for _ in range(5)]
+        pairs = [Pair(x, np.ascontiguousarray(np.fliplr(x))) for x in inputs]
+        return Task(name, tuple(pairs[:4]), tuple(pairs[4:]))
+
+    rates = {"batch_size": 24, "lr": 5e-3, "steps": steps, "log_every": steps}
+    run = make_run(
+        context={"pairing": "aligned", "output_scale": 1.0, **context},
+        train={**rates, "probe_every": steps, "probe_tasks": 8},
+        episodes={"canvas": [3], "translate": False},
+    )
+    tasks = [in_three_colours(f"task{i}") for i in range(8)]
+    trainer = make_trainer(run, make_corpus(tasks, variants=50))
     for _ in range(steps):
         trainer.step()
     return trainer.row()
 
 
-def test_training_with_it_tells_puzzles_apart() -> None:
-    rows = [trained(30, contrastive_weight=weight) for weight in (0.0, 3.0)]
-    ratios = [row["encoder/between_puzzle_ratio"] for row in rows]
-    assert ratios[1] > ratios[0] + 0.05
-    assert "train/contrastive_loss" not in rows[0]
-    assert rows[1]["train/contrastive_loss"] < 0.0  # nearer to the key than to the mean
+def test_variants_are_told_apart_unless_tasks_are_the_positives() -> None:
+    """The variant's share of what two views of a puzzle have in common: puzzle less task."""
+    puzzle, task = (
+        trained(contrastive_weight=0.1, contrastive_positives=each) for each in ("puzzle", "task")
+    )
+    levels = ("encoder/between_puzzle_ratio", "encoder/between_task_ratio")
+    shares = [row[levels[0]] - row[levels[1]] for row in (puzzle, task)]
+    assert shares[0] > shares[1] + 0.3
+    assert puzzle["train/contrastive_loss"] < -0.5  # nearer to the key than to others
+
+
+def test_without_a_weight_there_is_no_loss_and_no_key() -> None:
+    trainer = trainer_of(contrastive_weight=0.0)
+    trainer.step()
+    assert "train/contrastive_loss" not in trainer.row()
+    assert [len(each) for each in trainer.contrast.bank] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
