@@ -293,6 +293,12 @@ class CrossBlock(Block):
 class Stack(nn.ModuleList):
     """Blocks one after the other, each with the same further arguments."""
 
+    def leave_last_sum(self) -> None:
+        """Give the last block's sum as it is, for what follows to normalise."""
+        last = self[-1]
+        assert isinstance(last, Block)
+        last.residuals.open_end = True
+
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         """Return `x` [B, N, D] after all blocks."""
         for block in self:

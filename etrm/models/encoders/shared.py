@@ -225,7 +225,8 @@ class SetEncoder(Encoder):
         self.set = SetAggregator(self, self.options.set_layers)
         self.project = self.projection()
         # `finish` normalises. Normalised twice, the scale that is logged would be a constant.
-        self.set.blocks[-1].residuals.open_end = isinstance(self.project, nn.Identity)
+        if isinstance(self.project, nn.Identity):
+            self.set.blocks.leave_last_sum()
 
     def build(self) -> None:
         """Create the modules that encode demos."""
