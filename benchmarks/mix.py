@@ -71,7 +71,7 @@ def load_mix(tasks: Path | None = None, variants: int = VARIANTS) -> Mix:
         halves = [[r.task for r in records if r.split == half] for half in HALVES]
         name = f"{len(halves[0])} training tasks of {tasks.name}"
         return _mix(name, halves[0], halves[1], variants)
-    loaded = load_sources(paper_sources())
+    loaded = {name: source.tasks for name, source in load_sources(paper_sources()).items()}
     training = loaded["arc1_training"] + loaded.get("concept", [])
     name = "ARC-AGI-1 training" + (" and ConceptARC" if "concept" in loaded else "")
     return _mix(name, training, loaded["arc1_evaluation"], variants)

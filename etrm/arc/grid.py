@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from etrm.arc.task import Pair
+from etrm.arc.task import Pair, Task
 
 PAD = 0
 EOS = 1
@@ -75,6 +75,12 @@ def canvas_side(task_demos: Sequence[Pair], query_input: np.ndarray, lanes: Sequ
                 scaled = query_input.shape[axis] * pair.output.shape[axis]
                 needed = max(needed, -(-scaled // pair.input.shape[axis]))  # rounded up
     return min((lane for lane in lanes if lane >= needed), default=max(lanes))
+
+
+def visible_side(task: Task) -> int:
+    """Return the largest side of any grid of a task but the answers."""
+    grids = demo_grids(task.demos) + [query.input for query in task.queries]
+    return max(max(grid.shape) for grid in grids)
 
 
 def demo_grids(demos: Sequence[Pair]) -> list[np.ndarray]:

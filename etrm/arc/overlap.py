@@ -17,6 +17,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from etrm.arc.augment import DIHEDRALS, apply_dihedral
 from etrm.arc.task import Pair, Task
 
 KEY_BYTES = 8
+CACHED_PAIRS = 20_000  # of which keys are remembered: the stage `tasks` asks three times
 # Pairs that two tasks share are no chance where they have this many cells together (input and
 # output; two 4×4 grids have). Of 1,307 public tasks, two pairs of tasks share less: one pair of 10
 # and one of 27 cells, by chance both.
@@ -37,9 +39,17 @@ def pair_key(pair: Pair) -> str:
     which they appear in input, then output, and the smallest result is hashed. A pair without an
     output has none to share: its key differs from that of any labelled pair.
     """
+    known = [grid for grid in (pair.input, pair.output) if grid is not None]
+    return _key(tuple((*grid.shape, grid.tobytes()) for grid in known))
+
+
+@lru_cache(CACHED_PAIRS)
+def _key(written: tuple[tuple[int, int, bytes], ...]) -> str:
+    """Return the key of a pair from height, width and colours (a byte each) of its grids."""
+    read = [np.frombuffer(cells, np.uint8).reshape(h, w) for h, w, cells in written]
     forms = []
     for dihedral in range(len(DIHEDRALS)):
-        grids = [apply_dihedral(g, dihedral) for g in (pair.input, pair.output) if g is not None]
+        grids = [apply_dihedral(grid, dihedral) for grid in read]
         cells = np.concatenate([grid.ravel() for grid in grids])
         _, first, inverse = np.unique(cells, return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first)).astype(np.uint8)  # of each colour, as it appears

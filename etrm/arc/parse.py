@@ -1,5 +1,8 @@
 """Read one JSON file and one task in it, collecting all problems instead of stopping at the first.
 
+A problem of a task says so: its source may leave such tasks out. The side of grids is looked at
+last, of a whole task: those that `data.max_side` leaves out may be of any size.
+
 A fast check passes valid grids; only a grid that fails it is looked at cell by cell.
 """
 
@@ -11,17 +14,18 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from etrm.arc.grid import MAX_SIDE
+from etrm.arc.grid import MAX_SIDE, visible_side
 from etrm.arc.task import Pair, Task
 from etrm.config.text import printable
 
 UNLABELLED = "set `labelled: false` if the source has no answers"
+GRID = f"a list of 1-{MAX_SIDE} rows of 1-{MAX_SIDE} colours"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class SourceProblem:
     found: str
     expected: str
     fix: str = ""
+    task: str | None = None  # id of the task that is unusable for it; None: it is of a file
 
     def __str__(self) -> str:
         line = f"{printable(self.where)}: found {printable(self.found)}, expected {self.expected}"
@@ -45,25 +50,86 @@ class Problems(list[SourceProblem]):
         """Add a problem; return None, for a reader to return instead of a value."""
         self.append(SourceProblem(where, found, expected, fix))
 
+    def add_of_task(self, task_id: str, own: Problems) -> None:
+        """Add the problems of one task."""
+        self.extend(replace(problem, task=task_id) for problem in own)
+
     def add_duplicates(self, where: str, noun: str, entry: Any) -> None:
         """Add each key that a JSON object (of `read_object`) gave more than once."""
         for key in getattr(entry, "duplicates", ()):
             self.add(where, f"{noun} {key} more than once", "each once")
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The test outputs of a task, where they have a file of their own."""
+
+    where: str
+    grids: Any  # as they are in the file; None: not there
+
+
 def read_task(
-    where: str, task_id: str, entry: Any, problems: Problems, labelled: bool = True
+    where: str,
+    task_id: str,
+    entry: Any,
+    problems: Problems,
+    *,
+    labelled: bool = True,
+    answers: Answers | None = None,
+    max_side: int | None = None,
 ) -> Task | None:
-    """Return the task in a JSON object `{"train": [...], "test": [...]}`; None after a problem."""
-    before = len(problems)  # so that any new one makes the task unusable
+    """Return the task in a JSON object `{"train": [...], "test": [...]}`; None after a problem.
+
+    Sides over 30 cells are a problem, unless the task's visible grids are larger than `max_side`:
+    it is for the caller to leave out, and is returned as it is.
+    """
+    own = Problems()
+    task = _read_task(where, task_id, entry, labelled, answers, own)
+    if task and not own and (max_side is None or visible_side(task) <= max_side):
+        _add_large_grids(where, where if answers is None else answers.where, task, own)
+    problems.add_of_task(task_id, own)
+    return None if own else task
+
+
+def _read_task(
+    where: str, task_id: str, entry: Any, labelled: bool, answers: Answers | None, own: Problems
+) -> Task | None:
     if not task_id or not task_id.isprintable():  # it goes into tables, figures and submissions
-        return problems.add(where, f"the task id {task_id!a}", "printable characters")
+        return own.add(where, f"the task id {task_id!a}", "printable characters")
     if not isinstance(entry, dict):
-        return problems.add(where, describe(entry), "an object with train and test")
-    problems.add_duplicates(where, "key", entry)
-    demos = _read_pairs(where, "train", entry, True, problems)
-    queries = _read_pairs(where, "test", entry, labelled, problems)
-    return Task(task_id, demos, queries) if len(problems) == before else None
+        return own.add(where, describe(entry), "an object with train and test")
+    own.add_duplicates(where, "key", entry)
+    demos = _read_pairs(where, "train", entry, True, own)
+    queries = _read_pairs(where, "test", entry, labelled, own)
+    if answers is not None and isinstance(entry.get("test"), list):  # else reported already
+        outputs = _read_answers(answers, entry["test"], own)
+        if not own:
+            queries = tuple(Pair(q.input, o) for q, o in zip(queries, outputs, strict=True))
+    return None if own else Task(task_id, demos, queries)
+
+
+def _read_answers(answers: Answers, tests: list[Any], problems: Problems) -> list[Any]:
+    """Return the outputs of a task's tests; not all of them after a problem."""
+    where, grids = answers.where, answers.grids
+    expected = f"a list of {count(tests, 'grid')}, one for each test"
+    if grids is None:
+        return problems.add(where, "no solutions", expected, UNLABELLED) or []
+    if not isinstance(grids, list) or len(grids) != len(tests):
+        return problems.add(where, describe(grids), expected) or []
+    return [read_grid(f"{where}, test[{i}].output", g, problems) for i, g in enumerate(grids)]
+
+
+def _add_large_grids(where: str, where_answers: str, task: Task, problems: Problems) -> None:
+    fix = "set `data.max_side` to leave larger tasks out"
+    for role, pairs in (("train", task.demos), ("test", task.queries)):
+        for i, pair in enumerate(pairs):
+            for key, grid in (("input", pair.input), ("output", pair.output)):
+                if grid is not None and max(grid.shape) > MAX_SIDE:
+                    found = (
+                        f"{count(range(len(grid)), 'row')} of {count(range(grid.shape[1]), 'cell')}"
+                    )
+                    file = where_answers if (role, key) == ("test", "output") else where
+                    problems.add(f"{file}, {role}[{i}].{key}", found, GRID, fix)
 
 
 def _read_pairs(
@@ -99,13 +165,12 @@ def _read_pair(where: str, pair: Any, labelled: bool, fix: str, problems: Proble
 
 
 def read_grid(where: str, grid: Any, problems: Problems) -> np.ndarray | None:
-    """Return a read-only uint8 `[h, w]` array, or None after a problem."""
+    """Return a read-only uint8 `[h, w]` array, of any size, or None after a problem."""
     rows = grid if isinstance(grid, list) and set(map(type, grid)) == {list} else []
     cells = [cell for row in rows for cell in row]
     if (
         set(map(type, cells)) == {int}  # a bool is none
         and set(map(len, rows)) == {len(rows[0])}
-        and max(len(rows), len(rows[0])) <= MAX_SIDE
         and 0 <= min(cells) <= max(cells) <= 9
     ):
         return np.frombuffer(bytes(cells), dtype=np.uint8).reshape(len(rows), -1)
@@ -114,9 +179,8 @@ def read_grid(where: str, grid: Any, problems: Problems) -> np.ndarray | None:
 
 def _report_grid(where: str, grid: Any, problems: Problems) -> Any:
     """Add the problems of a grid that is not valid: its shape, and its first bad cell."""
-    expected = f"a list of 1-{MAX_SIDE} rows of 1-{MAX_SIDE} colours"
     if not isinstance(grid, list) or not grid:
-        return problems.add(where, "an empty grid" if grid == [] else describe(grid), expected)
+        return problems.add(where, "an empty grid" if grid == [] else describe(grid), GRID)
     bad_row = next((i for i, row in enumerate(grid) if not isinstance(row, list)), None)
     if bad_row is not None:
         found = describe(grid[bad_row])
@@ -126,8 +190,8 @@ def _report_grid(where: str, grid: Any, problems: Problems) -> Any:
         found = f"a row of {count(ragged, 'cell')} after rows of {len(grid[0])}"
         problems.add(where, found, "a rectangle")
     widest = max(grid, key=len)  # rows may differ in length here
-    if len(grid) > MAX_SIDE or len(widest) > MAX_SIDE or not widest:
-        problems.add(where, f"{count(grid, 'row')} of {count(widest, 'cell')}", expected)
+    if not widest:
+        problems.add(where, f"{count(grid, 'row')} of 0 cells", GRID)
     bad = [
         (f"{where}[{r}][{c}]", cell)
         for r, row in enumerate(grid)

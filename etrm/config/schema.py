@@ -196,7 +196,9 @@ def parse_dataclass(cls: type, value: Any, path: str, problems: list[ConfigProbl
     if len(problems) > before:  # an incomplete instance would fail in its own checks
         return None
     result = cls(**arguments)  # then the checks of how values fit together
-    problems += [each.under(path) for each in getattr(result, "problems", lambda: [])()]
+    check = getattr(result, "problems", None)
+    if callable(check):  # a field of this name is an option as any other
+        problems += [each.under(path) for each in check()]
     return result if len(problems) == before else None
 
 

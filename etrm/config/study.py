@@ -41,8 +41,20 @@ class DataConfig:
     evaluation: tuple[str, ...] = option(
         "sources whose tasks are held out", factory=lambda: ("arc1_evaluation",), rule=DISTINCT
     )
+    duplicates: str = option(
+        "tasks that several sources of a split have, by id or content (all pairs, up to dihedral"
+        " and colours): `first` keeps that of the source that is named first. Held-out tasks are"
+        " left out of training in any case",
+        "error",
+        choices=("error", "first"),
+    )
     max_side: int | None = option(
-        "largest side of demos and query inputs; null: all tasks", None, "cells", ge=1, le=30
+        "largest side of demos and query inputs; larger tasks are left out, those above 30 cells"
+        " too. null: all tasks, and grids above 30 cells are a problem of their source",
+        None,
+        "cells",
+        ge=1,
+        le=30,
     )
     training_tasks: int | None = option(
         "training tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1

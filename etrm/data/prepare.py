@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etrm.arc.augment import draw_variants
-from etrm.arc.grid import MAX_SIDE, demo_grids
+from etrm.arc.grid import MAX_SIDE, visible_side
 from etrm.arc.overlap import SeenContent, find_distinct
-from etrm.arc.sources import load_sources
+from etrm.arc.sources import Loaded, load_sources
 from etrm.config.text import first_few
+from etrm.data.duplicates import drop_duplicates, drop_held_out
 from etrm.data.tables import TaskRecord, read_tasks, write_augmentations, write_tasks
 from etrm.errors import UserError
 
@@ -27,19 +28,21 @@ UP_TO = "up to rotation, reflection and colours"
 def prepare_tasks(data: DataConfig, out: Path) -> str:
     """Write tasks.parquet from the sources named in `data`; return a summary for the log.
 
-    Raises SourceError for bad sources and UserError for an empty split; nothing is written then.
+    Raises SourceError for bad sources, DuplicateError for tasks in two of them, and UserError for
+    an empty split; nothing is written then.
     """
-    records, summary = select_tasks(data)
+    records, sources, summary = select_tasks(data)
     records, overlaps = mark_overlaps(records)
-    write_tasks(out, records)
+    write_tasks(out, records, {name: source.identity for name, source in sources.items()})
     return "\n".join([*summary, *overlaps])
 
 
-def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
-    """Return the tasks of a study, and a line on each split.
+def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], dict[str, Loaded], list[str]]:
+    """Return the tasks of a study, their sources, and lines on what was kept and left out.
 
     Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
     (answers are not looked at), and of those as many as asked for, in the order of the sources.
+    Tasks of several sources are kept once (`data.duplicates`), tasks that are held out not at all.
     Validation tasks are set apart before training tasks are drawn (`draw_validation`). A draw
     depends on `seed` and the task ids alone, and a larger number keeps the tasks of a smaller one.
     Raises as `prepare_tasks`.
@@ -52,32 +55,57 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], list[str]]:
             f"data.training and data.evaluation name {found}, expected each source once"
         )
     max_side = MAX_SIDE if data.max_side is None else data.max_side
-    tasks = load_sources({name: data.sources[name] for name in named})
+    sources = load_sources({name: data.sources[name] for name in named}, data.max_side)
+    summary = [line for name in named for line in _summary_of_source(name, sources[name])]
     # From all that the sources hold to those small enough, to as many as asked for.
     loaded = {
-        split: [TaskRecord(task, name, split) for name in names for task in tasks[name]]
+        split: [TaskRecord(task, name, split) for name in names for task in sources[name].tasks]
         for split, names in (("training", data.training), ("evaluation", data.evaluation))
     }
-    small = {s: [r for r in of if _visible_side(r) <= max_side] for s, of in loaded.items()}
-    evaluation = _draw(small["evaluation"], data.evaluation_tasks, data.seed)
-    validation = draw_validation(small["training"], evaluation, data)
+    small = {s: [r for r in of if visible_side(r.task) <= max_side] for s, of in loaded.items()}
+    once = {}
+    for split, of in small.items():
+        once[split], lines = drop_duplicates(of, split, data.duplicates)
+        summary += lines
+    evaluation = _draw(once["evaluation"], data.evaluation_tasks, data.seed)
+    training, lines = drop_held_out(once["training"], evaluation)
+    summary += lines
+    validation = draw_validation(training, evaluation, data)
     apart = {record.task.id for record in validation}
-    rest = [record for record in small["training"] if record.task.id not in apart]
+    rest = [record for record in training if record.task.id not in apart]
     kept = {"training": _draw(rest, data.training_tasks, data.seed), "evaluation": evaluation}
+    both = len(once["training"]) - len(training)
+    gone = {"training": f", {both} of them held out, {len(apart)} of them for validation"}
     for split, of in loaded.items():
         if getattr(data, split) and not kept[split]:
-            held_out = f", {len(apart)} of them for validation" if split == "training" else ""
-            raise UserError(
-                f"no {split} task left: {len(small[split])} of {len(of)} tasks have demos and query"
-                f" inputs with sides up to data.max_side = {max_side}{held_out} (the smallest task"
-                f" has {min(map(_visible_side, of))}), and data.{split}_tasks keeps none of the"
-                " rest; change these limits"
-            )
+            raise _none_left(split, of, len(small[split]), max_side, gone.get(split, ""))
     among = {s: f"{len(small[s])} small enough of {len(of)}" for s, of in loaded.items()}
-    among["validation"] = f"{_wanted(small['training'], data)} asked for"
+    among["validation"] = f"{_wanted(training, data)} asked for"
     splits = {"training": kept["training"], "validation": validation, "evaluation": evaluation}
-    summary = [_summary(split, of, among[split]) for split, of in splits.items() if of]
-    return [record for of in splits.values() for record in of], summary
+    summary += [_summary(split, of, among[split]) for split, of in splits.items() if of]
+    return [record for of in splits.values() for record in of], sources, summary
+
+
+def _none_left(
+    split: str, of: Sequence[TaskRecord], small: int, max_side: int, gone: str
+) -> UserError:
+    smallest = min(visible_side(record.task) for record in of)
+    return UserError(
+        f"no {split} task left: {small} of {len(of)} tasks have demos and query inputs with sides"
+        f" up to data.max_side = {max_side}{gone} (the smallest task has {smallest}), and"
+        f" data.{split}_tasks keeps none of the rest; change these limits"
+    )
+
+
+def _summary_of_source(name: str, source: Loaded) -> list[str]:
+    """Return a line on a source, and one on each reason for which it left tasks out."""
+    what, identity = f"{len(source.tasks)} tasks, read from {source.origin}", source.identity
+    revision = identity["revision"] or f"no known revision, content {identity['content'][:16]}"
+    lines = [f"{name}: {what}: {revision}"]
+    for expected, count in identity["skipped"].items():
+        first = next(problem for problem in source.skipped if problem.expected == expected)
+        lines.append(f"{name}: {count} left out, expected {expected}; the first: {first}")
+    return lines
 
 
 def _summary(split: str, kept: Sequence[TaskRecord], among: str) -> str:
@@ -119,13 +147,7 @@ def _wanted(training: Sequence[TaskRecord], data: DataConfig) -> int:
 def _stratum(record: TaskRecord) -> tuple[str, int, int]:
     """Return source, size (sides up to 10, 20 or 30 cells) and number of pairs of a task."""
     task = record.task
-    return record.source, (_visible_side(record) + 9) // 10, len(task.demos) + len(task.queries)
-
-
-def _visible_side(record: TaskRecord) -> int:
-    """Return the largest side of any grid of a task but the answers."""
-    grids = demo_grids(record.task.demos) + [query.input for query in record.task.queries]
-    return max(max(grid.shape) for grid in grids)
+    return record.source, (visible_side(task) + 9) // 10, len(task.demos) + len(task.queries)
 
 
 def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskRecord]:

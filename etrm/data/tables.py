@@ -8,6 +8,7 @@ Column by column, the meaning is in `TASKS_SCHEMA` and `AUGMENTATIONS_SCHEMA`, a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,6 +27,7 @@ from etrm.storage.files import write_table_atomic
 # Of the tasks of a study. Evaluation is held out for the score; validation, which is of the
 # training sources, for the choice of experiments.
 SPLITS = ("training", "validation", "evaluation")
+SOURCES = b"etrm_sources"  # metadata of tasks.parquet: the sources that it was made of, as JSON
 DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
@@ -100,8 +102,13 @@ class TaskRecord:
     answer_of: str | None = None  # one of which it holds a labelled test pair
 
 
-def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
-    """Write tasks.parquet, atomically; the same records give the same bytes."""
+def write_tasks(
+    path: Path, records: Iterable[TaskRecord], sources: Mapping[str, Any] | None = None
+) -> None:
+    """Write tasks.parquet, atomically; the same records and sources give the same bytes.
+
+    `sources`: the identity of each (`etrm.arc.sources.Loaded`), which `read_sources` returns.
+    """
     names, rows = TASKS_SCHEMA.names, []  # one row a pair
     for record in records:
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
@@ -110,7 +117,14 @@ def write_tasks(path: Path, records: Iterable[TaskRecord]) -> None:
                 marks = (record.duplicate_of, record.answer_of)
                 row = (*place, *_cells(pair.input), *_cells(pair.output), *marks)
                 rows.append(dict(zip(names, row, strict=True)))
-    write_table_atomic(path, pa.Table.from_pylist(rows, TASKS_SCHEMA))
+    about = {**(TASKS_SCHEMA.metadata or {}), SOURCES: json.dumps(dict(sources or {}))}
+    write_table_atomic(path, pa.Table.from_pylist(rows, TASKS_SCHEMA.with_metadata(about)))
+
+
+def read_sources(path: Path) -> dict[str, dict[str, Any]]:
+    """Return source name → its identity, of a tasks.parquet that `read_tasks` reads."""
+    about = pq.read_schema(path).metadata or {}
+    return dict(json.loads(about.get(SOURCES, b"{}")))
 
 
 def _cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | None]:

@@ -223,7 +223,18 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
     places = [view.run.get("environment") or {} for view in views]
     named = distinct(_environment(place) for place in places if place.get("kind"))
     lines += ["", f"Versions: {known or NONE}"]
+    sources = views[-1].run.get("sources") or {}
+    read = [f"- `{name}`: {_source(source)}" for name, source in sources.items()]
+    lines += ["", "Sources of tasks:", "", *read] if read else []
     return [*lines, "", f"Environment: {'; '.join(named) or NONE}"]
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """Return revision and numbers of tasks of a source, as in `run.json`."""
+    revision = source["revision"] or f"no known revision, content `{source['content'][:16]}`"
+    skipped = sum(source["skipped"].values())
+    left_out = f", {skipped} left out for problems" if skipped else ""
+    return f"{revision}; {source['tasks']} tasks{left_out}"
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

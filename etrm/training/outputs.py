@@ -34,11 +34,17 @@ class OutputError(UserError):
 
 
 def run_record(
-    recorder: Recorder, parent: Parent | None, loaded: Json | None, data: Json, key: str
+    recorder: Recorder,
+    parent: Parent | None,
+    loaded: Json | None,
+    data: Json,
+    sources: Json,
+    key: str,
 ) -> Json:
     """Return the content of `run.json` without the digest of the weights.
 
-    `loaded`: the report of the parent's weights; `data`: digests of the tables.
+    `loaded`: the report of the parent's weights; `data`: digests of the tables; `sources`: the
+    identity of those that the tasks came from.
     """
     trainer, run, ranks = recorder.trainer, recorder.trainer.run, recorder.ranks
     tasks, code = trainer.corpus.tasks, train_code(run.context.source)
@@ -76,6 +82,7 @@ def run_record(
         "stopped_early": recorder.stop_reason,
         "health": recorder.events,
         "data": data,
+        "sources": sources,
         "key": key,
     }
 

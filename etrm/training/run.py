@@ -19,7 +19,7 @@ import torch
 from etrm.config.execution import ExecutionConfig, TrackingConfig
 from etrm.config.load import plain
 from etrm.config.study import RunConfig
-from etrm.data.tables import read_tasks
+from etrm.data.tables import read_sources, read_tasks
 from etrm.runtime.distributed import Ranks
 from etrm.runtime.interruption import Interruption
 from etrm.runtime.progress import Progress
@@ -106,7 +106,7 @@ def train_run(
             recorder.resume()
         with progress:
             train(trainer, recorder)
-        record = run_record(recorder, parent, loaded, data, key)
+        record = run_record(recorder, parent, loaded, data, read_sources(paths.tasks), key)
         write_outputs(paths.out, record, recorder)
         if not ranks.is_rank_zero:
             return {}

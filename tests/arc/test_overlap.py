@@ -78,7 +78,9 @@ def test_overlaps_of_the_public_sets(
     def load(name: str) -> list[Task]:
         stem = f"{arc}/arc-agi_{name}"
         files = (f"{stem}_challenges.json", f"{stem}_solutions.json")
-        return load_sources({name: KaggleSource(challenges=files[0], solutions=files[1])})[name]
+        return load_sources({name: KaggleSource(challenges=files[0], solutions=files[1])})[
+            name
+        ].tasks
 
     seen = SeenContent.of(task for name in ours for task in load(name))
     overlaps = seen.find_touched(load(theirs))

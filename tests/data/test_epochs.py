@@ -189,7 +189,7 @@ def two_variants() -> Variants:
 def arc_corpus(arc: Path) -> tuple[Corpus, tuple[str, ...]]:
     """All tasks of the official ARC-AGI-1 data set, and those of its test set."""
     sources = {name: source(arc, name) for name in ("training", "evaluation", "concept")}
-    loaded = load_sources(sources)
+    loaded = {name: source.tasks for name, source in load_sources(sources).items()}
     loaded["evaluation"] = [hide_answers(task) for task in loaded["evaluation"]]
     tasks = [task for name in sources for task in loaded[name]]
     held_out = tuple(task.id for task in loaded["evaluation"])

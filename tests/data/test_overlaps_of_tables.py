@@ -14,7 +14,7 @@ from etrm.arc.task import Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.data.prepare import mark_overlaps
-from etrm.data.tables import TaskRecord, write_tasks
+from etrm.data.tables import TaskRecord, read_tasks, write_tasks
 from etrm.evaluation.run import evaluate_run
 from etrm.report.experiment_record import record
 from etrm.report.run_view import load_run
@@ -101,6 +101,18 @@ def test_answers_that_were_trained_on_are_said(tmp_path: Path) -> None:
     assert found["table"] == "transductive: evaluation demos seen, test outputs of 1 seen"
     assert "test outputs of 1 seen" in found["text"]
     assert "test outputs of 1 too" in found["record"]
+
+
+def test_results_name_the_revision_of_their_tasks(tmp_path: Path) -> None:
+    paths = write_study(tmp_path, OURS, HELD_OUT)
+    known = {"revision": "A (1f2e)", "content": "ab" * 16, "tasks": 7, "skipped": {"x": 2, "y": 1}}
+    sources = {"ours": known, "theirs": {**known, "revision": None, "skipped": {}}}
+    write_tasks(paths.tasks, read_tasks(paths.tasks), sources)
+    trained = train_run(make_run("standard", train={"steps": 1}), paths, OFF, device="cpu")
+    assert trained["sources"] == sources
+    text = record([load_run(paths.out)])
+    assert "- `ours`: A (1f2e); 7 tasks, 3 left out for problems\n" in text
+    assert f"- `theirs`: no known revision, content `{'ab' * 8}`; 7 tasks\n" in text
 
 
 def test_a_refused_parent_comes_with_an_advice_that_helps(tmp_path: Path) -> None:

@@ -15,11 +15,17 @@ import pytest
 from etrm.arc.augment import Augmentation
 from etrm.arc.sources import SourceError
 from etrm.arc.task import Pair, Task
-from etrm.config.sources import FolderSource
+from etrm.config.sources import FolderSource, KaggleSource
 from etrm.config.study import DataConfig
-from etrm.data.prepare import prepare_augmentations, prepare_tasks
+from etrm.data.duplicates import DuplicateError
+from etrm.data.prepare import (
+    mark_overlaps,
+    prepare_augmentations,
+    prepare_tasks,
+    select_tasks,
+)
 from etrm.data.seen_tasks import find_touched, seen_tasks
-from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
+from etrm.data.tables import TaskRecord, read_augmentations, read_sources, read_tasks
 
 
 def write_source(folder: Path, tasks: Sequence[Task]) -> FolderSource:
@@ -150,7 +156,7 @@ def test_names_that_cannot_be_meant(
 
 def test_the_summary_counts_tasks_and_pairs(data: DataConfig, tmp_path: Path) -> None:
     summary = prepare_tasks(replace(data, max_side=4, evaluation_tasks=5), tmp_path / "t.parquet")
-    assert summary.splitlines() == [
+    assert summary.splitlines()[3:] == [  # after a line on each source
         "training: 11 tasks kept of 11 small enough of 22; 22 demos, 11 queries",
         "evaluation: 5 tasks kept of 10 small enough of 20; 10 demos, 5 queries",
     ]
@@ -186,6 +192,118 @@ def test_the_summary_names_tasks_with_few_variants(tmp_path: Path) -> None:
         "9 augmented puzzles of 1 tasks",
         "1 tasks have fewer than 1,000 distinct: dot (9)",
     ]
+
+
+# --- tasks of several sources ---
+
+
+def renamed(name: str, task: Task) -> Task:
+    return replace(task, id=name)
+
+
+def two_sources(folder: Path) -> DataConfig:
+    """Tasks x, y, z; then x of other content, y turned and recoloured as `other`, and `new`."""
+    first = [task_of_side(name, 4) for name in "xyz"]
+    turned = Augmentation(1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1)).apply_to_task(first[1])
+    moved = replace(turned, demos=turned.queries, queries=turned.demos)  # as revisions of ARC do
+    second = [renamed("x", task_of_side("q", 4)), renamed("other", moved), task_of_side("new", 4)]
+    held_out = [task_of_side("held", 4), renamed("z", task_of_side("r", 4))]
+    sources = {
+        "one": write_source(folder / "one", first),
+        "two": write_source(folder / "two", second),
+        "held_out": write_source(folder / "held_out", held_out),
+    }
+    return DataConfig(sources, ("one", "two"), ("held_out",), validation_tasks=0)
+
+
+def test_tasks_of_two_sources_are_an_error_by_default(tmp_path: Path) -> None:
+    with pytest.raises(DuplicateError, match=r"data\.duplicates: first") as caught:
+        prepare_tasks(two_sources(tmp_path), tmp_path / "t.parquet")
+    [line] = caught.value.lines
+    assert "other (is y), x" in line
+    data = replace(two_sources(tmp_path / "2"), training=("one",), evaluation=("held_out", "two"))
+    assert ids(prepared(data, tmp_path / "t.parquet"), "evaluation") == [
+        "held",
+        "z",
+        "new",
+        "other",
+        "x",
+    ]
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_the_first_source_keeps_the_tasks_of_both(tmp_path: Path, order: tuple[str, str]) -> None:
+    """By id, and by content up to augmentation; held-out tasks are in none of them."""
+    data = replace(two_sources(tmp_path), training=order, duplicates="first")
+    records = prepared(data, tmp_path / "t.parquet")
+    kept = {record.task.id: record.source for record in records if record.split == "training"}
+    if order == ("one", "two"):
+        assert kept == {"x": "one", "y": "one", "new": "two"}
+    else:
+        assert kept == {"x": "two", "other": "two", "new": "two"}
+    assert ids(records, "evaluation") == ["held", "z"]
+
+
+def test_a_source_may_hold_a_task_twice(tmp_path: Path) -> None:
+    task = task_of_side("a", 4)
+    source = write_source(tmp_path / "s", [task, renamed("b", task)])
+    other = write_source(tmp_path / "o", [task_of_side("c", 4)])
+    data = DataConfig({"s": source, "o": other}, ("s", "o"), (), validation_tasks=0)
+    assert ids(prepared(data, tmp_path / "t.parquet")) == ["a", "b", "c"]
+
+
+def test_held_out_ids_are_left_out_and_counted(tmp_path: Path) -> None:
+    data = replace(two_sources(tmp_path), training=("one",))
+    *_, summary = select_tasks(data)
+    assert sum("left out 1 task (1 of other content under the same id)" in s for s in summary) == 1
+    everything = replace(data, training=("held",), evaluation=("held_out",))
+    same = write_source(tmp_path / "same", [task_of_side("held", 4)])
+    everything = replace(everything, sources={**data.sources, "held": same})
+    with pytest.raises(ValueError, match=r"no training task left: 1 of 1 .* 1 of them held out"):
+        select_tasks(everything)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "left", "of_arc_2"), [("evaluation", 631, 233), ("evaluation2", 1008, 608)]
+)
+def test_both_training_sets_of_arc_are_one_line(
+    arc: Path, held_out: str, left: int, of_arc_2: int
+) -> None:
+    stems = {name: f"{arc}/arc-agi_{name}" for name in ("training", "training2", held_out)}
+    sources = {
+        name: KaggleSource(challenges=f"{s}_challenges.json", solutions=f"{s}_solutions.json")
+        for name, s in stems.items()
+    }
+    data = DataConfig(sources, ("training", "training2"), (held_out,), validation_tasks=0)
+    records, _ = mark_overlaps(select_tasks(replace(data, duplicates="first"))[0])
+    strict = [r.source for r in records if r.split == "training" and r.duplicate_of is None]
+    assert (len(strict), strict.count("training2")) == (left, of_arc_2)
+
+
+# --- tasks with problems, and sources in the table ---
+
+
+def test_the_size_filter_comes_before_the_size_check(tmp_path: Path) -> None:
+    tasks = [task_of_side("small", 4), task_of_side("large", 45)]
+    data = DataConfig({"s": write_source(tmp_path / "s", tasks)}, ("s",), (), max_side=12)
+    assert ids(prepared(replace(data, validation_tasks=0), tmp_path / "t.parquet")) == ["small"]
+    with pytest.raises(SourceError, match="45 rows"):
+        prepare_tasks(replace(data, max_side=None), tmp_path / "t.parquet")
+
+
+def test_the_table_names_its_sources_and_the_tasks_left_out(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "s", [task_of_side("a", 4), task_of_side("b", 4)])
+    (tmp_path / "s/bad.json").write_text('{"train": [], "test": []}')
+    data = DataConfig({"s": replace(source, problems="skip")}, ("s",), (), validation_tasks=0)
+    summary = prepare_tasks(data, tmp_path / "t.parquet")
+    about = read_sources(tmp_path / "t.parquet")["s"]
+    assert (about["tasks"], about["skipped"]) == (2, {"a list of at least one pair": 1})
+    assert f"the first: {tmp_path}/s/bad.json: task bad, train" in summary
+    # Where they lie and how they are written is none of the table.
+    moved = replace(data, sources={"s": replace(source, path=str(tmp_path / "m"), problems="skip")})
+    (tmp_path / "s").rename(tmp_path / "m")
+    prepare_tasks(moved, tmp_path / "u.parquet")
+    assert (tmp_path / "t.parquet").read_bytes() == (tmp_path / "u.parquet").read_bytes()
 
 
 # --- training tasks that touch a held-out one ---

@@ -70,7 +70,7 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
                 [n for n in names if n not in missing] for names in (data.training, data.evaluation)
             )
             training, evaluation = map(tuple, there)
-            records, _ = select_tasks(replace(data, training=training, evaluation=evaluation))
+            records, *_ = select_tasks(replace(data, training=training, evaluation=evaluation))
     except (ValueError, OSError):  # the stage `tasks` reports it
         return Sizes(missing=tuple(missing.values()))
     held_out = [record.task for record in records if record.split == "evaluation"]
