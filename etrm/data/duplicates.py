@@ -66,7 +66,8 @@ def drop_held_out(
 ) -> tuple[list[TaskRecord], list[str]]:
     """Return the training tasks without the ids of held-out tasks, and a line on the others.
 
-    Those under another id are marked by their content (`etrm.data.prepare.mark_overlaps`).
+    Such a task counts as the held-out one whatever its content. Those under another id are marked
+    by their content (`etrm.data.prepare.mark_overlaps`).
     """
     ids = {record.task.id: record for record in held_out}
     kept = [record for record in training if record.task.id not in ids]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from etrm.config.study import DataConfig
 
 MAX_NAMED = 10  # tasks named in a summary
+MAX_LINES = 50  # on tasks that touch held-out ones; the table has them all
 UP_TO = "up to rotation, reflection and colours"
 
 
@@ -211,6 +212,10 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
                 f"training tasks {', '.join(overlap.together)} hold all demos of held-out task"
                 f" {hidden} between them, {UP_TO}: left out of strict training"
             )
+    lines = first_few(lines, MAX_LINES)
+    if duplicate_of:  # which `answer_of` is a part of
+        counts = f"{len(duplicate_of)}, {len(answer_of)} of them of all training"
+        lines.insert(0, f"training tasks left out of strict training by content: {counts}")
     marked = [
         replace(r, duplicate_of=duplicate_of.get(r.task.id), answer_of=answer_of.get(r.task.id))
         if r.split == "training"

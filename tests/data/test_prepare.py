@@ -337,6 +337,7 @@ def test_a_held_out_task_under_another_id_is_marked_and_reported(tmp_path: Path)
     hidden = Task("hidden", (*turned.queries, turned.demos[0]), turned.demos[1:])
     summary = prepare_study(tmp_path, [hidden, task_of_side("other", 4)], [held_out])
     assert "training task hidden holds a test pair of held-out task held" in summary
+    assert "left out of strict training by content: 1, 1 of them of all training" in summary
     assert marks(tmp_path / "t.parquet") == {"hidden": ("held", "held")}
 
 

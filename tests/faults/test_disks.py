@@ -27,7 +27,7 @@ from jobs import (
 
 from etrm.config.load import plain, read_study
 from etrm.storage.digests import code_digest, run_key, train_code
-from etrm.storage.files import file_digest
+from etrm.storage.files import table_digest
 from etrm.study.layout import Layout, Run
 
 LOST = "36 steps are lost"
@@ -61,7 +61,7 @@ class Disks:
         """The folder of the run's states."""
         layout = Layout(read_study(self.scene.study.config))
         config = plain(layout.config_of(Run("etrm", "overfit", 0)))
-        tables = [file_digest(path) for path in (layout.tasks, layout.augmentations)]
+        tables = [table_digest(path) for path in (layout.tasks, layout.augmentations)]
         key = run_key(config, tables, None, code_digest(*train_code("standard")))
         return self.scene.study.state / key[:16]
 

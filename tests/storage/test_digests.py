@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from etrm.storage.digests import (
@@ -21,7 +22,7 @@ from etrm.storage.digests import (
     run_key,
     source_file,
 )
-from etrm.storage.files import file_digest
+from etrm.storage.files import file_digest, table_digest, write_table_atomic
 
 
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:
@@ -34,6 +35,20 @@ def test_digests_do_not_depend_on_the_order_of_keys() -> None:
 def test_the_digest_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     assert file_digest(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_the_digest_of_a_table_is_of_its_values_alone(tmp_path: Path) -> None:
+    def written(values: list[int], about: str) -> list[str]:
+        schema = pa.schema([pa.field("n", pa.int64(), metadata={"description": about})])
+        table = pa.table({"n": values}, schema.with_metadata({"sources": about}))
+        write_table_atomic(tmp_path / "t.parquet", table)
+        return [of(tmp_path / "t.parquet") for of in (table_digest, file_digest)]
+
+    first, second, other = written([1, 2], "a"), written([1, 2], "another"), written([1, 3], "a")
+    assert first[0] == second[0] != other[0]
+    assert first[1] != second[1]
+    (tmp_path / "damaged").write_bytes(b"content")
+    assert table_digest(tmp_path / "damaged") == file_digest(tmp_path / "damaged")
 
 
 # --- code ---

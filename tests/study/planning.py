@@ -24,7 +24,7 @@ from etrm.storage.digests import (
     score_code,
     train_code,
 )
-from etrm.storage.files import file_digest
+from etrm.storage.files import file_digest, table_digest
 from etrm.storage.result_cache import RUN_FILES, SCORE_FILES, cache_result
 from etrm.study.layout import Layout, Run
 
@@ -96,7 +96,7 @@ def trained(layout: Layout, run: Run, cached: bool = True, **changes: Any) -> Pa
     if parent is not None:
         weights = file_digest(layout.folder(parent) / "model.safetensors")
     code = train_code(config["context"]["source"])
-    data = {p.stem: file_digest(p) for p in (layout.tasks, layout.augmentations)}
+    data = {p.stem: table_digest(p) for p in (layout.tasks, layout.augmentations)}
     record = {
         **{"experiment": run.experiment, "stage": run.stage, "seed": run.seed},
         **{"kind": "trm" if run == STRICT else "etrm", "split": config["split"]},

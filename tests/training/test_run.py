@@ -29,7 +29,7 @@ from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 from etrm.storage.checkpoint import CheckpointError, load_weights, save_state
-from etrm.storage.files import file_digest
+from etrm.storage.files import table_digest
 from etrm.training.build import hide_answers, training_data
 from etrm.training.initial_weights import LeakError
 from etrm.training.outputs import OutputError
@@ -125,7 +125,7 @@ def test_a_run_leaves_its_folder(source: str, paths: RunPaths) -> None:
         "tasks": TRAINING,
         "parents": [],
         "init": None,
-        "data": {name: file_digest(getattr(paths, name)) for name in ("tasks", "augmentations")},
+        "data": {name: table_digest(getattr(paths, name)) for name in ("tasks", "augmentations")},
     }
     assert {name: record[name] for name in expected} == expected
     assert record["seen_tasks"]["ids"] == TRAINING
