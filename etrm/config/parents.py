@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from etrm.config.schema import ConfigProblem, unknown_key
-from etrm.config.study import ExperimentConfig
+from etrm.config.study import ExperimentConfig, ModelConfig
 from etrm.config.sweep import Expansion
 
 INIT = "decoder.init"
-# Sizes that a decoder must share with the one whose weights it starts from: all but the number of
-# context tokens, which no weight depends on and which is an encoder's to choose.
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of checkpoint files; others need a /
+# Settings that a decoder must share with the one whose weights it starts from: all but the number
+# of context tokens, which no weight depends on and which is an encoder's to choose.
 DECODER_SIZES = (
     *("width", "heads", "layers", "expansion", "H_cycles", "L_cycles", "positions", "rope_theta"),
 )
+# What other codes for TRM have an option for and we have not, under their names of it: our value.
+FIXED = {
+    "architecture": "trm",  # of official TRM's others, `trm_singlez` has tensors of the same names
+    "mlp_t": False,
+    "rms_norm_eps": 1e-5,
+    "no_ACT_continue": True,  # a sample halts by its q-halt logit alone
+    "loss_type": "stablemax_cross_entropy",
+    "seq_len": 900,
+    "pad_value": 0,
+}
 
 
-def names_file(init: str) -> bool:
-    """Return whether `decoder.init` names a file or folder, rather than an experiment."""
-    return "/" in init or init[:1] == "~" or Path(init).suffix in (".pt", ".safetensors")
+def names_file(init: str, experiments: Collection[str]) -> bool:
+    """Return whether `decoder.init` names a file or folder, rather than one of `experiments`.
+
+    The name of an experiment stays one, whatever files there are; a typing error in it is a path
+    only where there is something of that name.
+    """
+    if init in experiments:
+        return False
+    looks_like_one = "/" in init or init[:1] == "~" or Path(init).suffix in SUFFIXES
+    return looks_like_one or os.path.exists(init)  # no error for a name that no file can have
+
+
+def decoder_differences(theirs: Mapping[str, Any], model: ModelConfig) -> dict[str, str]:
+    """Return the settings that change the computation and are not those of `model`, with both.
+
+    `theirs` are the settings that weights were trained with, as far as they are known.
+    """
+    ours = {**{name: getattr(model, name) for name in DECODER_SIZES}, **FIXED}
+    return {
+        name: f"{name} {str(theirs[name])[:60]} there and {here} here"
+        for name, here in ours.items()
+        if name in theirs and theirs[name] != here
+    }
 
 
 def unknown_parent(
@@ -29,7 +61,7 @@ def unknown_parent(
     """Return the problem of an experiment that cannot be read and names a parent not `known`."""
     decoder = merged.get("decoder")
     init = decoder.get("init") if isinstance(decoder, Mapping) else None
-    if not isinstance(init, str) or not init or init in known or names_file(init):
+    if not isinstance(init, str) or not init or init in known or names_file(init, known):
         return []
     return [] if expansion.may_have(init) else [unknown_experiment(INIT, init, known, expansion)]
 
@@ -48,14 +80,16 @@ def parent_problems(
     """
     config = experiments[name]
     init = config.decoder.init
-    if init is None or init in unread or names_file(init) or expansion.may_have(init):
+    if init is None or init in unread or expansion.may_have(init):
+        return []
+    if names_file(init, {*experiments, *expansion.sweeps}):
         return []
     known = [other for other, config in experiments.items() if config.is_trm]
     if init not in known:
         return [unknown_experiment(INIT, init, known, expansion, "pretraining experiment")]
     parent, found = experiments[init], []
-    sizes = [(k, getattr(config.model, k), getattr(parent.model, k)) for k in DECODER_SIZES]
-    differ = [f"{k} {here} here and {there} there" for k, here, there in sizes if here != there]
+    differences = decoder_differences(vars(parent.model), config.model).items()
+    differ = [text for name, text in differences if name not in config.decoder.init_differs]
     if differ:
         expected = f"the decoder sizes of {init!r}, whose weights it starts from"
         found.append(ConfigProblem(INIT, ", ".join(differ), expected))

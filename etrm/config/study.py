@@ -170,14 +170,22 @@ class ModelConfig:
         return [ConfigProblem("width", found, f"a multiple of {part} × heads")]
 
 
+# Settings of a decoder that no tensor's shape tells; the latter are other codes' names.
+MAY_DIFFER = (
+    *("heads", "expansion", "H_cycles", "L_cycles", "positions", "rope_theta", "rms_norm_eps"),
+    *("no_ACT_continue", "loss_type", "seq_len", "pad_value"),
+)
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """The decoder's first weights."""
 
     init: str | None = option(
-        "origin of the decoder's weights: the name of a pretraining experiment, the path of a run"
-        " folder of another study, or of an official TRM checkpoint (`.pt`, `.safetensors`; `~` is"
-        " the home directory); null: from scratch",
+        "origin of the decoder's weights: the name of a pretraining experiment; or the path of a"
+        " run folder of another study, of a checkpoint of official TRM (`step_…`, `.pt`, `.pth`,"
+        " `.safetensors`) or nano-trm (`.ckpt`), or of a folder with one checkpoint. A path has a"
+        " `/`, one of these endings, or exists; `~` is the home directory. null: from scratch",
         None,
         path=True,
     )
@@ -192,6 +200,13 @@ class DecoderConfig:
         "let a strict experiment start from a checkpoint of unknown origin; its scores are then"
         " marked `held-out: not proven`",
         False,
+    )
+    init_differs: tuple[str, ...] = option(
+        "settings in which those weights may have been trained otherwise, as the error about them"
+        " names them: they change what the weights compute, but no tensor's shape",
+        factory=tuple,
+        choices=MAY_DIFFER,
+        rule=NONE_TWICE,
     )
     init_sha256: str | None = option(
         "SHA-256 that the checkpoint file must have; null: any (it is recorded)", None

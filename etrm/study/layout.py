@@ -13,13 +13,13 @@ from typing import Any
 
 from etrm.arc.sources import task_files
 from etrm.config.load import plain, run_config
-from etrm.config.parents import names_file
 from etrm.config.sources import SourceConfig
 from etrm.config.study import RunConfig, StudyConfig
 from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
+from etrm.storage.first_weights import FirstWeights, find_first_weights
 from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
 
 SHARD_FILE = "predictions-shard-{shard}-of-{shards}.parquet"  # the fields are wildcards too
@@ -123,25 +123,32 @@ class Layout:
         scratch, or from a file or folder outside the study.
         """
         decoder = self.study.experiments[run.experiment].decoder
-        if decoder.init is None or names_file(decoder.init):
+        if decoder.init is None or decoder.init not in self.study.experiments:
             return None
         first = self.study.experiments[decoder.init].seeds[0]
         return Run(decoder.init, "pretrain", run.seed if decoder.init_seed == "same" else first)
 
     def parent_path(self, run: Run) -> Path | None:
-        """Return the run folder, or the official checkpoint, of a run's first weights."""
+        """Return the path of a run's first weights, as `find_first_weights` reads it."""
         parent, init = self.parent(run), self.study.experiments[run.experiment].decoder.init
         if parent is not None:
             return self.folder(parent)
         return None if init is None else Path(init)
 
+    def outside(self, run: Run) -> FirstWeights | None:
+        """Return a run's first weights from outside the study; None for any others.
+
+        Raises `ParentError` for a folder without a checkpoint, or with several.
+        """
+        path = None if self.parent(run) else self.parent_path(run)
+        return None if path is None else find_first_weights(path)
+
     def parent_files(self, run: Run) -> list[str]:
         """Return the files that hold a run's first weights; none for a run from scratch."""
-        path = self.parent_path(run)
-        if path is None:
-            return []
-        checkpoint = path.suffix in (".pt", ".safetensors")
-        return [str(path)] if checkpoint else [str(path / name) for name in RUN_FILES]
+        parent, outside = self.parent(run), self.outside(run)
+        if parent is not None:
+            return self.run_files(parent)
+        return [] if outside is None else list(map(str, outside.files))
 
     def strict_parents(self) -> list[str]:
         """Return the pretraining experiments of the study that never see a held-out task."""

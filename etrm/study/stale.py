@@ -18,7 +18,6 @@ from etrm.config.compare import changes, in_words
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
 from etrm.config.text import first_few
-from etrm.errors import UserError
 from etrm.storage import records
 from etrm.storage.digests import (
     code_digest,
@@ -30,16 +29,13 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest, table_digest
+from etrm.storage.first_weights import ParentError
 from etrm.storage.result_cache import LIST, RUN_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
 
 STATES = "step*.state"  # as `etrm.storage.checkpoint` names them
 SHOWN = 3  # differences of a kind in `differences`
-
-
-class ParentError(UserError):
-    """First weights from outside the study are missing."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +182,11 @@ class StudyStatus:
 
         Their content decides, not their time: a file may be replaced by one of the same age.
         """
-        path = self.layout.parent_path(run)
-        if path is None or self.layout.parent(run) is not None:
+        first = self.layout.outside(run)
+        if first is None:
             return None
-        return _json(path / "run.json").get("weights_sha256") or _digest(path)
+        record = {} if first.run is None else _json(first.run / "run.json")
+        return record.get("weights_sha256") or _digest(first.file)
 
     def verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
         """Return the verdict on the overfit run that is there.
@@ -227,15 +224,17 @@ def check_records(layout: Layout) -> None:
     """
     for run in layout.runs():
         folders = [layout.folder(run)]
-        if layout.parent(run) is None:
-            files = map(Path, layout.parent_files(run))
-            missing = [path for path in files if not path.is_file()]
-            if missing:
-                raise ParentError(
-                    f"experiments.{run.experiment}.decoder.init: found no file {missing[0]},"
-                    " expected a run folder of another study, or a checkpoint of official TRM"
-                )
-            folders += filter(None, [layout.parent_path(run)])
+        try:
+            first = layout.outside(run)
+        except ParentError as error:
+            raise ParentError(f"experiments.{run.experiment}.decoder.init: {error}") from None
+        missing = [path for path in (first.files if first else ()) if not path.is_file()]
+        if missing:
+            raise ParentError(
+                f"experiments.{run.experiment}.decoder.init: found no file {missing[0]}, expected"
+                " a run folder of another study, or a checkpoint of official TRM"
+            )
+        folders += [first.run] if first and first.run else []
         for folder in folders:
             if (folder / "run.json").is_file():
                 records.read_run(folder)

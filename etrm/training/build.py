@@ -40,7 +40,7 @@ def build_trainer(
     model = build_model(run, corpus.num_puzzles).to(ranks.device)
     report = None
     if parent is not None:
-        report = load_initial_weights(model.decoder, parent, run.decoder.weights, run.model)
+        report = load_initial_weights(model.decoder, parent, run)
     validation = validation_data(run, *tables, parent, ranks.device)
     return Trainer(run, model, corpus, episodes, ranks, execution, None, validation), report
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from etrm.storage.checkpoint import CheckpointError, load_weights
 from etrm.storage.files import atomic_write
+from etrm.storage.first_weights import ENCODER, WEIGHTS
 from etrm.storage.official import TABLE, WRITTEN_PREFIX
-from etrm.training.initial_weights import WEIGHTS, read_parent
+from etrm.training.initial_weights import read_parent
 
 SUFFIXES = (".pt", ".safetensors")
-ENCODER = ".encoder"  # stands before the suffix of the second file
 
 
 def export(run_folder: Path, out: Path, which: str = "raw") -> dict[Path, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from torch import nn
 
 from etrm.arc.overlap import Overlap
 from etrm.arc.task import Task
-from etrm.config.parents import DECODER_SIZES
-from etrm.config.study import ModelConfig, RunConfig
+from etrm.config.parents import decoder_differences
+from etrm.config.study import MAY_DIFFER, RunConfig
 from etrm.config.text import first_few
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.errors import UserError
 from etrm.storage.checkpoint import CheckpointError, init_decoder
-from etrm.storage.official import check_sha256, decoder_weights
+from etrm.storage.first_weights import RECORD, find_first_weights
+from etrm.storage.official import check_sha256, decoder_weights, read_official, size_differences
+from etrm.storage.trained_with import CONFIG, KNOWABLE, NOTED, own_settings
 
-WEIGHTS = "model.safetensors"
+log = logging.getLogger(__name__)
 MAX_NAMED = 5  # tasks named in an error
 
 
@@ -54,28 +57,29 @@ class Parent:
 
 
 def read_parent(path: Path, sha256: str | None) -> Parent:
-    """Read the parent at a run folder, its `model.safetensors`, or an official checkpoint file.
+    """Read the parent at `path` (`etrm.storage.first_weights`).
 
     Raises `CheckpointError` for a file that is missing or has another digest than `sha256`, or
     than the run recorded of its weights; `DamagedFileError` for an incomplete `run.json`.
     """
-    folder = path if path.is_dir() else path.parent
-    weights = path / WEIGHTS if path.is_dir() else path
-    if not weights.is_file():
-        raise CheckpointError(f"{weights}: no such file, expected weights to start from")
-    found = check_sha256(weights, sha256)
-    # A `model.safetensors` beside a run.json is a run's own; all else is of unknown origin.
-    if weights.name != WEIGHTS or not (folder / "run.json").is_file():
-        if path.is_dir():
-            raise CheckpointError(f"{path}: found no run.json, expected a run folder")
-        return Parent(path, weights, found, None)
-    record = read_seen_run(folder)
+    first = find_first_weights(path)
+    if not first.file.is_file():
+        raise CheckpointError(f"{first.file}: no such file, expected weights to start from")
+    found = check_sha256(first.file, sha256)
+    if first.run is None:
+        return Parent(path, first.file, found, None)
+    if not (first.run / RECORD).is_file():
+        raise CheckpointError(
+            f"{path}: found no run.json, expected a run folder; name {first.file} where that is a"
+            " checkpoint of official TRM"
+        )
+    record = read_seen_run(first.run)
     if record["weights_sha256"] != found:
         raise CheckpointError(
-            f"{weights}: found SHA-256 {found}, expected {record['weights_sha256']} from its"
+            f"{first.file}: found SHA-256 {found}, expected {record['weights_sha256']} from its"
             " run.json: the file was changed or damaged; run its stage again"
         )
-    return Parent(folder, weights, found, record)
+    return Parent(first.run, first.file, found, record)
 
 
 def refuse_leak(
@@ -127,32 +131,67 @@ def _advice(
     return ", or ".join(advice or ["pretrain a strict TRM"])
 
 
-def load_initial_weights(
-    decoder: nn.Module, parent: Parent, which: str, model: ModelConfig
-) -> dict[str, Any]:
+def load_initial_weights(decoder: nn.Module, parent: Parent, run: RunConfig) -> dict[str, Any]:
     """Load a decoder's first weights; return names loaded, skipped and left new, for run.json.
 
-    Raises `CheckpointError` where sizes or cycles differ from those of `model`.
+    Raises `CheckpointError` where they were trained with another model than that of `run`.
     """
+    which = run.decoder.weights
     if parent.record is not None:  # one of our runs
-        theirs = parent.record["config"]["model"]
-        pairs = [(name, theirs[name], getattr(model, name)) for name in DECODER_SIZES]
-        differing = [f"{name} {its} there and {our} here" for name, its, our in pairs if its != our]
-        if differing:
-            raise CheckpointError(
-                f"{parent.path}: found another model: {', '.join(differing)}; expected the sizes"
-                " and cycles of the experiment"
-            )
-        report = {**init_decoder(decoder, parent.weights, which), "unchecked": []}
+        checked = _compare(parent, run, own_settings(parent.record["config"]))
+        report = init_decoder(decoder, parent.weights, which)
     else:
-        ours = decoder.state_dict()
-        given, skipped, unchecked = decoder_weights(parent.weights, ours, model)
-        decoder.load_state_dict(given, strict=False)  # an EMA file has no buffers
+        given, ours = read_official(parent.weights, which), decoder.state_dict()
+        sizes = size_differences(given.tensors, ours)
+        checked = _compare(parent, run, given.settings, sizes, KNOWABLE)
+        tensors, skipped = decoder_weights(parent.weights, given.tensors, ours)
+        decoder.load_state_dict(tensors, strict=False)  # an EMA file has no buffers
         report = {
-            "weights": "as in the file",
-            "loaded": [f"decoder.{n}" for n in ours if n in given],
+            "weights": "ema" if given.averaged else "as in the file",
+            "loaded": [f"decoder.{n}" for n in ours if n in tensors],
             "skipped": skipped,
-            "new": [f"decoder.{n}" for n in ours if n not in given],
-            "unchecked": unchecked,
+            "new": [f"decoder.{n}" for n in ours if n not in tensors],
         }
-    return {**report, "path": str(parent.weights), "sha256": parent.sha256}
+    return {**report, **checked, "path": str(parent.weights), "sha256": parent.sha256}
+
+
+def _compare(
+    parent: Parent,
+    run: RunConfig,
+    theirs: Mapping[str, Any],
+    sizes: Sequence[str] = (),
+    knowable: Sequence[str] = (),
+) -> dict[str, list[str]]:
+    """Return the differences that are allowed, and the `knowable` settings that nobody knows.
+
+    Both are logged. Raises `CheckpointError` for a difference that `decoder.init_differs` does not
+    name, and for the sizes that differ.
+    """
+    differ = decoder_differences(theirs, run.model)
+    refused = {name: t for name, t in differ.items() if name not in run.decoder.init_differs}
+    if sizes or refused:
+        names = ", ".join(name for name in refused if name in MAY_DIFFER)
+        raise CheckpointError(
+            f"{parent.path}: found another model: {', '.join([*sizes, *refused.values()])};"
+            " expected the sizes and cycles of the experiment: change its `model`, or take another"
+            f" checkpoint{f', or accept it by decoder.init_differs: [{names}]' if names else ''}"
+        )
+    ours = {
+        "context_tokens": run.model.context_tokens,
+        "max_steps": run.halting.max_steps,
+        "dtype": run.train.dtype,
+    }
+    allowed = list(differ.values()) + [
+        f"{name} {theirs[name]} there and {ours[name]} here"
+        for name in NOTED
+        if name in theirs and theirs[name] != ours[name]
+    ]
+    unchecked = [name for name in knowable if name not in theirs]
+    if allowed:
+        log.warning("%s: trained with %s", parent.path, ", ".join(allowed))
+    if unchecked:
+        log.warning(
+            "%s: nobody knows whether these are those of the experiment: %s (no %s beside it)",
+            *(parent.path, ", ".join(unchecked), CONFIG),
+        )
+    return {"differs": allowed, "unchecked": unchecked}

@@ -257,7 +257,7 @@ def test_a_parent_with_problems_of_its_own_is_not_called_unknown() -> None:
 def test_decoders_must_have_the_same_sizes(key: str, value: object) -> None:
     found = wrong(experiments__etrm__model={key: value})
     line = found["experiments.etrm.decoder.init"]
-    assert f"{key} {value} here and " in line
+    assert f" there and {value} here" in line[line.index(f"{key} ") :]
     assert "the decoder sizes of 'trm'" in line
 
 

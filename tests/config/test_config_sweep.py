@@ -351,7 +351,7 @@ LINES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         one(width=axis("model.width", [32, 64]), explore=EXPLORE),
-        *("sweep.width.values.64", "width 64 here and 32 there at decoder.init"),
+        *("sweep.width.values.64", "width 32 there and 64 here at decoder.init"),
     ),
     (
         one(init=axis("decoder.init", ["tmr", None]), explore=EXPLORE),

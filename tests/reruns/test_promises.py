@@ -222,3 +222,15 @@ def test_first_weights_that_are_not_there_are_named(study: Path) -> None:
     assert run.returncode != 0
     expected = "experiments.two.decoder.init: found no file data/none.pt, expected a run folder"
     assert expected in " ".join((run.stdout + run.stderr).split())
+
+
+@pytest.mark.parametrize("init", ["data/trm/step_518071", "data/trm", "data/trm/last.ckpt"])
+def test_a_checkpoint_under_any_name_is_planned(study: Path, init: str) -> None:
+    """By `snakemake -n` and `etrm plan`, which open no checkpoint, as by training."""
+    name = "step_518071" if init == "data/trm" else Path(init).name
+    (study / "data/trm").mkdir(parents=True)
+    (study / "data/trm" / name).write_bytes(b"weights")
+    changed(study, two={"decoder": {"init": init}})
+    told = jobs_of(snakemake(study, "-n"))
+    assert ("train_overfit", "two", 0) in told
+    assert planned_jobs(study) == told

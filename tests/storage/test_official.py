@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ from etrm.cli import main
 from etrm.config.execution import TrackingConfig
 from etrm.models.build import build_model
 from etrm.storage.checkpoint import CheckpointError, load_weights
+from etrm.storage.first_weights import ParentError
 from etrm.storage.official import read_official
 from etrm.storage.records import DamagedFileError
+from etrm.storage.trained_with import KNOWABLE
 from etrm.training.export import export
 from etrm.training.initial_weights import LeakError, load_initial_weights, read_parent
 from etrm.training.run import RunPaths, train_run
@@ -64,10 +67,12 @@ def decoder() -> torch.nn.Module:
     return build_model(make_run(seed=5), 1).decoder
 
 
-def start(path: Path, **model: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+def start(
+    path: Path, init: Any = MappingProxyType({}), **model: Any
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     module = decoder()
-    sizes = make_run(model=model).model
-    return module, load_initial_weights(module, read_parent(path, None), "ema", sizes)
+    run = make_run(model=model, decoder=init)
+    return module, load_initial_weights(module, read_parent(path, None), run)
 
 
 def flip_a_bit(path: Path, position: int) -> None:
@@ -83,7 +88,7 @@ def test_round_trip_is_bit_equal(run_folder: Path, tmp_path: Path, suffix: str, 
     (names,) = export(run_folder, out, which).values()
     assert list(tmp_path.iterdir()) == [out], "one file"
     assert all(name.startswith("_orig_mod.model.inner.") for name in names)
-    back = read_official(out)
+    back = read_official(out).tensors
     weights = load_weights(run_folder / "model.safetensors", which)
     for name, tensor in back.items():
         ours = "context.weights" if name == "puzzle_emb.weights" else f"decoder.{name}"
@@ -101,7 +106,7 @@ def test_round_trip_is_bit_equal(run_folder: Path, tmp_path: Path, suffix: str, 
 def test_prefixes_of_compilation_and_parallelism(
     checkpoint: Path, tmp_path: Path, prefix: str, suffix: str
 ) -> None:
-    tensors = {prefix + n: t for n, t in read_official(checkpoint).items()}
+    tensors = {prefix + n: t for n, t in read_official(checkpoint).tensors.items()}
     path = tmp_path / f"named.{suffix}"
     torch.save(tensors, path) if suffix == "pt" else save_file(tensors, path)
     module, report = start(path)
@@ -110,7 +115,9 @@ def test_prefixes_of_compilation_and_parallelism(
         assert torch.equal(tensor, expected.state_dict()[name])
     assert report["skipped"] == ["puzzle_emb.weights"]
     assert report["new"] == []
-    assert set(report["unchecked"]) == {"heads", "H_cycles", "L_cycles", "rope_theta"}
+    assert report["unchecked"] == list(KNOWABLE)
+    assert {"heads", "H_cycles", "positions", "no_ACT_continue"} < set(KNOWABLE)
+    assert report["differs"] == []
     assert len(report["sha256"]) == 64
 
 
@@ -141,7 +148,7 @@ def test_an_encoder_is_written_beside_its_decoder(
     files = export(etrm_folder, out, which)
     assert set(files) == {out, beside} == set(tmp_path.iterdir())
     weights = load_weights(etrm_folder / "model.safetensors", which, buffers=which == "raw")
-    decoder = {f"decoder.{name}": tensor for name, tensor in read_official(out).items()}
+    decoder = {f"decoder.{name}": tensor for name, tensor in read_official(out).tensors.items()}
     encoder = load_file(beside) if suffix == "safetensors" else torch.load(beside)
     assert len(decoder) == len(files[out])
     assert sorted(encoder) == files[beside]
@@ -187,11 +194,11 @@ def test_weights_that_are_not_those_of_the_record_are_refused(
 
 
 def test_recorded_official_checkpoints_are_read(golden: Path) -> None:
-    pt = read_official(golden / "trm_checkpoint_step0.pt")
-    safe = read_official(golden / "trm_checkpoint_step0.safetensors")
+    pt = read_official(golden / "trm_checkpoint_step0.pt").tensors
+    safe = read_official(golden / "trm_checkpoint_step0.safetensors").tensors
     assert pt.keys() == safe.keys()
     assert all(torch.equal(tensor, safe[name]) for name, tensor in pt.items())
-    assert "H_init" not in read_official(golden / "trm_ema_step6.safetensors")
+    assert "H_init" not in read_official(golden / "trm_ema_step6.safetensors").tensors
 
 
 @pytest.mark.parametrize(
@@ -201,9 +208,7 @@ def test_recorded_official_checkpoints_are_read(golden: Path) -> None:
 def test_other_sizes_print_both(checkpoint: Path, model: dict[str, int], message: str) -> None:
     run = make_run(model=model)
     with pytest.raises(CheckpointError, match=message):
-        load_initial_weights(
-            build_model(run, 1).decoder, read_parent(checkpoint, None), "ema", run.model
-        )
+        load_initial_weights(build_model(run, 1).decoder, read_parent(checkpoint, None), run)
 
 
 def test_cycles_are_checked_where_the_official_config_is_beside(checkpoint: Path) -> None:
@@ -213,7 +218,9 @@ def test_cycles_are_checked_where_the_official_config_is_beside(checkpoint: Path
     config = checkpoint.parent / "all_config.yaml"
     config.write_text(arch)
     _, report = start(checkpoint)
-    assert report["unchecked"] == ["rope_theta"]
+    assert report["unchecked"] == [
+        *("positions", "architecture", "loss_type", "context_tokens", "max_steps", "dtype")
+    ]
     config.write_text(arch.replace("L_cycles: 1", "L_cycles: 4").replace("heads: 2", "heads: 8"))
     with pytest.raises(CheckpointError, match=r"heads 8 there and 2 here, L_cycles 4 there and 1"):
         start(checkpoint)
@@ -238,7 +245,7 @@ def test_export_from_the_command_line(run_folder: Path, tmp_path: Path, capsys: 
 def test_an_export_lists_its_files(etrm_folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["export", str(etrm_folder), str(tmp_path / "x.pt")]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    decoder = len(read_official(tmp_path / "x.pt"))
+    decoder = len(read_official(tmp_path / "x.pt").tensors)
     encoder = len(torch.load(tmp_path / "x.encoder.pt"))
     assert first.startswith(f"{tmp_path / 'x.pt'}: {decoder} tensors, raw weights of the d")
     assert second.startswith(f"{tmp_path / 'x.encoder.pt'}: {encoder} tensors, raw weights of its")
@@ -263,7 +270,7 @@ def refused(path: Path) -> str:
     module = decoder()
     before = {n: t.clone() for n, t in module.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        load_initial_weights(module, read_parent(path, None), "ema", make_run().model)
+        load_initial_weights(module, read_parent(path, None), make_run())
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
     assert str(path) in str(error.value)
     assert re.search(r"found|no such file", str(error.value))
@@ -296,7 +303,7 @@ def test_truncated_files(run_folder: Path, tmp_path: Path, suffix: str) -> None:
 def test_flipped_bits_of_a_zip_are_found_by_its_checksums(checkpoint: Path) -> None:
     """Every byte of the file belongs to a checked record, its name, or the directory."""
     data = bytearray(checkpoint.read_bytes())
-    whole = read_official(checkpoint)
+    whole = read_official(checkpoint).tensors
     rng = np.random.default_rng(0)
     found = 0
     for position in rng.choice(len(data), 60, replace=False):
@@ -304,7 +311,7 @@ def test_flipped_bits_of_a_zip_are_found_by_its_checksums(checkpoint: Path) -> N
         damaged[position] ^= 1 << int(rng.integers(8))
         checkpoint.write_bytes(damaged)
         try:
-            same = read_official(checkpoint)
+            same = read_official(checkpoint).tensors
         except CheckpointError:
             found += 1
         else:  # padding, or a field that nobody reads: the tensors must be whole
@@ -393,7 +400,7 @@ def test_safetensors_of_kinds_that_cannot_be_weights(tmp_path: Path, kind: str, 
 def test_other_floating_point_numbers_become_float32(checkpoint: Path, dtype: Any) -> None:
     tensors = torch.load(checkpoint, weights_only=True)
     torch.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, checkpoint)
-    given = read_official(checkpoint)
+    given = read_official(checkpoint).tensors
     assert {tensor.dtype for tensor in given.values()} == {torch.float32}
     key = next(name for name in tensors if name.endswith("lm_head.weight"))
     assert torch.equal(given["lm_head.weight"], tensors[key].to(dtype).float())
@@ -448,7 +455,7 @@ def test_files_and_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="expected weights to start from"):
+    with pytest.raises(ParentError, match="expected weights to start from"):
         read_parent(tmp_path / "empty", None)
     (tmp_path / "empty" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"found no run.json"):

@@ -14,9 +14,10 @@ from planning import ETRM, FULL, STRICT, rewrite, study, trained, write
 from etrm.config.load import load_study
 from etrm.storage.checkpoint import state_path
 from etrm.storage.files import file_digest
+from etrm.storage.first_weights import ParentError
 from etrm.storage.records import DamagedFileError
 from etrm.study.layout import Layout
-from etrm.study.stale import ParentError, Status, StudyStatus, check_records
+from etrm.study.stale import Status, StudyStatus, check_records
 
 
 def of_etrm(layout: Layout) -> Status:

@@ -13,7 +13,8 @@ from etrm.storage.result_cache import RUN_FILES
 from etrm.storage.records import DamagedFileError
 from etrm.report.registry import FIGURES, TABLES, modules
 from etrm.study.layout import SHARD_FILE, Layout, Run
-from etrm.study.stale import ParentError, StudyStatus, check_records
+from etrm.storage.first_weights import ParentError
+from etrm.study.stale import StudyStatus, check_records
 from etrm.storage.result_cache import SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, score_code, script_digest, train_code

@@ -460,7 +460,7 @@ ELSEWHERE = {
     "train": "steps tasks variants hoist_casts embedding_lr embedding_weight_decay log_every"
     " save_every eval_every eval_episodes probe_every probe_tasks target_exact_accuracy"
     " stop_on_health",
-    "decoder": "init weights init_seed init_trust init_sha256",
+    "decoder": "init weights init_seed init_trust init_differs init_sha256",
 }
 
 
