@@ -189,7 +189,8 @@ def _timed_steps(setting: Setting) -> int:
 def _spread(lane: Episodes, size: int) -> torch.Tensor:
     """Questions [size] evenly spread over a lane in order of the size of their demos."""
     order = np.arange(len(lane))
-    if lane.token_bounds is not None:
-        order = lane.token_bounds.concat.sum(axis=1).argsort(kind="stable")
+    bounds = lane.token_bounds(lane.members(torch.from_numpy(order)))
+    if bounds is not None:
+        order = bounds.concat.sum(axis=1).argsort(kind="stable")
     places: Sequence[int] = ((np.arange(size) + 0.5) / size * len(lane)).astype(int).tolist()
     return torch.from_numpy(order[places]).to(lane.task.device)

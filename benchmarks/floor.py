@@ -95,11 +95,13 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
 
 def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> np.ndarray:
     """Bounds of the demos' tokens, which are close; or all slots at full length."""
-    assert lane.token_bounds is not None
     most = run.episodes.max_demos
     if layout.padded:
         return np.full((len(lane), most), 2 * lane.side**2)
-    return lane.token_bounds.concat[:, :most]
+    shown = lane.truncate_demos(most)
+    bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
+    assert bounds is not None
+    return bounds.concat
 
 
 def _moved(run: RunConfig, net: Model, tokens: int, demos: float) -> float:

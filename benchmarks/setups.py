@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.mix import Mix
 from etrm.config.execution import ExecutionConfig
@@ -21,6 +20,7 @@ from etrm.config.study import EpisodesConfig, RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, held_out_questions, training_questions
 from etrm.data.packing import TokenBounds
+from etrm.data.pools import Pools
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
@@ -152,16 +152,7 @@ def questions_of_tests(
 
 def with_all_slots(lane: Episodes, slots: int) -> Episodes:
     """Return the questions with places for at least `slots` demos, as in the official layout."""
-    missing = slots - lane.demos.shape[1]
-    if missing <= 0:
-        return lane
-    bounds = lane.token_bounds
-    if bounds is not None:
-        wider = ((0, 0), (0, missing))
-        bounds = replace(
-            bounds, concat=np.pad(bounds.concat, wider), aligned=np.pad(bounds.aligned, wider)
-        )
-    return replace(lane, demos=F.pad(lane.demos, (0, missing), value=-1), token_bounds=bounds)
+    return lane if lane.most >= slots else replace(lane, most=slots)
 
 
 def _execution(
@@ -183,5 +174,8 @@ def _execution(
 
 def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """Return the bytes kept for the backward pass of a slot with all demos at full length."""
-    full = np.full((1, run.episodes.max_demos), 2 * lane.side**2)
-    return slot_bytes(run, model, replace(lane, token_bounds=TokenBounds(full, full)))
+    most = run.episodes.max_demos
+    full = np.full(most, 2 * lane.side**2)
+    pools = Pools.of([range(most)], [0], [-1])  # one question, and its query is none of them
+    padded = replace(lane, task=lane.task[:1], pools=pools, most=most)
+    return slot_bytes(run, model, replace(padded, tokens=TokenBounds(full, full)))

@@ -117,10 +117,9 @@ def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
 def gflop_of_all(trainer: Trainer, layout: Layout, chunk: int = 128) -> float:
     """Return the mean over all questions of the tasks, with the first of their demos."""
     most, total = trainer.run.episodes.max_demos, 0.0
-    for lane in trainer.episodes:
+    for lane in (each.truncate_demos(most) for each in trainer.episodes):
         for index in torch.arange(len(lane), device=lane.task.device).split(chunk):
-            shown = lane.demos[index][:, :most]
-            batch = trainer.corpus.assemble(lane, index, torch.zeros_like(index), None, shown)
+            batch = trainer.corpus.assemble(lane, index, torch.zeros_like(index))
             lengths = demo_lengths(trainer.run, batch, layout.packing == "none")
             total += training_flops(trainer.run, lane.side, lengths)
     return total / sum(len(lane) for lane in trainer.episodes) / GIGA

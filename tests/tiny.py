@@ -137,6 +137,11 @@ def questions_of(run: RunConfig, corpus: Corpus, held_out: Sequence[str] = ()) -
     return group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
 
 
+def demos_of(lane: Episodes) -> torch.Tensor:
+    """The first demos of all questions, [E, K] pair indices."""
+    return lane.pairs(lane.members(torch.arange(len(lane))))
+
+
 def make_trainer(run: RunConfig, corpus: Corpus | None = None) -> Trainer:
     """A trainer as `train_run` builds it."""
     corpus = make_corpus() if corpus is None else corpus

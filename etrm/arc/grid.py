@@ -6,7 +6,7 @@ S = side² tokens; h and w the sides of a grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -81,6 +81,18 @@ def visible_side(task: Task) -> int:
     """Return the largest side of any grid of a task but the answers."""
     grids = demo_grids(task.demos) + [query.input for query in task.queries]
     return max(max(grid.shape) for grid in grids)
+
+
+def decisive_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the few of `pairs` that give every query the same canvas as all of them."""
+
+    def growth(axis: int) -> Callable[[Pair], float]:
+        return lambda p: 0.0 if p.output is None else p.output.shape[axis] / p.input.shape[axis]
+
+    def largest(pair: Pair) -> int:
+        return max(max(grid.shape) for grid in demo_grids([pair]))
+
+    return [max(pairs, key=key) for key in (largest, growth(0), growth(1))] if pairs else []
 
 
 def demo_grids(demos: Sequence[Pair]) -> list[np.ndarray]:

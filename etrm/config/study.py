@@ -108,6 +108,14 @@ class EpisodesConfig:
         choices=("leave_one_out", "test_pairs"),
     )
     max_demos: int = option("most demos of an episode, a random subset beyond", 10, "demos", ge=1)
+    shown: str = option(
+        "demos of a training sample: `all` up to `max_demos`; `evaluation`: a number as the"
+        " evaluation tasks have them, drawn for each sample, which then shows a random subset;"
+        " `uniform`: any number from `min_demos` to `max_demos`",
+        "all",
+        choices=("all", "evaluation", "uniform"),
+    )
+    min_demos: int = option("least demos where `shown` is `uniform`", 1, "demos", ge=1)
     order: str = option(
         "`replacement`: a free slot draws any question in any variant; `epochs`: the official"
         " order, in which the tasks are shuffled, and each in turn gives all of its questions in"
@@ -131,11 +139,18 @@ class EpisodesConfig:
     )
 
     def problems(self) -> list[ConfigProblem]:
-        """Return lanes that `epochs` cannot fill: a batch is one sequence of questions."""
-        if self.order != "epochs" or len(self.canvas) == 1:
-            return []
-        found, expected = f"{len(self.canvas)} lanes with order: epochs", "one lane, as in `[30]`"
-        return [ConfigProblem("canvas", found, expected)]
+        """Return a range without a number, and lanes that `epochs` cannot fill.
+
+        A batch in that order is one sequence of questions.
+        """
+        problems = []
+        if self.shown == "uniform" and self.min_demos > self.max_demos:
+            expected = f"at most max_demos, {self.max_demos}"
+            problems.append(ConfigProblem("min_demos", str(self.min_demos), expected))
+        if self.order == "epochs" and len(self.canvas) > 1:
+            found = f"{len(self.canvas)} lanes with order: epochs"
+            problems.append(ConfigProblem("canvas", found, "one lane, as in `[30]`"))
+        return problems
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
 from etrm.data.packing import TokenBounds
+from etrm.data.pools import Pools
 from etrm.errors import UserError
 
 # Dihedral d of a grid: cell (r, c) of the result comes from (r, c), exchanged where SWAP, then
@@ -34,22 +36,54 @@ FLIP_COLUMN = (0, 1, 1, 0, 1, 0, 0, 1)
 
 @dataclass(frozen=True)
 class Episodes:
-    """E questions on one lane: a query pair and its demos; K is the most demos of any."""
+    """E questions on one lane: a query pair, and a pool of which at most K demos are shown."""
 
     side: int  # cells per side of the canvas
     task: Tensor  # [E] int64
     query: Tensor  # [E] int64: pair index in the corpus
-    demos: Tensor  # [E, K] int64: pair indices, -1 where there are fewer
+    pools: Pools  # on the host
+    most: int  # K
     fits: Tensor  # [E] bool: the true output fits the canvas (true where it is unknown)
-    token_bounds: TokenBounds | None = None  # [E, K]: of the demos
+    tokens: TokenBounds | None = None  # [N]: of the members of all pools
+    numbers: tuple[int, ...] = ()  # of demos that training shows, each as likely; (): K or all
 
     def __len__(self) -> int:
         return len(self.task)
 
+    @cached_property
+    def on(self) -> dict[torch.device, Pools]:
+        """The pools on the host, where shapes are decided, and on the device of the questions."""
+        return {d: self.pools.to(d) for d in {self.pools.first.device, self.task.device}}
+
     def truncate_demos(self, most: int) -> Episodes:
-        """Return the same questions with only the first `most` of their demos."""
-        bounds = None if self.token_bounds is None else self.token_bounds.truncate_demos(most)
-        return replace(self, demos=self.demos[:, :most], token_bounds=bounds)
+        """Return the same questions with at most `most` demos."""
+        return replace(self, most=min(self.most, most))
+
+    def members(self, index: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the members [B, K] of pools that are the demos of the questions `index` [B].
+
+        `places` [B, K']: of these among all demos of the question (None: the first); -1 is none.
+        """
+        if places is None:
+            places = torch.arange(self.most, device=index.device).expand(len(index), -1)
+        return self.on[index.device].find(index, places)
+
+    def pairs(self, members: Tensor) -> Tensor:
+        """Return the pair indices in the corpus of members, -1 where there is none."""
+        found = self.on[members.device].members[members.clamp(min=0)]
+        return found.masked_fill(members < 0, -1)
+
+    def token_bounds(self, members: Tensor) -> TokenBounds | None:
+        """Return the bounds of demos, given as members [B, K] on the host."""
+        return None if self.tokens is None else self.tokens.take(members.numpy())
+
+    def most_cells(self) -> dict[str, int] | None:
+        """Return the most tokens of demos that any sample can show, by pairing."""
+        if self.tokens is None:
+            return None
+        most = min(self.most, max(self.numbers, default=self.most))
+        bounds = {"concat": self.tokens.concat, "aligned": self.tokens.aligned}
+        return {pairing: self.pools.most(each, most) for pairing, each in bounds.items()}
 
 
 class CorpusError(UserError):
@@ -129,9 +163,9 @@ class Corpus:
 
         `shift` [B, 1+K, 2] in [0, 1): how far the content of the query and of each demo is moved
         from the top-left corner, as a part of the cells that are free (None: not at all). `demos`
-        [B, K'] replaces the demos of the episodes.
+        [B, K'], pair indices, replaces the first demos of the questions.
         """
-        demos = episodes.demos[index] if demos is None else demos
+        demos = episodes.pairs(episodes.members(index)) if demos is None else demos
         pairs = torch.cat([episodes.query[index][:, None], demos], dim=1)
         task = episodes.task[index]
         puzzle = self.first_puzzle[task] + variant

@@ -17,7 +17,7 @@ MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # The purposes of numbers: streams never share numbers.
 EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET, NOISE, PROBE = range(9)
-ORDER, PLACE, UNMOVED = range(9, 12)
+ORDER, PLACE, UNMOVED, NUMBER = range(9, 13)
 
 
 def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:
@@ -44,6 +44,23 @@ def normal(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -
 def integers(u: Tensor, bound: Tensor | int) -> Tensor:
     """Return uniform numbers `u` in [0, 1) as int64 in [0, bound)."""
     return (u * bound).to(torch.int64)
+
+
+def subsets(u: Tensor, size: Tensor, bound: Tensor) -> Tensor:
+    """Return `size` [n] ≤ K different numbers below `bound` [n], ascending, then -1: [n, K].
+
+    Each subset is as likely, from uniform numbers `u` [n, K]: Floyd's algorithm (Bentley and
+    Floyd, 1987), whose cost does not depend on `bound`.
+    """
+    absent = torch.iinfo(torch.int64).max  # sorted behind the others
+    chosen = torch.full(u.shape, absent, device=u.device)
+    for k in range(u.shape[1]):
+        last = bound - size + k
+        number = integers(u[:, k], last + 1)
+        number = torch.where((chosen == number[:, None]).any(dim=1), last, number)
+        chosen[:, k] = number.masked_fill(size <= k, absent)
+    chosen = chosen.sort(dim=1).values
+    return chosen.masked_fill(chosen == absent, -1)
 
 
 def _signed(value: int) -> int:

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etrm.arc.grid import canvas_side, demo_grids
+from etrm.arc.grid import canvas_side, decisive_pairs, demo_grids
+from etrm.arc.task import Pair, Task
 from etrm.config.study import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.epochs import EpochOrder
-from etrm.data.packing import TokenBounds, pair_token_bounds
+from etrm.data.packing import pair_token_bounds
+from etrm.data.pools import Pools
 from etrm.errors import UserError
 
 
@@ -34,7 +36,12 @@ class Question:
 
     task: int
     query: int
-    demos: tuple[int, ...]
+    pool: tuple[int, ...]  # the query may be in it
+
+    @property
+    def demos(self) -> tuple[int, ...]:
+        """Return the pairs that may be shown."""
+        return tuple(pair for pair in self.pool if pair != self.query)
 
 
 def training_questions(
@@ -52,13 +59,25 @@ def training_questions(
         demos = [*corpus.demo_pairs[index]]
         tests = [] if task.id in hidden else [*corpus.query_pairs[index]]
         tests = [pair for pair in tests if corpus.pairs[pair].output is not None]
-        visible = [*demos, *tests]
-        queries, shown = (tests, demos) if config.queries == "test_pairs" else (visible, visible)
-        for query in queries:
-            others = tuple(pair for pair in shown if pair != query)
-            if others or not needs_demos:
-                questions.append(Question(index, query, others))
+        if config.queries == "test_pairs":
+            queries, pool, others = tests, tuple(demos), len(demos)
+        else:
+            queries, pool, others = [*demos, *tests], (*demos, *tests), len(demos + tests) - 1
+        if others > 0 or not needs_demos:
+            questions += [Question(index, query, pool) for query in queries]
     return questions
+
+
+def demo_numbers(config: EpisodesConfig, evaluation: Iterable[Task]) -> tuple[int, ...]:
+    """Return the numbers of demos that training draws from; none where it shows all that it may.
+
+    Those of the `evaluation` tasks are visible to whoever is evaluated on them: no pair is used.
+    """
+    if config.shown == "evaluation":
+        return tuple(sorted(len(task.demos) for task in evaluation))
+    if config.shown == "uniform":
+        return tuple(range(config.min_demos, config.max_demos + 1))
+    return ()
 
 
 def held_out_questions(corpus: Corpus) -> list[Question]:
@@ -76,22 +95,28 @@ def group_by_lane(
     lanes: Sequence[int],
     max_demos: int | None = None,
     see_answers: bool = False,
+    numbers: tuple[int, ...] = (),
 ) -> list[Episodes]:
     """Return questions grouped by lane, smallest first, in order within a lane.
 
-    In evaluation the lane never depends on the answer; `see_answers` (training) chooses one that
-    holds the output too. `max_demos` keeps the first demos of each question. Raises `CanvasError`
-    with the tasks whose grids are larger than the largest lane.
+    A lane holds all that any sample of a question can show. In evaluation it never depends on the
+    answer; `see_answers` (training, where the query may be in its own pool) chooses one that holds
+    the output too. `max_demos` keeps the first demos of each question; `numbers` are those of
+    demos that training draws from. Raises `CanvasError` with the tasks whose grids are larger than
+    the largest lane.
     """
     groups: dict[int, list[Question]] = defaultdict(list)
     fits: dict[int, list[bool]] = defaultdict(list)
+    decisive: dict[int, list[Pair]] = {}  # by the identity of a pool: many questions share it
     too_large = []
     for question in questions:
-        query = corpus.pairs[question.query]
-        demos = [corpus.pairs[i] for i in question.demos]
-        side = canvas_side(demos, query.input, lanes)  # from the visible grids alone
+        query, pool = corpus.pairs[question.query], question.pool
+        if id(pool) not in decisive:
+            decisive[id(pool)] = decisive_pairs([corpus.pairs[i] for i in pool])
+        shown = decisive[id(pool)]
+        side = canvas_side(shown, query.input, lanes)  # from the visible grids alone
         answer = 0 if query.output is None else max(query.output.shape)
-        largest = max(max(grid.shape) for grid in (query.input, *demo_grids(demos)))
+        largest = max(max(grid.shape) for grid in (query.input, *demo_grids(shown)))
         if see_answers:
             side = min([lane for lane in lanes if lane >= max(side, answer)], default=side)
             largest = max(largest, answer)
@@ -106,28 +131,38 @@ def group_by_lane(
             f"episodes.canvas: found lanes {list(lanes)}, expected a lane that holds every grid of"
             f" {names}; add a larger lane or lower data.max_side"
         )
-    return [_episodes(corpus, side, groups[side], fits[side], max_demos) for side in sorted(groups)]
+    return [
+        _episodes(corpus, side, groups[side], fits[side], max_demos, numbers)
+        for side in sorted(groups)
+    ]
 
 
 def _episodes(
-    corpus: Corpus, side: int, questions: list[Question], fits: list[bool], max_demos: int | None
+    corpus: Corpus,
+    side: int,
+    questions: list[Question],
+    fits: list[bool],
+    max_demos: int | None,
+    numbers: tuple[int, ...],
 ) -> Episodes:
-    most = max(1, max(len(q.demos) for q in questions))
-    most = min(most, max_demos or most)  # K of this lane, at least 1
-    demos = np.full((len(questions), most), -1, dtype=np.int64)
-    bounds = np.zeros((2, len(questions), most), dtype=np.int64)  # concat, aligned
-    for i, question in enumerate(questions):
-        for k, pair in enumerate(question.demos[:most]):
-            demos[i, k] = pair
-            bounds[:, i, k] = pair_token_bounds(corpus.pairs[pair], side)
+    distinct = {id(q.pool): q.pool for q in questions}
+    place = {name: number for number, name in enumerate(distinct)}
+    queries = [q.query for q in questions]
+    pools = Pools.of([*distinct.values()], [place[id(q.pool)] for q in questions], queries)
+    most = max(1, int(pools.others().max()))
+    members = [corpus.pairs[pair] for pair in pools.members.tolist()]
+    grids = [(pair.input, pair.output) for pair in members]
+    sizes = np.array([[(0, 0) if g is None else g.shape for g in pair] for pair in grids])
     device = corpus.device
     return Episodes(
         side=side,
         task=torch.tensor([q.task for q in questions], device=device),
-        query=torch.tensor([q.query for q in questions], device=device),
-        demos=torch.from_numpy(demos).to(device),
+        query=torch.tensor(queries, device=device),
+        pools=pools,
+        most=min(most, max_demos or most),
         fits=torch.tensor(fits, device=device),
-        token_bounds=TokenBounds(bounds[0], bounds[1]),
+        tokens=pair_token_bounds(sizes, side),
+        numbers=numbers,
     )
 
 
@@ -145,41 +180,29 @@ class Sampler:
     order: EpochOrder | None = None  # None: each slot draws for itself, with replacement
 
     def __post_init__(self) -> None:
-        if not self.demos:  # a context source without demos gathers none
-            self.episodes = self.episodes.truncate_demos(0)
-        self.noise_size = self.noise(min(self.episodes.demos.shape[1], self.config.max_demos))
+        most = self.config.max_demos if self.demos else 0  # a source without demos gathers none
+        self.episodes = self.episodes.truncate_demos(most)
+        self.noise_size = self.noise(self.episodes.most)
+        numbers = torch.tensor(self.episodes.numbers)
+        self.numbers = {d: numbers.to(d) for d in self.episodes.on}
+        self.draws = len(numbers) > 0 or int(self.episodes.pools.others().max()) > most
 
-    def questions(self, step: int, slots: Tensor | None = None) -> Tensor:
-        """Return the numbers [B] of the questions that a step has for all slots, or for `slots`."""
-        return self._choose(step, self.slots if slots is None else slots)[0]
-
-    def token_bounds(self, questions: np.ndarray) -> TokenBounds | None:
-        """Return bounds for the demos of `questions` [B], whichever are drawn where they are many.
-
-        Of more than `max_demos`, any can be in any place: the largest bound holds for each.
-        """
-        if self.episodes.token_bounds is None:
-            return None
-        bounds, most = self.episodes.token_bounds.take(questions), self.config.max_demos
-        drawn = []
-        for each in (bounds.concat, bounds.aligned):  # [B, K]
-            many = (each > 0).sum(axis=1, keepdims=True) > most
-            largest = each.max(axis=1, keepdims=True, initial=0)
-            drawn.append(np.where(many, largest, each)[:, :most])
-        return TokenBounds(*drawn)
+    def members(self, step: int, slots: Tensor | None = None) -> Tensor:
+        """Return the demos [B, K] of a step, members of pools, for all slots or for `slots`."""
+        slots = self.slots if slots is None else slots
+        return self._members(step, self._choose(step, slots)[0], slots)
 
     @cached_property
     def most_cells(self) -> dict[str, int] | None:
         """Return the most tokens of demos that any sample of this lane shows, by pairing."""
-        bounds = self.token_bounds(np.arange(len(self.episodes)))
-        return None if bounds is None else bounds.most_cells()
+        return self.episodes.most_cells()
 
     def batch(self, step: int) -> Batch:
         """Return one new sample for every slot (only those of free slots are used)."""
         episode, u = self._choose(step, self.slots)
         task = self.episodes.task[episode]
         variant = random.integers(u, self.corpus.variant_count[task])
-        demos = self._demos(step, episode)
+        demos = self.episodes.pairs(self._members(step, episode, self.slots))
         shift = None
         if self.config.translate:  # the query and each demo move by themselves
             pairs = torch.cat([self.episodes.query[episode][:, None], demos], dim=1)
@@ -223,14 +246,17 @@ class Sampler:
         device = self.corpus.device
         return place.to(device), torch.tensor(number, device=device)
 
-    def _demos(self, step: int, episode: Tensor) -> Tensor:
-        """Draw a random subset of `max_demos` where an episode has more."""
-        demos, most = self.episodes.demos[episode], self.config.max_demos
-        if demos.shape[1] <= most:
-            return demos
-        order = self._draw(step, random.DEMOS, demos.shape[1])
-        order = torch.where(demos < 0, 2.0, order).argsort(dim=1)[:, :most]  # real demos first
-        return demos.gather(1, order.sort(dim=1).values)  # in their order in the episode
+    def _members(self, step: int, episode: Tensor, slots: Tensor) -> Tensor:
+        """Return the demos [B, K] that are shown: a random subset, in order, where not all are."""
+        if not self.draws:
+            return self.episodes.members(episode)
+        others, most = self.episodes.on[slots.device].others(episode), self.episodes.most
+        shown, numbers = others.clamp(max=most), self.numbers[slots.device]
+        if len(numbers):
+            u = self._draw(step, random.NUMBER, 1, slots)[:, 0]
+            shown = shown.minimum(numbers[random.integers(u, len(numbers))])
+        places = random.subsets(self._draw(step, random.DEMOS, most, slots), shown, others)
+        return self.episodes.members(episode, places)
 
     def _draw(self, step: int, stream: int, columns: int, slots: Tensor | None = None) -> Tensor:
         slots = self.slots if slots is None else slots

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etrm.arc.task import Pair
-
 # The cost of another group of rows, in tokens: it must save more than that.
 GROUP_COST = 256
 # Bounds are rounded up to this: the attention of GPUs wants its masks so, and shapes vary less.
@@ -31,12 +29,9 @@ class TokenBounds:
     aligned: np.ndarray  # [B, K] int64: of their union
 
     def take(self, index: np.ndarray) -> TokenBounds:
-        """Return the rows `index`."""
-        return TokenBounds(self.concat[index], self.aligned[index])
-
-    def truncate_demos(self, most: int) -> TokenBounds:
-        """Return the bounds of the first `most` demos of each row."""
-        return TokenBounds(self.concat[:, :most], self.aligned[:, :most])
+        """Return bounds at places `index` of any shape, 0 where it is -1."""
+        found = (np.where(index < 0, 0, each[index]) for each in (self.concat, self.aligned))
+        return TokenBounds(*found)
 
     def most_cells(self) -> dict[str, int]:
         """Return the most tokens that all demos of any row have together, by pairing."""
@@ -64,20 +59,19 @@ class Group:
     length: int  # tokens of the longest
 
 
-def pair_token_bounds(pair: Pair, side: int) -> tuple[int, int]:
-    """Return the tokens of a pair, `concat` and `aligned`, wherever it stands on a canvas.
+def pair_token_bounds(sizes: np.ndarray, side: int) -> TokenBounds:
+    """Return the tokens [N] of pairs wherever they stand on a canvas of `side`² cells.
 
-    A grid of h × w cells has at most h + w EOS beside it; a canvas has `side`² cells.
+    `sizes` [N, 2, 2]: height and width of input and output, at most `side`, 0 where it is unknown.
+    A grid of h × w cells has at most h + w EOS beside it: a rectangle without its corner.
     """
-    row, column = np.arange(side + 1)[:, None], np.arange(side + 1)
-    masks = []
-    for grid in (pair.input, pair.output):
-        height, width = (0, 0) if grid is None else grid.shape
-        # Grid, the row under it and the column beside it, without the corner.
-        mask = (row <= height) & (column <= width) & ~((row == height) & (column == width))
-        masks.append(mask & (height > 0))
-    concat = sum(min(int(mask.sum()), side * side) for mask in masks)
-    return concat, min(int((masks[0] | masks[1]).sum()), side * side)
+    tokens = (sizes + 1).prod(axis=-1) - 1  # [N, 2]; 0 for an unknown grid
+    least = sizes.min(axis=1)  # [N, 2]
+    corners = (sizes == least[:, None]).all(axis=-1)  # within the rectangle that both share
+    same = corners.all(axis=1)
+    shared = (least + 1).prod(axis=-1) - corners.sum(axis=1) + same
+    union = tokens.sum(axis=1) - np.where((sizes > 0).all(axis=(1, 2)), shared, 0)
+    return TokenBounds(np.minimum(tokens, side**2).sum(axis=1), np.minimum(union, side**2))
 
 
 def groups_of(

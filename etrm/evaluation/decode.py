@@ -121,8 +121,8 @@ def decode_all(
         for episodes, index, variant in lanes:
             for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
                 batch = corpus.assemble(episodes, i, v)
-                if episodes.token_bounds is not None:
-                    batch.token_bounds = episodes.token_bounds.take(i.cpu().numpy())
+                batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
+                if batch.token_bounds is not None:
                     batch.most_cells = batch.token_bounds.most_cells()
                 with computing(model, Compute(dtype)):
                     output, steps = decode(model, batch, halting, dtype, halt_early)

@@ -13,7 +13,12 @@ from etrm.config.execution import ExecutionConfig
 from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.episodes import group_by_lane, held_out_questions, training_questions
+from etrm.data.episodes import (
+    demo_numbers,
+    group_by_lane,
+    held_out_questions,
+    training_questions,
+)
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluation.decode import LaneQuestions, all_variants
 from etrm.models.build import build_model
@@ -57,7 +62,8 @@ def training_data(
     """
     needs_demos = context_source(run.context.source).needs_demos
     records = [r for r in read_tasks(tasks) if r.answer_of is None]  # of no held-out test pair
-    held_out = [r.task.id for r in records if r.split == "evaluation"]
+    evaluation = [r.task for r in records if r.split == "evaluation"]
+    held_out, numbers = [t.id for t in evaluation], demo_numbers(run.episodes, evaluation)
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
     elif needs_demos:
@@ -71,7 +77,8 @@ def training_data(
     corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
     # A lane must hold the answer too, where the loss needs it.
-    return corpus, group_by_lane(corpus, questions, run.episodes.canvas, see_answers=True)
+    canvas = run.episodes.canvas
+    return corpus, group_by_lane(corpus, questions, canvas, see_answers=True, numbers=numbers)
 
 
 def validation_data(

@@ -39,10 +39,11 @@ def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     second view of a contrastive loss is not, so two canvases do.
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4  # bytes a number
-    mean_tokens, most_cells = 0.0, dict.fromkeys(("aligned", "concat"), 0)
-    if lane.token_bounds is not None:
-        bounds = lane.token_bounds.truncate_demos(run.episodes.max_demos)
-        mean_tokens, most_cells = float(bounds.concat.sum(axis=1).mean()), bounds.most_cells()
+    mean_tokens, shown = 0.0, lane.truncate_demos(run.episodes.max_demos)
+    most_cells = shown.most_cells() or dict.fromkeys(("aligned", "concat"), 0)
+    bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
+    if bounds is not None:
+        mean_tokens = float(bounds.concat.sum(axis=1).mean())
     tokens = model.context.context_size(most_cells) + lane.side**2  # P + S
     blocks = sizes.layers * (sizes.L_cycles + 1)  # of one H-cycle: its L-cycles, then z_H
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)

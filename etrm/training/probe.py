@@ -18,7 +18,6 @@ from etrm.config.study import RunConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
-from etrm.data.packing import TokenBounds
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.compute import Compute, computing
 from etrm.models.encoders.base import Encoded
@@ -114,11 +113,11 @@ def _questions(
     The views of a task on two lanes would have demos in common.
     """
     counts = corpus.variant_count.tolist()
-    pairs = [{pair for pair in demos if pair >= 0} for demos in lane.demos.tolist()]
+    others = lane.pools.others().tolist()
     tasks, chosen = lane.task.tolist(), dict[int, int]()
     for question in _order(seed, QUESTIONS, lane.query.tolist()):
         task = tasks[question]
-        if task not in taken and counts[task] >= variants and len(pairs[question]) >= VIEWS:
+        if task not in taken and counts[task] >= variants and others[question] >= VIEWS:
             chosen.setdefault(task, question)
     return list(chosen.items())
 
@@ -133,8 +132,9 @@ def _probe_lane(
     seed, most = run.seed, run.episodes.max_demos
     halves, rows, drawn = list[list[int]](), list[int](), list[int]()
     for task, question in found:
-        demos = lane.demos[question].tolist()
-        places = [k for k in _order(seed, PAIRS, demos) if demos[k] >= 0]
+        others = torch.arange(int(lane.pools.others()[question]))[None]
+        demos = lane.pairs(lane.members(torch.tensor([question]), others))[0].tolist()
+        places = _order(seed, PAIRS, demos)
         first = int(corpus.first_puzzle[task])
         puzzles = range(first, first + int(corpus.variant_count[task]))
         for variant in _order(seed, PUZZLES, puzzles)[:variants]:
@@ -145,7 +145,7 @@ def _probe_lane(
     columns = np.array([half + [-1] * (width - len(half)) for half in halves])  # [B, K], -1: none
     index, variants_of = np.array(rows), np.array(drawn)
     views = _batch(corpus, lane, index.repeat(VIEWS), variants_of.repeat(VIEWS), columns)
-    whole = np.tile(np.arange(min(most, lane.demos.shape[1])), (len(index), 1))
+    whole = np.tile(np.arange(min(most, lane.most)), (len(index), 1))
     return ProbeLane(views, _batch(corpus, lane, index, variants_of, whole))
 
 
@@ -153,15 +153,14 @@ def _batch(
     corpus: Corpus, lane: Episodes, index: np.ndarray, variant: np.ndarray, columns: np.ndarray
 ) -> Batch:
     """Return questions `index` [B] in `variant` [B] with the demos `columns` [B, K], -1: none."""
-    rows, exists = index[:, None], columns >= 0
-    demos = np.where(exists, lane.demos.cpu().numpy()[rows, columns], -1)
-    on_device = (torch.from_numpy(each).to(corpus.device) for each in (index, variant, demos))
-    numbers, variants, pairs = on_device
+    members = lane.members(torch.from_numpy(index), torch.from_numpy(columns))  # on the host
+    on_device = (torch.from_numpy(each).to(corpus.device) for each in (index, variant))
+    numbers, variants = on_device
+    pairs = lane.pairs(members).to(corpus.device)
     batch = corpus.assemble(lane, numbers, variants, demos=pairs)
-    if lane.token_bounds is not None:
-        given = (lane.token_bounds.concat, lane.token_bounds.aligned)
-        bounds = TokenBounds(*(np.where(exists, each[rows, columns], 0) for each in given))
-        batch.token_bounds, batch.most_cells = bounds, bounds.most_cells()
+    batch.token_bounds = lane.token_bounds(members)
+    if batch.token_bounds is not None:
+        batch.most_cells = batch.token_bounds.most_cells()
     return batch
 
 

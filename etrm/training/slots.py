@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +33,7 @@ class SlotError(UserError):
 
 
 class HostSlotTracker:
-    """The question that each slot holds, known to the host without holding up the device.
+    """The demos that each slot holds, known to the host without holding up the device.
 
     Flags of halted slots are copied when they are there. The host reads them when it assembles the
     next step's batch; by then the device is at work on later operations.
@@ -42,7 +41,7 @@ class HostSlotTracker:
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.slots = sampler, sampler.slots.cpu()
-        self.questions = np.zeros(len(self.slots), dtype=np.int64)  # [B] held by each slot
+        self.held = sampler.members(0, self.slots)  # [B, K]: members of the lane's pools
         self._halted = torch.ones(len(self.slots), dtype=torch.bool)
         self._copied: torch.cuda.Event | None = None
         if sampler.slots.device.type == "cuda":  # an asynchronous copy needs pinned memory
@@ -55,12 +54,12 @@ class HostSlotTracker:
             self._copied.record()
 
     def token_bounds(self, step: int) -> TokenBounds | None:
-        """Return bounds for the demos held at `step`, when halted slots have new questions."""
+        """Return bounds for the demos held at `step`, when halted slots have new samples."""
         if self._copied is not None:
             self._copied.synchronize()
-        new = self.sampler.questions(step, self.slots).numpy()
-        self.questions = np.where(self._halted.numpy(), new, self.questions)
-        return self.sampler.token_bounds(self.questions)
+        new = self.sampler.members(step, self.slots)
+        self.held = torch.where(self._halted[:, None], new, self.held)
+        return self.sampler.episodes.token_bounds(self.held)
 
 
 @dataclass
@@ -172,7 +171,7 @@ def restore_carries(groups: Sequence[LaneSlots], saved: Sequence[Mapping[str, An
         batch.most_cells = group.sampler.most_cells
         group.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
         if group.host_tracker is not None:
-            group.host_tracker.questions = own(state["held"], to=torch.device("cpu")).numpy()
+            group.host_tracker.held = own(state["held"], to=torch.device("cpu"))
             group.host_tracker.record_halted(group.carry.halted)  # read at the next step
 
 
@@ -182,7 +181,7 @@ def _state(group: LaneSlots) -> dict[str, Any]:
     return {
         "side": group.side,
         "positions": group.positions,
-        "held": None if tracker is None else torch.from_numpy(tracker.questions),
+        "held": None if tracker is None else tracker.held,
         "batch": {name: tensor.cpu() for name, tensor in carry.batch.tensors().items()},
         **{name: None if t is None else t.detach().cpu() for name, t in values.items()},
     }

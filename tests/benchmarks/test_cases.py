@@ -16,7 +16,7 @@ from benchmarks.mix import NoTasks, load_mix, paper_sources
 from benchmarks.parts import time_parts
 from benchmarks.rows import Row, default_file, rows_of_other_cases, table, write_rows
 from benchmarks.setups import LANES, PADDED, Setting, make_trainer, with_all_slots
-from tests.tiny import SMALL, make_tasks, write_study
+from tests.tiny import SMALL, demos_of, make_tasks, write_study
 
 BLOCKS = {
     "model": {"width": 16, "heads": 2, "layers": 1, "context_tokens": 2, "H_cycles": 2},
@@ -137,7 +137,7 @@ def test_the_official_layout_has_ten_demo_slots(setting) -> None:
     assert lane.carry.batch.demo_mask.sum(dim=1).max() < 10
     wide = trainer.episodes[0]
     assert with_all_slots(wide, 10) is wide
-    assert with_all_slots(wide, 12).demos[:, 10:].eq(-1).all()
+    assert demos_of(with_all_slots(wide, 12))[:, 10:].eq(-1).all()
 
 
 def test_the_command_writes_a_list_of_rows(tables, tmp_path, monkeypatch, capsys) -> None:

@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import grid, make_tasks, make_variants
+from tiny import demos_of, grid, make_tasks, make_variants
 
 from etrm.arc.augment import Augmentation, Variants
 from etrm.arc.grid import PAD, tokenize
 from etrm.arc.task import Pair, Task
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, CorpusError, Episodes
+from etrm.data.pools import Pools
 
 SIDE = 6
 
@@ -34,12 +35,9 @@ def every_dihedral(seed: int = 0) -> list[Augmentation]:
 def episodes_of(corpus: Corpus, side: int, demos: int) -> Episodes:
     """Every query of every task with its task's demos, on a canvas of `side` cells."""
     rows = [(t, q) for t, pairs in enumerate(corpus.query_pairs) for q in pairs]
-    shown = torch.full((len(rows), demos), -1)
-    for i, (task, _) in enumerate(rows):
-        pairs = list(corpus.demo_pairs[task])
-        shown[i, : len(pairs)] = torch.tensor(pairs)
     task, query = torch.tensor(rows).T
-    return Episodes(side, task, query, shown, torch.ones(len(rows), dtype=torch.bool))
+    pools = Pools.of(corpus.demo_pairs, task.tolist(), query.tolist())
+    return Episodes(side, task, query, pools, demos, torch.ones(len(rows), dtype=torch.bool))
 
 
 def reference(
@@ -78,7 +76,7 @@ def test_batches_equal_the_plain_augmentation(corpus: Corpus, side: int, transla
         augmentation = every_dihedral(task)[number]
         assert int(batch.task[i]) == task
         assert int(batch.puzzle[i]) == 9 * task + number
-        pairs = [int(episodes.query[episode]), *episodes.demos[episode].tolist()]
+        pairs = [int(episodes.query[episode]), *demos_of(episodes)[episode].tolist()]
         assert batch.demo_mask[i].tolist() == [pair >= 0 for pair in pairs[1:]]
         for k, pair in enumerate(pairs):
             found = [batch.inputs[i], batch.labels[i]]

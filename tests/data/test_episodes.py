@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny import grid, make_corpus, make_task, make_tasks, make_variants, recolour
+from tiny import demos_of, grid, make_corpus, make_task, make_tasks, make_variants, recolour
 
 from etrm.arc.augment import Augmentation
 from etrm.arc.grid import PAD, canvas_side
@@ -143,7 +143,7 @@ def test_max_demos_keeps_the_first() -> None:
     corpus = make_corpus()
     (lane,) = group_by_lane(corpus, held_out_questions(corpus), (4,), max_demos=2)
     expected = [[*corpus.demo_pairs[task]][:2] for task in lane.task.tolist()]
-    assert lane.demos.tolist() == expected
+    assert demos_of(lane).tolist() == expected
 
 
 # --- batches ---

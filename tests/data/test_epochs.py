@@ -137,7 +137,7 @@ def test_a_task_gives_one_variant_at_a_time_and_each_equally_often() -> None:
     drawn, seen = sampler(corpus, side=4), Counter[int]()
     for step in range(1, 401):
         batch = drawn.batch(step)
-        assert torch.equal(batch.task, drawn.episodes.task[drawn.questions(step)])
+        assert torch.equal(batch.task, drawn.episodes.task[drawn.order.draw(step, drawn.slots)[0]])
         runs = [list(own) for _, own in groupby(batch.puzzle.tolist())]
         seen.update(own[0] for own in runs)
         tasks = [task for task, _ in groupby(batch.task.tolist())]

@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import grid, make_run, make_tasks, make_variants, questions_of
+from tiny import make_run, make_tasks, make_variants, questions_of
 
-from etrm.arc.task import Pair
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler
 from etrm.data.packing import GROUP_COST, groups_of, pair_token_bounds
@@ -59,7 +58,7 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
     sampler, reached = Sampler(corpus, lane, torch.arange(7), 0, run.episodes), False
     for step in range(60):
         batch = sampler.batch(step)
-        bounds = sampler.token_bounds(sampler.questions(step).numpy())
+        bounds = sampler.episodes.token_bounds(sampler.members(step))
         inputs, outputs = batch.demo_inputs > 0, batch.demo_outputs > 0
         concat = (inputs.sum(dim=-1) + outputs.sum(dim=-1)).numpy()
         aligned = (inputs | outputs).sum(dim=-1).numpy()
@@ -71,10 +70,25 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
 
 
 def test_the_bound_of_a_pair_is_its_cells_and_end_marks() -> None:
-    rng = np.random.default_rng(0)
-    pair = Pair(grid(rng, 2, 3), grid(rng, 4, 1))
-    assert pair_token_bounds(pair, 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
-    full = Pair(grid(rng, 3, 3), grid(rng, 3, 3))
-    assert pair_token_bounds(full, 3) == (9 + 9, 9)
-    assert pair_token_bounds(full, 4) == (15 + 15, 15)
-    assert pair_token_bounds(Pair(pair.input, None), 30) == (11, 11)
+    def bounds(left: tuple[int, int], right: tuple[int, int], side: int) -> tuple[int, int]:
+        found = pair_token_bounds(np.array([[left, right]]), side)
+        return int(found.concat[0]), int(found.aligned[0])
+
+    assert bounds((2, 3), (4, 1), 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
+    assert bounds((3, 3), (3, 3), 3) == (9 + 9, 9)
+    assert bounds((3, 3), (3, 3), 4) == (15 + 15, 15)
+    assert bounds((2, 3), (0, 0), 30) == (11, 11)
+
+
+@given(st.lists(st.integers(1, 6), min_size=4, max_size=4), st.integers(6, 8))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_bounds_count_the_cells_that_masks_have(sizes: list[int], side: int) -> None:
+    found, masks = np.array(sizes).reshape(1, 2, 2), []
+    for height, width in found[0]:
+        mask = np.zeros((side + 1, side + 1), dtype=bool)
+        mask[: height + 1, : width + 1] = True
+        mask[height, width] = False
+        masks.append(mask)
+    bounds, most = pair_token_bounds(found, side), side**2
+    assert bounds.concat[0] == sum(min(int(mask.sum()), most) for mask in masks)
+    assert bounds.aligned[0] == min(int((masks[0] | masks[1]).sum()), most)

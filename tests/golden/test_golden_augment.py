@@ -14,6 +14,7 @@ from etrm.arc.augment import Augmentation, Variants
 from etrm.arc.grid import tokenize
 from etrm.arc.task import Pair, Task
 from etrm.data.corpus import Corpus, Episodes
+from etrm.data.pools import Pools
 
 SIDE = 30
 
@@ -103,7 +104,10 @@ def test_recorded_augmentations_as_batches(golden: Path, arc: Path) -> None:
         side=SIDE,
         task=count,
         query=2 * count + 1,
-        demos=2 * count[:, None],
+        pools=Pools.of(
+            [[2 * i] for i in range(len(tasks))], count.tolist(), (2 * count + 1).tolist()
+        ),
+        most=1,
         fits=torch.ones(len(tasks), dtype=torch.bool),
     )
     shift = torch.tensor(shifts, dtype=torch.float64)[:, None].expand(-1, 2, -1)

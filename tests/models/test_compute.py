@@ -37,7 +37,7 @@ def setting(source: str = "standard", **context: Any) -> tuple[Model, Batch]:
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
     batch = sampler.batch(1)
-    batch.token_bounds = sampler.token_bounds(sampler.questions(1).numpy())
+    batch.token_bounds = sampler.episodes.token_bounds(sampler.members(1))
     return build_model(run, corpus.num_puzzles), batch
 
 

@@ -198,7 +198,7 @@ def test_a_transductive_run_sees_demos_but_no_answer(source: str, paths: RunPath
             hidden = set(corpus.query_pairs[number])
             assert all(corpus.pairs[pair].output is None for pair in hidden)
             for lane in episodes:
-                used = set(lane.query.tolist()) | set(lane.demos.flatten().tolist())
+                used = set(lane.query.tolist()) | set(lane.pools.members.tolist())
                 assert not used & hidden
                 assert (lane.task == number).any() or len(episodes) > 1
     asked = {query for lane in episodes for query in lane.query.tolist()}

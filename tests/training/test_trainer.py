@@ -260,13 +260,16 @@ def tracking(**blocks: Any) -> Trainer:
 
 
 def check_tracked(trainer: Trainer) -> None:
-    """The host knows the questions that slots hold, and their demos are within its bounds."""
+    """The host knows the demos that slots hold, and they are within its bounds."""
     for lane in trainer.lane_slots:
         batch, tracker, bounds = lane.carry.batch, lane.host_tracker, lane.carry.batch.token_bounds
         cells = (batch.demo_inputs > 0).sum(dim=-1) + (batch.demo_outputs > 0).sum(dim=-1)
         assert (cells.numpy() <= bounds.concat).all()
-        tasks = lane.sampler.episodes.task[torch.from_numpy(tracker.questions)]
-        assert torch.equal(tasks, batch.task)
+        assert torch.equal(tracker.held >= 0, batch.demo_mask)
+        pairs, every = lane.sampler.episodes.pairs(tracker.held), trainer.corpus
+        for task, shown in zip(batch.task.tolist(), pairs.tolist(), strict=True):
+            known = {*every.demo_pairs[task], *every.query_pairs[task], -1}
+            assert set(shown) <= known
 
 
 def test_the_host_tracks_the_questions_of_slots() -> None:
