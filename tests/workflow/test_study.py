@@ -310,18 +310,19 @@ def test_an_official_checkpoint_starts_a_run_and_marks_its_scores(study: Path) -
     parent = "results/smoke/runs/trm_strict/pretrain/seed0"
     command = [sys.executable, "-m", "etrm", "export", parent, "data/trm.pt"]
     subprocess.run(command, cwd=study, env=environment, check=True, capture_output=True)
+    (study / "data/trm.pt").rename(study / "data/step_7")  # as official TRM names its own
     small = {"gate": {"exact_accuracy": 0.0}, "health": {"rules": PERMISSIVE}}
     small["stages"] = {"overfit": {"steps": 2}, "full": {"steps": 2}}
-    change = {"experiments": {PASSING: {"decoder": {"init": "data/trm.pt"}, **small}}}
+    change = {"experiments": {PASSING: {"decoder": {"init": "data/step_7"}, **small}}}
     run = snakemake(study, "--cores", "2", "gate", config=variant(study, change))
     assert run.returncode != 0
-    assert "nobody knows which tasks data/trm.pt has seen" in run.stdout + run.stderr
+    assert "nobody knows which tasks data/step_7 has seen" in run.stdout + run.stderr
     change["experiments"][PASSING]["decoder"]["init_trust"] = True
     run = snakemake(study, "tables", "records", "--cores", "2", config=variant(study, change))
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
     record = json.loads((results(study) / f"runs/{PASSING}/overfit/seed0/run.json").read_text())
     assert record["init"]["skipped"] == ["puzzle_emb.weights"]
-    assert record["unproven"] == ["data/trm.pt"]
+    assert record["unproven"] == ["data/step_7"]
     lines = (results(study) / "tables/results.md").read_text().splitlines()
     marked = [line for line in lines if "held-out: not proven" in line]
     assert len(marked) == 1
