@@ -232,7 +232,10 @@ def _overfit_panels(study: StudyView, *panels: Panel, subject: str) -> Figure:
                 axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
         for axes in grid.ravel():
             _steps_axis(axes, labelled=axes in list(grid[-1]))
-        legend_below(fig, _handles(views, look_of), style)
+        handles = _handles(views, look_of)
+        if any(panel.floor for panel in panels):
+            handles.append(Line2D([], [], color=GUIDE, linestyle="--", label="untrained"))
+        legend_below(fig, handles, style)
     return fig
 
 
