@@ -226,7 +226,9 @@ def test_computing_code_imports_in_ways_that_are_followed() -> None:
     for module, path in COMPUTING_FILES.items():
         text = path.read_text(encoding="utf-8")
         found = re.findall(
-            r"importlib(?! import metadata)|__import__|import \*|globals\(\)|(?<![.\w])(?:exec|eval)\(", text
+            r"importlib(?! import metadata)|__import__|import \*|globals\(\)"
+            r"|(?<![.\w])(?:exec|eval)\(",
+            text,
         )
         assert not found, f"{module}: {found}"
         tree = ast.parse(text)
