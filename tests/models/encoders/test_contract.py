@@ -456,7 +456,7 @@ decoder: {frozen_steps: 2, frozen: true}
 """)
 # Settings that other tests vary: those of training, of the workflow, and the one below.
 ELSEWHERE = {
-    "episodes": "order",
+    "episodes": "order shown min_demos",
     "train": "steps tasks variants hoist_casts embedding_lr embedding_weight_decay log_every"
     " save_every eval_every eval_episodes probe_every probe_tasks target_exact_accuracy"
     " stop_on_health",
