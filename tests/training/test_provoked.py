@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny import make_corpus, make_run, make_task, make_trainer, recolour
 
 from etrm.config.health import GateConfig
@@ -131,3 +132,63 @@ def test_a_run_that_does_not_move_is_stuck() -> None:
     judged = verdict(rows, trainer.run.health, GateConfig())
     assert not judged["passed"]
     assert "stuck" in {each["finding"] for each in judged["diagnosis"]}
+
+
+# --- the same failure at every scale (collapse and small gradients: test_units.py) ---
+
+FLAT = {"heads": 8, "layers": 1, "expansion": 0.1}  # only the width makes the scale
+ONE_CYCLE = {**FLAT, "H_cycles": 1, "L_cycles": 1}
+SCALES: dict[str, dict[str, Any]] = {
+    "mini": {
+        "model": {**ONE_CYCLE, "width": 64},
+        "context": {**FLAT, "set_layers": 1, "width": 64, "output_scale": 1.0},
+    },
+    "paper": {
+        "model": {**ONE_CYCLE, "width": 512},
+        "context": {**FLAT, "set_layers": 1, "width": 512, "output_scale": None},
+    },
+}
+
+
+def leave(trainer: Trainer) -> None:
+    """Change nothing."""
+
+
+def q_head(bias: float) -> Callable[[Trainer], None]:
+    def apply(trainer: Trainer) -> None:
+        trainer.model.decoder.q_head.bias.data.fill_(bias)
+
+    return apply
+
+
+SLOW = {"lr": 1e-7, "batch_size": 4}
+UNTAUGHT = {"loss_weight": 0.0, "exploration_prob": 0.0, "max_steps": 16}
+# Steps, the failure, further settings, and what must be found with which severity.
+FAILURES: dict[str, tuple[int, Callable[[Trainer], None], dict[str, Any], dict[str, str]]] = {
+    "cached encodings": (
+        *(115, leave, {"train": {**SLOW, "cache_context": True}}),
+        {"gradient_starvation": "stop"},
+    ),
+    "learning rate": (
+        *(30, leave, {"train": {"lr": 30.0, "batch_size": 4, "grad_clip": None}}),
+        {"divergence": "stop"},
+    ),
+    "never halts": (
+        *(130, q_head(-50.0), {"train": SLOW, "halting": UNTAUGHT}),
+        {"never_halts": "warn"},
+    ),
+    "halts at once": (
+        *(130, q_head(50.0), {"train": SLOW, "halting": UNTAUGHT}),
+        {"halts_at_once": "warn", "unsure_halting": "warn"},
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_is_the_same_finding_at_every_scale(failure: str, scale: str) -> None:
+    steps, change, blocks, expected = FAILURES[failure]
+    context = {"pairing": "aligned", **SCALES[scale]["context"]}
+    rows, trainer = trained(steps, change, **{**blocks, **SCALES[scale], "context": context})
+    found = findings(rows, trainer)
+    assert expected.items() <= found.items(), found

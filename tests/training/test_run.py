@@ -496,6 +496,20 @@ def test_a_health_rule_ends_a_run_where_it_may(
     assert {step: level for step, level in marked.items() if level is not None} == {3: 3.0}
 
 
+def test_a_finding_by_the_clock_is_in_the_record_and_in_no_row(paths: RunPaths) -> None:
+    """Rows are equal bit for bit wherever a run is made."""
+    rules = {
+        name: {"metric": metric, "wrong": "above", "warn": 0.0, "from_step": 1}
+        for name, metric in (("by_clock", "perf/examples_per_second"), ("by_step", "train/steps"))
+    }
+    run = make_run(health={"rules": rules}, train={"steps": 4, "log_every": 1})
+    record = train(run, paths)
+    assert {"by_clock", "by_step"} <= {each["finding"] for each in record["health"]}
+    columns = {name for row in metrics(paths.out) for name in row}
+    assert "health/by_step" in columns
+    assert "health/by_clock" not in columns
+
+
 def test_a_loss_that_is_not_a_number_ends_every_run_with_its_record(paths: RunPaths) -> None:
     run = make_run(train={"steps": 6, "lr": 1e30, "weight_decay": 0.0, "warmup_steps": 0})
     record = train(run, paths)
