@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.clock import PeakMemory
 from benchmarks.mix import NoTasks, paper_sources
-from etrm.config.study import DataConfig
+from etrm.config.data import DataConfig
 from etrm.data.prepare import prepare_augmentations, prepare_tasks
 from etrm.storage.files import write_json_atomic
 

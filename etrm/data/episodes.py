@@ -16,7 +16,7 @@ from torch import Tensor
 
 from etrm.arc.grid import canvas_side, decisive_pairs, demo_grids
 from etrm.arc.task import Pair, Task
-from etrm.config.study import EpisodesConfig
+from etrm.config.data import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes

@@ -19,7 +19,7 @@ from etrm.data.tables import TaskRecord, read_tasks, write_augmentations, write_
 from etrm.errors import UserError
 
 if TYPE_CHECKING:
-    from etrm.config.study import DataConfig
+    from etrm.config.data import DataConfig
 
 MAX_NAMED = 10  # tasks named in a summary
 MAX_LINES = 50  # on tasks that touch held-out ones; the table has them all

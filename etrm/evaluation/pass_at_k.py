@@ -55,13 +55,9 @@ def score(
     labelled = np.array([output in truths for output in outputs], dtype=bool)
     # One true grid an output: no candidate of it can be hit twice.
     best_rank = {outputs[i]: int(ranked["rank"].iloc[i]) for i in np.flatnonzero(hit)}
-    ranks = {
-        task.id: [
-            best_rank.get((task.id, q)) for q in range(len(task.queries)) if (task.id, q) in truths
-        ]
-        for task in tasks
-    }
-    ranks = {task: of_task for task, of_task in ranks.items() if of_task}
+    ranks: dict[str, list[int | None]] = {}
+    for task_id, query in truths:  # in the order of tasks
+        ranks.setdefault(task_id, []).append(best_rank.get((task_id, query)))
     credit = credits(ranks, ks)
     passes = {
         str(k): {rule: _number(credit[:, i, j]) for j, rule in enumerate(CREDIT_RULES)}

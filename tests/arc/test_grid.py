@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from etrm.arc.grid import EOS, PAD, canvas_side, crop, tokenize
 from etrm.arc.task import Pair
-from etrm.config.study import EpisodesConfig
+from etrm.config.data import EpisodesConfig
 
 
 def zeros(height: int, width: int) -> np.ndarray:

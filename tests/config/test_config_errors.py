@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from documents import document, problems, study, wrong
 
+from etrm.config.data import DataConfig
 from etrm.config.load import load_study
 from etrm.config.registry import CONTEXT_SOURCES
 from etrm.config.schema import ConfigError, parse
-from etrm.config.study import DataConfig, TrainConfig
+from etrm.config.study import TrainConfig
 
 
 def test_the_document_of_these_tests_is_valid() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from documents import ROOT
 
+from etrm.config.data import DataConfig
 from etrm.config.health import HealthRule, guide_rules
 from etrm.config.load import load_study
 from etrm.config.merging import merge
@@ -19,7 +20,7 @@ from etrm.config.reference import literal, render
 from etrm.config.registry import context_options
 from etrm.config.schema import ConfigError
 from etrm.config.sources import source_kinds
-from etrm.config.study import DataConfig, ExperimentConfig, StudyConfig, TrainConfig
+from etrm.config.study import ExperimentConfig, StudyConfig, TrainConfig
 from etrm.config.text import write_page
 
 PAGE = render()

@@ -13,7 +13,7 @@ from tiny import demos_of, grid, make_corpus, make_task, make_tasks, make_varian
 from etrm.arc.augment import Augmentation
 from etrm.arc.grid import PAD, canvas_side
 from etrm.arc.task import Pair, Task
-from etrm.config.study import EpisodesConfig
+from etrm.config.data import EpisodesConfig
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import (
     CanvasError,

@@ -22,9 +22,9 @@ from tiny import make_corpus, make_tasks
 
 from etrm.arc.augment import Variants
 from etrm.arc.sources import load_sources
+from etrm.config.data import EpisodesConfig
 from etrm.config.load import read_study, run_config
 from etrm.config.sources import KaggleSource
-from etrm.config.study import EpisodesConfig
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import Sampler, group_by_lane, training_questions
 from etrm.data.epochs import EpochOrder

@@ -16,8 +16,8 @@ from tiny import demos_of, grid, make_corpus, make_task, make_tasks, recolour
 
 from etrm.arc.grid import canvas_side, decisive_pairs
 from etrm.arc.task import Pair
+from etrm.config.data import EpisodesConfig
 from etrm.config.schema import parse
-from etrm.config.study import EpisodesConfig
 from etrm.data import counter_random as random
 from etrm.data.corpus import Episodes
 from etrm.data.episodes import Sampler, demo_numbers, group_by_lane, training_questions

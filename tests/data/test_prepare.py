@@ -15,8 +15,8 @@ import pytest
 from etrm.arc.augment import Augmentation
 from etrm.arc.sources import SourceError
 from etrm.arc.task import Pair, Task
+from etrm.config.data import DataConfig
 from etrm.config.sources import FolderSource, KaggleSource
-from etrm.config.study import DataConfig
 from etrm.data.duplicates import DuplicateError
 from etrm.data.prepare import (
     mark_overlaps,

@@ -15,7 +15,7 @@ from test_prepare import some_pairs, write_source
 
 from etrm.arc.augment import Augmentation
 from etrm.arc.task import Pair, Task
-from etrm.config.study import DataConfig
+from etrm.config.data import DataConfig
 from etrm.data.prepare import prepare_tasks, select_tasks
 from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.data.tables import TaskRecord, read_tasks

@@ -19,13 +19,12 @@ from matplotlib.transforms import Bbox
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
+from etrm.report.curves import over_seeds, smoothed
 from etrm.report.figures import (
     encoder_probe,
     encoder_statistics,
     gradient_flow,
-    over_seeds,
     overfit_dynamics,
-    smoothed,
     training_curves,
 )
 from etrm.report.qualitative import choose, draw_answers

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from etrm.config.data import DataConfig
 from etrm.config.schema import parse
-from etrm.config.study import DataConfig
 from etrm.data.prepare import prepare_tasks
 from etrm.runtime.logs import job_log, say
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from etrm.config.data import EpisodesConfig
 from etrm.config.load import plain
 from etrm.config.registry import context_options
-from etrm.config.study import EpisodesConfig, HaltingConfig, ModelConfig, RunConfig
+from etrm.config.study import HaltingConfig, ModelConfig, RunConfig
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.jobs import PlanError

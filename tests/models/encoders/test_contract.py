@@ -16,12 +16,12 @@ from tiny import MODEL, make_batch, make_corpus, make_options, make_run, make_tr
 from torch import Tensor
 
 import etrm
+from etrm.config.data import EpisodesConfig
 from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
 from etrm.config.registry import CONTEXT_SOURCES, context_source
 from etrm.config.schema import ConfigError
 from etrm.config.study import (
     DecoderConfig,
-    EpisodesConfig,
     EvaluationConfig,
     HaltingConfig,
     ModelConfig,
