@@ -38,6 +38,7 @@ CONTEXT_SOURCES = {
     "set_transformer": "etrm.models.encoders.set_transformer:SetTransformerEncoder",
     "recurrent": "etrm.models.encoders.recurrent:RecurrentEncoder",
     "recurrent_trm": "etrm.models.encoders.recurrent:RecurrentTrmEncoder",
+    "perceiver": "etrm.models.encoders.perceiver:PerceiverEncoder",
     "in_context": "etrm.models.encoders.in_context:InContextEncoder",
 }
 

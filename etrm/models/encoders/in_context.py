@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
-from etrm.models.encoders.pairs import Sequences
+from etrm.models.encoders.pairs import DemoCodes
 from etrm.models.encoders.shared import Encoder, EncoderOptions, default
-from etrm.models.layers import STD_POSITION, Linear, learned, rms_norm, rotate
+from etrm.models.layers import STD_POSITION, learned, rms_norm
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,6 @@ class InContextOptions(EncoderOptions):
     pairing: str = default("pairing", "aligned")
     layers: int = option("blocks over the cells of all demos; 0: none", 1, ge=0)
     output_scale: float | None = default("output_scale", 1.0)
-
-
-class DemoCodes(nn.Module):
-    """A vector for each demo, made of its own cells, which tells them from those of other demos.
-
-    Embeddings of cells, turned by their places so that these count, are averaged by demo. A demo's
-    code is the mean direction from the other demos to it. A direction is as long for few different
-    cells as for many, and demos with different means never share a code: it is the gradient of a
-    strictly convex function, the mean distance to the demos. Equal demos have equal codes, a single
-    demo has none, and the order of demos changes nothing.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.project = heads, Linear(width, width)
-
-    def forward(self, cells: Sequences, demo_mask: Tensor) -> Tensor:
-        """Return the code of the demo of each token [n, T, E]; `demo_mask` [n, K]."""
-        count = demo_mask.shape[1]
-        turned = rotate(cells.tokens.unflatten(-1, (self.heads, -1)), cells.rotary).flatten(-2)
-        means = cells.demo_means(turned.float(), count)  # [n, K, E]
-        apart = rms_norm(means[:, :, None] - means[:, None])  # [n, K, K, E]: 0 for itself
-        others = (demo_mask.sum(dim=1) - 1).clamp(min=1)[:, None, None]
-        codes = (apart * demo_mask[:, None, :, None]).sum(dim=2) / others  # [n, K, E]
-        codes = self.project(codes.to(turned.dtype))
-        return cells.members(count).mT.to(codes.dtype) @ codes  # each token's, by a choice of K
 
 
 class InContextEncoder(Encoder):

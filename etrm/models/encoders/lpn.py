@@ -26,11 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etrm.arc.grid import MAX_SIDE
 from etrm.config.schema import option
 from etrm.data.batch import Batch
 from etrm.models.encoders.base import Encoded
-from etrm.models.encoders.pairs import Sequences
+from etrm.models.encoders.pairs import LearnedPlaces, Sequences
 from etrm.models.encoders.shared import (
     Encoder,
     EncoderOptions,
@@ -58,8 +57,7 @@ class ClsEncoder(nn.Module):
         # Pre-norm blocks leave their sum unnormed.
         self.norm = LayerNorm(width) if encoder.options.norm == "pre" else nn.Identity()
         if learned_positions:
-            self.rows = learned(MAX_SIDE, width, std=STD_POSITION)
-            self.columns = learned(MAX_SIDE, width, std=STD_POSITION)
+            self.places = LearnedPlaces(width)
             self.channels = learned(2, width, std=STD_POSITION)  # input, output
 
     def forward(self, pairs: Sequences, rows: Tensor) -> Tensor:
@@ -67,9 +65,8 @@ class ClsEncoder(nn.Module):
         x, mask = pairs.tokens, pairs.mask
         rotary: Angles | None = None
         if self.learned_positions:
-            places = self.rows[pairs.places // pairs.side] + self.columns[pairs.places % pairs.side]
             channels = pairs.grids.to(self.channels.dtype) @ self.channels  # both, where aligned
-            x = x + (places + channels).to(x.dtype)
+            x = x + self.places(pairs) + channels.to(x.dtype)
         else:
             cos, sin = pairs.rotary  # padded to [n, 1+T, head width]: CLS is not turned
             rotary = F.pad(cos, (0, 0, 1, 0), value=1.0), F.pad(sin, (0, 0, 1, 0))

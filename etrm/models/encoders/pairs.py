@@ -1,4 +1,4 @@
-"""The reading of demos: token sequences of pairs, grids or samples, and pooling of tokens.
+"""The reading of demos: tokens of pairs, grids or samples, their places and demos, and pooling.
 
 Shape suffixes: B batch, K demos, S grid tokens, T tokens of a row, R all rows of a batch, n rows of
 one group, D width of the encoder.
@@ -14,11 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etrm.arc.grid import PAD, VOCAB_SIZE
+from etrm.arc.grid import MAX_SIDE, PAD, VOCAB_SIZE
 from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.data.packing import Group, groups_of
-from etrm.models.layers import Angles, CrossAttention, Linear, Rotary, TokenEmbedding
+from etrm.models.layers import (
+    STD_POSITION,
+    Angles,
+    CrossAttention,
+    Linear,
+    Rotary,
+    TokenEmbedding,
+    learned,
+    rms_norm,
+    rotate,
+)
 
 PAIRINGS = ("aligned", "concat")
 POOLINGS = ("mean", "max", "attention", "weighted")
@@ -170,6 +180,46 @@ class PairTokens(nn.Module):
         table = torch.cat([t.embedding_weight for t in tables]).to(tables[0].dtype)  # [2V, D]
         vectors = [F.embedding(ids, table) for ids in cells.unbind(dim=-1)]
         return self.scale / math.sqrt(len(vectors)) * torch.stack(vectors).sum(dim=0)
+
+
+class LearnedPlaces(nn.Module):
+    """A learned vector for each row and column of the 30×30 canvas, as in LPN (2411.08706)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rows = learned(MAX_SIDE, width, std=STD_POSITION)
+        self.columns = learned(MAX_SIDE, width, std=STD_POSITION)
+
+    def forward(self, cells: Sequences) -> Tensor:
+        """Return the vector of the place of each token [n, T, E], in the tokens' number format."""
+        places = self.rows[cells.places // cells.side] + self.columns[cells.places % cells.side]
+        return places.to(cells.tokens.dtype)
+
+
+class DemoCodes(nn.Module):
+    """A vector for each demo, made of its own cells, which tells them from those of other demos.
+
+    Embeddings of cells, turned by their places so that these count, are averaged by demo. A demo's
+    code is the mean direction from the other demos to it. A direction is as long for few different
+    cells as for many, and demos with different means never share a code: it is the gradient of a
+    strictly convex function, the mean distance to the demos. Equal demos have equal codes, a single
+    demo has none, and the order of demos changes nothing.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.project = heads, Linear(width, width)
+
+    def forward(self, cells: Sequences, demo_mask: Tensor) -> Tensor:
+        """Return the code of the demo of each token [n, T, E]; `demo_mask` [n, K]."""
+        count = demo_mask.shape[1]
+        turned = rotate(cells.tokens.unflatten(-1, (self.heads, -1)), cells.rotary).flatten(-2)
+        means = cells.demo_means(turned.float(), count)  # [n, K, E]
+        apart = rms_norm(means[:, :, None] - means[:, None])  # [n, K, K, E]: 0 for itself
+        others = (demo_mask.sum(dim=1) - 1).clamp(min=1)[:, None, None]
+        codes = (apart * demo_mask[:, None, :, None]).sum(dim=2) / others  # [n, K, E]
+        codes = self.project(codes.to(turned.dtype))
+        return cells.members(count).mT.to(codes.dtype) @ codes  # each token's, by a choice of K
 
 
 class Pooling(nn.Module):

@@ -147,16 +147,16 @@ class Encoder(ContextSource):
 
 
 class SetAggregator(nn.Module):
-    """P learned queries that read the vectors of all demos, [B, K, E] → [B, P, E]."""
+    """P learned queries that read vectors of all demos, or their cells, [B, M, E] → [B, P, E]."""
 
     def __init__(self, encoder: Encoder, layers: int) -> None:
         super().__init__()
         self.queries = learned(encoder.model.context_tokens, encoder.options.width)  # [P, E]
         self.blocks = encoder.stack(layers, CrossBlock)
 
-    def forward(self, demos: Tensor, mask: Tensor) -> Tensor:
-        """`mask` [B, K] is true for real demos."""
-        return self.blocks(self.queries.to(demos.dtype).expand(len(demos), -1, -1), demos, mask)
+    def forward(self, read: Tensor, mask: Tensor | None) -> Tensor:
+        """`mask` [B, M] is true for real demos or cells; None: all are real."""
+        return self.blocks(self.queries.to(read.dtype).expand(len(read), -1, -1), read, mask)
 
 
 class Bottleneck(nn.Module):

@@ -140,8 +140,8 @@ def test_a_token_has_the_channels_of_the_grids_that_it_shows() -> None:
         "concat": [(1, 0), (1, 0), (0, 1), (0, 1)],  # the rows that exist, one grid's by one
     }.items():
         source, seen = build("lpn", pairing=pairing), list[Tensor]()
-        torch.nn.init.zeros_(source.encode.rows)
-        torch.nn.init.zeros_(source.encode.columns)
+        torch.nn.init.zeros_(source.encode.places.rows)
+        torch.nn.init.zeros_(source.encode.places.columns)
         source.encode.blocks.register_forward_pre_hook(lambda _, x, s=seen: s.append(x[0]))
         source(batch, None)
         ((_, pairs),) = source.pairs.groups(batch)
@@ -178,6 +178,21 @@ def test_a_state_is_a_samples_own_and_begins_anew(name: str) -> None:
     carry, second = act_step(model, carry, batch)
     assert torch.allclose(second.encoding.tokens[0], first.encoding.tokens[0], atol=1e-5)
     assert not torch.allclose(second.encoding.tokens[1], first.encoding.tokens[1], atol=1e-3)
+
+
+# --- perceiver ---
+
+
+@pytest.mark.parametrize(("pairing", "cells"), [("aligned", 9), ("concat", 18)])
+def test_the_queries_read_every_real_cell_and_no_other(pairing: str, cells: int) -> None:
+    source, batch = build("perceiver", pairing=pairing), make_batch(2, demos=3)
+    batch.demo_mask[1, 2] = False
+    seen: list[Any] = []
+    source.set.register_forward_pre_hook(lambda _, given: seen.extend(given))
+    source(batch, None)
+    read, mask = seen
+    assert read.shape == (2, 3 * cells, 16)
+    assert mask.sum(dim=1).tolist() == [3 * cells, 2 * cells]
 
 
 # --- in context ---
