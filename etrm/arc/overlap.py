@@ -15,47 +15,79 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from etrm.arc.augment import DIHEDRALS, apply_dihedral
+from etrm.arc.augment import COLORS, DIHEDRALS, apply_dihedral
 from etrm.arc.task import Pair, Task
 
 KEY_BYTES = 8
-CACHED_PAIRS = 20_000  # of which keys are remembered: the stage `tasks` asks three times
+BLOCK_CELLS = 2**15  # of all readings at once: in a block, some 20 bytes for each of them
 # Pairs that two tasks share are no chance where they have this many cells together (input and
 # output; two 4×4 grids have). Of 1,307 public tasks, two pairs of tasks share less: one pair of 10
 # and one of 27 cells, by chance both.
 TELLING_CELLS = 32
 
 
-def pair_key(pair: Pair) -> str:
-    """Return a key [16 hex digits] that is the same for all dihedral and colour variants of a pair.
+def pair_keys(pairs: Iterable[Pair]) -> list[str]:
+    """Return a key [16 hex digits] of each pair, the same for all its dihedral and colour variants.
 
-    The pair is turned in the eight ways, its colours (0 as well) are numbered in the order in
-    which they appear in input, then output, and the smallest result is hashed. A pair without an
-    output has none to share: its key differs from that of any labelled pair.
+    A pair is turned in the eight ways, its colours (0 as well) are numbered in the order in which
+    they appear in input, then output, and the smallest result is hashed. A pair without an output
+    has none to share: its key differs from that of any labelled pair. A pair keeps its key, and
+    pairs of equal shapes are computed together: ask for many at once.
     """
-    known = [grid for grid in (pair.input, pair.output) if grid is not None]
-    return _key(tuple((*grid.shape, grid.tobytes()) for grid in known))
+    pairs = list(pairs)
+    alike: dict[tuple[tuple[int, ...], ...], list[Pair]] = defaultdict(list)  # by their shapes
+    for pair in pairs:
+        if pair.content_key is None:
+            alike[tuple(grid.shape for grid in _grids(pair))].append(pair)
+    for shapes, own in alike.items():
+        header, places = _turned_places(shapes)
+        most = max(1, BLOCK_CELLS // places.size)
+        for block in (own[start : start + most] for start in range(0, len(own), most)):
+            for pair, form in zip(block, _smallest_forms(block, places), strict=True):
+                key = hashlib.blake2b(header + form.tobytes(), digest_size=KEY_BYTES).hexdigest()
+                object.__setattr__(pair, "content_key", key)
+    return [str(pair.content_key) for pair in pairs]
 
 
-@lru_cache(CACHED_PAIRS)
-def _key(written: tuple[tuple[int, int, bytes], ...]) -> str:
-    """Return the key of a pair from height, width and colours (a byte each) of its grids."""
-    read = [np.frombuffer(cells, np.uint8).reshape(h, w) for h, w, cells in written]
-    forms = []
+def _grids(pair: Pair) -> list[np.ndarray]:
+    return [grid for grid in (pair.input, pair.output) if grid is not None]
+
+
+def _turned_places(shapes: Sequence[tuple[int, ...]]) -> tuple[bytes, np.ndarray]:
+    """Return how the cells of a pair are read, of the eight ways those that can be the smallest.
+
+    Number and shapes of the turned grids are compared first: they are the header, a byte each. The
+    places [T, C] of C cells are numbered over both grids, in reading order.
+    """
+    ends = np.cumsum([h * w for h, w in shapes])
+    grids = [np.arange(e - h * w, e).reshape(h, w) for e, (h, w) in zip(ends, shapes, strict=True)]
+    ways: dict[bytes, list[np.ndarray]] = defaultdict(list)
     for dihedral in range(len(DIHEDRALS)):
-        grids = [apply_dihedral(grid, dihedral) for grid in read]
-        cells = np.concatenate([grid.ravel() for grid in grids])
-        _, first, inverse = np.unique(cells, return_index=True, return_inverse=True)
-        number = np.argsort(np.argsort(first)).astype(np.uint8)  # of each colour, as it appears
-        shapes = bytes(side for grid in grids for side in grid.shape)
-        forms.append(bytes([len(grids)]) + shapes + number[inverse].tobytes())
-    return hashlib.blake2b(min(forms), digest_size=KEY_BYTES).hexdigest()
+        turned = [apply_dihedral(grid, dihedral) for grid in grids]
+        header = bytes([len(grids), *(side for grid in turned for side in grid.shape)])
+        ways[header].append(np.concatenate([grid.ravel() for grid in turned]))
+    header = min(ways)
+    return header, np.stack(ways[header])
+
+
+def _smallest_forms(pairs: Sequence[Pair], places: np.ndarray) -> np.ndarray:
+    """Return uint8 [N, C]: of each pair, the smallest of its T readings with colours numbered."""
+    grids = zip(*map(_grids, pairs), strict=True)  # all inputs, all outputs
+    cells = np.concatenate([np.stack(each).reshape(len(pairs), -1) for each in grids], axis=1)
+    read = cells.take(places, axis=1)  # [N, T, C]
+    is_color = read[:, :, None] == np.arange(COLORS, dtype=np.uint8)[:, None]  # [N, T, 10, C]
+    present = is_color[:, :1].any(axis=-1)  # [N, 1, 10]: in one reading as in all
+    first = np.where(present, is_color.argmax(axis=-1), cells.shape[1])  # [N, T, 10]
+    number = first.argsort(axis=-1).argsort(axis=-1).astype(np.uint8)  # as colours appear
+    row = np.arange(0, number.size, COLORS).reshape(*read.shape[:2], 1)
+    forms = number.ravel().take(read + row)
+    smallest = forms.view(f"S{forms.shape[-1]}")[..., 0].argmin(axis=1)
+    return forms[np.arange(len(pairs)), smallest]
 
 
 @dataclass(frozen=True)
@@ -71,10 +103,20 @@ class TaskContent:
         """Return the keys of a task's pairs; a query without a known output counts for nothing."""
         labelled = [pair for pair in task.queries if pair.output is not None]
         demos, answers = (
-            {pair_key(p): p.input.size + (0 if p.output is None else p.output.size) for p in pairs}
+            {
+                key: sum(grid.size for grid in _grids(pair))
+                for key, pair in zip(pair_keys(pairs), pairs, strict=True)
+            }
             for pairs in (task.demos, labelled)
         )
         return cls(frozenset(demos), frozenset(answers.keys() - demos), answers | demos)
+
+    @classmethod
+    def of_all(cls, tasks: Iterable[Task]) -> dict[str, TaskContent]:
+        """Return task id → its content, of all `tasks` in the time that their shapes take."""
+        tasks = list(tasks)
+        pair_keys(pair for task in tasks for pair in (*task.demos, *task.queries))
+        return {task.id: cls.of(task) for task in tasks}
 
 
 @dataclass(frozen=True)
@@ -93,9 +135,9 @@ class Overlap:
 
 def find_distinct(tasks: Iterable[Task]) -> set[str]:
     """Return the ids of those `tasks` that share no pair with any other: none touches them."""
-    contents = {task.id: TaskContent.of(task).cells for task in tasks}
-    times = Counter(key for own in contents.values() for key in own)
-    return {name for name, own in contents.items() if all(times[key] == 1 for key in own)}
+    contents = TaskContent.of_all(tasks)
+    times = Counter(key for own in contents.values() for key in own.cells)
+    return {name for name, own in contents.items() if all(times[key] == 1 for key in own.cells)}
 
 
 class SeenContent:
@@ -117,22 +159,22 @@ class SeenContent:
     @classmethod
     def of(cls, tasks: Iterable[Task]) -> SeenContent:
         """Return the content of `tasks`; queries only where their output is known."""
-        contents = {task.id: TaskContent.of(task) for task in tasks}
+        contents = TaskContent.of_all(tasks)
         pairs = {name: frozenset(content.cells) for name, content in contents.items()}
         return cls(pairs, {name: content.demos for name, content in contents.items()})
 
     def find_touched(self, held_out: Iterable[Task]) -> dict[str, Overlap]:
         """Return id → overlap of those tasks of `held_out` that have been touched."""
-        overlaps = ((task.id, self._overlap(task)) for task in held_out)
-        return {name: overlap for name, overlap in overlaps if overlap.tasks}
+        contents = TaskContent.of_all(held_out)
+        overlaps = {name: self._overlap(name, own) for name, own in contents.items()}
+        return {name: overlap for name, overlap in overlaps.items() if overlap.tasks}
 
-    def _overlap(self, task: Task) -> Overlap:
-        content = TaskContent.of(task)
+    def _overlap(self, task_id: str, content: TaskContent) -> Overlap:
         shared: dict[str, set[str]] = defaultdict(set)  # id of a seen task → common keys
         for key in content.cells:
             for name in self._holders.get(key, ()):
                 shared[name].add(key)
-        alone = {task.id} & self._pairs.keys()
+        alone = {task_id} & self._pairs.keys()
         for name, keys in shared.items():
             smaller = min(len(self._pairs[name]), len(content.cells))
             if (

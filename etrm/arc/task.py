@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ class Pair:
 
     input: np.ndarray  # uint8 [height, width], colours 0-9, 1-30 on each side
     output: np.ndarray | None  # of the same kind; None only for a query whose answer is not known
+    content_key: str | None = field(default=None, init=False, repr=False)  # `pair_keys` fills it in
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pair):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from etrm.arc.overlap import pair_key
+from etrm.arc.overlap import pair_keys
 from etrm.arc.task import Task
 from etrm.config.text import first_few
 from etrm.data.tables import TaskRecord
@@ -36,6 +36,8 @@ def drop_duplicates(
     and a source may hold a task twice. Raises `DuplicateError` where `policy` is `error`.
     """
     several = len({record.source for record in records}) > 1  # else no content is needed
+    if several:  # of all at once, which takes less time
+        pair_keys(pair for r in records for pair in (*r.task.demos, *r.task.queries))
     first: dict[str | frozenset[str], TaskRecord] = {}  # id or content → the first with it
     kept: list[TaskRecord] = []
     matches: dict[tuple[str, str], list[Match]] = {}
@@ -82,7 +84,7 @@ def content_of(task: Task) -> frozenset[str]:
 
     Demos and queries are not told apart: revisions of ARC have moved pairs between them.
     """
-    return frozenset(pair_key(pair) for pair in (*task.demos, *task.queries))
+    return frozenset(pair_keys((*task.demos, *task.queries)))
 
 
 def _count(matches: Sequence[Match]) -> str:

@@ -32,7 +32,8 @@ def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> d
     `content` is in the order of `ids`, and holds the sorted keys of each task's pairs.
     """
     keys: dict[str, set[str]] = {}
-    found = [(task.id, frozenset(TaskContent.of(task).cells)) for task in tasks]
+    contents = TaskContent.of_all(tasks)
+    found = [(name, frozenset(content.cells)) for name, content in contents.items()]
     for parent in parents:  # whose records hold those of their own parents already
         found += _keys_by_id(parent["seen_tasks"]).items()
     for name, own in found:

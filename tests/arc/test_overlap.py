@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.overlap import Overlap, SeenContent, TaskContent, pair_key
+from etrm.arc.overlap import KEY_BYTES, Overlap, SeenContent, TaskContent, pair_keys
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -18,6 +19,46 @@ from etrm.config.sources import KaggleSource
 grids = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1)).map(
     lambda a: np.random.default_rng(a[2]).integers(0, 10, a[:2], dtype=np.uint8)
 )
+
+
+def pair_key(pair: Pair) -> str:
+    return pair_keys([pair])[0]
+
+
+def slow_key(pair: Pair) -> str:
+    """The definition of a key, which records of runs hold: one pair, one turn after the other."""
+    known = [grid for grid in (pair.input, pair.output) if grid is not None]
+    forms = []
+    for dihedral in range(8):
+        turned = [apply_dihedral(grid, dihedral) for grid in known]
+        cells = [cell for grid in turned for cell in grid.ravel().tolist()]
+        number = {color: i for i, color in enumerate(dict.fromkeys(cells))}
+        sides = [side for grid in turned for side in grid.shape]
+        forms.append(bytes([len(turned), *sides, *(number[cell] for cell in cells)]))
+    return blake2b(min(forms), digest_size=KEY_BYTES).hexdigest()
+
+
+def test_keys_of_many_pairs_are_those_of_each_by_itself() -> None:
+    """Of many shapes, with and without an output, few colours and all, more than a block holds."""
+    rng = np.random.default_rng(5)
+    shapes = [*rng.integers(1, 6, (150, 4)), *rng.integers(1, 31, (25, 4)), *[(3, 3, 3, 3)] * 400]
+    many = []
+    for number, (h, w, out_h, out_w) in enumerate(shapes):
+        colors = rng.permutation(10)[: rng.integers(1, 11)].astype(np.uint8)
+        output = rng.choice(colors, (out_h, out_w)) if number % 4 else None
+        many.append(Pair(rng.choice(colors, (h, w)), output))
+    expected = [slow_key(pair) for pair in many]
+    assert pair_keys(many) == expected
+    assert pair_keys(reversed(many)) == expected[::-1]  # as they were remembered
+    assert len(set(expected)) > 400
+    copies = [Pair(pair.input, pair.output) for pair in many]
+    assert [pair_key(pair) for pair in copies] == expected
+
+
+def test_a_key_is_what_it_always_was() -> None:
+    """Records of finished runs hold it."""
+    pair = Pair(np.arange(6, dtype=np.uint8).reshape(2, 3), np.ones((1, 1), np.uint8))
+    assert pair_keys([pair, Pair(pair.input, None)]) == ["b3aacd97c2cdbf08", "333090da16299d43"]
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
