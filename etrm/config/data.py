@@ -111,6 +111,13 @@ class EpisodesConfig:
         "replacement",
         choices=("replacement", "epochs"),
     )
+    draw: str = option(
+        "`question`: each question is as likely, so a task is drawn in proportion to its pairs;"
+        " `task`: each task is as likely, whatever its number of pairs, and then each of its"
+        " questions. With order: replacement",
+        "question",
+        choices=("question", "task"),
+    )
     translate: bool = option("move the content over the canvas at random, in training only", True)
     translate_once: bool = option(
         "move it to one place for the whole run, and one pair of every puzzle not at all, as the"
@@ -127,7 +134,7 @@ class EpisodesConfig:
     )
 
     def problems(self) -> list[ConfigProblem]:
-        """Return a range without a number, and lanes that `epochs` cannot fill.
+        """Return a range without a number, and lanes and draws that `epochs` does not have.
 
         A batch in that order is one sequence of questions.
         """
@@ -138,4 +145,7 @@ class EpisodesConfig:
         if self.order == "epochs" and len(self.canvas) > 1:
             found = f"{len(self.canvas)} lanes with order: epochs"
             problems.append(ConfigProblem("canvas", found, "one lane, as in `[30]`"))
+        if self.order == "epochs" and self.draw != "question":
+            expected = "question: with order: epochs, all questions of a task are asked in turn"
+            problems.append(ConfigProblem("draw", self.draw, expected))
         return problems

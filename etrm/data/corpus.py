@@ -46,6 +46,7 @@ class Episodes:
     fits: Tensor  # [E] bool: the true output fits the canvas (true where it is unknown)
     tokens: TokenBounds | None = None  # [N]: of the members of all pools
     numbers: tuple[int, ...] = ()  # of demos that training shows, each as likely; (): K or all
+    weight: Tensor | None = None  # [E] float64, on the host: of each in a draw; None: all alike
 
     def __len__(self) -> int:
         return len(self.task)
@@ -54,6 +55,11 @@ class Episodes:
     def on(self) -> dict[torch.device, Pools]:
         """The pools on the host, where shapes are decided, and on the device of the questions."""
         return {d: self.pools.to(d) for d in {self.pools.first.device, self.task.device}}
+
+    @property
+    def total_weight(self) -> float:
+        """Return the weight of this lane in a draw from all lanes."""
+        return float(len(self) if self.weight is None else self.weight.sum())
 
     def truncate_demos(self, most: int) -> Episodes:
         """Return the same questions with at most `most` demos."""

@@ -46,6 +46,15 @@ def integers(u: Tensor, bound: Tensor | int) -> Tensor:
     return (u * bound).to(torch.int64)
 
 
+def weighted(u: Tensor, ends: Tensor) -> Tensor:
+    """Return for uniform numbers `u` the index of a weight, each as likely as its weight says.
+
+    `ends`: cumulative sums of the weights, float64.
+    """
+    found = torch.searchsorted(ends, u * ends[-1], right=True)
+    return found.clamp(max=len(ends) - 1)  # where the product is rounded up to the last
+
+
 def subsets(u: Tensor, size: Tensor, bound: Tensor) -> Tensor:
     """Return `size` [n] ≤ K different numbers below `bound` [n], ascending, then -1: [n, K].
 

@@ -37,6 +37,7 @@ class Question:
     task: int
     query: int
     pool: tuple[int, ...]  # the query may be in it
+    weight: float = 1.0  # in the draws of training
 
     @property
     def demos(self) -> tuple[int, ...]:
@@ -51,7 +52,8 @@ def training_questions(
 
     `leave_one_out`: every visible pair is the query once, all the others are its demos.
     `test_pairs`: the test pairs are the queries, the demo pairs the demos. Questions without any
-    demo are left out where the context source `needs_demos`.
+    demo are left out where the context source `needs_demos`. Where tasks are drawn alike, those of
+    a task have the weight 1 together.
     """
     hidden = set(held_out)
     questions = []
@@ -64,7 +66,8 @@ def training_questions(
         else:
             queries, pool, others = [*demos, *tests], (*demos, *tests), len(demos + tests) - 1
         if others > 0 or not needs_demos:
-            questions += [Question(index, query, pool) for query in queries]
+            weight = 1.0 / max(1, len(queries)) if config.draw == "task" else 1.0
+            questions += [Question(index, query, pool, weight) for query in queries]
     return questions
 
 
@@ -152,6 +155,7 @@ def _episodes(
     most = max(1, int(pools.others().max()))
     members = [corpus.pairs[pair] for pair in pools.members.tolist()]
     grids = [(pair.input, pair.output) for pair in members]
+    weights = [q.weight for q in questions]
     sizes = np.array([[(0, 0) if g is None else g.shape for g in pair] for pair in grids])
     device = corpus.device
     return Episodes(
@@ -163,6 +167,7 @@ def _episodes(
         fits=torch.tensor(fits, device=device),
         tokens=pair_token_bounds(sizes, side),
         numbers=numbers,
+        weight=None if set(weights) == {1.0} else torch.tensor(weights, dtype=torch.float64),
     )
 
 
@@ -185,6 +190,8 @@ class Sampler:
         self.noise_size = self.noise(self.episodes.most)
         numbers = torch.tensor(self.episodes.numbers)
         self.numbers = {d: numbers.to(d) for d in self.episodes.on}
+        weight = self.episodes.weight
+        self.ends = None if weight is None else {d: weight.cumsum(0).to(d) for d in self.numbers}
         self.draws = len(numbers) > 0 or int(self.episodes.pools.others().max()) > most
 
     def members(self, step: int, slots: Tensor | None = None) -> Tensor:
@@ -218,6 +225,8 @@ class Sampler:
         if self.order is not None:
             return self.order.draw(step, slots)
         u, variant = (self._draw(step, s, 1, slots)[:, 0] for s in (random.EPISODE, random.VARIANT))
+        if self.ends is not None:
+            return random.weighted(u, self.ends[slots.device]), variant
         return random.integers(u, len(self.episodes)), variant
 
     def _shift(self, step: int, pairs: Tensor, task: Tensor, variant: Tensor) -> Tensor:

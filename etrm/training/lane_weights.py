@@ -34,7 +34,7 @@ class LaneWeights:
 
         share_l ← share_l (1 − h_l) + questions_l Σ share h
 
-    from share = questions, the lanes' shares of all questions, to N·m / Σ N·m with m = 1 / h, as
+    from share = questions, the lanes' shares of new questions, to N·m / Σ N·m with m = 1 / h, as
     fast as the official batch would. h: slots that halted over slots, as decayed sums. A lane in
     which nothing has halted yet keeps what it has: no division by zero, no prior, no bound.
 
@@ -45,8 +45,8 @@ class LaneWeights:
         """`slots`: the batch size B, apportioned to the lanes of `episodes` as in training."""
         number = apportion_slots(episodes, slots)
         self.slots = torch.tensor(number, dtype=torch.float64, device=device)  # [L]
-        questions = self.slots.new_tensor([len(lane) for lane in episodes])
-        self.questions = questions / questions.sum()  # [L]
+        questions = self.slots.new_tensor([lane.total_weight for lane in episodes])
+        self.questions = questions / questions.sum()  # [L]: of the next question that is drawn
         self.slot_share = self.slots / slots  # [L] of all slots
         self.share = self.questions.clone()  # [L] of the official batch at the next step
         self.halted = torch.zeros_like(self.share)  # [L] decayed sum of slots that halted

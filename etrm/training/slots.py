@@ -123,7 +123,7 @@ def make_lane_slots(
 
 
 def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
-    """Return slots per lane in proportion to its questions (largest remainders), at least one.
+    """Return slots per lane in proportion to its weight (largest remainders), at least one.
 
     Raises `SlotError` where there is no question, or fewer slots than lanes.
     """
@@ -137,8 +137,8 @@ def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
             f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
             f" lanes {[lane.side for lane in episodes]}; raise it or use fewer lanes"
         )
-    total = sum(len(lane) for lane in episodes)
-    exact = [len(lane) * slots / total for lane in episodes]
+    total = sum(lane.total_weight for lane in episodes)
+    exact = [lane.total_weight * slots / total for lane in episodes]
     sizes = [max(1, int(share)) for share in exact]
     # The minimum of one can make the sum too large, rounding down too small.
     while sum(sizes) != slots:

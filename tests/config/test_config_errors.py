@@ -148,6 +148,10 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
         {"defaults__episodes": {"order": "epochs", "canvas": [10, 30]}},
         *("defaults.episodes.canvas", ["2 lanes with order: epochs", "one lane"]),
     ),
+    (
+        {"defaults__episodes": {"order": "epochs", "canvas": [10], "draw": "task"}},
+        *("defaults.episodes.draw", ["task", "question"]),
+    ),
     ({"defaults__context__width": 34}, "defaults.context.width", ["a multiple of 4 × heads"]),
     (
         {f"{ETRM}stages": {"full": {"target_exact_accuracy": 0.5}}},

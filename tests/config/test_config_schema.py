@@ -59,7 +59,7 @@ BEYOND = (
     *("data.training", "data.evaluation", "defaults.model.width", "experiments.etrm.model.width"),
     *("defaults.context.width", "experiments.etrm.stages.full.eval_every"),
     *("data.sources.train", "data.sources.train.subset", "defaults.health.rules.mine.metric"),
-    *("baseline", "finalists[0]", "finalists[1]"),
+    *("baseline", "finalists[0]", "finalists[1]", "defaults.episodes.draw"),
 )
 UNSEEN = {"2.0 (number)", "nan", "inf", "ascending", "2 lanes with order: epochs"}
 SEEN = [

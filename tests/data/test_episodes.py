@@ -155,18 +155,20 @@ def assert_equal_batches(one: Sampler, two: Sampler, steps: range) -> None:
         assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    first = sampler(make_corpus())
-    assert_equal_batches(first, sampler(make_corpus()), range(0, 999, 333))
-    other = sampler(make_corpus(), seed=1)
+@pytest.mark.parametrize("draw", ["question", "task"])
+def test_a_batch_is_a_function_of_seed_and_step(draw: str) -> None:
+    first = sampler(make_corpus(), draw=draw)
+    assert_equal_batches(first, sampler(make_corpus(), draw=draw), range(0, 999, 333))
+    other = sampler(make_corpus(), seed=1, draw=draw)
     assert not torch.equal(other.batch(1).inputs, first.batch(1).inputs)
     assert not torch.equal(first.batch(2).inputs, first.batch(1).inputs)
 
 
-def test_a_batch_does_not_depend_on_how_slots_are_split() -> None:
+@pytest.mark.parametrize("draw", ["question", "task"])
+def test_a_batch_does_not_depend_on_how_slots_are_split(draw: str) -> None:
     corpus, slots = make_corpus(), torch.arange(12)
-    whole = sampler(corpus, slots=slots)
-    parts = [sampler(corpus, slots=part) for part in (slots[0::2], slots[1::2])]
+    whole = sampler(corpus, slots=slots, draw=draw)
+    parts = [sampler(corpus, slots=part, draw=draw) for part in (slots[0::2], slots[1::2])]
     order = torch.cat([part.slots for part in parts]).argsort()
     for step in (1, 2):
         pieces = [part.batch(step).tensors() for part in parts]
@@ -197,6 +199,39 @@ def test_every_question_and_variant_is_drawn_about_equally_often() -> None:
         counts = [n for (episode, _), n in seen.items() if episode == e]
         share = total / len(counts)
         assert all(abs(n - share) < 6 * share**0.5 for n in counts)
+
+
+@pytest.mark.parametrize(("draw", "expected"), [("task", [0.25] * 4), ("question", None)])
+def test_tasks_are_drawn_alike_or_in_proportion_to_their_pairs(
+    draw: str, expected: list[float] | None
+) -> None:
+    """Over all lanes, each with its weight; the questions of a task are as likely as each other."""
+    rng = np.random.default_rng(0)
+    sizes = [3, 4, 8, 60]
+    tasks = [make_task(f"t{n}", recolour(rng), rng, demos=n - 1) for n in sizes[:3]]
+    # Its questions are on two lanes: a larger input could grow threefold as well.
+    small = [Pair(grid(rng, 1, 1), grid(rng, 3, 3)) for _ in range(20)]
+    large = [Pair(grid(rng, 2, 2), grid(rng, 2, 2)) for _ in range(40)]
+    corpus = make_corpus([*tasks, Task("many", (*small, *large[1:]), (large[0],))], variants=1)
+    config = EpisodesConfig(canvas=(3, 6), draw=draw)
+    questions = training_questions(corpus, (), config, needs_demos=True)
+    lanes = group_by_lane(corpus, questions, (3, 6), see_answers=True)
+    assert [len(lane) for lane in lanes] == [35, 40]
+    total = sum(lane.total_weight for lane in lanes)
+    assert total == pytest.approx(4 if draw == "task" else sum(sizes))
+    drawn = torch.zeros(len(corpus.pairs), dtype=torch.float64)
+    steps, slots = 200, torch.arange(256)
+    for lane in lanes:
+        asks = Sampler(corpus, lane, slots, 0, config)
+        for step in range(steps):
+            query = lane.query[asks._choose(step, slots)[0]]
+            share = lane.total_weight / total / (steps * len(slots))
+            drawn.index_add_(0, query, torch.full((len(slots),), share, dtype=torch.float64))
+    own = [drawn[[*d, *q]] for d, q in zip(corpus.demo_pairs, corpus.query_pairs, strict=True)]
+    expected = [n / sum(sizes) for n in sizes] if expected is None else expected
+    assert [float(each.sum()) for each in own] == pytest.approx(expected, rel=0.02)
+    for each in own:
+        assert each.tolist() == pytest.approx([float(each.mean())] * len(each), rel=0.2)
 
 
 def content(tokens: torch.Tensor) -> tuple[tuple[int, int], np.ndarray]:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import UnevenHalting, make_corpus, make_run, make_tasks, make_trainer, questions_of
+from tiny import (
+    UnevenHalting,
+    make_corpus,
+    make_run,
+    make_task,
+    make_tasks,
+    make_trainer,
+    questions_of,
+    recolour,
+)
 
 from etrm.models.build import build_model
 from etrm.runtime.distributed import Ranks
@@ -48,12 +58,16 @@ def official(questions: list[int], steps: list[Any], slots: int, number: int) ->
     return np.array(shares)
 
 
+def lanes(*questions: int) -> list[Any]:
+    return [SimpleNamespace(total_weight=number) for number in questions]
+
+
 def weighted(
     questions: list[int], steps: list[Any], slots: int, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lanes of fixed slots: weighted shares of slots and of finished samples; slots of a lane."""
     rng = np.random.default_rng(1)
-    weights = LaneWeights([range(n) for n in questions], slots, CPU)
+    weights = LaneWeights(lanes(*questions), slots, CPU)
     lane = weights.lane_of_slot.numpy()
     left, shares, finished = draw(rng, steps, lane), [], np.zeros(len(questions))
     for _ in range(number):
@@ -102,7 +116,7 @@ def test_the_start_is_that_of_one_batch() -> None:
 
 
 def test_lanes_in_which_nothing_halts_keep_their_shares() -> None:
-    weights = LaneWeights([range(1), range(99)], 10, CPU)
+    weights = LaneWeights(lanes(1, 99), 10, CPU)
     assert weights.by_lane.tolist() == pytest.approx([0.1, 1.1])  # 1 % on a slot of ten
     for _ in range(2000):
         weights.advance(torch.zeros(2), ONE)
@@ -112,7 +126,7 @@ def test_lanes_in_which_nothing_halts_keep_their_shares() -> None:
 
 
 def test_one_lane_has_the_weight_one_exactly() -> None:
-    weights = LaneWeights([range(7)], 3, CPU)
+    weights = LaneWeights(lanes(7), 3, CPU)
     for number in (0, 1, 3, 2):
         weights.advance(torch.tensor([number]), ONE)
         assert weights.by_slot.tolist() == [1.0, 1.0, 1.0]
@@ -121,12 +135,12 @@ def test_one_lane_has_the_weight_one_exactly() -> None:
 # --- in a run ---
 
 
-def uneven(source: str = "standard", **train: Any) -> UnevenHalting:
+def uneven(source: str = "standard", draw: str = "question", **train: Any) -> UnevenHalting:
     """Two lanes, of one and of four ACT steps a sample."""
     tasks = [*make_tasks(4, side=3), *make_tasks(2, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
     train = {"steps": 60, "batch_size": 12, "log_every": 20, **train}
-    run = make_run(source, halting={"max_steps": 4}, train=train)
+    run = make_run(source, halting={"max_steps": 4}, train=train, episodes={"draw": draw})
     return UnevenHalting(
         run, build_model(run, corpus.num_puzzles), corpus, questions_of(run, corpus)
     )
@@ -150,6 +164,19 @@ def test_a_run_learns_and_logs_as_in_one_batch() -> None:
     steps = total / (first + second)  # a question; as many halt a step as one batch would see
     assert row["train/steps"] == pytest.approx(steps, rel=0.02)
     assert row["train/halted"] == pytest.approx(12 / steps, rel=0.02)
+
+
+def test_lanes_have_the_shares_of_their_tasks_where_these_are_drawn_alike() -> None:
+    """Four tasks on a lane count as four, however many questions they have."""
+    rng = np.random.default_rng(0)
+    tasks = [*make_tasks(4, side=3), make_task("many", recolour(rng), rng, demos=40, side=4)]
+    corpus = make_corpus(tasks)
+    run = make_run(train={"batch_size": 10}, episodes={"draw": "task"})
+    trainer = Trainer(run, build_model(run, corpus.num_puzzles), corpus, questions_of(run, corpus))
+    assert trainer.lane_weights.share.tolist() == pytest.approx([0.8, 0.2])
+    assert trainer.lane_weights.slots.tolist() == [8, 2]
+    questions = [len(lane) for lane in trainer.episodes]
+    assert questions[0] / sum(questions) < 0.4
 
 
 def test_means_over_slots_have_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +229,9 @@ def test_a_puzzle_moves_as_often_as_its_lane_counts() -> None:
     assert weights[0] < 0.8 < 1.2 < weights[1]
 
 
-@pytest.mark.parametrize("source", ["embedding", "standard"])
-def test_weights_resume_exactly(source: str) -> None:
-    whole, second = uneven(source, log_every=4), uneven(source, log_every=4)
+@pytest.mark.parametrize(("source", "draw"), [("embedding", "question"), ("standard", "task")])
+def test_weights_resume_exactly(source: str, draw: str) -> None:
+    whole, second = (uneven(source, draw, log_every=4) for _ in range(2))
     for _ in rows(whole, 10):
         pass
     second.load_state_dict(copy.deepcopy(whole.state_dict()))

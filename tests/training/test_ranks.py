@@ -29,7 +29,9 @@ def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
     train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
-    run = make_run(source, train=train, halting={"max_steps": 4}, context=context_of(source))
+    draw = {"embedding": "question", "standard": "task"}[source]
+    blocks: dict[str, Any] = {"halting": {"max_steps": 4}, "episodes": {"draw": draw}}
+    run = make_run(source, train=train, context=context_of(source), **blocks)
     model = build_model(run, corpus.num_puzzles)
     return UnevenHalting(run, model, corpus, questions_of(run, corpus), ranks)
 

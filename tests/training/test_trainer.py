@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_twenty_losses_are_those_on_record(source: str) -> None:
 
 
 def apportioned(sizes: Sequence[int], slots: int) -> list[int]:
-    return apportion_slots([range(n) for n in sizes], slots)
+    return apportion_slots([SimpleNamespace(total_weight=n) for n in sizes], slots)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6), st.integers(0, 300))
