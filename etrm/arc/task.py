@@ -26,9 +26,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """The rule that a generated task was made by: its ground truth, which no model is shown."""
+
+    name: str  # as in "recolour", or "mirror+fill" of a composition
+    parameters: str  # canonical JSON
+    novelty: str | None = None  # of a held-out task: the part of it that no training task has
+
+
+@dataclass(frozen=True)
 class Task:
     """One ARC item."""
 
     id: str  # unique in a study
     demos: tuple[Pair, ...]  # at least one
     queries: tuple[Pair, ...]  # at least one
+    rule: Rule | None = None  # of a generated task, where it is known

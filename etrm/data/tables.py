@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
-from etrm.arc.task import Pair, Task
+from etrm.arc.task import Pair, Rule, Task
 from etrm.errors import MissingFileError, UserError
-from etrm.storage.files import write_table_atomic
+from etrm.storage.files import ABOUT, write_table_atomic
 
 # Of the tasks of a study. Evaluation is held out for the score; validation, which is of the
 # training sources, for the choice of experiments.
@@ -33,6 +33,12 @@ DIGEST_BYTES = 8 * DIGEST_WORDS
 
 def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"description": meaning})
+
+
+def _truth(name: str, meaning: str) -> pa.Field:
+    """Return a column of ground truth, which is no part of result keys."""
+    text = f"of a generated task: {meaning}. null: not known"
+    return pa.field(name, pa.string(), metadata={"description": text, ABOUT: "ground truth"})
 
 
 TASKS_SCHEMA = pa.schema(
@@ -62,8 +68,11 @@ TASKS_SCHEMA = pa.schema(
             "dihedral and colours; all training leaves it out. null: none",
             True,
         ),
+        _truth("rule", "the name of the rule that it was made by"),
+        _truth("parameters", "the values of the rule's parameters, as JSON"),
+        _truth("novelty", "if it is held out, the part of it that no training task has"),
     ],
-    metadata={"etrm_table": "tasks", "etrm_version": "3"},  # raised when a column changes
+    metadata={"etrm_table": "tasks", "etrm_version": "4"},  # raised when a column changes
 )
 
 AUGMENTATIONS_SCHEMA = pa.schema(
@@ -114,7 +123,9 @@ def write_tasks(
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
             for index, pair in enumerate(pairs):
                 place = (record.task.id, record.source, record.split, role, index)
-                marks = (record.duplicate_of, record.answer_of)
+                rule = record.task.rule
+                truth = (rule.name, rule.parameters, rule.novelty) if rule else (None,) * 3
+                marks = (record.duplicate_of, record.answer_of, *truth)
                 row = (*place, *_cells(pair.input), *_cells(pair.output), *marks)
                 rows.append(dict(zip(names, row, strict=True)))
     about = {**(TASKS_SCHEMA.metadata or {}), SOURCES: json.dumps(dict(sources or {}))}
@@ -157,7 +168,9 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
     if not all(pairs.values()):
         found = f"task {task_id}: {len(pairs['demo'])} demos, {len(pairs['query'])} queries"
         raise TableError(path, found, "at least one of each", "tasks")
-    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]))
+    name, *truth = (rows[0][key] for key in ("rule", "parameters", "novelty"))
+    rule = None if name is None else Rule(name, *truth)
+    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]), rule)
     return TaskRecord(task, source, split, rows[0]["duplicate_of"], rows[0]["answer_of"])
 
 

@@ -22,7 +22,7 @@ RESULT_FORMAT = 1
 # Code that determines results: packages, and the modules elsewhere that change a number. All else
 # stays out of keys: a configuration counts by its values, a file by its content.
 COMPUTING = (
-    *("etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
+    *("etrm.worlds", "etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
     *("etrm.runtime.distributed", "etrm.storage.checkpoint", "etrm.storage.official"),
     "etrm.storage.digests",  # of `digest`, which chooses subsets of tasks
 )

@@ -17,6 +17,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 ZSTD_LEVEL = 9
+ABOUT = b"etrm_about"  # metadata of a column about other columns, which determines no result
 
 
 @contextmanager
@@ -58,11 +59,32 @@ def table_digest(path: Path) -> str:
     """Return the SHA-256 of a parquet file without its footer: of all values, and of nothing else.
 
     The footer holds texts for people (descriptions, versions, where the values came from), which
-    change no result. Any other file counts whole.
+    change no result. Nor do columns marked `ABOUT`: the digest is that of a file without them. Any
+    other file counts whole.
     """
     content = path.read_bytes()  # pages, footer, its length in 4 bytes, PAR1
     footer = int.from_bytes(content[-8:-4], "little") if content[-4:] == b"PAR1" else 0
-    return hashlib.sha256(content[: -8 - footer] if footer else content).hexdigest()
+    if not footer:
+        return hashlib.sha256(content).hexdigest()
+    found, start = hashlib.sha256(), 0
+    end = len(content) - 8 - footer
+    for first, last in [*_chunks_about(content), (end, end)]:
+        found.update(memoryview(content)[start:first])
+        start = last
+    return found.hexdigest()
+
+
+def _chunks_about(content: bytes) -> list[tuple[int, int]]:
+    """Return the ranges of bytes, ascending, that hold columns marked `ABOUT`."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+    except pa.ArrowException:  # a damaged footer, which whoever reads the table reports
+        return []
+    marked = [i for i, each in enumerate(file.schema_arrow) if ABOUT in (each.metadata or {})]
+    groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+    chunks = [group.column(i) for group in groups for i in marked]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    return sorted((s, s + c.total_compressed_size) for s, c in zip(starts, chunks, strict=True))
 
 
 def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etrm.arc.augment import Variants, draw_variants
-from etrm.arc.task import Pair, Task
+from etrm.arc.task import Pair, Rule, Task
 from etrm.data.tables import (
     AUGMENTATIONS_SCHEMA,
     TASKS_SCHEMA,
@@ -23,7 +23,7 @@ from etrm.data.tables import (
     write_augmentations,
     write_tasks,
 )
-from etrm.storage.files import write_table_atomic
+from etrm.storage.files import table_digest, write_table_atomic
 
 READERS: dict[str, Callable] = {"tasks": read_tasks, "augment": read_augmentations}
 
@@ -80,6 +80,25 @@ def test_tasks_come_back_as_they_were(tmp_path: Path) -> None:
     assert read[1].task.queries[0].output is not None
 
 
+def test_ground_truth_comes_back_and_changes_no_digest(tmp_path: Path) -> None:
+    """The digest is that of a file without these columns, as those written before have it."""
+    plain, path = random_records(), tmp_path / "t.parquet"
+    rule = Rule("fill", '{"color": 3}', "parameters")
+    known = [replace(r, task=replace(r.task, rule=rule)) for r in plain]
+    known[0] = replace(plain[0], task=replace(plain[0].task, rule=Rule("mirror", "{}")))
+    digests = []
+    for records in (plain, known):
+        write_tasks(path, records)
+        assert read_tasks(path) == records
+        digests.append(table_digest(path))
+    without = pq.read_table(path).drop_columns(["rule", "parameters", "novelty"])
+    write_table_atomic(path, without)
+    assert digests == [table_digest(path)] * 2
+    other = replace(plain[0], source="another")
+    write_tasks(path, [other, *plain[1:]])
+    assert table_digest(path) != digests[0]
+
+
 def test_tasks_of_extreme_grids_and_more_pairs_than_a_byte_counts_come_back(tmp_path: Path) -> None:
     large, small = np.full((30, 30), 9, np.uint8), np.zeros((1, 1), np.uint8)
     transposed = np.arange(6, dtype=np.uint8).reshape(2, 3).T  # not contiguous
@@ -134,12 +153,37 @@ def test_the_files_explain_their_columns_and_have_equal_bytes(
 
 def test_rows_are_as_documented(tmp_path: Path) -> None:
     pair = Pair(np.array([[1, 2, 3]], np.uint8), np.array([[4], [5]], np.uint8))
-    task = Task("t", (pair,), (Pair(pair.input, None),))
+    truth = ("fill", '{"color": 3}', "parameters")
+    task = Task("t", (pair,), (Pair(pair.input, None),), Rule(*truth))
     write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "training", "h", "k")])
     demo, query = pq.read_table(tmp_path / "t.parquet").to_pylist()
     grid = (1, 3, b"\1\2\3")
-    assert (*demo.values(),) == ("t", "s", "training", "demo", 0, *grid, 2, 1, b"\4\5", "h", "k")
-    assert (*query.values(),) == ("t", "s", "training", "query", 0, *grid, *[None] * 3, "h", "k")
+    assert (*demo.values(),) == (
+        "t",
+        "s",
+        "training",
+        "demo",
+        0,
+        *grid,
+        2,
+        1,
+        b"\4\5",
+        "h",
+        "k",
+        *truth,
+    )
+    assert (*query.values(),) == (
+        "t",
+        "s",
+        "training",
+        "query",
+        0,
+        *grid,
+        *[None] * 3,
+        "h",
+        "k",
+        *truth,
+    )
     variants = draw_variants(task, 3, seed=0)
     write_augmentations(tmp_path / "a.parquet", {"t": variants})
     assert pq.read_table(tmp_path / "a.parquet").to_pylist()[2] == {

@@ -1,0 +1,1 @@
+"""Worlds: generated tasks whose rule is known, and can be inferred from their demos."""
