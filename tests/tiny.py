@@ -110,6 +110,7 @@ def make_run(source: str = "standard", **blocks: Any) -> RunConfig:
         "stage": "pretrain" if source == "embedding" else "overfit",
         "seed": 0,
         "split": "strict",
+        "sources": None,
         "episodes": {"canvas": [3, 4]},
         "model": MODEL,
         "context": small_context(source),

@@ -66,6 +66,8 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     unknown = (key for key in document if key not in known)
     problems += [unknown_key(join("", key), key, known | {"extends"}) for key in unknown]
     experiments = _experiments(document, problems)
+    if study is not None:
+        problems += _unusable_sources(study.data, experiments)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), name)
     assert study is not None
@@ -195,6 +197,25 @@ def _unusable_names(
         elif path != "baseline" and name in experiments and not experiments[name].scored_stage:
             found = f"{name!r}, whose embeddings are of no held-out task"
             yield ConfigProblem(path, found, "an experiment that can be evaluated on them")
+
+
+def _unusable_sources(
+    data: DataConfig, experiments: Mapping[str, ExperimentConfig]
+) -> Iterator[ConfigProblem]:
+    """Yield the `sources` of experiments that the study does not use, or that leave nothing."""
+    used = {"train on": data.training, "be evaluated on": data.evaluation}
+    for name, config in experiments.items():
+        path = f"experiments.{name}.sources"
+        known = [*data.training, *data.evaluation]
+        for source in config.sources or ():
+            if source not in known:
+                expected = f"one of data.training and data.evaluation: {', '.join(sorted(known))}"
+                yield ConfigProblem(path, repr(source), expected)
+        for purpose, given in used.items():
+            needed = purpose == "train on" or config.scored_stage
+            if needed and config.sources is not None and not set(config.sources) & set(given):
+                expected = f"one at least to {purpose}: {', '.join(given)}"
+                yield ConfigProblem(path, ", ".join(config.sources) or "none", expected)
 
 
 def _parents(

@@ -206,10 +206,21 @@ class EvaluationConfig:
     )
     batch_size: int = option("samples decoded at once", 256, "samples", ge=1)
     weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
+    shuffled: bool = option(
+        "also evaluate with the demos of another task, each test input with those of the next in a"
+        " fixed order: what a model that reads its demos loses by it is what it reads",
+        False,
+    )
     halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
     jobs: int = option(
         "jobs that share one evaluation, by whole batches; changes no result", 1, "jobs", ge=1
     )
+
+    def problems(self) -> list[ConfigProblem]:
+        """Return a shuffled evaluation that jobs would share."""
+        if not self.shuffled or self.jobs == 1:
+            return []
+        return [ConfigProblem("jobs", str(self.jobs), "1, because shuffled is set")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +236,13 @@ class ExperimentConfig:
         " trained on, their test outputs are not (TRM's protocol)",
         "strict",
         choices=("strict", "transductive"),
+    )
+    sources: tuple[str, ...] | None = option(
+        "sources of `data` that it uses, for training, validation and evaluation alike: one study"
+        " can then compare sets of training tasks, or hold a control on other tasks. What is held"
+        " out of strict training is that of all sources. null: all",
+        None,
+        rule=DISTINCT,
     )
     seeds: tuple[int, ...] = option(
         "one run per seed", factory=lambda: (0,), ge=0, le=MAX_SEED, rule=DISTINCT
@@ -262,11 +280,12 @@ class ExperimentConfig:
     def scored_stage(self) -> str | None:
         """The stage whose weights are evaluated on held-out tasks.
 
-        A table of embeddings has rows only for the tasks that it was trained on, so a strict
-        one cannot be asked about others.
+        A table of embeddings has rows only for the tasks that it was trained on: a strict one is
+        asked about others only by the mean of its rows.
         """
         if self.is_trm:
-            return "pretrain" if self.split == "transductive" else None
+            asked = self.split == "transductive" or self.context.unseen == "mean"
+            return "pretrain" if asked else None
         return "full"
 
 
@@ -303,6 +322,7 @@ class RunConfig:
     stage: str
     seed: int
     split: str
+    sources: tuple[str, ...] | None
     episodes: EpisodesConfig
     model: ModelConfig
     context: Any = tagged("", "source", context_options)

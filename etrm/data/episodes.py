@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from etrm.data.epochs import EpochOrder
 from etrm.data.packing import pair_token_bounds
 from etrm.data.pools import Pools
 from etrm.errors import UserError
+from etrm.storage.digests import digest
 
 
 class CanvasError(UserError):
@@ -90,6 +91,18 @@ def held_out_questions(corpus: Corpus) -> list[Question]:
         for task, queries in enumerate(corpus.query_pairs)
         for query in queries
     ]
+
+
+def shuffle_demos(corpus: Corpus, questions: Sequence[Question]) -> list[Question]:
+    """Return the questions with the demos of other tasks: each task has those of the next.
+
+    The order of tasks is a fixed one that is unrelated to their names. A control: what is answered
+    all the same was not read from demos.
+    """
+    tasks = sorted({q.task for q in questions}, key=lambda t: digest(["demos", corpus.tasks[t].id]))
+    following = dict(zip(tasks, [*tasks[1:], *tasks[:1]], strict=True))
+    pools = {task: tuple(corpus.demo_pairs[after]) for task, after in following.items()}
+    return [replace(question, pool=pools[question.task]) for question in questions]
 
 
 def group_by_lane(

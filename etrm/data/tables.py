@@ -142,8 +142,11 @@ def _cells(grid: np.ndarray | None) -> tuple[int | None, int | None, bytes | Non
     return (None, None, None) if grid is None else (*grid.shape, grid.astype(np.uint8).tobytes())
 
 
-def read_tasks(path: Path) -> list[TaskRecord]:
-    """Read tasks.parquet, in its order. Raises TableError, or MissingFileError."""
+def read_tasks(path: Path, sources: Sequence[str] | None = None) -> list[TaskRecord]:
+    """Read tasks.parquet, in its order, or the tasks of some `sources`.
+
+    Raises TableError, or MissingFileError.
+    """
     rows = _read(path, TASKS_SCHEMA, "tasks").to_pylist()
     records: dict[str, TaskRecord] = {}
     for task_id, own in groupby(rows, key=lambda row: row["task"]):  # of adjacent rows only
@@ -151,7 +154,7 @@ def read_tasks(path: Path) -> list[TaskRecord]:
             found = f"task {task_id} in several places"
             raise TableError(path, found, "the pairs of a task together", "tasks")
         records[task_id] = _read_record(path, list(own))
-    return list(records.values())
+    return [r for r in records.values() if sources is None or r.source in sources]
 
 
 def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:

@@ -22,7 +22,7 @@ from etrm.config.registry import context_source
 from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.corpus import Corpus, CorpusError
-from etrm.data.episodes import group_by_lane, held_out_questions
+from etrm.data.episodes import group_by_lane, held_out_questions, shuffle_demos
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluation.decode import PREDICTIONS, LaneQuestions, NotFiniteError, all_variants, predict
@@ -119,6 +119,8 @@ def evaluate_run(
     made_on = {"device": device_name(target), "seconds": seconds, "environment": environment()}
     predictions = table.to_pandas()
     result = score_run(evaluation, questions, predictions) | made_on
+    if config.shuffled and context_source(evaluation.run.context.source).needs_demos:
+        result["shuffled"] = score_shuffled(evaluation, target, compile)
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(predictions, questions.tasks))
@@ -188,19 +190,25 @@ def identify_evaluation(
     return Evaluation(run_folder, record, tables, config, provenance, key)
 
 
-def choose_questions(evaluation: Evaluation, device: torch.device) -> Questions:
+def choose_questions(
+    evaluation: Evaluation, device: torch.device, shuffled: bool = False
+) -> Questions:
     """Return the questions: every test input of the chosen held-out tasks, in every variant.
+
+    `shuffled`: each is asked with the demos of the next task in a fixed order.
 
     Raises `CorpusError` where a table of embeddings is of other puzzles than those of the tables.
     """
     config, run = evaluation.config, evaluation.run
-    every = held_out_tasks(evaluation.tables[0])
+    every = held_out_tasks(evaluation.tables[0], run.sources)
     order = sorted((task.id for task in every), key=lambda name: digest(["subset", name]))
     wanted = set(order[: config.tasks])  # the first of a fixed order that is unrelated to names
     tasks = [task for task in every if task.id in wanted]
     corpus = _corpus(evaluation, tasks, device)
     # A corpus of embeddings has training tasks as well.
     questions = [q for q in held_out_questions(corpus) if corpus.tasks[q.task].id in wanted]
+    if shuffled:
+        questions = shuffle_demos(corpus, questions)
     episodes = group_by_lane(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
     lanes = all_variants(corpus, episodes, config.variants)
     return Questions(tasks, len(every), corpus, lanes)
@@ -212,6 +220,8 @@ def _corpus(evaluation: Evaluation, chosen: Sequence[Task], device: torch.device
     tasks_path, augmentations_path = evaluation.tables
     variants = read_augmentations(augmentations_path)
     if context_source(run.context.source).needs_demos:
+        return Corpus(chosen, variants, device, limit=evaluation.config.variants)
+    if run.split == "strict":  # the table has no row of these tasks, but a mean
         return Corpus(chosen, variants, device, limit=evaluation.config.variants)
     by_id = {r.task.id: r.task for r in read_tasks(tasks_path)}
     known = [by_id[name] for name in record["tasks"]]  # a row of the table for each puzzle of these
@@ -232,10 +242,12 @@ def decode_questions(
     Raises `NotFiniteError` where the weights give no numbers and the run did not diverge.
     """
     run, corpus, weights = evaluation.run, questions.corpus, evaluation.folder / "model.safetensors"
-    # Rows of a table of embeddings.
-    puzzles = corpus.num_puzzles if evaluation.record["kind"] == "trm" else 1
-    model = build_model(run, puzzles).to(corpus.device)
-    model.load_state_dict(load_weights(weights, evaluation.config.weights))
+    tensors = load_weights(weights, evaluation.config.weights)
+    table = tensors.get("context.weights")  # of embeddings
+    model = build_model(run, 1 if table is None else len(table)).to(corpus.device)
+    model.load_state_dict(tensors)
+    if run.split == "strict":
+        model.context.meet_unseen(corpus.num_puzzles)
     if compiles(compile, corpus.device):
         compile_blocks(model)
     try:
@@ -261,9 +273,17 @@ def score_run(
     }
 
 
-def held_out_tasks(tasks_path: Path) -> list[Task]:
-    """Return the evaluation tasks of a study, in order."""
-    return [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
+def score_shuffled(evaluation: Evaluation, device: torch.device, compile: str) -> dict[str, Any]:
+    """Return the pass rates with the demos of other tasks, and how many answers stay right."""
+    questions = choose_questions(evaluation, device, shuffled=True)
+    table = decode_questions(evaluation, questions, questions.lanes, compile)
+    found = score_run(evaluation, questions, table.to_pandas())
+    return {key: found[key] for key in ("pass", "single_variant_exact")}
+
+
+def held_out_tasks(tasks_path: Path, sources: Sequence[str] | None = None) -> list[Task]:
+    """Return the evaluation tasks of a study, or of some of its sources, in order."""
+    return [r.task for r in read_tasks(tasks_path, sources) if r.split == "evaluation"]
 
 
 def held_out_claim(record: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.Data
     for k in ATTEMPTS:
         family = []
         for mine in by_name.values():
-            if theirs and mine[0].run["split"] == theirs[0].run["split"]:
+            if theirs and _asked(mine[0]) == _asked(theirs[0]):
                 family.append(_row(mine, theirs, k))
         tested = [row for row in family if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -108,6 +108,12 @@ def _row(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str
     }
 
 
+def _asked(view: RunView) -> tuple[str, tuple[str, ...] | None]:
+    """Return split and sources of a run: where they differ, scores are of different things."""
+    sources = view.run.get("config", {}).get("sources")
+    return view.run["split"], None if sources is None else tuple(sorted(sources))
+
+
 def _words(difference: float, p: float) -> str:
     if p >= SIGNIFICANT:
         return "no difference shown"
@@ -117,9 +123,9 @@ def _words(difference: float, p: float) -> str:
 def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) -> tuple[str, ...]:
     if baseline is None:
         return ("No comparisons: the study names no baseline.",)
-    splits = {v.run["split"] for v in views if v.experiment == baseline}
-    others = distinct(v.experiment for v in views if v.run["split"] not in splits)
-    if not splits:
+    asked = {_asked(v) for v in views if v.experiment == baseline}
+    others = distinct(v.experiment for v in views if _asked(v) not in asked)
+    if not asked:
         return (f"No comparisons: no run of the baseline {baseline} has finished.",)
     notes = [f"Against {baseline}, paired over tasks; brackets are 95 % intervals."]
     notes += [words for method, words in METHODS.items() if method in set(table["method"])]
@@ -127,7 +133,9 @@ def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) 
         size = int(table["family"].max())
         notes.append(f"p corrected by Holm's method over the {size} experiments of each pass@k.")
     if others:
-        notes.append(f"Left out, since their split is another: {', '.join(others)}.")
+        notes.append(
+            f"Left out, since they have another split or other sources: {', '.join(others)}."
+        )
     if any(_of_survivors(row) for _, row in table.iterrows()):
         notes.append(SURVIVORS)
     return tuple(notes)

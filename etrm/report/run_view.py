@@ -64,7 +64,8 @@ class RunView:
     @property
     def only_initialises(self) -> bool:
         """Return whether it has no embedding of a held-out task, so that nothing is evaluated."""
-        return self.is_trm and self.run["split"] == "strict"
+        asked = self.run.get("config", {}).get("context", {}).get("unseen", "none") != "none"
+        return self.is_trm and self.run["split"] == "strict" and not asked
 
     @property
     def stopped(self) -> bool:

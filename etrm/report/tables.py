@@ -20,7 +20,8 @@ from etrm.report.run_view import STAGES, RunView, credits_of, distinct, gate_cou
 ATTEMPTS = (1, 2)
 OVER_SEEDS = f"{INTERVAL} at the effective number of tasks (Korn-Graubard)"
 # Means over seeds that are shown with the lowest and the highest seed.
-SPREADS = ("overfit_exact", "train_exact", "test_exact", "test_token_accuracy")
+SPREADS = ("overfit_exact", "train_exact", "test_exact", "test_token_accuracy", "shuffled_pass@1")
+SHUFFLED = "pass@1, demos of other tasks"
 # Words for a split and the held-out claim of the score; without a score, the split stands alone.
 _SPLITS = {
     ("strict", "proven"): "strict: held out",
@@ -82,6 +83,7 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
         "Validation exact match": lambda row: _estimate(row, "validation_exact"),
         "pass@1": lambda row: _pass(row, "pass@1_task_fraction"),
         "pass@2": lambda row: _pass(row, "pass@2_task_fraction"),
+        SHUFFLED: lambda row: _mean(row, "shuffled_pass@1"),
         "pass@2, all tests": lambda row: _pass(row, "pass@2_all_tests"),
         "Test exact match": lambda row: _mean(row, "test_exact"),
         "Test token accuracy": lambda row: _mean(row, "test_token_accuracy"),
@@ -90,7 +92,8 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
         "Status": lambda row: str(row["status"]),
     }
     rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
+    text = pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
+    return text if table["shuffled_pass@1"].notna().any() else text.drop(columns=SHUFFLED)
 
 
 def to_text(table: Table) -> str:
@@ -183,6 +186,7 @@ def _row(
         **_spread("train_exact", [_train_exact(view) for view in views]),
         **_spread("test_exact", [view.test_metric("all.exact_accuracy") for view in views]),
         **_spread("test_token_accuracy", [view.test_metric("all.accuracy") for view in views]),
+        **_spread("shuffled_pass@1", [_shuffled(view) for view in views]),
         **_validation(views),
         **{key: _extreme(min, scores, key) for key in ("tasks_evaluated", "variants")},
         "tasks": _extreme(min, scores, "tasks_asked"),
@@ -207,6 +211,12 @@ def _train_exact(view: RunView) -> float | None:
     """Return the last exact match over all episodes, else that of the last training samples."""
     evaluated = view.last("all.exact_accuracy")
     return view.final("train/exact_accuracy") if evaluated is None else evaluated
+
+
+def _shuffled(view: RunView) -> float | None:
+    """Return pass@1 with the demos of other tasks, where it was asked for."""
+    passes = ((view.score or {}).get("shuffled") or {}).get("pass", {}).get("1")
+    return None if passes is None else passes["task_fraction"]["value"]
 
 
 def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:

@@ -61,7 +61,8 @@ def training_data(
     without an encoder, TRM's protocol: it trains on all tasks, and no validation could be asked.
     """
     needs_demos = context_source(run.context.source).needs_demos
-    records = [r for r in read_tasks(tasks) if r.answer_of is None]  # of no held-out test pair
+    records = read_tasks(tasks, run.sources)
+    records = [r for r in records if r.answer_of is None]  # of no held-out test pair
     evaluation = [r.task for r in records if r.split == "evaluation"]
     held_out, numbers = [t.id for t in evaluation], demo_numbers(run.episodes, evaluation)
     if run.split == "strict":
@@ -89,7 +90,7 @@ def validation_data(
     None for a run that is not validated: one of another stage than `full` (a table of embeddings
     has no row for a new task), and one whose first weights may have seen a validation task.
     """
-    held_out = [r.task for r in read_tasks(tasks) if r.split == "validation"]
+    held_out = [r.task for r in read_tasks(tasks, run.sources) if r.split == "validation"]
     if run.stage != "full" or not held_out:
         return None
     if parent is not None and parent.may_have_seen(held_out):

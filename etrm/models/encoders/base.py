@@ -118,6 +118,9 @@ class ContextSource(nn.Module):
         """
         return 0.0
 
+    def meet_unseen(self, puzzles: int) -> None:
+        """Prepare for `puzzles` that were not trained on; whoever reads demos has nothing to do."""
+
     def representation(self, encoded: Encoded) -> Representation | None:
         """Return the vectors whose statistics are logged; None where no encoder is to be judged."""
         return None

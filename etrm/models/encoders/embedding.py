@@ -24,6 +24,13 @@ class EmbeddingOptions:
     """`source: embedding`: TRM's table, zero at the start; position 0 of P, the rest zero."""
 
     source: str = option("the source", "embedding", choices=("embedding",))
+    unseen: str = option(
+        "held-out tasks of a strict run, which have no row of the table: `none`, it is not"
+        " evaluated on them; `mean`, all of them have the mean of its rows, which says nothing of"
+        " their rules: the least that an encoder must beat",
+        "none",
+        choices=("none", "mean"),
+    )
 
 
 class PuzzleEmbedding(ContextSource):
@@ -52,6 +59,10 @@ class PuzzleEmbedding(ContextSource):
         # TRM scales embeddings of tokens and of puzzles alike as they enter the stream.
         scaled = math.sqrt(self.model.width) * rows
         return Encoded(F.pad(scaled[:, None, :], (0, 0, 0, self.model.context_tokens - 1)))
+
+    def meet_unseen(self, puzzles: int) -> None:
+        """Replace the table by `puzzles` copies of its mean row."""
+        self.weights = self.weights.mean(dim=0).expand(puzzles, -1)
 
     def take_gradients(self) -> tuple[Tensor, Tensor]:
         """Return puzzles [n] and gradients [n, D] of the rows used since the last call."""
