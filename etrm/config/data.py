@@ -45,19 +45,24 @@ class DataConfig:
         le=30,
     )
     training_tasks: int | None = option(
-        "training tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
+        "training tasks that are kept, a seeded draw; null: all. A source with a number of `tasks` of"
+        " its own keeps them",
+        None,
+        "tasks",
+        ge=1,
     )
     validation_tasks: int | None = option(
         "training tasks that are held out too, for the choice of experiments: full runs are"
         " evaluated on them as they train. Only transductive TRM, which cannot be asked about tasks"
         " without an embedding, trains on them. A seeded draw, stratified by source, size and"
-        " number of pairs, of tasks that share no pair with another; null: a tenth of all",
+        " number of pairs, of tasks that share no pair with another; null: a tenth of all. Worlds"
+        " give some only where there are no other tasks",
         None,
         "tasks",
         ge=0,
     )
     evaluation_tasks: int | None = option(
-        "evaluation tasks that are kept, a seeded draw; null: all", None, "tasks", ge=1
+        "evaluation tasks that are kept, as `training_tasks`", None, "tasks", ge=1
     )
     variants: int = option(
         "puzzles per task, the unchanged one included", 1000, "variants", ge=1, le=65535

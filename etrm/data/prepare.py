@@ -68,20 +68,20 @@ def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], dict[str, Loaded],
     for split, of in small.items():
         once[split], lines = drop_duplicates(of, split, data.duplicates)
         summary += lines
-    evaluation = _draw(once["evaluation"], data.evaluation_tasks, data.seed)
+    evaluation = _draw(once["evaluation"], data.evaluation_tasks, data)
     training, lines = drop_held_out(once["training"], evaluation)
     summary += lines
     validation = draw_validation(training, evaluation, data)
     apart = {record.task.id for record in validation}
     rest = [record for record in training if record.task.id not in apart]
-    kept = {"training": _draw(rest, data.training_tasks, data.seed), "evaluation": evaluation}
+    kept = {"training": _draw(rest, data.training_tasks, data), "evaluation": evaluation}
     both = len(once["training"]) - len(training)
     gone = {"training": f", {both} of them held out, {len(apart)} of them for validation"}
     for split, of in loaded.items():
         if getattr(data, split) and not kept[split]:
             raise _none_left(split, of, len(small[split]), max_side, gone.get(split, ""))
     among = {s: f"{len(small[s])} small enough of {len(of)}" for s, of in loaded.items()}
-    among["validation"] = f"{_wanted(training, data)} asked for"
+    among["validation"] = f"{_wanted(_candidates(training, data), data)} asked for"
     splits = {"training": kept["training"], "validation": validation, "evaluation": evaluation}
     summary += [_summary(split, of, among[split]) for split, of in splits.items() if of]
     return [record for of in splits.values() for record in of], sources, summary
@@ -127,6 +127,7 @@ def draw_validation(
     dihedral and colours. Each stratum (source, size, number of pairs) gives its share of them
     within one task: the end of the seeded order whose beginning `training_tasks` keeps.
     """
+    training = _candidates(training, data)
     wanted = _wanted(training, data)
     distinct = find_distinct(r.task for r in (*training, *held_out)) if wanted else set()
     strata: dict[tuple[str, int, int], list[str]] = {}  # ids in the seeded order
@@ -141,6 +142,14 @@ def draw_validation(
     return [replace(r, split="validation") for r in training if r.task.id in chosen]
 
 
+def _candidates(training: Sequence[TaskRecord], data: DataConfig) -> list[TaskRecord]:
+    """Return the tasks that validation tasks are drawn from: generated ones only if all are.
+
+    There are as many generated tasks as one likes: they would crowd out all others.
+    """
+    return [r for r in training if not _is_counted(r, data)] or list(training)
+
+
 def _wanted(training: Sequence[TaskRecord], data: DataConfig) -> int:
     return len(training) // 10 if data.validation_tasks is None else data.validation_tasks
 
@@ -151,11 +160,20 @@ def _stratum(record: TaskRecord) -> tuple[str, int, int]:
     return record.source, (visible_side(task) + 9) // 10, len(task.demos) + len(task.queries)
 
 
-def _draw(records: list[TaskRecord], count: int | None, seed: int) -> list[TaskRecord]:
-    """Draw `count` of `records`, in their order; all of them where `count` is None or larger."""
-    ordered = sorted(records, key=lambda record: _rank(record, seed))
-    chosen = {record.task.id for record in ordered[:count]}
-    return [record for record in records if record.task.id in chosen]
+def _draw(records: list[TaskRecord], count: int | None, data: DataConfig) -> list[TaskRecord]:
+    """Draw `count` of `records`, in their order; all of them where `count` is None or larger.
+
+    Tasks of a source that says itself how many it generates stay.
+    """
+    drawn = [record for record in records if not _is_counted(record, data)]
+    ordered = sorted(drawn, key=lambda record: _rank(record, data.seed))
+    left_out = {record.task.id for record in ordered[len(ordered) if count is None else count :]}
+    return [record for record in records if record.task.id not in left_out]
+
+
+def _is_counted(record: TaskRecord, data: DataConfig) -> bool:
+    """Return whether the number of tasks of its source is an option of the source."""
+    return hasattr(data.sources[record.source], "tasks")
 
 
 def _rank(record: TaskRecord, seed: int) -> bytes:

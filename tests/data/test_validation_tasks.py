@@ -16,6 +16,7 @@ from test_prepare import some_pairs, write_source
 from etrm.arc.augment import Augmentation
 from etrm.arc.task import Pair, Task
 from etrm.config.data import DataConfig
+from etrm.config.sources import WorldSource
 from etrm.data.prepare import prepare_tasks, select_tasks
 from etrm.data.seen_tasks import find_touched, seen_tasks
 from etrm.data.tables import TaskRecord, read_tasks
@@ -111,3 +112,19 @@ def test_validation_tasks_touch_no_other_task(tmp_path: Path, seed: int) -> None
     assert find_touched(seen_tasks(rest, []), of["validation"]) == {}
     assert find_touched(seen_tasks(of["validation"], []), rest) == {}
     assert not any(r.duplicate_of or r.answer_of for r in records if r.split == "validation")
+
+
+def test_a_world_beside_other_tasks_keeps_its_number_and_gives_no_validation(
+    tmp_path: Path,
+) -> None:
+    world = WorldSource(rules=("fill", "keep"), size=(1, 6), tasks=30, part="training")
+    base = study(tmp_path, training_tasks=10)
+    data = replace(base, sources={**base.sources, "w": world}, training=("a", "b", "w"))
+    of = Counter((record.source == "w", record.split) for record in select_tasks(data)[0])
+    assert of[True, "training"] == 30
+    assert of[True, "validation"] == 0
+    assert of[False, "training"] == 10
+    assert of[False, "validation"] == 20
+    alone = replace(data, training=("w",), validation_tasks=5)
+    of = Counter((record.source == "w", record.split) for record in select_tasks(alone)[0])
+    assert (of[True, "training"], of[True, "validation"]) == (25, 5)
