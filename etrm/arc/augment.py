@@ -33,6 +33,7 @@ DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)  # only quarter turns are not their 
 COLORS = 10
 DRAWS_PER_VARIANT = 5  # at most: tasks with few colours run out of variants
 DIGEST_WORDS = 2  # of 64 bits: no two variants of any data set collide by chance
+BLOCK_WORDS = 2**16  # of pairs, variants and colours that are added up at once
 WORDS_PER_DRAW = COLORS  # one for the dihedral transform, nine to order the colours by
 
 HASH_KEY = 0x7A5D_19C3_E84B_02F6  # of the random tables below; another key gives other digests
@@ -121,18 +122,20 @@ def draw_variants(task: Task, count: int, seed: int) -> Variants:
     bits = np.random.Philox(key=int.from_bytes(key, "little"))
     dihedral = np.zeros(1, dtype=np.uint8)
     permutation = np.arange(COLORS, dtype=np.uint8)[None]
-    digest = hasher.digests(dihedral, permutation)
+    digest = np.empty((0, DIGEST_WORDS), dtype=np.uint64)
     draws_left = DRAWS_PER_VARIANT * (count - 1)
-    while len(dihedral) < count and draws_left > 0:
+    while True:
         new_dihedral, new_permutation = _draw(bits, min(draws_left, count))
         draws_left -= len(new_dihedral)
         dihedral = np.concatenate([dihedral, new_dihedral])
         permutation = np.concatenate([permutation, new_permutation])
-        digest = np.concatenate([digest, hasher.digests(new_dihedral, new_permutation)])
+        new = slice(len(digest), None)
+        digest = np.concatenate([digest, hasher.digests(dihedral[new], permutation[new])])
         _, first = np.unique(digest, axis=0, return_index=True)  # of duplicates, the earliest stays
         kept = np.sort(first)[:count]
         dihedral, permutation, digest = dihedral[kept], permutation[kept], digest[kept]
-    return Variants(dihedral, permutation, digest)
+        if len(dihedral) == count or draws_left == 0:
+            return Variants(dihedral, permutation, digest)
 
 
 def _draw(bits: np.random.Philox, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,23 +179,44 @@ class VariantHasher:
     def _add(self, pair: int, grid: np.ndarray, cells: np.ndarray, shapes: np.ndarray) -> None:
         """Add the words of a grid: of `cells` `[30, 30, 10 * W]` and `shapes` `[30, 30, W]`."""
         by_color = np.argsort(grid, axis=None, kind="stable")
-        present, starts = np.unique(grid.reshape(-1)[by_color], return_index=True)
-        for dihedral, inverse in enumerate(DIHEDRAL_INVERSE):
-            height, width = apply_dihedral(grid, dihedral).shape
-            # The words at a transformed cell: the table is transformed back on to the grid.
-            words = apply_dihedral(cells[:height, :width], inverse).reshape(grid.size, -1)[by_color]
-            sums = np.add.reduceat(words, starts).reshape(-1, COLORS, DIGEST_WORDS)
-            self.by_color[pair, dihedral, present] += sums  # [C, 10, W]
-            self.by_shape[pair, dihedral] += shapes[height - 1, width - 1]
+        number = np.bincount(grid.reshape(-1), minlength=COLORS)  # of cells of each colour
+        present = np.flatnonzero(number)
+        starts = (number.cumsum() - number)[present]
+        places, corners = _turned_places(*grid.shape)
+        words = cells.reshape(MAX_SIDE**2, -1)[places[:, by_color]]  # [8, cells, 10 * W]
+        sums = np.add.reduceat(words, starts, axis=1).reshape(
+            len(DIHEDRALS), len(present), COLORS, DIGEST_WORDS
+        )
+        self.by_color[pair][:, present] += sums
+        self.by_shape[pair] += shapes.reshape(MAX_SIDE**2, -1)[corners]
 
     def digests(self, dihedral: np.ndarray, permutation: np.ndarray) -> np.ndarray:
         """Return uint64 `[N, W]` for the recipes `dihedral` `[N]` and `permutation` `[N, 10]`."""
         new_colors = permutation[:, self.colors]
         total = np.zeros((len(dihedral), DIGEST_WORDS), dtype=np.uint64)
-        for by_color, by_shape in zip(self.by_color, self.by_shape, strict=True):
-            words = by_color[dihedral[:, None], self.colors, new_colors]  # [N, colours, W]
-            total += _mix(words.sum(axis=1) + by_shape[dihedral])
+        most = max(1, BLOCK_WORDS // (new_colors.size * DIGEST_WORDS))  # pairs at once
+        for start in range(0, len(self.by_color), most):
+            pairs = slice(start, start + most)
+            words = self.by_color[pairs][:, dihedral[:, None], self.colors, new_colors]
+            words = words.sum(axis=2) + self.by_shape[pairs][:, dihedral]  # [pairs, N, W]
+            total += _mix(words).sum(axis=0)
         return total
+
+
+@cache
+def _turned_places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the cells [8, h·w] of a grid are in each of its turns, and the last cell [8].
+
+    Places are numbered along the rows of a square of `MAX_SIDE` cells.
+    """
+    square = np.arange(MAX_SIDE**2, dtype=np.int16).reshape(MAX_SIDE, MAX_SIDE)
+    grid, places, corners = np.empty((height, width), dtype=bool), [], []
+    for dihedral, inverse in enumerate(DIHEDRAL_INVERSE):
+        h, w = apply_dihedral(grid, dihedral).shape
+        # The places of the transformed cells, transformed back on to the grid.
+        places.append(apply_dihedral(square[:h, :w], inverse).ravel())
+        corners.append(square[h - 1, w - 1])
+    return np.stack(places), np.array(corners)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -214,6 +215,20 @@ def test_the_draws_of_a_seed_are_pinned() -> None:
         "8cd0fad32ee3cb3320c64781cddda685",
         "d7a7fdb4756edef1e0ed7679c92b502c",
     ]
+
+
+def test_digests_of_many_variants_and_pairs_are_pinned() -> None:
+    """More pairs and variants than are added up at once, and grids of every shape up to 5×5."""
+    rng = np.random.default_rng(1)
+    shapes = [(h, w) for h in range(1, 6) for w in range(1, 6)]
+    pairs = [
+        Pair(*(rng.integers(0, 4, shape).astype(np.uint8) for shape in (one, other)))
+        for one, other in zip(shapes, reversed(shapes), strict=True)
+    ]
+    drawn = draw_variants(Task("pinned", tuple(pairs[:20]), tuple(pairs[20:])), 400, seed=0)
+    assert hashlib.sha256(drawn.digest.astype("<u8").tobytes()).hexdigest() == (
+        "f6b597eb7d8f68c77faef8d297f9a1dd4290f081171f05194122b5cb5713d00e"
+    )
 
 
 def test_no_variant_at_all_is_an_error() -> None:
