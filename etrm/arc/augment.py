@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -87,7 +87,7 @@ class Augmentation:
             outputs = [None if pair.output is None else self.apply(pair.output) for pair in pairs]
             return tuple(Pair(self.apply(p.input), o) for p, o in zip(pairs, outputs, strict=True))
 
-        return Task(task.id, variants(task.demos), variants(task.queries))
+        return replace(task, demos=variants(task.demos), queries=variants(task.queries))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +111,16 @@ class Variants:
 def draw_variants(task: Task, count: int, seed: int) -> Variants:
     """Draw up to `count` variants of `task` that all look different; the first is the identity.
 
+    An exact task has no others.
     At most five draws are made for each variant asked for besides the identity, so a task with
     few colours has fewer variants. The draws depend on `seed` and the task's id alone, and a
     smaller `count` gives a prefix. Raises ValueError for a `count` below 1.
     """
     if count < 1:
         raise ValueError(f"count is {count}; the identity alone makes 1")
-    hasher = VariantHasher(task)
+    if task.exact:
+        count = 1
+    hasher = VariantHasher(task, 1 if count == 1 else len(DIHEDRALS))
     key = hashlib.sha256(f"variants/{seed}/{task.id}".encode()).digest()[:16]
     bits = np.random.Philox(key=int.from_bytes(key, "little"))
     dihedral = np.zeros(1, dtype=np.uint8)
@@ -159,15 +162,17 @@ class VariantHasher:
     the words of all cells of colour c, had they colour c', can be summed beforehand for each of
     the eight transforms; a variant then adds up one such sum for each of its colours. Pairs are
     told apart by mixing the bits of their sums before they are added to each other.
+
+    `transforms`: the number of dihedrals, from the identity on, that are asked about.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, transforms: int = len(DIHEDRALS)) -> None:
         cells, shapes = _random_words()
         pairs = task.demos + task.queries
         # [pair, transform, colour, new colour, W] and [pair, transform, W]
-        sums = (len(pairs), len(DIHEDRALS), COLORS, COLORS, DIGEST_WORDS)
+        sums = (len(pairs), transforms, COLORS, COLORS, DIGEST_WORDS)
         self.by_color = np.zeros(sums, dtype=np.uint64)
-        self.by_shape = np.zeros((len(pairs), len(DIHEDRALS), DIGEST_WORDS), dtype=np.uint64)
+        self.by_shape = np.zeros((len(pairs), transforms, DIGEST_WORDS), dtype=np.uint64)
         self.by_shape[len(task.demos) :] += QUERY
         for i, pair in enumerate(pairs):
             self._add(i, pair.input, cells[0], shapes[0])
@@ -182,10 +187,11 @@ class VariantHasher:
         number = np.bincount(grid.reshape(-1), minlength=COLORS)  # of cells of each colour
         present = np.flatnonzero(number)
         starts = (number.cumsum() - number)[present]
-        places, corners = _turned_places(*grid.shape)
-        words = cells.reshape(MAX_SIDE**2, -1)[places[:, by_color]]  # [8, cells, 10 * W]
+        transforms = self.by_shape.shape[1]
+        places, corners = (each[:transforms] for each in _turned_places(*grid.shape))
+        words = cells.reshape(MAX_SIDE**2, -1)[places[:, by_color]]  # [transforms, cells, 10 * W]
         sums = np.add.reduceat(words, starts, axis=1).reshape(
-            len(DIHEDRALS), len(present), COLORS, DIGEST_WORDS
+            transforms, len(present), COLORS, DIGEST_WORDS
         )
         self.by_color[pair][:, present] += sums
         self.by_shape[pair] += shapes.reshape(MAX_SIDE**2, -1)[corners]

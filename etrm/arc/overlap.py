@@ -31,15 +31,20 @@ BLOCK_CELLS = 2**15  # of all readings at once: in a block, some 20 bytes for ea
 TELLING_CELLS = 32
 
 
-def pair_keys(pairs: Iterable[Pair]) -> list[str]:
+def pair_keys(pairs: Iterable[Pair], exact: bool = False) -> list[str]:
     """Return a key [16 hex digits] of each pair, the same for all its dihedral and colour variants.
 
     A pair is turned in the eight ways, its colours (0 as well) are numbered in the order in which
     they appear in input, then output, and the smallest result is hashed. A pair without an output
     has none to share: its key differs from that of any labelled pair. A pair keeps its key, and
-    pairs of equal shapes are computed together: ask for many at once.
+    pairs of equal shapes are computed together: ask for many at once. Pairs of exact tasks have
+    keys of their grids as they are, which differ from those of other tasks.
     """
     pairs = list(pairs)
+    if exact:
+        for pair in (each for each in pairs if each.content_key is None):
+            cells = [(grid.shape, grid.tobytes()) for grid in _grids(pair)]
+            _keep_key(pair, repr(cells).encode())
     alike: dict[tuple[tuple[int, ...], ...], list[Pair]] = defaultdict(list)  # by their shapes
     for pair in pairs:
         if pair.content_key is None:
@@ -49,9 +54,21 @@ def pair_keys(pairs: Iterable[Pair]) -> list[str]:
         most = max(1, BLOCK_CELLS // places.size)
         for block in (own[start : start + most] for start in range(0, len(own), most)):
             for pair, form in zip(block, _smallest_forms(block, places), strict=True):
-                key = hashlib.blake2b(header + form.tobytes(), digest_size=KEY_BYTES).hexdigest()
-                object.__setattr__(pair, "content_key", key)
+                _keep_key(pair, header + form.tobytes())
     return [str(pair.content_key) for pair in pairs]
+
+
+def _keep_key(pair: Pair, content: bytes) -> None:
+    key = hashlib.blake2b(content, digest_size=KEY_BYTES).hexdigest()
+    object.__setattr__(pair, "content_key", key)
+
+
+def fill_keys(tasks: Iterable[Task]) -> None:
+    """Compute the keys of all pairs of `tasks` at once, which takes less time than one by one."""
+    tasks = list(tasks)
+    for exact in (False, True):
+        own = (task for task in tasks if task.exact == exact)
+        pair_keys((pair for task in own for pair in (*task.demos, *task.queries)), exact)
 
 
 def _grids(pair: Pair) -> list[np.ndarray]:
@@ -105,7 +122,7 @@ class TaskContent:
         demos, answers = (
             {
                 key: sum(grid.size for grid in _grids(pair))
-                for key, pair in zip(pair_keys(pairs), pairs, strict=True)
+                for key, pair in zip(pair_keys(pairs, task.exact), pairs, strict=True)
             }
             for pairs in (task.demos, labelled)
         )
@@ -115,7 +132,7 @@ class TaskContent:
     def of_all(cls, tasks: Iterable[Task]) -> dict[str, TaskContent]:
         """Return task id → its content, of all `tasks` in the time that their shapes take."""
         tasks = list(tasks)
-        pair_keys(pair for task in tasks for pair in (*task.demos, *task.queries))
+        fill_keys(tasks)
         return {task.id: cls.of(task) for task in tasks}
 
 

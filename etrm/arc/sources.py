@@ -297,7 +297,8 @@ def _load_world(
         for each in generate(source, 0, source.tasks):
             pairs = tuple(Pair(*pair) for pair in each.pairs)
             rule = Rule(each.rule, each.parameters, each.novelty)
-            tasks.append(Task(each.id, pairs[: each.demos], pairs[each.demos :], rule))
+            demos, queries = pairs[: each.demos], pairs[each.demos :]
+            tasks.append(Task(each.id, demos, queries, rule, exact=not source.augment))
             redrawn += each.redrawn
     except WorldError as error:
         problems.add(f"a world of {', '.join(source.rules)}", str(error), "tasks")

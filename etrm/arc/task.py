@@ -42,3 +42,6 @@ class Task:
     demos: tuple[Pair, ...]  # at least one
     queries: tuple[Pair, ...]  # at least one
     rule: Rule | None = None  # of a generated task, where it is known
+    # Whether it is another task when it is turned or in other colours, as a colour or a direction
+    # may be what its demos show: it has no variants, and its content is its grids as they are.
+    exact: bool = False

@@ -112,6 +112,11 @@ class WorldSource(Source):
         choices=("grids", "parameters", "compositions", "primitives"),
     )
     share: float = option("the share that is held out", 0.2, gt=0.0, lt=1.0)
+    augment: bool = option(
+        "let tasks have variants, as those of ARC have: turned, and in other colours. Variants show"
+        " parameters that are held out, and count as the same content, so false keeps splits",
+        False,
+    )
     seed: int = option("seed of the split and of all tasks", 0, ge=0, le=MAX_SEED)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from etrm.arc.overlap import pair_keys
+from etrm.arc.overlap import fill_keys, pair_keys
 from etrm.arc.task import Task
 from etrm.config.text import first_few
 from etrm.data.tables import TaskRecord
@@ -37,7 +37,7 @@ def drop_duplicates(
     """
     several = len({record.source for record in records}) > 1  # else no content is needed
     if several:  # of all at once, which takes less time
-        pair_keys(pair for r in records for pair in (*r.task.demos, *r.task.queries))
+        fill_keys(record.task for record in records)
     first: dict[str | frozenset[str], TaskRecord] = {}  # id or content → the first with it
     kept: list[TaskRecord] = []
     matches: dict[tuple[str, str], list[Match]] = {}
@@ -84,7 +84,7 @@ def content_of(task: Task) -> frozenset[str]:
 
     Demos and queries are not told apart: revisions of ARC have moved pairs between them.
     """
-    return frozenset(pair_keys((*task.demos, *task.queries)))
+    return frozenset(pair_keys((*task.demos, *task.queries), task.exact))
 
 
 def _count(matches: Sequence[Match]) -> str:

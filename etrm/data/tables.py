@@ -68,6 +68,16 @@ TASKS_SCHEMA = pa.schema(
             "dihedral and colours; all training leaves it out. null: none",
             True,
         ),
+        pa.field(
+            "exact",
+            pa.bool_(),
+            nullable=False,
+            metadata={
+                "description": "whether it is another task when turned or in other colours: it has"
+                " no variants, and touches tasks by equal grids alone",
+                ABOUT: "the other columns and augmentations.parquet say what follows from it",
+            },
+        ),
         _truth("rule", "the name of the rule that it was made by"),
         _truth("parameters", "the values of the rule's parameters, as JSON"),
         _truth("novelty", "if it is held out, the part of it that no training task has"),
@@ -125,7 +135,7 @@ def write_tasks(
                 place = (record.task.id, record.source, record.split, role, index)
                 rule = record.task.rule
                 truth = (rule.name, rule.parameters, rule.novelty) if rule else (None,) * 3
-                marks = (record.duplicate_of, record.answer_of, *truth)
+                marks = (record.duplicate_of, record.answer_of, record.task.exact, *truth)
                 row = (*place, *_cells(pair.input), *_cells(pair.output), *marks)
                 rows.append(dict(zip(names, row, strict=True)))
     about = {**(TASKS_SCHEMA.metadata or {}), SOURCES: json.dumps(dict(sources or {}))}
@@ -173,7 +183,7 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
         raise TableError(path, found, "at least one of each", "tasks")
     name, *truth = (rows[0][key] for key in ("rule", "parameters", "novelty"))
     rule = None if name is None else Rule(name, *truth)
-    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]), rule)
+    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]), rule, rows[0]["exact"])
     return TaskRecord(task, source, split, rows[0]["duplicate_of"], rows[0]["answer_of"])
 
 

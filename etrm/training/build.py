@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,4 +109,4 @@ def validation_data(
 
 def hide_answers(task: Task) -> Task:
     """Return the task without the outputs of its test pairs."""
-    return Task(task.id, task.demos, tuple(Pair(q.input, None) for q in task.queries))
+    return replace(task, queries=tuple(Pair(q.input, None) for q in task.queries))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,6 +230,15 @@ def test_digests_of_many_variants_and_pairs_are_pinned() -> None:
     assert hashlib.sha256(drawn.digest.astype("<u8").tobytes()).hexdigest() == (
         "f6b597eb7d8f68c77faef8d297f9a1dd4290f081171f05194122b5cb5713d00e"
     )
+
+
+def test_an_exact_task_has_no_variant_but_itself() -> None:
+    """And the digest of the identity is the same, however many variants there are."""
+    task = random_task(3, 4)
+    alone, many = draw_variants(task, 1, seed=0), draw_variants(task, 9, seed=0)
+    assert len(many) == 9
+    assert (alone.digest == many.digest[:1]).all()
+    assert_same(draw_variants(replace(task, exact=True), 9, seed=0), alone)
 
 
 def test_no_variant_at_all_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.arc.augment import apply_dihedral
-from etrm.arc.overlap import KEY_BYTES, Overlap, SeenContent, TaskContent, pair_keys
+from etrm.arc.overlap import (
+    KEY_BYTES,
+    Overlap,
+    SeenContent,
+    TaskContent,
+    find_distinct,
+    pair_keys,
+)
 from etrm.arc.sources import load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.sources import KaggleSource
@@ -53,6 +61,22 @@ def test_keys_of_many_pairs_are_those_of_each_by_itself() -> None:
     assert len(set(expected)) > 400
     copies = [Pair(pair.input, pair.output) for pair in many]
     assert [pair_key(pair) for pair in copies] == expected
+
+
+def test_pairs_of_exact_tasks_are_equal_as_they_are_alone() -> None:
+    grid = np.array([[0, 1, 2]], np.uint8)
+    pair, turned = Pair(grid, grid), Pair(grid[:, ::-1].copy(), grid[:, ::-1].copy())
+    keys = [
+        {key for p in (pair, turned) for key in pair_keys([replace(p)], exact)}
+        for exact in (True, False)
+    ]
+    assert [len(own) for own in keys] == [2, 1]
+    assert keys[0].isdisjoint(keys[1])
+    tasks = [Task(name, (replace(p),), (), exact=True) for name, p in (("a", pair), ("b", turned))]
+    assert find_distinct(tasks) == {"a", "b"}
+    assert find_distinct(replace(t, exact=False, demos=(replace(t.demos[0]),)) for t in tasks) == (
+        set()
+    )
 
 
 def test_a_key_is_what_it_always_was() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from etrm.arc.augment import draw_variants
+from etrm.arc.overlap import TaskContent
 from etrm.arc.sources import SourceError, load_sources
 from etrm.config.data import DataConfig
 from etrm.config.sources import WorldSource
@@ -42,8 +44,22 @@ def test_a_study_of_a_world(tmp_path: Path) -> None:
         assert [p.input.tolist() for p in task.demos] == [x.tolist() for x, _ in made.pairs[:3]]
     novel = {r.task.rule.novelty for r in records[300:] if r.task.rule}
     assert novel == {"parameters", "grids"}
-    prepare_augmentations(path, tmp_path / "a.parquet", 1, seed=0)
+    # Of the intervals between two cells there are few, up to reflection and colours.
+    assert [r for r in records if r.duplicate_of] == []
+    prepare_augmentations(path, tmp_path / "a.parquet", 5, seed=0)
     assert {len(each) for each in read_augmentations(tmp_path / "a.parquet").values()} == {1}
+
+
+def test_tasks_of_a_world_may_have_variants() -> None:
+    """Their content counts as that of tasks of ARC then."""
+    [between] = load_sources(
+        {"w": WorldSource(part="training", rules=("between",), tasks=400, augment=True)}
+    ).values()
+    assert not any(task.exact for task in between.tasks)
+    assert len(draw_variants(between.tasks[0], 5, seed=0)) == 5
+    assert (
+        len({key for own in TaskContent.of_all(between.tasks).values() for key in own.cells}) < 30
+    )
 
 
 def test_a_world_without_tasks_is_a_problem_of_its_source() -> None:

@@ -84,14 +84,14 @@ def test_ground_truth_comes_back_and_changes_no_digest(tmp_path: Path) -> None:
     """The digest is that of a file without these columns, as those written before have it."""
     plain, path = random_records(), tmp_path / "t.parquet"
     rule = Rule("fill", '{"color": 3}', "parameters")
-    known = [replace(r, task=replace(r.task, rule=rule)) for r in plain]
+    known = [replace(r, task=replace(r.task, rule=rule, exact=True)) for r in plain]
     known[0] = replace(plain[0], task=replace(plain[0].task, rule=Rule("mirror", "{}")))
     digests = []
     for records in (plain, known):
         write_tasks(path, records)
         assert read_tasks(path) == records
         digests.append(table_digest(path))
-    without = pq.read_table(path).drop_columns(["rule", "parameters", "novelty"])
+    without = pq.read_table(path).drop_columns(["exact", "rule", "parameters", "novelty"])
     write_table_atomic(path, without)
     assert digests == [table_digest(path)] * 2
     other = replace(plain[0], source="another")
@@ -156,6 +156,7 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
     truth = ("fill", '{"color": 3}', "parameters")
     task = Task("t", (pair,), (Pair(pair.input, None),), Rule(*truth))
     write_tasks(tmp_path / "t.parquet", [TaskRecord(task, "s", "training", "h", "k")])
+    marks = ("h", "k", False, *truth)
     demo, query = pq.read_table(tmp_path / "t.parquet").to_pylist()
     grid = (1, 3, b"\1\2\3")
     assert (*demo.values(),) == (
@@ -168,9 +169,7 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
         2,
         1,
         b"\4\5",
-        "h",
-        "k",
-        *truth,
+        *marks,
     )
     assert (*query.values(),) == (
         "t",
@@ -180,9 +179,7 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
         0,
         *grid,
         *[None] * 3,
-        "h",
-        "k",
-        *truth,
+        *marks,
     )
     variants = draw_variants(task, 3, seed=0)
     write_augmentations(tmp_path / "a.parquet", {"t": variants})
