@@ -24,6 +24,7 @@ from etrm.arc.grid import MAX_SIDE, visible_side
 from etrm.arc.task import Pair, Task
 from etrm.config.text import printable
 
+DIGITS = frozenset("0123456789")
 UNLABELLED = "set `labelled: false` if the source has no answers"
 GRID = f"a list of 1-{MAX_SIDE} rows of 1-{MAX_SIDE} colours"
 
@@ -202,6 +203,18 @@ def _report_grid(where: str, grid: Any, problems: Problems) -> Any:
         more = f" (and {count(bad[1:], 'more bad cell')} in this grid)" if bad[1:] else ""
         problems.add(bad[0][0], describe(bad[0][1]) + more, "an integer in 0-9")
     return None
+
+
+def with_numbers(value: Any) -> Any:
+    """Return a JSON value with the texts "0" to "9" as numbers, and null in a list as 0.
+
+    Objects are changed in place: they know the keys that their text gave more than once.
+    """
+    if isinstance(value, list):
+        return [0 if each is None else with_numbers(each) for each in value]
+    if isinstance(value, dict):
+        value.update({key: with_numbers(each) for key, each in value.items()})
+    return int(value) if isinstance(value, str) and value in DIGITS else value
 
 
 class _Object(dict[str, Any]):

@@ -224,6 +224,8 @@ def _load_folder(
             task_id = _shown(name).removesuffix(".json")
             where = f"{path}: task {task_id}"
             labelled = source.labelled
+            if source.text_colors:
+                entry = parse.with_numbers(entry)
             task = parse.read_task(
                 where, task_id, entry, problems, labelled=labelled, max_side=max_side
             )

@@ -67,6 +67,9 @@ class FolderSource(Source):
         False,
     )
     labelled: bool = option("false allows test pairs without an output", True)
+    text_colors: bool = option(
+        'colours may be text, `"3"`, and null, which is 0, as in the files of Mini-ARC', False
+    )
     hint: str = option("help to get the files; shown when they are missing", "")
 
 

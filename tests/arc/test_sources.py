@@ -202,6 +202,24 @@ def test_bad_grids_are_named_wherever_they_are(tmp_path: Path, name: str) -> Non
     ]
 
 
+def test_colors_may_be_text_where_the_source_says_so(tmp_path: Path) -> None:
+    """As in the files of Mini-ARC; every other text stays a problem, and so does a missing grid."""
+    task = labelled_task()
+    task["train"][0]["input"] = [[None, "3"], [0, "9"]]
+    source = in_folder(tmp_path, a=task)
+    assert len(errors_of(f=source)) == 1
+    [read] = load_sources({"f": replace(source, text_colors=True)})["f"].tasks
+    assert read.demos[0].input.tolist() == [[0, 3], [0, 9]]
+    assert read.demos[0].input.dtype == np.uint8
+    task["train"][0]["input"][1] = ["10", ""]
+    task["test"][0]["output"] = None
+    found = problems_of(f=replace(in_folder(tmp_path, a=task), text_colors=True))
+    assert [problem.found for problem in found] == [
+        '"10" (and 1 more bad cell in this grid)',
+        "null",
+    ]
+
+
 def test_shape_and_cells_of_one_grid_are_both_reported(tmp_path: Path) -> None:
     task = labelled_task()
     task["train"][0]["input"] = [[0] * 31, [0, "x"]]

@@ -1,0 +1,89 @@
+"""The studies of other tasks than the paper's: what they would run, and on which tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from documents import ROOT
+
+from etrm.config.load import read_study
+from etrm.config.study import StudyConfig
+from etrm.data.prepare import select_tasks
+
+MINI_ARC = 5  # tasks, rebuilt
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with files as those of Mini-ARC: names, texts for colours, null for 0."""
+    rng = np.random.default_rng(0)
+    files = tmp_path / "data" / "MiniARC"
+    files.mkdir(parents=True)
+
+    def grid() -> list[list[str | int | None]]:
+        symbols = [None, 0, *map(str, range(1, 10))]
+        return [[symbols[i] for i in row] for row in rng.integers(0, 11, (5, 5))]
+
+    for number in range(MINI_ARC):
+        pairs = [{"input": grid(), "output": grid()} for _ in range(4)]
+        text = json.dumps({"train": pairs[:3], "test": pairs[3:]})
+        (files / f"Someone_a rule,_no. {number}!_l6af.json").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def study(name: str) -> StudyConfig:
+    return read_study(ROOT / "config" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", ["arc2", "mini_arc"])
+def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
+    """Each experiment trains and is judged; finalists and baselines are evaluated."""
+    config = study(name)
+    file = str(ROOT / "config" / f"{name}.yaml")
+    command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(folder)]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--configfile", file]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    stats = run.stdout.split("Job stats:")[1]
+    jobs = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
+    trm = sum(len(e.seeds) for e in config.experiments.values() if e.is_trm)
+    etrm = sum(len(e.seeds) for e in config.experiments.values() if not e.is_trm)
+    trained = {"train_pretrain": trm, "train_overfit": etrm, "verdict": etrm, "train_full": etrm}
+    assert {rule: jobs[rule] for rule in trained} == trained
+    assert jobs["tasks"] == jobs["augment"] == 1
+    assert jobs.get("evaluate_run", 0) + jobs.get("merge_shards", 0) == 6
+
+
+def test_mini_arc_is_held_out_and_read_as_it_comes(folder: Path) -> None:
+    config = study("mini_arc")
+    records, sources, _ = select_tasks(config.data)
+    held_out = [record for record in records if record.split == "evaluation"]
+    assert [record.source for record in held_out] == ["mini_arc"] * MINI_ARC
+    assert sources["mini_arc"].skipped == []
+    first = json.loads(next(iter(sorted((folder / "data/MiniARC").iterdir()))).read_text())
+    expected = [[int(cell or 0) for cell in row] for row in first["train"][0]["input"]]
+    assert held_out[0].task.demos[0].input.tolist() == expected
+    grids = [pair.input.shape for record in records for pair in record.task.demos]
+    assert max(max(shape) for shape in grids) == 5 == config.data.max_side
+    # TRM alone learns demos of Mini-ARC, and nothing of the generated world.
+    assert {n for n, e in config.experiments.items() if e.split != "strict"} == {"trm"}
+    assert set(config.experiments["trm"].sources or ()) == {"arc1_training", "mini_arc"}
+
+
+def test_arc2_trains_on_both_sets_and_asks_todays_held_out_tasks() -> None:
+    """How many tasks that leaves is in tests/data/test_prepare.py."""
+    data, paper = study("arc2").data, study("paper")
+    assert (data.training, data.duplicates) == (("arc2_training", "arc1_training"), "first")
+    assert data.evaluation == ("arc2_evaluation",)
+    assert (data.sources["arc2_evaluation"].version, data.variants) == ("kaggle2025", 1001)
+    left_out = {name for name, e in paper.experiments.items() if e.group == "ladder"}
+    assert set(paper.experiments) - set(study("arc2").experiments) == left_out
