@@ -20,6 +20,7 @@ from benchmarks.clock import PeakMemory, now
 from benchmarks.flops import GIGA, decoding_flops, demo_lengths
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
 from benchmarks.setups import LANES, PADDED, Setting, questions_of_tests
+from etrm.config.lanes import Lane
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
@@ -32,6 +33,7 @@ from etrm.models.compute import DTYPES, computing
 CPU_STEPS, GPU_STEPS = 2, 15
 # Samples at once on a CPU: about as many tokens in every lane.
 CPU_TOKENS = 450
+OFFICIAL = Lane(30, 30)
 GPU_SAMPLES = {"trm": 256, "etrm-standard": 32}  # padded; lanes: as an evaluation has by default
 
 
@@ -59,11 +61,13 @@ def evaluation_rows(setting: Setting, model: str, cases: set[str]) -> Iterator[R
         lanes, peak = _lane_costs(setting, model, dtype), memory.bytes()
         later = [rates[-1], rate_beside(setting, dtype)]
         for case in (case for case in shares if case in cases):
-            if any(side not in lanes for side in shares[case]):
+            if any(lane not in lanes for lane in shares[case]):
                 continue
             tasks = setting.mix.name if case == own else "held-out tasks"
             head = {"case": case, "dtype": dtype, "tasks": f"test inputs of {tasks}"}
-            base = _row(setting, head, PADDED.name, {30: padded}, {30: 1.0}, padded_peak)
+            base = _row(
+                setting, head, PADDED.name, {OFFICIAL: padded}, {OFFICIAL: 1.0}, padded_peak
+            )
             set_rates(base, setting, rates)
             row = _row(setting, head, LANES.name, lanes, shares[case], peak)
             set_rates(row, setting, later)
@@ -75,39 +79,39 @@ def _row(
     setting: Setting,
     head: dict[str, Any],
     layout: str,
-    costs: dict[int, LaneCost],
-    shares: dict[int, float],
+    costs: dict[Lane, LaneCost],
+    shares: dict[Lane, float],
     peak: int,
 ) -> Row:
-    seconds = sum(share * costs[side].seconds for side, share in shares.items())
+    seconds = sum(share * costs[lane].seconds for lane, share in shares.items())
     return new_row(
         setting,
         **head,
         layout=layout,
         examples_per_second=1 / seconds,
-        seconds_per_step=sum(share * costs[side].step for side, share in shares.items()),
-        gflop_per_example=sum(share * costs[side].gflop for side, share in shares.items()),
-        batch_size=max(costs[side].samples for side in shares),
+        seconds_per_step=sum(share * costs[lane].step for lane, share in shares.items()),
+        gflop_per_example=sum(share * costs[lane].gflop for lane, share in shares.items()),
+        batch_size=max(costs[lane].samples for lane in shares),
         peak_memory_bytes=peak,
         note="seconds_per_step: one ACT step of one example; lanes weighted by their shares",
     )
 
 
-def _shares(setting: Setting, model: str, held_out: bool) -> dict[int, float]:
-    """Each lane's share of the test inputs, by canvas side."""
+def _shares(setting: Setting, model: str, held_out: bool) -> dict[Lane, float]:
+    """Each lane's share of the test inputs, by its shape."""
     _, _, episodes = questions_of_tests(setting, model, LANES, "fp32", held_out)
     total = sum(len(lane) for lane in episodes)
-    return {lane.side: len(lane) / total for lane in episodes}
+    return {lane.lane: len(lane) / total for lane in episodes}
 
 
-def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[int, LaneCost]:
-    """By canvas side, through the evaluation that a run has."""
+def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[Lane, LaneCost]:
+    """By the shape of a lane, through the evaluation that a run has."""
     run, corpus, episodes = questions_of_tests(setting, model, LANES, dtype)
     net = build_model(run, corpus.num_puzzles).to(setting.device)
-    costs: dict[int, LaneCost] = {}
+    costs: dict[Lane, LaneCost] = {}
     for lane in episodes:
         most = EvaluationConfig().batch_size
-        size = most if setting.gpu else max(1, round(CPU_TOKENS / lane.side**2))
+        size = most if setting.gpu else max(1, round(CPU_TOKENS / lane.lane.cells))
         chosen = _spread(lane, size)
         if setting.gpu or not costs:
             _predict(setting, net, corpus, run, lane, chosen, 1)
@@ -116,9 +120,9 @@ def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[int, LaneCost]
         whole, step = now(setting.device) - begun, float(np.mean(steps[1:]))
         seconds = whole - sum(steps) + run.halting.max_steps * step
         batch = corpus.assemble(lane, chosen, torch.zeros_like(chosen))
-        flops = decoding_flops(run, lane.side, demo_lengths(run, batch, padded=False), encodings=1)
+        flops = decoding_flops(run, lane.lane.cells, demo_lengths(run, batch, False), encodings=1)
         n = len(chosen)
-        costs[lane.side] = LaneCost(n, seconds / n, step / n, flops / n / GIGA)
+        costs[lane.lane] = LaneCost(n, seconds / n, step / n, flops / n / GIGA)
     return costs
 
 
@@ -151,7 +155,7 @@ def _padded_cost(setting: Setting, model: str, dtype: str) -> LaneCost:
     batch = corpus.assemble(lane, chosen, torch.zeros_like(chosen))
     steps = _encode_every_step(net, batch, run, _timed_steps(setting), setting.device)
     n, count, step = len(chosen), run.halting.max_steps, float(np.mean(steps[1:]))
-    flops = decoding_flops(run, lane.side, demo_lengths(run, batch, padded=True), encodings=count)
+    flops = decoding_flops(run, lane.lane.cells, demo_lengths(run, batch, True), encodings=count)
     return LaneCost(n, count * step / n, step / n, flops / n / GIGA)
 
 

@@ -77,15 +77,15 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
     n, lengths = len(lane), _lengths(run, lane, layout)
     encodings = run.halting.max_steps if layout.padded else 1
     work = encoder(run, lengths)
-    tokens, demos = run.model.context_tokens + lane.side**2, float(lengths.sum() / n)
+    tokens, demos = run.model.context_tokens + lane.lane.cells, float(lengths.sum() / n)
     kept = slot_bytes(run, net, lane)
     if layout.padded:
         kept = padded_bytes(run, net, lane)
-    decode = decoding_flops(run, lane.side, lengths, encodings)
+    decode = decoding_flops(run, lane.lane.cells, lengths, encodings)
     return (
         tokens,
         demos if net.context.needs_demos else 0.0,
-        training_flops(run, lane.side, lengths) / n,
+        training_flops(run, lane.lane.cells, lengths) / n,
         (work.forward + work.backward()) / n,
         decode / n,
         kept,
@@ -97,7 +97,7 @@ def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> np.ndarray:
     """Bounds of the demos' tokens, which are close; or all slots at full length."""
     most = run.episodes.max_demos
     if layout.padded:
-        return np.full((len(lane), most), 2 * lane.side**2)
+        return np.full((len(lane), most), 2 * lane.lane.cells)
     shown = lane.truncate_demos(most)
     bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
     assert bounds is not None

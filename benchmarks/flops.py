@@ -81,23 +81,23 @@ def encoder(run: RunConfig, lengths: np.ndarray) -> Work:
 
 
 def training_flops(
-    run: RunConfig, side: int, lengths: np.ndarray, attention: float = ATTENTION_BACKWARD
+    run: RunConfig, cells: int, lengths: np.ndarray, attention: float = ATTENTION_BACKWARD
 ) -> float:
-    """One ACT step of B slots of a lane, forward and backward."""
+    """One ACT step of B slots of a lane of so many cells, forward and backward."""
     model, samples = run.model, len(lengths)
-    of_cycle = network(model, side**2) * ((model.L_cycles + 1) * samples)
-    heads = Work(2.0 * model.width * (VOCAB_SIZE * side**2 + 2) * samples)
+    of_cycle = network(model, cells) * ((model.L_cycles + 1) * samples)
+    heads = Work(2.0 * model.width * (VOCAB_SIZE * cells + 2) * samples)
     with_gradient = of_cycle + heads + encoder(run, lengths)
     without = of_cycle * (model.H_cycles - 1)
     return without.forward + with_gradient.forward + with_gradient.backward(attention)
 
 
-def decoding_flops(run: RunConfig, side: int, lengths: np.ndarray, encodings: int) -> float:
-    """All ACT steps of B samples of a lane, their demos encoded `encodings` times."""
+def decoding_flops(run: RunConfig, cells: int, lengths: np.ndarray, encodings: int) -> float:
+    """All ACT steps of B samples of a lane of `cells`, their demos encoded `encodings` times."""
     model, samples = run.model, len(lengths)
     applications = model.H_cycles * (model.L_cycles + 1) * samples
-    heads = Work(2.0 * model.width * (VOCAB_SIZE * side**2 + 2) * samples)
-    step = network(model, side**2) * applications + heads
+    heads = Work(2.0 * model.width * (VOCAB_SIZE * cells + 2) * samples)
+    step = network(model, cells) * applications + heads
     return step.forward * run.halting.max_steps + encoder(run, lengths).forward * encodings
 
 

@@ -87,7 +87,7 @@ class Setting:
 
 def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: int) -> RunConfig:
     """Return the paper's run, which is what the configuration defaults to, for a model by name."""
-    canvas = [30] if layout.padded else list(EpisodesConfig().canvas)
+    canvas = [30] if layout.padded else plain(EpisodesConfig().canvas)
     document: dict[str, dict[str, Any]] = {
         "episodes": {"canvas": canvas},
         "model": {},
@@ -176,7 +176,7 @@ def _execution(
 def padded_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
     """Return the bytes kept for the backward pass of a slot with all demos at full length."""
     most = run.episodes.max_demos
-    full = np.full(most, 2 * lane.side**2)
+    full = np.full(most, 2 * lane.lane.cells)
     pools = Pools.of([range(most)], [0], [-1])  # one question, and its query is none of them
     padded = replace(lane, task=lane.task[:1], pools=pools, most=most)
     return slot_bytes(run, model, replace(padded, tokens=TokenBounds(full, full)))

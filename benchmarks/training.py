@@ -108,8 +108,9 @@ def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
     """Of the samples that this rank's slots hold now."""
     padded, total, slots = layout.packing == "none", 0.0, 0
     for lane in trainer.lane_slots:
-        lengths = demo_lengths(trainer.run, lane.carry.batch, padded)
-        total += training_flops(trainer.run, lane.side, lengths)
+        batch = lane.carry.batch
+        lengths = demo_lengths(trainer.run, batch, padded)
+        total += training_flops(trainer.run, batch.lane.cells, lengths)
         slots += len(lane.slots)
     return total / slots / GIGA
 
@@ -121,7 +122,7 @@ def gflop_of_all(trainer: Trainer, layout: Layout, chunk: int = 128) -> float:
         for index in torch.arange(len(lane), device=lane.task.device).split(chunk):
             batch = trainer.corpus.assemble(lane, index, torch.zeros_like(index))
             lengths = demo_lengths(trainer.run, batch, layout.packing == "none")
-            total += training_flops(trainer.run, lane.side, lengths)
+            total += training_flops(trainer.run, lane.lane.cells, lengths)
     return total / sum(len(lane) for lane in trainer.episodes) / GIGA
 
 

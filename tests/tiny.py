@@ -14,6 +14,7 @@ from torch import Tensor
 from etrm.arc.augment import Variants, draw_variants
 from etrm.arc.task import Pair, Task
 from etrm.config.health import HealthConfig
+from etrm.config.lanes import Lane
 from etrm.config.load import plain
 from etrm.config.registry import context_source
 from etrm.config.schema import parse
@@ -40,6 +41,11 @@ TRAIN = {
     "log_every": 1,
     "save_every": 2,
 }
+
+
+def lanes_of(*sides: int | tuple[int, int]) -> tuple[Lane, ...]:
+    """Lanes as a study writes them, `lanes_of(3, (1, 12))`."""
+    return tuple(Lane(n, n) if isinstance(n, int) else Lane(*n) for n in sides)
 
 
 def grid(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -153,15 +159,20 @@ class UnevenHalting(Trainer):
     """Samples of lane 0 halt after one ACT step, those of others after four, a slot at a time."""
 
     def _halting(self, carry: Carry, q_halt: Tensor, slots: Tensor, halting: Any) -> Tensor:
-        small = carry.batch.inputs.shape[1] == self.episodes[0].side ** 2
+        small = carry.batch.lane == self.episodes[0].lane
         return (slots + self.step_number) % (1 if small else 4) == 0
 
 
 def make_batch(
-    size: int = 3, demos: int = 3, side: int = 3, puzzles: int = 8, seed: int = 0
+    size: int = 3,
+    demos: int = 3,
+    side: int | tuple[int, int] = 3,
+    puzzles: int = 8,
+    seed: int = 0,
 ) -> Batch:
     """Random samples: every cell of every grid has a colour, all demos are real."""
     generator = torch.Generator().manual_seed(seed)
+    (lane,) = lanes_of(side)
 
     def tokens(*shape: int) -> torch.Tensor:
         return torch.randint(2, 12, shape, generator=generator)
@@ -169,11 +180,12 @@ def make_batch(
     return Batch(
         puzzle=torch.arange(size) % puzzles,
         task=torch.arange(size) % puzzles,
-        inputs=tokens(size, side * side),
-        labels=tokens(size, side * side),
-        demo_inputs=tokens(size, demos, side * side),
-        demo_outputs=tokens(size, demos, side * side),
+        inputs=tokens(size, lane.cells),
+        labels=tokens(size, lane.cells),
+        demo_inputs=tokens(size, demos, lane.cells),
+        demo_outputs=tokens(size, demos, lane.cells),
         demo_mask=torch.ones(size, demos, dtype=torch.bool),
+        lane=lane,
     )
 
 

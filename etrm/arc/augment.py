@@ -16,8 +16,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from etrm.arc.grid import MAX_SIDE
 from etrm.arc.task import Pair, Task
+from etrm.config.lanes import MAX_SIDE
 
 DIHEDRALS = (  # by id, as TRM numbers them
     lambda grid: grid,

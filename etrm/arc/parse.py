@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from etrm.arc.grid import MAX_SIDE, visible_side
+from etrm.arc.grid import visible_side
 from etrm.arc.task import Pair, Task
+from etrm.config.lanes import MAX_SIDE
 from etrm.config.text import printable
 
 DIGITS = frozenset("0123456789")

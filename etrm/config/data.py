@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etrm.config.rules import ASCENDING, DISTINCT, MAX_NAME, MAX_SEED
+from etrm.config.lanes import BY_AREA, MAX_SIDE, Lane
+from etrm.config.rules import DISTINCT, MAX_NAME, MAX_SEED
 from etrm.config.schema import ConfigProblem, option, tagged
 from etrm.config.sources import ArckitSource, SourceConfig, source_kinds
 from etrm.config.text import brief, join
@@ -42,7 +43,7 @@ class DataConfig:
         None,
         "cells",
         ge=1,
-        le=30,
+        le=MAX_SIDE,
     )
     training_tasks: int | None = option(
         "training tasks that are kept, a seeded draw; null: all. A source with a number of `tasks` of"
@@ -129,13 +130,13 @@ class EpisodesConfig:
         " official data set; false: to another place for every sample",
         False,
     )
-    canvas: tuple[int, ...] = option(
-        "canvas lanes: the smallest that holds a task is used; `[30]` is the official layout",
-        factory=lambda: tuple(range(6, 31, 2)),
+    canvas: tuple[Lane, ...] = option(
+        "canvas lanes: the smallest that holds a task is used. `n` is n × n cells, `[rows,"
+        " columns]` any rectangle, as `[1, 12]` for worlds of one row; on one that is not square,"
+        " variants leave rows and columns as they are. `[30]` is the official layout",
+        factory=lambda: tuple(Lane(n, n) for n in range(6, MAX_SIDE + 1, 2)),
         unit="cells",
-        ge=1,
-        le=30,
-        rule=ASCENDING,
+        rule=BY_AREA,
     )
 
     def problems(self) -> list[ConfigProblem]:

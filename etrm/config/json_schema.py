@@ -85,6 +85,8 @@ def _key(key: Key) -> dict[str, Any]:
 
 
 def _scalar(key: Key) -> dict[str, Any]:
+    if key.written:
+        return dict(key.written.schema)
     found: dict[str, Any] = {} if key.type is Any else {"type": SCALARS[key.type]}  # anything
     if key.choices:
         found["enum"] = list(key.choices)

@@ -25,6 +25,7 @@ from etrm.config.parents import parent_problems, unknown_experiment, unknown_par
 from etrm.config.schema import (
     ConfigError,
     ConfigProblem,
+    Written,
     expand_home,
     keys_of,
     not_text,
@@ -94,6 +95,8 @@ def to_yaml(study: StudyConfig) -> str:
 
 def plain(value: Any) -> Any:
     """Return a dataclass, with all that it holds, as dictionaries, lists and scalars."""
+    if isinstance(value, Written):
+        return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -96,19 +96,20 @@ def _section(
 
 
 def _row(key: Key, path: str) -> tuple[str, ...]:
-    kind = "block" if key.tagged or key.block else TYPES[key.type]
+    block = key.tagged or key.block
+    kind = "block" if block else key.written.kind if key.written else TYPES[key.type]
     kind = {"list": f"list of {kind}", "named": "blocks by name", "one": kind}[key.shape]
     kind += " or null" if key.nullable else ""
     choices = ", ".join(f"`{choice}`" for choice in key.choices or ())
     rule = key.rule.text if key.rule else ""
     allowed = "; ".join(filter(None, [choices, key.limits, rule]))
-    default = "none" if key.default == {} else f"`{literal(key.default)}`"
-    if key.tagged or key.block:
+    default = "none" if key.default == {} else f"`{literal(plain(key.default))}`"
+    if block:
         title = f"{join(path, key.name)}{'.<name>' if key.shape == 'named' else ''}"
         title = EXPERIMENT if key.name == "experiments" else title
         default = f"[its keys]({_anchor(title)})"
     if key.required or key.name == "experiments":
-        default = "**required**" + (f", {default}" if key.tagged or key.block else "")
+        default = "**required**" + (f", {default}" if block else "")
     return (f"`{key.name}`", kind, key.unit, default, allowed, key.help)
 
 

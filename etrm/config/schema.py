@@ -13,10 +13,11 @@ import operator
 import os
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from etrm.config.rules import PATH, Rule
 from etrm.config.text import brief, join, nearest, printable, show
@@ -52,6 +53,23 @@ class ConfigProblem:
     def under(self, path: str) -> ConfigProblem:
         """Return the problem with its path below `path`."""
         return dataclasses.replace(self, path=join(path, self.path))
+
+
+class Written(ABC):
+    """A value that a study writes in a form of its own, and that is an object in the program."""
+
+    kind: ClassVar[str]  # the form in words, and its limits
+    limits: ClassVar[str]
+    schema: ClassVar[Mapping[str, Any]]  # the same as JSON Schema
+
+    @classmethod
+    @abstractmethod
+    def read(cls, value: Any) -> Written | str:
+        """Return the object; the text of what was expected where the value is another."""
+
+    @abstractmethod
+    def plain(self) -> Any:
+        """Return the value as a study writes it."""
 
 
 # A bound by its name: the comparison that holds, its sign, its keyword of JSON Schema.
@@ -129,11 +147,20 @@ class Key:
     @property
     def block(self) -> Any:
         """The dataclass of a block or of named blocks, else None."""
-        return self.type if dataclasses.is_dataclass(self.type) else None
+        is_block = dataclasses.is_dataclass(self.type) and not self.written
+        return self.type if is_block else None
+
+    @property
+    def written(self) -> type[Written] | None:
+        """The class of values with a form of their own, else None."""
+        is_class = isinstance(self.type, type) and issubclass(self.type, Written)
+        return self.type if is_class else None
 
     @property
     def limits(self) -> str:
         """The bounds in words; empty without any."""
+        if self.written:
+            return self.written.limits
         numbers = {k: v if isinstance(v, int) else f"{v:g}" for k, v in self.bounds.items()}
         return " and ".join(f"{BOUNDS[k][1]} {number}" for k, number in numbers.items())
 
@@ -262,6 +289,12 @@ def _one(key: Key, value: Any, path: str, problems: list[ConfigProblem]) -> Any:
         return _tagged(key.tagged, value, path, problems)
     if key.block:
         return parse_dataclass(key.block, value, path, problems)
+    if key.written:
+        found = key.written.read(value)
+        if not isinstance(found, str):
+            return found
+        problems.append(ConfigProblem(path, brief(value), found))
+        return None
     return value if key.type is Any else _scalar(key, value, path, problems)
 
 

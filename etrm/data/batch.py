@@ -1,6 +1,6 @@
 """A batch of samples on one canvas lane.
 
-Shapes: B batch, K demos, S = side² grid tokens.
+Shapes: B batch, K demos, S grid tokens: the cells of the lane.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etrm.config.lanes import Lane
 from etrm.data.packing import TokenBounds
 
 # Fields of a batch that are no tensors of its samples.
-BESIDE = ("token_bounds", "most_cells", "noise")
+BESIDE = ("lane", "token_bounds", "most_cells", "noise")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Batch:
     demo_inputs: Tensor  # [B, K, S] int64
     demo_outputs: Tensor  # [B, K, S] int64
     demo_mask: Tensor  # [B, K] bool: true for real demos
+    lane: Lane  # known on the host, where shapes are decided
     token_bounds: TokenBounds | None = None  # where they are known on the host
     most_cells: Mapping[str, int] | None = None  # a sample's demos in this lane, by pairing
     noise: Tensor | None = None  # [B, n] normal numbers of this ACT step, for sources that sample
@@ -38,7 +40,7 @@ class Batch:
     def where(condition: Tensor, new: Batch, old: Batch) -> Batch:
         """Return sample by sample that of `new` where `condition` [B] holds, else that of `old`.
 
-        Bounds and noise are those of `new`, which is made for the step at hand.
+        Lane, bounds and noise are those of `new`, which is made for the step at hand.
         """
         fields: dict[str, Any] = {name: getattr(new, name) for name in BESIDE}
         for name, tensor in new.tensors().items():

@@ -4,7 +4,7 @@ The base grids and the augmentation recipes are a few megabytes; a batch is gath
 index arithmetic on the device (dihedral, colours, translation, EOS), so there are no worker
 processes, no padded data sets on disk, and a batch is a function of indices alone.
 
-Shapes: B batch, K demos, S = side² grid tokens, Q = 1 + K pairs of a sample, M the largest side.
+Shapes: B batch, K demos, S grid tokens, Q = 1 + K pairs of a sample, M the largest side of a grid.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from etrm.arc.augment import Variants
 from etrm.arc.grid import COLOR_OFFSET, EOS, PAD
 from etrm.arc.task import Pair, Task
+from etrm.config.lanes import Lane
 from etrm.data.batch import Batch
 from etrm.data.packing import TokenBounds
 from etrm.data.pools import Pools
@@ -32,13 +33,14 @@ from etrm.errors import UserError
 SWAP = (0, 1, 0, 1, 0, 0, 1, 1)
 FLIP_ROW = (0, 0, 1, 1, 0, 1, 0, 1)
 FLIP_COLUMN = (0, 1, 1, 0, 1, 0, 0, 1)
+ALONG = (0, 4, 2, 5, 4, 5, 0, 2)  # the dihedral with the same flips that exchanges nothing
 
 
 @dataclass(frozen=True)
 class Episodes:
     """E questions on one lane: a query pair, and a pool of which at most K demos are shown."""
 
-    side: int  # cells per side of the canvas
+    lane: Lane
     task: Tensor  # [E] int64
     query: Tensor  # [E] int64: pair index in the corpus
     pools: Pools  # on the host
@@ -144,11 +146,21 @@ class Corpus:
             for each in zip(*recipes, strict=True)
         )
         self._turns = torch.tensor((SWAP, FLIP_ROW, FLIP_COLUMN), device=self.device).bool()
+        self._along = torch.tensor(ALONG, device=self.device)
 
     @property
     def num_puzzles(self) -> int:
         """Return the number of puzzles: a puzzle is a task in one of its variants."""
         return int(self.dihedral.shape[0])
+
+    def dihedral_on(self, lane: Lane, puzzle: Tensor) -> Tensor:
+        """Return the dihedrals [B] in which puzzles [B] stand on a lane.
+
+        On one that is not square, all grids are laid along the lane: flips stay, but no variant
+        exchanges rows and columns. So all samples of a lane have one shape.
+        """
+        dihedral = self.dihedral[puzzle]
+        return dihedral if lane.is_square else self._along[dihedral]
 
     def recipes_digest(self) -> str:
         """Return the SHA-256 of all puzzles in order: task, dihedral, colours."""
@@ -175,7 +187,7 @@ class Corpus:
         pairs = torch.cat([episodes.query[index][:, None], demos], dim=1)
         task = episodes.task[index]
         puzzle = self.first_puzzle[task] + variant
-        inputs, outputs = self._tokens(pairs, puzzle, episodes.side, shift)
+        inputs, outputs = self._tokens(pairs, puzzle, episodes.lane, shift)
         return Batch(
             puzzle=puzzle,
             task=task,
@@ -184,32 +196,34 @@ class Corpus:
             demo_inputs=inputs[:, 1:],
             demo_outputs=outputs[:, 1:],
             demo_mask=demos >= 0,
+            lane=episodes.lane,
         )
 
     def _tokens(
-        self, pairs: Tensor, puzzle: Tensor, side: int, shift: Tensor | None
+        self, pairs: Tensor, puzzle: Tensor, lane: Lane, shift: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return token ids [B, Q, S] of inputs and outputs of `pairs` [B, Q]; -1 gives PAD."""
         grids = pairs.clamp(min=0)[..., None] * 2 + torch.arange(2, device=self.device)
-        dihedral = self.dihedral[puzzle][:, None, None].expand(grids.shape)  # [B, Q, 2]
+        dihedral = self.dihedral_on(lane, puzzle)[:, None, None].expand(grids.shape)  # [B, Q, 2]
         swap, flip_row, flip_column = self._turns[:, dihedral, None, None]  # [B, Q, 2, 1, 1]
         size = self.sizes[grids]  # [B, Q, 2, 2] height and width, not yet turned
         turned = torch.where(swap[..., 0], size.flip(-1), size)
         offset = torch.zeros_like(turned)
         if shift is not None:
-            free = (side - turned.amax(dim=2)).clamp(min=0)  # [B, Q, 2] beside the larger grid
+            rows, columns = turned.amax(dim=2).unbind(dim=-1)  # [B, Q] of the larger grid
+            free = torch.stack([lane.rows - rows, lane.columns - columns], dim=-1).clamp(min=0)
             offset = (shift * (free + 1)).long()[:, :, None, :].expand(turned.shape)
 
         # Places of the canvas within the turned grid, negative before it.
-        cell = torch.arange(side, device=self.device)
-        row = cell[:, None] - offset[..., 0, None, None]  # [B, Q, 2, side, 1]
-        column = cell - offset[..., 1, None, None]  # [B, Q, 2, 1, side]
+        rows, columns = (torch.arange(n, device=self.device) for n in (lane.rows, lane.columns))
+        row = rows[:, None] - offset[..., 0, None, None]  # [B, Q, 2, rows, 1]
+        column = columns - offset[..., 1, None, None]  # [B, Q, 2, 1, columns]
         height, width = turned[..., 0, None, None], turned[..., 1, None, None]
         in_row, in_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
         eos = ((row == height) & in_column) | ((column == width) & in_row)
         known = (height > 0) & (pairs >= 0)[..., None, None, None]  # a missing output has height 0
 
-        # The same places in the grid itself, [B, Q, 2, side, side]; any cell of it outside.
+        # The same places in the grid itself, [B, Q, 2, rows, columns]; any cell of it outside.
         base_height, base_width = size[..., 0, None, None], size[..., 1, None, None]
         from_row, from_column = torch.where(swap, column, row), torch.where(swap, row, column)
         from_row = torch.where(flip_row, base_height - 1 - from_row, from_row)

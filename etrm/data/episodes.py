@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etrm.arc.grid import canvas_side, decisive_pairs, demo_grids
+from etrm.arc.grid import choose_lane, decisive_pairs, demo_grids
 from etrm.arc.task import Pair, Task
 from etrm.config.data import EpisodesConfig
+from etrm.config.lanes import Lane
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
@@ -108,7 +109,7 @@ def shuffle_demos(corpus: Corpus, questions: Sequence[Question]) -> list[Questio
 def group_by_lane(
     corpus: Corpus,
     questions: Sequence[Question],
-    lanes: Sequence[int],
+    lanes: Sequence[Lane],
     max_demos: int | None = None,
     see_answers: bool = False,
     numbers: tuple[int, ...] = (),
@@ -121,8 +122,8 @@ def group_by_lane(
     demos that training draws from. Raises `CanvasError` with the tasks whose grids are larger than
     the largest lane.
     """
-    groups: dict[int, list[Question]] = defaultdict(list)
-    fits: dict[int, list[bool]] = defaultdict(list)
+    groups: dict[Lane, list[Question]] = defaultdict(list)
+    fits: dict[Lane, list[bool]] = defaultdict(list)
     decisive: dict[int, list[Pair]] = {}  # by the identity of a pool: many questions share it
     too_large = []
     for question in questions:
@@ -130,17 +131,15 @@ def group_by_lane(
         if id(pool) not in decisive:
             decisive[id(pool)] = decisive_pairs([corpus.pairs[i] for i in pool])
         shown = decisive[id(pool)]
-        side = canvas_side(shown, query.input, lanes)  # from the visible grids alone
-        answer = 0 if query.output is None else max(query.output.shape)
-        largest = max(max(grid.shape) for grid in (query.input, *demo_grids(shown)))
-        if see_answers:
-            side = min([lane for lane in lanes if lane >= max(side, answer)], default=side)
-            largest = max(largest, answer)
-        if largest > side:
-            too_large.append(f"{corpus.tasks[question.task].id} ({largest} cells)")
+        answer = query.output if see_answers else None  # else from the visible grids alone
+        lane = choose_lane(shown, query.input, lanes, answer)
+        grids = [g for g in (query.input, *demo_grids(shown), answer) if g is not None]
+        if not all(lane.holds(*grid.shape) for grid in grids):
+            height, width = (max(grid.shape[axis] for grid in grids) for axis in (0, 1))
+            too_large.append(f"{corpus.tasks[question.task].id} ({height}x{width} cells)")
         else:
-            groups[side].append(question)
-            fits[side].append(answer <= side)
+            groups[lane].append(question)
+            fits[lane].append(query.output is None or lane.holds(*query.output.shape))
     if too_large:
         names = ", ".join(dict.fromkeys(too_large))
         raise CanvasError(
@@ -148,14 +147,14 @@ def group_by_lane(
             f" {names}; add a larger lane or lower data.max_side"
         )
     return [
-        _episodes(corpus, side, groups[side], fits[side], max_demos, numbers)
-        for side in sorted(groups)
+        _episodes(corpus, lane, groups[lane], fits[lane], max_demos, numbers)
+        for lane in sorted(groups)
     ]
 
 
 def _episodes(
     corpus: Corpus,
-    side: int,
+    lane: Lane,
     questions: list[Question],
     fits: list[bool],
     max_demos: int | None,
@@ -172,13 +171,13 @@ def _episodes(
     sizes = np.array([[(0, 0) if g is None else g.shape for g in pair] for pair in grids])
     device = corpus.device
     return Episodes(
-        side=side,
+        lane=lane,
         task=torch.tensor([q.task for q in questions], device=device),
         query=torch.tensor(queries, device=device),
         pools=pools,
         most=min(most, max_demos or most),
         fits=torch.tensor(fits, device=device),
-        tokens=pair_token_bounds(sizes, side),
+        tokens=pair_token_bounds(sizes, lane.cells),
         numbers=numbers,
         weight=None if set(weights) == {1.0} else torch.tensor(weights, dtype=torch.float64),
     )

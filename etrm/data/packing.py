@@ -59,10 +59,10 @@ class Group:
     length: int  # tokens of the longest
 
 
-def pair_token_bounds(sizes: np.ndarray, side: int) -> TokenBounds:
-    """Return the tokens [N] of pairs wherever they stand on a canvas of `side`² cells.
+def pair_token_bounds(sizes: np.ndarray, cells: int) -> TokenBounds:
+    """Return the tokens [N] of pairs wherever they stand on a canvas of that many `cells`.
 
-    `sizes` [N, 2, 2]: height and width of input and output, at most `side`, 0 where it is unknown.
+    `sizes` [N, 2, 2]: height and width of input and output on the canvas, 0 where it is unknown.
     A grid of h × w cells has at most h + w EOS beside it: a rectangle without its corner.
     """
     tokens = (sizes + 1).prod(axis=-1) - 1  # [N, 2]; 0 for an unknown grid
@@ -71,7 +71,7 @@ def pair_token_bounds(sizes: np.ndarray, side: int) -> TokenBounds:
     same = corners.all(axis=1)
     shared = (least + 1).prod(axis=-1) - corners.sum(axis=1) + same
     union = tokens.sum(axis=1) - np.where((sizes > 0).all(axis=(1, 2)), shared, 0)
-    return TokenBounds(np.minimum(tokens, side**2).sum(axis=1), np.minimum(union, side**2))
+    return TokenBounds(np.minimum(tokens, cells).sum(axis=1), np.minimum(union, cells))
 
 
 def groups_of(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etrm.arc.augment import draw_variants
-from etrm.arc.grid import MAX_SIDE, visible_side
+from etrm.arc.grid import visible_side
 from etrm.arc.overlap import SeenContent, find_distinct
 from etrm.arc.sources import Loaded, load_sources
+from etrm.config.lanes import MAX_SIDE
 from etrm.config.text import first_few
 from etrm.data.duplicates import drop_duplicates, drop_held_out
 from etrm.data.tables import TaskRecord, read_tasks, write_augmentations, write_tasks

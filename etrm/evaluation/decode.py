@@ -222,11 +222,11 @@ def predict(
 def _add_rows(
     rows: dict[str, list[object]], corpus: Corpus, episodes: Episodes, decoded: Decoded
 ) -> None:
-    side = episodes.side
+    lane = episodes.lane
     tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()  # [B, S]
-    grids = crop(tokens.reshape(-1, side, side))
+    grids = crop(tokens.reshape(-1, lane.rows, lane.columns))
     puzzle = decoded.batch.puzzle
-    dihedral = corpus.dihedral[puzzle].tolist()  # [B], 0-7
+    dihedral = corpus.dihedral_on(lane, puzzle).tolist()  # [B], 0-7
     permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)  # [B, 10] of colours
     task = decoded.batch.task.tolist()
     query = episodes.query[decoded.index].tolist()  # number of the pair in the corpus

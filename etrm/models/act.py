@@ -105,7 +105,7 @@ def act_step(
         old = torch.zeros_like(encoded.tokens) if carry.context is None else carry.context
         encoded, fresh = replace(encoded, tokens=torch.where(column, encoded.tokens, old)), free
     z_H, z_L, logits, q = model.decoder(
-        batch.inputs, encoded.tokens, z_H, z_L, encoded.real, encoded.places
+        batch.inputs, encoded.tokens, z_H, z_L, batch.lane, encoded.real, encoded.places
     )
     after = Carry(
         batch=batch,

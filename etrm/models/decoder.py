@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from etrm.arc.grid import VOCAB_SIZE
+from etrm.config.lanes import Lane
 from etrm.config.study import ModelConfig
 from etrm.models import layers
 from etrm.models.layers import Angles, Block, Linear, Rotary, Stack, TokenEmbedding
@@ -70,22 +71,23 @@ class Decoder(nn.Module):
         context: Tensor,
         z_H: Tensor,
         z_L: Tensor,
+        lane: Lane,
         real: Tensor | None = None,
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Do one ACT step and return z_H, z_L [B, P+S, D], logits [B, S, V], q logits [B, 2].
 
-        `inputs` [B, S] int64: token ids of a square canvas; `context` [B, P, D] in units of the
+        `inputs` [B, S] int64: token ids of canvases of `lane`; `context` [B, P, D] in units of the
         stream, where token embeddings have an RMS of about 1; `real`, `places` [B, P]: see
         `Encoded`. The q logits (halt, continue) are read from the first context token.
         """
         tokens = self.embed_scale * self.embed_tokens(inputs)  # [B, S, D]
         x = torch.cat([context.to(tokens.dtype), tokens], dim=1).to(z_H.dtype)
-        side, mask = math.isqrt(inputs.shape[1]), None
+        mask = None
         if real is None or places is None:  # all tokens are real, P as in the configuration
-            rotary = self.rotary(side)
+            rotary = self.rotary(lane)
         else:
-            rotary = self.rotary.beside(places, side)
+            rotary = self.rotary.beside(places, lane)
             mask = torch.cat([real, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
         z_H, z_L = self.refine(x, z_H, z_L, rotary, mask)
         logits = self.lm_head(z_H[:, context.shape[1] :])

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etrm.arc.grid import MAX_SIDE, VOCAB_SIZE
+from etrm.arc.grid import VOCAB_SIZE
+from etrm.config.lanes import MAX_SIDE, Lane
 
 NORM_EPS = 1e-5
 Angles = tuple[Tensor, Tensor]  # cos and sin of rotary positions, [N, D/H] or [B, N, D/H]
@@ -126,22 +127,23 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, side: int) -> Angles:
-        """Return cos and sin [P + side², head width] for a canvas of `side` × `side` cells."""
-        cells = torch.arange(side, device=self.cos.device)
-        index = (self.context_tokens + MAX_SIDE * cells[:, None] + cells).flatten()
+    def forward(self, lane: Lane) -> Angles:
+        """Return cos and sin [P + S, head width] for a canvas of `lane`."""
+        rows, columns = (torch.arange(n, device=self.cos.device) for n in (lane.rows, lane.columns))
+        index = (self.context_tokens + MAX_SIDE * rows[:, None] + columns).flatten()
         index = torch.cat([torch.arange(self.context_tokens, device=index.device), index])
         return self.cos[index], self.sin[index]
 
-    def beside(self, places: Tensor, side: int) -> Angles:
-        """Return cos and sin [B, C + side², head width] for C tokens in front of a canvas.
+    def beside(self, places: Tensor, lane: Lane) -> Angles:
+        """Return cos and sin [B, C + S, head width] for C tokens in front of a canvas.
 
         `places` [B, C] int64: their cells on the canvas, in reading order; -1 for no cell, which
         has the position of the first context token.
         """
-        index = self.context_tokens + MAX_SIDE * (places // side) + places % side  # [B, C]
+        row, column = places // lane.columns, places % lane.columns
+        index = self.context_tokens + MAX_SIDE * row + column  # [B, C]
         index = torch.where(places < 0, 0, index)
-        cos, sin = (t[self.context_tokens :].expand(len(places), -1, -1) for t in self(side))
+        cos, sin = (t[self.context_tokens :].expand(len(places), -1, -1) for t in self(lane))
         return torch.cat([self.cos[index], cos], dim=1), torch.cat([self.sin[index], sin], dim=1)
 
 

@@ -32,30 +32,30 @@ def activation_budget(execution: ExecutionConfig, device: torch.device, ranks: i
     return OF_HOST * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
 
 
-def slot_bytes(run: RunConfig, model: Model, lane: Episodes) -> float:
+def slot_bytes(run: RunConfig, model: Model, episodes: Episodes) -> float:
     """Return the bytes kept for the backward pass of one slot: encoder and last H-cycle.
 
     Demos are computed without their padding, so the mean over the lane's questions counts; the
     second view of a contrastive loss is not, so two canvases do.
     """
     sizes, item = run.model, 2 if run.train.dtype == "bf16" else 4  # bytes a number
-    mean_tokens, shown = 0.0, lane.truncate_demos(run.episodes.max_demos)
+    mean_tokens, shown = 0.0, episodes.truncate_demos(run.episodes.max_demos)
     most_cells = shown.most_cells() or dict.fromkeys(("aligned", "concat"), 0)
     bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
     if bounds is not None:
         mean_tokens = float(bounds.concat.sum(axis=1).mean())
-    tokens = model.context.context_size(most_cells) + lane.side**2  # P + S
+    tokens = model.context.context_size(most_cells) + episodes.lane.cells  # P + S
     blocks = sizes.layers * (sizes.L_cycles + 1)  # of one H-cycle: its L-cycles, then z_H
     decoder = tokens * blocks * block_bytes(sizes.width, sizes.expansion, item)
     encoder = model.context.activation_bytes(mean_tokens, item)
     if model.context.loss_weights.get("contrastive"):
-        encoder += model.context.activation_bytes(2 * lane.side**2, item)
+        encoder += model.context.activation_bytes(2 * episodes.lane.cells, item)
     return MARGIN * (decoder + encoder)
 
 
 def max_slots(
-    run: RunConfig, model: Model, lane: Episodes, execution: ExecutionConfig, budget: float
+    run: RunConfig, model: Model, episodes: Episodes, execution: ExecutionConfig, budget: float
 ) -> int:
     """Return the most slots of a lane in one pass with `budget` bytes: at least one."""
-    fitting = max(1, int(budget / slot_bytes(run, model, lane)))
+    fitting = max(1, int(budget / slot_bytes(run, model, episodes)))
     return min(fitting, execution.micro_batch or fitting)

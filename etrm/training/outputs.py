@@ -61,7 +61,7 @@ def run_record(
         "tasks": [task.id for task in tasks],
         "puzzles": trainer.corpus.num_puzzles,
         "recipes_digest": trainer.corpus.recipes_digest(),
-        "lanes": {str(lane.side): len(lane) for lane in trainer.episodes},
+        "lanes": {str(each.lane): len(each) for each in trainer.episodes},
         "seen_tasks": seen_tasks(tasks, parents),  # transitively
         "parents": [{name: p[name] for name in (*identity, "key")} for p in parents],
         "unproven": [] if parent is None else parent.unproven,  # ancestors of unknown origin

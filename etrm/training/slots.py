@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from etrm.config.execution import ExecutionConfig
+from etrm.config.lanes import Lane
 from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
@@ -67,7 +68,6 @@ class LaneSlots:
     """Slots of one lane that go through the model together: one micro-batch."""
 
     lane: int  # number among the lanes, from 0
-    side: int  # of its canvas, in cells
     sampler: Sampler
     carry: Carry
     slots: Tensor  # [B] int64, on the device: numbers in the whole batch
@@ -116,7 +116,7 @@ def make_lane_slots(
             track = demos and corpus.device.type != "meta"
             tracker = HostSlotTracker(sampler) if track else None
             positions = numbers - first
-            group = LaneSlots(number, lane.side, sampler, carry, slots, positions, tracker)
+            group = LaneSlots(number, sampler, carry, slots, positions, tracker)
             groups.append(group)
         first += count
     return groups
@@ -135,7 +135,7 @@ def apportion_slots(episodes: Sequence[Episodes], slots: int) -> list[int]:
     if slots < len(episodes):
         raise SlotError(
             f"train.batch_size: found {slots}, expected at least one slot for each of the canvas"
-            f" lanes {[lane.side for lane in episodes]}; raise it or use fewer lanes"
+            f" lanes {[each.lane for each in episodes]}; raise it or use fewer lanes"
         )
     total = sum(lane.total_weight for lane in episodes)
     exact = [lane.total_weight * slots / total for lane in episodes]
@@ -154,20 +154,22 @@ def gather_carries(groups: Sequence[LaneSlots], ranks: Ranks) -> list[dict[str, 
     if gathered is None:
         return None
     parts = [part for of_rank in gathered for part in of_rank]
-    sides = sorted({part["side"] for part in parts})
-    return [_merge_parts([part for part in parts if part["side"] == side]) for side in sides]
+    lanes = sorted({part["lane"] for part in parts})
+    return [_merge_parts(lane, [part for part in parts if part["lane"] == lane]) for lane in lanes]
 
 
 def restore_carries(groups: Sequence[LaneSlots], saved: Sequence[Mapping[str, Any]]) -> None:
     """Give this rank's slots their rows of `gather_carries`, from however many ranks."""
-    by_side = {state["side"]: state for state in saved}
+    of_lane = {str(state["side"]): state for state in saved}
     for group in groups:
-        state, rows, device = by_side[group.side], group.positions, group.slots.device
+        lane, rows, device = group.sampler.episodes.lane, group.positions, group.slots.device
+        state = of_lane[str(lane.plain())]
 
         def own(value: Tensor | None, rows: Tensor = rows, to: torch.device = device) -> Any:
             return None if value is None else value[rows.to(value.device)].to(to)
 
-        batch = Batch(**{name: own(tensor) for name, tensor in state["batch"].items()})
+        tensors = {name: own(tensor) for name, tensor in state["batch"].items()}
+        batch = Batch(**tensors, lane=lane)
         batch.most_cells = group.sampler.most_cells
         group.carry = Carry(batch=batch, **{name: own(state[name]) for name in CARRIED})
         if group.host_tracker is not None:
@@ -179,7 +181,7 @@ def _state(group: LaneSlots) -> dict[str, Any]:
     carry, tracker = group.carry, group.host_tracker
     values = {name: getattr(carry, name) for name in CARRIED}
     return {
-        "side": group.side,
+        "lane": group.sampler.episodes.lane,
         "positions": group.positions,
         "held": None if tracker is None else tracker.held,
         "batch": {name: tensor.cpu() for name, tensor in carry.batch.tensors().items()},
@@ -187,7 +189,7 @@ def _state(group: LaneSlots) -> dict[str, Any]:
     }
 
 
-def _merge_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _merge_parts(lane: Lane, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the rows of one lane, of all ranks and micro-batches, in order of positions."""
     order = torch.cat([part["positions"] for part in parts]).argsort()
 
@@ -197,4 +199,4 @@ def _merge_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
     batch = {name: merge([part["batch"][name] for part in parts]) for name in parts[0]["batch"]}
     carried = {name: merge([part[name] for part in parts]) for name in (*CARRIED, "held")}
-    return {"side": parts[0]["side"], "batch": batch, **carried}
+    return {"side": lane.plain(), "batch": batch, **carried}  # a number, of a square

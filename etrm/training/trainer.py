@@ -99,7 +99,7 @@ class Trainer:
         self._update()
         if self.row_due() and len(self.episodes) > 1:
             shares = zip(self.episodes, self.lane_weights.share, strict=True)
-            self._add_shared({f"train/lane_share/{lane.side}": share for lane, share in shares})
+            self._add_shared({f"train/lane_share/{e.lane}": share for e, share in shares})
         self.lane_weights.advance(number_halted, self.ranks)
         # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:
@@ -201,9 +201,9 @@ class Trainer:
             self.window.load(state["window"], self.corpus.device)
 
     def micro_batches_per_lane(self) -> dict[str, int]:
-        """Return the number of this rank's passes by canvas side."""
-        sides = [group.side for group in self.lane_slots]
-        return {str(side): sides.count(side) for side in sorted(set(sides))}
+        """Return the number of this rank's passes by lane."""
+        lanes = [group.sampler.episodes.lane for group in self.lane_slots]
+        return {str(lane): lanes.count(lane) for lane in sorted(set(lanes))}
 
     def _forward_backward(self, group: LaneSlots) -> tuple[StepOutput, SampleLoss, Tensor]:
         """Do an ACT step of a micro-batch; return its output, losses, and who halted [B] bool."""

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import lanes_of
 
-from etrm.arc.grid import EOS, PAD, canvas_side, crop, tokenize
+from etrm.arc.grid import EOS, PAD, choose_lane, crop, tokenize
 from etrm.arc.task import Pair
 from etrm.config.data import EpisodesConfig
+from etrm.config.lanes import Lane
 
 
 def zeros(height: int, width: int) -> np.ndarray:
@@ -20,7 +22,7 @@ def zeros(height: int, width: int) -> np.ndarray:
 
 
 def test_tokens_of_a_small_grid_cell_by_cell() -> None:
-    tokens = tokenize(np.array([[0, 9]], dtype=np.uint8), 4, offset=(1, 1))
+    tokens = tokenize(np.array([[0, 9]], dtype=np.uint8), Lane(4, 4), offset=(1, 1))
     assert tokens.dtype == np.uint8
     assert tokens.reshape(4, 4).tolist() == [
         [PAD, PAD, PAD, PAD],
@@ -31,15 +33,15 @@ def test_tokens_of_a_small_grid_cell_by_cell() -> None:
 
 
 def test_eos_is_left_out_where_it_does_not_fit() -> None:
-    assert (tokenize(zeros(3, 3), 3) == 2).all()
-    at_the_right = tokenize(zeros(1, 2), 3, offset=(0, 1)).reshape(3, 3)
+    assert (tokenize(zeros(3, 3), Lane(3, 3)) == 2).all()
+    at_the_right = tokenize(zeros(1, 2), Lane(3, 3), offset=(0, 1)).reshape(3, 3)
     assert at_the_right.tolist() == [[PAD, 2, 2], [PAD, EOS, EOS], [PAD, PAD, PAD]]
 
 
 @pytest.mark.parametrize("offset", [(0, 2), (2, 0), (-1, 0), (0, -1)])
 def test_content_outside_the_canvas_is_an_error(offset: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"2x2 .* side 3"):
-        tokenize(zeros(2, 2), 3, offset)
+    with pytest.raises(ValueError, match=r"2x2 .* 3x3"):
+        tokenize(zeros(2, 2), Lane(3, 3), offset)
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
@@ -49,7 +51,7 @@ def test_crop_reads_back_the_grid_that_was_written(
 ) -> None:
     grid = np.random.default_rng(seed).integers(0, 10, (height, width)).astype(np.uint8)
     side = max(height, width) + free
-    [read] = crop(tokenize(grid, side).reshape(1, side, side))
+    [read] = crop(tokenize(grid, Lane(side, side)).reshape(1, side, side))
     assert read.dtype == np.uint8
     assert np.array_equal(read, grid)
 
@@ -130,15 +132,15 @@ def demo(input_shape: tuple[int, int], output_shape: tuple[int, int]) -> Pair:
 def test_canvas_is_the_smallest_lane_that_holds_the_visible_grids(
     demos: list[Pair], query: tuple[int, int], side: int
 ) -> None:
-    assert canvas_side(demos, zeros(*query), [30, 5, 10, 15]) == side
+    assert choose_lane(demos, zeros(*query), lanes_of(30, 5, 10, 15)) == Lane(side, side)
 
 
 def test_the_largest_lane_is_returned_where_none_holds() -> None:
-    assert canvas_side([demo((3, 3), (9, 9))], zeros(9, 9), [5, 10]) == 10
-    assert canvas_side([demo((3, 3), (3, 3))], zeros(12, 1), [5, 10]) == 10
+    for query in (zeros(9, 9), zeros(12, 1)):
+        assert choose_lane([demo((3, 3), (9, 9))], query, lanes_of(5, 10)) == Lane(10, 10)
 
 
-COARSE, FINE = (10, 15, 20, 25, 30), EpisodesConfig().canvas
+COARSE, FINE = lanes_of(10, 15, 20, 25, 30), EpisodesConfig().canvas
 
 
 @pytest.mark.parametrize(
@@ -153,19 +155,19 @@ COARSE, FINE = (10, 15, 20, 25, 30), EpisodesConfig().canvas
     ],
 )
 def test_true_outputs_that_do_not_fit_their_canvas(
-    arc: Path, lanes: tuple[int, ...], name: str, queries: int, misfits: int, tokens: float
+    arc: Path, lanes: tuple[Lane, ...], name: str, queries: int, misfits: int, tokens: float
 ) -> None:
     """In coarse lanes, without the scaled query input, the misfits would be 4, 4 and 1."""
     challenges, solutions = (
         json.loads((arc / f"arc-agi_{name}_{file}.json").read_text(encoding="utf-8"))
         for file in ("challenges", "solutions")
     )
-    sides, fit = [], []
+    chosen, fit = [], []
     for task_id, task in challenges.items():
         demos = [Pair(np.array(pair["input"]), np.array(pair["output"])) for pair in task["train"]]
         for test, answer in zip(task["test"], solutions[task_id], strict=True):
-            sides.append(canvas_side(demos, np.array(test["input"]), lanes))
-            fit.append(max(np.shape(answer)) <= sides[-1])
+            chosen.append(choose_lane(demos, np.array(test["input"]), lanes))
+            fit.append(chosen[-1].holds(*np.shape(answer)))
     assert len(fit) == queries
     assert fit.count(False) == misfits
-    assert np.mean(np.square(sides)) == pytest.approx(tokens, abs=0.05)
+    assert np.mean([lane.cells for lane in chosen]) == pytest.approx(tokens, abs=0.05)

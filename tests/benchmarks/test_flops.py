@@ -38,8 +38,9 @@ def test_training(model, layout, monkeypatch) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.step()
     [lane] = trainer.lane_slots
-    lengths = demo_lengths(trainer.run, lane.carry.batch, layout.padded)
-    expected = training_flops(trainer.run, lane.side, lengths, attention=2.0)
+    batch = lane.carry.batch
+    lengths = demo_lengths(trainer.run, batch, layout.padded)
+    expected = training_flops(trainer.run, batch.lane.cells, lengths, attention=2.0)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
@@ -50,7 +51,7 @@ def test_decoding(model) -> None:
     net = build_model(run, 8).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         decode(net, batch, run.halting)
-    expected = decoding_flops(run, 6, demo_lengths(run, batch, padded=False), encodings=1)
+    expected = decoding_flops(run, 36, demo_lengths(run, batch, padded=False), encodings=1)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
@@ -70,4 +71,4 @@ def test_paper_sizes() -> None:
     attention = 2 * 4 * 512 * 916**2
     heads = 3 * 2 * 512 * (12 * 900 + 2)
     expected = (21 + 2 * 7) * linear + (21 + 2.5 * 7) * attention + heads
-    assert training_flops(run, 30, np.zeros((1, 10))) == pytest.approx(expected)
+    assert training_flops(run, 900, np.zeros((1, 10))) == pytest.approx(expected)

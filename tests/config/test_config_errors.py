@@ -112,7 +112,7 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({f"{TRAIN}betas": [0.9]}, "defaults.train.betas", ["[0.9]", "two of them"]),
     ({f"{TRAIN}betas": [0.9, 1]}, "defaults.train.betas[1]", ["1.0", "< 1"]),
     ({"defaults__episodes__canvas": [10, 5]}, "defaults.episodes.canvas", ["ascending"]),
-    ({"defaults__episodes__canvas": [5, 31]}, "defaults.episodes.canvas[1]", ["≤ 30"]),
+    ({"defaults__episodes__canvas": [5, 31]}, "defaults.episodes.canvas[1]", ["1 to 30"]),
     ({"defaults__episodes__canvas": []}, "defaults.episodes.canvas", ["at least one"]),
     ({"defaults__evaluation__pass_k": [1, True]}, "defaults.evaluation.pass_k[1]", ["integer"]),
     ({f"{ETRM}seeds": [1, 1]}, "experiments.etrm.seeds", ["none twice"]),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from documents import ROOT, shipped
 
+from etrm.config.lanes import Lane
 from etrm.config.load import load_study, plain, read_study
 from etrm.config.registry import encoders
 from etrm.config.schema import ConfigError
@@ -76,7 +77,7 @@ def test_the_paper_study_has_the_published_sizes() -> None:
         assert train.lr == 1e-4 or name == "etrm_standard_lr3"
         assert (train.embedding_lr, train.weight_decay) == (1e-2, 0.1), name
         assert (train.warmup_steps, train.ema_decay, train.dtype) == (2000, 0.999, "bf16"), name
-        assert experiment.episodes.canvas == tuple(range(6, 31, 2)), name
+        assert experiment.episodes.canvas == tuple(Lane(n, n) for n in range(6, 31, 2)), name
         assert experiment.evaluation.pass_k == (1, 2, 5, 10, 100, 1000), name
         assert experiment.halting.exploration_prob == 0.1 or not experiment.is_trm, name
         claims_a_number = not train.cache_context

@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import demos_of, grid, make_tasks, make_variants
+from tiny import demos_of, grid, lanes_of, make_tasks, make_variants
 
 from etrm.arc.augment import Augmentation, Variants
-from etrm.arc.grid import PAD, tokenize
+from etrm.arc.grid import EOS, PAD, tokenize
 from etrm.arc.task import Pair, Task
+from etrm.config.lanes import Lane
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, CorpusError, Episodes
 from etrm.data.pools import Pools
@@ -32,23 +33,37 @@ def every_dihedral(seed: int = 0) -> list[Augmentation]:
     return [Augmentation(0, tuple(range(10))), *itertools.starmap(Augmentation, enumerate(colors))]
 
 
-def episodes_of(corpus: Corpus, side: int, demos: int) -> Episodes:
-    """Every query of every task with its task's demos, on a canvas of `side` cells."""
+def episodes_of(corpus: Corpus, side: int | tuple[int, int], demos: int) -> Episodes:
+    """Every query of every task with its task's demos, on a canvas of that shape."""
     rows = [(t, q) for t, pairs in enumerate(corpus.query_pairs) for q in pairs]
     task, query = torch.tensor(rows).T
     pools = Pools.of(corpus.demo_pairs, task.tolist(), query.tolist())
-    return Episodes(side, task, query, pools, demos, torch.ones(len(rows), dtype=torch.bool))
+    (lane,) = lanes_of(side)
+    return Episodes(lane, task, query, pools, demos, torch.ones(len(rows), dtype=torch.bool))
+
+
+# What a dihedral that exchanges rows and columns is where it must not.
+UNTURNED = {1: np.fliplr, 3: np.flipud, 6: np.array, 7: lambda x: x[::-1, ::-1]}
+
+
+def transformed(augmentation: Augmentation, lane: Lane, grid: np.ndarray) -> np.ndarray:
+    if lane.rows == lane.columns or augmentation.dihedral not in UNTURNED:
+        return augmentation.apply(grid)
+    return Augmentation(0, augmentation.permutation).apply(UNTURNED[augmentation.dihedral](grid))
 
 
 def reference(
-    pair: Pair, augmentation: Augmentation, side: int, shift: tuple[float, float]
+    pair: Pair, augmentation: Augmentation, lane: Lane, shift: tuple[float, float]
 ) -> list[list[int]]:
     """Input and output tokens of a pair; it moves by that part of the rows and columns left."""
-    grids = [None if g is None else augmentation.apply(g) for g in (pair.input, pair.output)]
+    grids = [
+        None if g is None else transformed(augmentation, lane, g) for g in (pair.input, pair.output)
+    ]
     largest = np.max([g.shape for g in grids if g is not None], axis=0)
-    top, left = (int(s * (side - n + 1)) for s, n in zip(shift, largest, strict=True))
-    empty = np.full(side * side, PAD, dtype=np.uint8)
-    return [(empty if g is None else tokenize(g, side, (top, left))).tolist() for g in grids]
+    free = np.array((lane.rows, lane.columns)) - largest + 1
+    top, left = (int(s * n) for s, n in zip(shift, free, strict=True))
+    empty = np.full(lane.cells, PAD, dtype=np.uint8)
+    return [(empty if g is None else tokenize(g, lane, (top, left))).tolist() for g in grids]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +76,16 @@ def corpus() -> Corpus:
     return Corpus(tasks, {task.id: recipes(every_dihedral(i)) for i, task in enumerate(tasks)})
 
 
-@pytest.mark.parametrize("side", [SIDE, SIDE + 1, 30])
+@pytest.mark.parametrize("side", [SIDE, SIDE + 1, 30, (SIDE, 9), (8, SIDE), (30, 7)])
 @pytest.mark.parametrize("translated", [False, True])
-def test_batches_equal_the_plain_augmentation(corpus: Corpus, side: int, translated: bool) -> None:
+def test_batches_equal_the_plain_augmentation(
+    corpus: Corpus, side: int | tuple[int, int], translated: bool
+) -> None:
     """Also of the query whose output is not known: it has no label."""
     episodes = episodes_of(corpus, side, demos=5)
     cases = list(itertools.product(range(len(episodes)), range(9)))
     index, variant = torch.tensor(cases).T
-    generator = torch.Generator().manual_seed(side)
+    generator = torch.Generator().manual_seed(int(np.prod(side)))
     shift = torch.rand(len(cases), 6, 2, generator=generator, dtype=torch.float64) * translated
     batch = corpus.assemble(episodes, index, variant, shift if translated else None)
     for i, (episode, number) in enumerate(cases):
@@ -82,10 +99,32 @@ def test_batches_equal_the_plain_augmentation(corpus: Corpus, side: int, transla
             found = [batch.inputs[i], batch.labels[i]]
             if k > 0:
                 found = [batch.demo_inputs[i, k - 1], batch.demo_outputs[i, k - 1]]
-            expected = [[PAD] * side**2] * 2
+            expected = [[PAD] * batch.lane.cells] * 2
             if pair >= 0:
-                expected = reference(corpus.pairs[pair], augmentation, side, tuple(shift[i, k]))
+                expected = reference(
+                    corpus.pairs[pair], augmentation, batch.lane, tuple(shift[i, k])
+                )
             assert [tokens.tolist() for tokens in found] == expected
+
+
+def test_a_row_on_a_lane_of_one_row_cell_by_cell() -> None:
+    """Reversed by the turns that would stand it upright, and by the flips; never upright."""
+    row, longer = np.array([[1, 2, 3]], dtype=np.uint8), np.array([[4, 5, 6, 7]], dtype=np.uint8)
+    same = tuple(range(10))
+    variants = [Augmentation(0, same), *(Augmentation(d, same) for d in range(8))]
+    corpus = Corpus([Task("a", (Pair(row, longer),), (Pair(row, row),))], {"a": recipes(variants)})
+    shift = torch.tensor([[[0.9, 0.0], [0.9, 0.99]]]).expand(9, -1, -1)  # of the demo: as far right
+    batch = corpus.assemble(
+        *(episodes_of(corpus, (1, 6), demos=1), torch.zeros(9, dtype=torch.int64)),
+        *(torch.arange(9), shift),
+    )
+    reversed_ = [d in (1, 2, 4, 7) for d in (0, *range(8))]  # of columns
+    for i, backwards in enumerate(reversed_):
+        step = -1 if backwards else 1
+        content, demo = [3, 4, 5][::step], [6, 7, 8, 9][::step]
+        assert batch.inputs[i].tolist() == [*content, EOS, PAD, PAD]
+        assert batch.demo_inputs[i, 0].tolist() == [PAD, PAD, *content, EOS]
+        assert batch.demo_outputs[i, 0].tolist() == [PAD, PAD, *demo]  # no place for EOS
 
 
 def test_every_offset_is_a_translation_of_the_reference() -> None:
@@ -100,9 +139,9 @@ def test_every_offset_is_a_translation_of_the_reference() -> None:
         moved = shift[:, None].expand(-1, 2, -1)
         batch = corpus.assemble(episodes, index, torch.full_like(index, number), moved)
         for i, offset in enumerate(offsets):
-            expected = tokenize(augmentation.apply(pair.output), 5, offset)
+            expected = tokenize(augmentation.apply(pair.output), Lane(5, 5), offset)
             assert np.array_equal(batch.labels[i].numpy(), expected)
-            expected = tokenize(augmentation.apply(pair.input), 5, offset)
+            expected = tokenize(augmentation.apply(pair.input), Lane(5, 5), offset)
             assert np.array_equal(batch.demo_inputs[i, 0].numpy(), expected)
 
 
@@ -114,7 +153,7 @@ def test_an_output_larger_than_the_canvas_is_cut_off() -> None:
     episodes = episodes_of(corpus, 3, demos=1)
     batch = corpus.assemble(episodes, torch.zeros(9, dtype=torch.int64), torch.arange(9))
     for found, augmentation in zip(batch.labels, every_dihedral(), strict=True):
-        expected = tokenize(augmentation.apply(large), 6).reshape(6, 6)[:3, :3]
+        expected = tokenize(augmentation.apply(large), Lane(6, 6)).reshape(6, 6)[:3, :3]
         assert np.array_equal(found.numpy().reshape(3, 3), expected)
 
 

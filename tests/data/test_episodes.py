@@ -8,10 +8,19 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny import demos_of, grid, make_corpus, make_task, make_tasks, make_variants, recolour
+from tiny import (
+    demos_of,
+    grid,
+    lanes_of,
+    make_corpus,
+    make_task,
+    make_tasks,
+    make_variants,
+    recolour,
+)
 
 from etrm.arc.augment import Augmentation
-from etrm.arc.grid import PAD, canvas_side
+from etrm.arc.grid import PAD, choose_lane
 from etrm.arc.task import Pair, Task
 from etrm.config.data import EpisodesConfig
 from etrm.data.corpus import Corpus
@@ -23,20 +32,20 @@ from etrm.data.episodes import (
     training_questions,
 )
 
-CONFIG = EpisodesConfig(canvas=(3, 4))
+CONFIG = EpisodesConfig(canvas=lanes_of(3, 4))
 
 
 def sampler(
     corpus: Corpus,
-    lanes: tuple[int, ...] = (4,),
+    sides: tuple[int, ...] = (4,),
     slots: torch.Tensor | None = None,
     seed: int = 0,
     held_out: tuple[str, ...] = (),
     **config: object,
 ) -> Sampler:
-    settings = EpisodesConfig(canvas=lanes, **config)  # type: ignore[arg-type]
+    settings = EpisodesConfig(canvas=lanes_of(*sides), **config)  # type: ignore[arg-type]
     questions = training_questions(corpus, held_out, settings, needs_demos=True)
-    (episodes,) = group_by_lane(corpus, questions, lanes, see_answers=True)
+    (episodes,) = group_by_lane(corpus, questions, settings.canvas, see_answers=True)
     slots = torch.arange(16) if slots is None else slots
     return Sampler(corpus, episodes, slots, seed, settings)
 
@@ -110,13 +119,14 @@ def test_a_lone_pair_is_asked_only_where_no_demo_is_needed() -> None:
 def test_questions_stand_on_the_smallest_lane_that_holds_them() -> None:
     tasks = [big_task("a", 2, 3, (3, 3)), big_task("b", 4, 2, (2, 2)), big_task("c", 3, 3, (3, 3))]
     corpus = make_corpus(tasks)
-    lanes = group_by_lane(corpus, held_out_questions(corpus), (3, 4, 30))
-    assert [(lane.side, lane.task.tolist()) for lane in lanes] == [(3, [0, 2]), (4, [1])]
-    corpus, sides = make_corpus(make_tasks(6, side=6)), (3, 4, 5, 6, 12, 30)
+    found = group_by_lane(corpus, held_out_questions(corpus), lanes_of(3, 4, 30))
+    expected = zip(lanes_of(3, 4), ([0, 2], [1]), strict=True)
+    assert [(lane.lane, lane.task.tolist()) for lane in found] == [*expected]
+    corpus, sides = make_corpus(make_tasks(6, side=6)), lanes_of(3, 4, 5, 6, 12, 30)
     for lane in group_by_lane(corpus, held_out_questions(corpus), sides):
         for task, query in zip(lane.task.tolist(), lane.query.tolist(), strict=True):
             demos = corpus.tasks[task].demos
-            assert lane.side == canvas_side(demos, corpus.pairs[query].input, sides)
+            assert lane.lane == choose_lane(demos, corpus.pairs[query].input, sides)
 
 
 def test_the_lane_of_evaluation_does_not_look_at_the_answer() -> None:
@@ -124,24 +134,26 @@ def test_the_lane_of_evaluation_does_not_look_at_the_answer() -> None:
     large = grid(np.random.default_rng(0), 5, 5)
     corpus = make_corpus([Task("a", task.demos, (Pair(task.queries[0].input, large),))])
     for see_answers, expected in ((False, (3, [False])), (True, (6, [True]))):
-        (lane,) = group_by_lane(corpus, held_out_questions(corpus), (3, 6), None, see_answers)
-        assert (lane.side, lane.fits.tolist()) == expected
+        (lane,) = group_by_lane(
+            corpus, held_out_questions(corpus), lanes_of(3, 6), None, see_answers
+        )
+        assert (lane.lane.rows, lane.fits.tolist()) == expected
 
 
 def test_grids_larger_than_the_largest_lane_are_an_error_that_names_their_tasks() -> None:
     sizes = {"fine": (2, 2), "tall": (7, 2), "wide": (2, 9)}
     corpus = make_corpus([big_task(name, *size, (2, 2)) for name, size in sizes.items()])
-    with pytest.raises(CanvasError, match=r"\[3, 6\].*tall \(7 cells\), wide \(9 cells\)"):
-        group_by_lane(corpus, held_out_questions(corpus), (3, 6))
+    with pytest.raises(CanvasError, match=r"\[3, 6\].*tall \(7x2 cells\), wide \(2x9 cells\)"):
+        group_by_lane(corpus, held_out_questions(corpus), lanes_of(3, 6))
     corpus = make_corpus([big_task("grows", 2, 2, (5, 5))])  # a training answer
     questions = training_questions(corpus, (), CONFIG, needs_demos=True)
     with pytest.raises(CanvasError, match="grows"):
-        group_by_lane(corpus, questions, (3, 4), see_answers=True)
+        group_by_lane(corpus, questions, lanes_of(3, 4), see_answers=True)
 
 
 def test_max_demos_keeps_the_first() -> None:
     corpus = make_corpus()
-    (lane,) = group_by_lane(corpus, held_out_questions(corpus), (4,), max_demos=2)
+    (lane,) = group_by_lane(corpus, held_out_questions(corpus), lanes_of(4), max_demos=2)
     expected = [[*corpus.demo_pairs[task]][:2] for task in lane.task.tolist()]
     assert demos_of(lane).tolist() == expected
 
@@ -213,9 +225,9 @@ def test_tasks_are_drawn_alike_or_in_proportion_to_their_pairs(
     small = [Pair(grid(rng, 1, 1), grid(rng, 3, 3)) for _ in range(20)]
     large = [Pair(grid(rng, 2, 2), grid(rng, 2, 2)) for _ in range(40)]
     corpus = make_corpus([*tasks, Task("many", (*small, *large[1:]), (large[0],))], variants=1)
-    config = EpisodesConfig(canvas=(3, 6), draw=draw)
+    config = EpisodesConfig(canvas=lanes_of(3, 6), draw=draw)
     questions = training_questions(corpus, (), config, needs_demos=True)
-    lanes = group_by_lane(corpus, questions, (3, 6), see_answers=True)
+    lanes = group_by_lane(corpus, questions, config.canvas, see_answers=True)
     assert [len(lane) for lane in lanes] == [35, 40]
     total = sum(lane.total_weight for lane in lanes)
     assert total == pytest.approx(4 if draw == "task" else sum(sizes))
@@ -247,7 +259,7 @@ def content(tokens: torch.Tensor) -> tuple[tuple[int, int], np.ndarray]:
 def test_translation_moves_whole_pairs_and_stays_on_the_canvas() -> None:
     corpus, offsets = make_corpus(variants=1), set()
     known = {(p.input.tobytes(), p.input.shape): p.output for p in corpus.pairs}
-    drawn = sampler(corpus, lanes=(6,), slots=torch.arange(64))
+    drawn = sampler(corpus, sides=(6,), slots=torch.arange(64))
     for step in range(8):
         batch = drawn.batch(step)
         demos = batch.demo_inputs[batch.demo_mask], batch.demo_outputs[batch.demo_mask]
@@ -263,12 +275,12 @@ def test_translation_moves_whole_pairs_and_stays_on_the_canvas() -> None:
 
 def test_query_and_demos_move_independently_or_not_at_all() -> None:
     corpus = make_corpus(variants=1)
-    batch = sampler(corpus, lanes=(30,), slots=torch.arange(32)).batch(1)
+    batch = sampler(corpus, sides=(30,), slots=torch.arange(32)).batch(1)
     query = [content(tokens)[0] for tokens in batch.inputs]
     first = [content(tokens)[0] for tokens in batch.demo_inputs[:, 0]]
     assert sum(a == b for a, b in zip(query, first, strict=True)) < 5
     assert len(set(query)) > 20
-    batch = sampler(corpus, lanes=(30,), translate=False).batch(1)
+    batch = sampler(corpus, sides=(30,), translate=False).batch(1)
     for tokens in (*batch.inputs, *batch.labels, *batch.demo_inputs[batch.demo_mask]):
         assert content(tokens)[0] == (0, 0)
 

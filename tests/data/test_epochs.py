@@ -23,6 +23,7 @@ from tiny import make_corpus, make_tasks
 from etrm.arc.augment import Variants
 from etrm.arc.sources import load_sources
 from etrm.config.data import EpisodesConfig
+from etrm.config.lanes import Lane
 from etrm.config.load import read_study, run_config
 from etrm.config.sources import KaggleSource
 from etrm.data.corpus import Corpus
@@ -124,7 +125,7 @@ def sampler(
     held_out: tuple[str, ...] = (),
     side: int = 30,
 ) -> Sampler:
-    settings = EpisodesConfig(canvas=(side,), order="epochs", translate_once=True)
+    settings = EpisodesConfig(canvas=(Lane(side, side),), order="epochs", translate_once=True)
     questions = training_questions(corpus, held_out, settings, needs_demos)
     (lane,) = group_by_lane(corpus, questions, settings.canvas, see_answers=True)
     order = EpochOrder(lane.task, batch, seed)

@@ -71,7 +71,7 @@ def test_no_pair_has_more_tokens_than_its_bound_and_one_place_reaches_it(
 
 def test_the_bound_of_a_pair_is_its_cells_and_end_marks() -> None:
     def bounds(left: tuple[int, int], right: tuple[int, int], side: int) -> tuple[int, int]:
-        found = pair_token_bounds(np.array([[left, right]]), side)
+        found = pair_token_bounds(np.array([[left, right]]), side**2)
         return int(found.concat[0]), int(found.aligned[0])
 
     assert bounds((2, 3), (4, 1), 30) == ((6 + 2 + 3) + (4 + 4 + 1), 11 + 9 - 6)
@@ -89,6 +89,6 @@ def test_bounds_count_the_cells_that_masks_have(sizes: list[int], side: int) -> 
         mask[: height + 1, : width + 1] = True
         mask[height, width] = False
         masks.append(mask)
-    bounds, most = pair_token_bounds(found, side), side**2
+    bounds, most = pair_token_bounds(found, side**2), side**2
     assert bounds.concat[0] == sum(min(int(mask.sum()), most) for mask in masks)
     assert bounds.aligned[0] == min(int((masks[0] | masks[1]).sum()), most)

@@ -9,7 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import grid, make_corpus, make_run, make_task, make_tasks, make_variants, recolour
+from tiny import (
+    grid,
+    lanes_of,
+    make_corpus,
+    make_run,
+    make_task,
+    make_tasks,
+    make_variants,
+    recolour,
+)
 
 import etrm.evaluation.decode
 from etrm.arc.augment import Augmentation
@@ -38,8 +47,8 @@ HALTING = HaltingConfig(max_steps=3)
 F32 = torch.float32
 
 
-def held_out(corpus: Corpus, lanes: tuple[int, ...] = (3, 4)) -> list[Episodes]:
-    return group_by_lane(corpus, held_out_questions(corpus), lanes)
+def held_out(corpus: Corpus, sides: tuple[Any, ...] = (3, 4)) -> list[Episodes]:
+    return group_by_lane(corpus, held_out_questions(corpus), lanes_of(*sides))
 
 
 def tasks_of_two_lanes() -> list[Task]:
@@ -145,10 +154,10 @@ def test_lanes_are_decoded_on_their_own_canvas(corpus: Corpus) -> None:
     model = model_of("standard", corpus)
     lanes = all_variants(corpus, held_out(corpus))
     sides = {
-        (episodes.side, decoded.batch.inputs.shape[1])
+        (str(episodes.lane), decoded.batch.inputs.shape[1])
         for episodes, decoded in decode_all(model, corpus, lanes, HALTING, 8)
     }
-    assert sides == {(3, 9), (4, 16)}
+    assert sides == {("3", 9), ("4", 16)}
 
 
 def test_the_model_is_left_in_its_mode(corpus: Corpus) -> None:
@@ -241,8 +250,8 @@ def test_unknown_outputs_are_neither_right_nor_wrong() -> None:
         assert frame.loc[frame["query"] == 1, name].notna().all()
     lanes = all_variants(corpus, held_out(corpus))
     found = mean_metrics(model, corpus, lanes, HALTING, 3, F32)
-    (labelled,) = group_by_lane(corpus, held_out_questions(corpus)[1:], (4,))
-    again = group_by_lane(corpus, held_out_questions(corpus)[1:], (3, 4))
+    (labelled,) = group_by_lane(corpus, held_out_questions(corpus)[1:], lanes_of(4))
+    again = group_by_lane(corpus, held_out_questions(corpus)[1:], lanes_of(3, 4))
     assert len(labelled) == 1
     only = mean_metrics(model, corpus, all_variants(corpus, again), HALTING, 3, F32)
     assert found == pytest.approx(only)
@@ -254,10 +263,10 @@ def test_predictions_are_the_answers_of_the_model(corpus: Corpus) -> None:
     frame = table_of(model, corpus).to_pandas().set_index(["task", "query", "variant"])
     for episodes, index, variant in all_variants(corpus, held_out(corpus)):
         for e, v in zip(index.tolist(), variant.tolist(), strict=True):
-            task, side = int(episodes.task[e]), episodes.side
+            task, lane = int(episodes.task[e]), episodes.lane
             batch = corpus.assemble(episodes, torch.tensor([e]), torch.tensor([v]))
             output = steps_of(model, batch, HALTING.max_steps)[-1]
-            tokens = output.logits.argmax(dim=-1).reshape(1, side, side).numpy()
+            tokens = output.logits.argmax(dim=-1).reshape(1, lane.rows, lane.columns).numpy()
             puzzle = int(corpus.first_puzzle[task]) + v
             colours = tuple(corpus.permutation[puzzle].tolist())
             expected = Augmentation(int(corpus.dihedral[puzzle]), colours).inverse(crop(tokens)[0])

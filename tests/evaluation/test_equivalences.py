@@ -8,6 +8,7 @@ import torch
 from tiny import make_corpus, make_run, make_tasks, questions_of
 
 from etrm.arc.grid import tokenize
+from etrm.config.lanes import Lane
 from etrm.data.corpus import Corpus, Episodes
 from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
@@ -37,7 +38,7 @@ def test_a_lane_is_the_padded_canvas_of_its_side(source: str, corpus: Corpus) ->
     """On lanes 2 and 4, questions of lane 4 are answered as with a canvas of 4 for everything."""
     lanes = questions_of(make_run(source, episodes={"canvas": [2, 4]}), corpus)
     [padded] = questions_of(make_run(source, episodes={"canvas": [4]}), corpus)
-    [large] = [lane for lane in lanes if lane.side == 4]
+    [large] = [lane for lane in lanes if lane.lane == Lane(4, 4)]
     assert 0 < len(large) < len(padded)
     where = [padded.query.tolist().index(query) for query in large.query.tolist()]
     ours, theirs = torch.arange(len(large)), torch.tensor(where)
@@ -70,5 +71,5 @@ def test_a_canvas_of_30_is_the_official_layout(corpus: Corpus) -> None:
     for i, query in enumerate(episodes.query.tolist()):
         pair = corpus.pairs[query]
         assert pair.output is not None
-        np.testing.assert_array_equal(batch.inputs[i].numpy(), tokenize(pair.input, 30))
-        np.testing.assert_array_equal(batch.labels[i].numpy(), tokenize(pair.output, 30))
+        np.testing.assert_array_equal(batch.inputs[i].numpy(), tokenize(pair.input, Lane(30, 30)))
+        np.testing.assert_array_equal(batch.labels[i].numpy(), tokenize(pair.output, Lane(30, 30)))

@@ -13,6 +13,7 @@ import torch
 from etrm.arc.augment import Augmentation, Variants
 from etrm.arc.grid import tokenize
 from etrm.arc.task import Pair, Task
+from etrm.config.lanes import Lane
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.pools import Pools
 
@@ -72,7 +73,7 @@ def test_recorded_augmentations_grid_by_grid(golden: Path, arc: Path) -> None:
         pair = pair_of(known[task][split][index])
         offset = offset_of(*tokens) if split == "train" else (0, 0)
         for grid, expected in zip((pair.input, pair.output), tokens, strict=True):
-            ours = tokenize(augmentation.apply(grid), SIDE, offset)
+            ours = tokenize(augmentation.apply(grid), Lane(SIDE, SIDE), offset)
             assert ours.tolist() == expected.tolist(), (split, task, index, augmentation)
         checked[split] += 1
     assert set(checked) == {"test", "train"}
@@ -101,7 +102,7 @@ def test_recorded_augmentations_as_batches(golden: Path, arc: Path) -> None:
     corpus = Corpus(tasks, variants)
     count = torch.arange(len(tasks))
     episodes = Episodes(
-        side=SIDE,
+        lane=Lane(SIDE, SIDE),
         task=count,
         query=2 * count + 1,
         pools=Pools.of(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny import make_corpus, make_run, questions_of
 from torch import Tensor
 
+from etrm.config.lanes import Lane
 from etrm.config.study import RunConfig
 from etrm.data.batch import Batch
 from etrm.models.act import Model, act_step, empty_carry
@@ -52,7 +53,7 @@ class Recorded:
         none = torch.zeros(len(inputs), 1, inputs.shape[1], dtype=torch.int64)
         mask = torch.zeros(len(inputs), 1, dtype=torch.bool)
         labels = labels.masked_fill(labels == IGNORED, 0)
-        return Batch(puzzle, puzzle, inputs, labels, none, none, mask)
+        return Batch(puzzle, puzzle, inputs, labels, none, none, mask, Lane(30, 30))
 
 
 def ours(official: str) -> str:

@@ -176,7 +176,7 @@ def test_lanes_packings_and_micro_batches_share_a_handful_of_graphs(
     assert sorted(compiled) == ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"]
     bf16 = Compute(torch.bfloat16)
     for size in (9, 4, 7):
-        part = Batch(**{k: v[:size] for k, v in batch.tensors().items()})
+        part = Batch(**{k: v[:size] for k, v in batch.tensors().items()}, lane=batch.lane)
         loss, gradient = loss_and_gradient(plain, part, bf16)
         found, of_compiled = loss_and_gradient(fast, part, bf16)
         assert found == pytest.approx(loss, rel=0.01)

@@ -10,6 +10,7 @@ import torch
 from tiny import make_batch, make_run
 from torch import Tensor
 
+from etrm.config.lanes import Lane
 from etrm.data.batch import Batch
 from etrm.models.build import build_model, num_parameters
 from etrm.models.decoder import Decoder
@@ -21,13 +22,13 @@ def decoder(**changes: Any) -> Decoder:
     return Decoder(make_run(model=changes).model)
 
 
-def inputs_of(model: Decoder, batch: int = 2, side: int = 3) -> tuple[Tensor, ...]:
+def inputs_of(model: Decoder, batch: int = 2, side: int = 3) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
     config = model.config
     tokens = torch.randint(0, 12, (batch, side * side), generator=generator)
     context = torch.randn(batch, config.context_tokens, config.width, generator=generator)
     z_H, z_L = model.initial_states(batch, side * side)
-    return tokens, context, z_H, z_L
+    return tokens, context, z_H, z_L, Lane(side, side)
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
@@ -43,10 +44,10 @@ def test_shapes(side: int) -> None:
 def test_one_step_is_the_published_recursion() -> None:
     """H_cycles × (L_cycles updates of z_L with z_H + x, then one of z_H with z_L)."""
     model = decoder(H_cycles=3, L_cycles=2, layers=2)
-    tokens, context, z_H, z_L = inputs_of(model)
+    tokens, context, z_H, z_L, lane = inputs_of(model)
     embedded = model.embed_tokens.embedding_weight[tokens] * math.sqrt(16)
     x = torch.cat([context, embedded], dim=1)
-    rotary = model.rotary(3)
+    rotary = model.rotary(lane)
 
     def network(state: Tensor, injection: Tensor) -> Tensor:
         y = state + injection
@@ -60,7 +61,7 @@ def test_one_step_is_the_published_recursion() -> None:
         for _ in range(2):
             low = network(low, high + x)
         high = network(high, low)
-    found = model(tokens, context, z_H, z_L)
+    found = model(tokens, context, z_H, z_L, lane)
     assert torch.allclose(found[0], high, atol=1e-5)
     assert torch.allclose(found[1], low, atol=1e-5)
     assert torch.allclose(found[2], high[:, 2:] @ model.lm_head.weight.T, atol=1e-5)
@@ -69,19 +70,19 @@ def test_one_step_is_the_published_recursion() -> None:
 
 def test_gradients_flow_through_the_last_cycle_only() -> None:
     model = decoder(H_cycles=3, L_cycles=2)
-    tokens, context, *start = inputs_of(model)
+    tokens, context, *start, lane = inputs_of(model)
 
     def gradients(H_cycles: int, z_H: Tensor, z_L: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         model.zero_grad()
         model.config = make_run(model={"H_cycles": H_cycles, "L_cycles": 2}).model
-        logits = model(tokens, context, z_H, z_L)[2]
+        logits = model(tokens, context, z_H, z_L, lane)[2]
         logits.square().sum().backward()
         found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         return logits, found
 
     model.config = make_run(model={"H_cycles": 2, "L_cycles": 2}).model
     with torch.no_grad():
-        middle = model(tokens, context, *start)[:2]
+        middle = model(tokens, context, *start, lane)[:2]
     logits, expected = gradients(1, *middle)
     whole, found = gradients(3, *start)
     assert torch.allclose(whole, logits, atol=1e-5)
@@ -129,7 +130,7 @@ def on_canvas(batch: Batch, side: int) -> Batch:
     values = batch.tensors()
     for name in ("inputs", "labels", "demo_inputs", "demo_outputs"):
         values[name] = pad(values[name])
-    return Batch(**values)
+    return Batch(**values, lane=Lane(side, side))
 
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])
@@ -141,7 +142,7 @@ def test_a_padded_batch_is_another_question_to_the_decoder(source: str) -> None:
     for each in (batch, on_canvas(batch, 3), on_canvas(batch, 4)):
         context = model.context(each, None).tokens
         states = model.decoder.initial_states(*each.inputs.shape)
-        logits = model.decoder(each.inputs, context, *states)[2]
+        logits = model.decoder(each.inputs, context, *states, each.lane)[2]
         answers.append(logits[each.labels > 0])
     assert torch.equal(answers[0], answers[1])
     assert not torch.allclose(answers[0], answers[2], atol=1e-3)

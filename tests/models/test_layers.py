@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import lanes_of
 from torch import Tensor, nn
 
+from etrm.config.lanes import Lane
 from etrm.models.layers import (
     NORM_EPS,
     Attention,
@@ -25,6 +27,8 @@ from etrm.models.layers import (
     rotate,
 )
 
+FULL = Lane(30, 30)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -32,7 +36,7 @@ def _seed() -> None:
 
 
 def positions(kind: str, context: int, side: int, width: int = 8) -> tuple[Tensor, Tensor]:
-    return Rotary(width, context, kind, 100.0)(side)
+    return Rotary(width, context, kind, 100.0)(Lane(side, side))
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor) -> Tensor:
@@ -87,14 +91,14 @@ def test_rms_norm_divides_by_the_root_mean_square() -> None:
 @pytest.mark.parametrize("context", [0, 3])
 def test_a_cell_has_the_same_position_on_every_lane(kind: str, context: int) -> None:
     rotary = Rotary(8, context, kind, 100.0)
-    whole = [t[context:].reshape(30, 30, -1) for t in rotary(30)]
-    for side in (1, 3, 10, 29):
-        cos, sin = rotary(side)
-        assert cos.shape == (context + side * side, 8)
+    whole = [t[context:].reshape(30, 30, -1) for t in rotary(FULL)]
+    for lane in lanes_of(1, 3, 10, 29, (1, 12), (7, 2)):
+        cos, sin = rotary(lane)
+        assert cos.shape == (context + lane.cells, 8)
         for found, full in zip((cos, sin), whole, strict=True):
-            cells = found[context:].reshape(side, side, -1)
-            assert torch.equal(cells, full[:side, :side])
-        for found, full in zip((cos, sin), rotary(30), strict=True):
+            cells = found[context:].reshape(lane.rows, lane.columns, -1)
+            assert torch.equal(cells, full[: lane.rows, : lane.columns])
+        for found, full in zip((cos, sin), rotary(FULL), strict=True):
             assert torch.equal(found[:context], full[:context])
 
 
@@ -118,16 +122,19 @@ def test_rope_2d_turns_one_half_by_row_the_other_by_column() -> None:
 
 @pytest.mark.parametrize("kind", ["rope", "rope_2d"])
 def test_positions_are_all_different_and_turn_by_their_base(kind: str) -> None:
-    cos, sin = Rotary(16, 4, kind, 10000.0)(30)
+    cos, sin = Rotary(16, 4, kind, 10000.0)(FULL)
     assert len(torch.cat([cos, sin], dim=1).unique(dim=0)) == 904
     assert not torch.equal(Rotary(16, 4, kind, 10.0).cos, cos)
 
 
+@pytest.mark.parametrize("lane", lanes_of(3, (1, 9), (9, 1)), ids=str)
 @pytest.mark.parametrize("kind", ["rope", "rope_2d"])
-def test_cells_in_front_of_a_canvas_have_the_positions_of_their_places(kind: str) -> None:
+def test_cells_in_front_of_a_canvas_have_the_positions_of_their_places(
+    kind: str, lane: Lane
+) -> None:
     rotary = Rotary(8, 2, kind, 100.0)
-    places = torch.tensor([[-1, 0, 8], [4, -1, 3]])  # on a canvas of 3 × 3 cells
-    for found, whole in zip(rotary.beside(places, 3), rotary(3), strict=True):
+    places = torch.tensor([[-1, 0, 8], [4, -1, 3]])  # on a canvas of nine cells
+    for found, whole in zip(rotary.beside(places, lane), rotary(lane), strict=True):
         assert found.shape == (2, 3 + 9, 8)
         assert torch.equal(found[:, 3:], whole[2:].expand(2, 9, 8))
         assert torch.equal(found[:, :3], whole[torch.where(places < 0, 0, places + 2)])

@@ -118,9 +118,12 @@ def test_paper_size_etrm_fits_a_gpu_of_24_gb() -> None:
     card, execution = 24e9, ExecutionConfig(memory=0.7 * 24e9 / GIB)
     room = activation_budget(execution, torch.device("cuda"), 1)
     trainer = Trainer(run, built, corpus, questions_of(run, corpus), execution=execution)
-    by_side = {episodes.side: episodes for episodes in trainer.episodes}
-    assert len(by_side) == 5
-    passes = [len(p.slots) * slot_bytes(run, built, by_side[p.side]) for p in trainer.lane_slots]
+    by_lane = {episodes.lane: episodes for episodes in trainer.episodes}
+    assert len(by_lane) == 5
+    passes = [
+        len(p.slots) * slot_bytes(run, built, by_lane[p.carry.batch.lane])
+        for p in trainer.lane_slots
+    ]
     assert max(passes) <= room
     assert max(trainer.micro_batches_per_lane().values()) > 1  # without them it would not fit
     carries = sum(

@@ -480,7 +480,7 @@ def test_a_part_of_the_evaluation_is_the_same_for_the_same_seed() -> None:
 
     def drawn(most: int | None, seed: int) -> list[tuple[int, int, int]]:
         return [
-            (lane.side, i, v)
+            (lane.lane.rows, i, v)
             for lane, index, variant in thin_out(lanes, most, seed)
             for i, v in zip(index.tolist(), variant.tolist(), strict=True)
         ]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etrm.arc.grid import MAX_SIDE, PAD, VOCAB_SIZE
+from etrm.arc.grid import PAD, VOCAB_SIZE
+from etrm.config.lanes import MAX_SIDE, Lane
 from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.data.packing import Group, groups_of
@@ -45,7 +46,7 @@ class Sequences:
     places: Tensor  # [n, T] int64: cells of the canvas, in reading order
     demos: Tensor  # [n, T] int64: the number of a cell's demo in its sample
     grids: Tensor  # [n, T, 2] bool: the grids, input and output, that a token shows a cell of
-    side: int  # of the canvas, in cells
+    lane: Lane
 
     def same_demo(self) -> Tensor:
         """Return bool [n, T, T]: real cells of the same demo; every token may attend to itself."""
@@ -162,7 +163,7 @@ class PairTokens(nn.Module):
         row = canvas * (2 if self.pairing == "concat" and self.rows != "grid" else 1)
         places = order % canvas
         shown, output = cells % VOCAB_SIZE != PAD, cells >= VOCAB_SIZE  # [n, T, ids]
-        cos, sin = self.rotary(math.isqrt(canvas))
+        cos, sin = self.rotary(batch.lane)
         return Sequences(
             tokens=self._embed(cells),
             real=real,
@@ -171,7 +172,7 @@ class PairTokens(nn.Module):
             places=places,
             demos=order // row,
             grids=torch.stack([shown & ~output, shown & output], dim=-1).any(dim=-2),
-            side=math.isqrt(canvas),
+            lane=batch.lane,
         )
 
     def _embed(self, cells: Tensor) -> Tensor:
@@ -192,7 +193,8 @@ class LearnedPlaces(nn.Module):
 
     def forward(self, cells: Sequences) -> Tensor:
         """Return the vector of the place of each token [n, T, E], in the tokens' number format."""
-        places = self.rows[cells.places // cells.side] + self.columns[cells.places % cells.side]
+        columns = cells.lane.columns
+        places = self.rows[cells.places // columns] + self.columns[cells.places % columns]
         return places.to(cells.tokens.dtype)
 
 

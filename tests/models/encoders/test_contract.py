@@ -18,6 +18,7 @@ from torch import Tensor
 import etrm
 from etrm.config.data import EpisodesConfig
 from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
+from etrm.config.lanes import Lane
 from etrm.config.registry import CONTEXT_SOURCES, context_source
 from etrm.config.schema import ConfigError
 from etrm.config.study import (
@@ -120,8 +121,8 @@ def encode(source: ContextSource, batch: Batch) -> Tensor:
     return tokens[:, : int(encoded.real.sum(dim=1).max())]
 
 
-def replace(batch: Batch, **tensors: Tensor) -> Batch:
-    return Batch(**{**batch.tensors(), **tensors})
+def replace(batch: Batch, **changes: Any) -> Batch:
+    return dataclasses.replace(batch, **changes)
 
 
 def ragged() -> Batch:
@@ -151,7 +152,8 @@ def test_every_option_has_another_value_here(name: str) -> None:
 @pytest.mark.parametrize(("name", "options"), CASES, ids=label)
 def test_output_is_context_tokens_of_the_decoder(name: str, options: dict[str, Any]) -> None:
     source, _ = built(name, options)
-    for batch in (make_batch(3), make_batch(2, demos=1, side=5), ragged()):
+    shapes = make_batch(2, demos=1, side=5), make_batch(side=(1, 12))
+    for batch in (make_batch(3), *shapes, ragged()):
         encoded = source(batch, source.initial_state(len(batch)))
         shape = (len(batch), source.context_size(batch.cells), MODEL["width"])
         assert encoded.tokens.shape == shape
@@ -181,16 +183,25 @@ def junk_in_padded_demos(batch: Batch) -> Batch:
     )
 
 
-def larger_canvas(batch: Batch) -> Batch:
+def larger_canvas(batch: Batch, rows: int = 5, columns: int = 5) -> Batch:
     """More PAD around the same grids; positions are those of every lane."""
 
     def grown(tokens: Tensor) -> Tensor:
-        canvas = tokens.new_zeros(*tokens.shape[:-1], 5, 5)
+        canvas = tokens.new_zeros(*tokens.shape[:-1], rows, columns)
         canvas[..., :3, :3] = tokens.unflatten(-1, (3, 3))
         return canvas.flatten(-2)
 
     keys = ("inputs", "labels", "demo_inputs", "demo_outputs")
-    return replace(batch, **{key: grown(batch.tensors()[key]) for key in keys})
+    grids = {key: grown(batch.tensors()[key]) for key in keys}
+    return replace(batch, **grids, lane=Lane(rows, columns))
+
+
+def wider_canvas(batch: Batch) -> Batch:
+    return larger_canvas(batch, 3, 7)
+
+
+def taller_canvas(batch: Batch) -> Batch:
+    return larger_canvas(batch, 7, 3)
 
 
 def order_of_demos(batch: Batch) -> Batch:
@@ -199,7 +210,12 @@ def order_of_demos(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "change", [padded_demos, junk_in_padded_demos, larger_canvas, order_of_demos], ids=label
+    "change",
+    [
+        *(padded_demos, junk_in_padded_demos, order_of_demos),
+        *(larger_canvas, wider_canvas, taller_canvas),
+    ],
+    ids=label,
 )
 @pytest.mark.parametrize(("name", "options"), CASES, ids=label)
 def test_the_output_does_not_depend_on(
@@ -246,7 +262,7 @@ def test_samples_are_encoded_apart_and_always_the_same(name: str, options: dict[
     source, usual = built(name, options)
     assert torch.equal(encode(source, ragged()), usual)
     order = torch.tensor([2, 0, 1])
-    other = Batch(**{n: t[order] for n, t in ragged().tensors().items()})
+    other = replace(ragged(), **{n: t[order] for n, t in ragged().tensors().items()})
     assert torch.allclose(encode(source, other), usual[order], atol=1e-4)
 
 

@@ -90,7 +90,7 @@ def test_kl_is_of_each_sample_whatever_the_batch(name: str) -> None:
     assert whole.shape == (4,)
     assert bool((whole > 0).all())
     for i in range(4):
-        one = Batch(**{k: v[i : i + 1] for k, v in batch.tensors().items()})
+        one = Batch(**{k: v[i : i + 1] for k, v in batch.tensors().items()}, lane=batch.lane)
         one.noise = batch.noise[i : i + 1]  # type: ignore[index]
         assert torch.allclose(source(one, None).losses["kl"], whole[i : i + 1], rtol=1e-3)
 
@@ -264,7 +264,7 @@ def test_cells_that_do_not_exist_change_no_answer() -> None:
             for key in ("demo_inputs", "demo_outputs")
         }
         mask = torch.cat([batch.demo_mask, torch.zeros(2, 3, dtype=torch.bool)], dim=1)
-        more = Batch(**{**batch.tensors(), **room, "demo_mask": mask})
+        more = Batch(**{**batch.tensors(), **room, "demo_mask": mask}, lane=batch.lane)
         _, found = act_step(model, empty_carry(model, more, torch.float32), more)
     assert torch.allclose(found.logits, usual.logits, atol=1e-3)
 
