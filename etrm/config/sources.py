@@ -13,6 +13,9 @@ WORLD_FAMILIES = ("ten_rules",)
 WORLD_RULES = (
     *("recolour", "shift", "mirror", "gravity", "fill", "keep", "between", "last", "sort", "dup"),
     *("first", "remove", "replace", "move", "ray", "join"),
+    *("flip", "rotate", "transpose", "roll", "complete", "tile", "zoom", "unfold", "halve"),
+    *("outline", "border", "stripe", "swap", "majority", "unify"),
+    *("crop", "count", "squeeze", "dedupe", "largest", "denoise", "enclosed", "stamp"),
 )
 
 

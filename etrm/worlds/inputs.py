@@ -78,10 +78,59 @@ def marks(rng: np.random.Generator, height: int, width: int, *_: Any) -> Grid:
 
 
 def runs(rng: np.random.Generator, height: int, width: int, *_: Any) -> Grid:
-    """Rectangles of any colour, one to three of them, which may touch; of one row: runs."""
+    """Rectangles of any colour, two to four of them, which may touch; of one row: runs."""
     grid = np.zeros((height, width), np.uint8)
-    for _i in range(1 + below(rng, 3)):
+    for _i in range(2 + below(rng, 3)):
         h, w = 1 + below(rng, max(1, height - 1)), 1 + below(rng, max(1, width // 2))
         top, left = below(rng, height - h + 1), below(rng, width - w + 1)
         grid[top : top + h, left : left + w] = 1 + below(rng, 9)
+    return grid
+
+
+def few_of_color(rng: np.random.Generator, height: int, width: int, *values: Any) -> Grid:
+    """Scattered cells, of which one to nine have the colour given."""
+    grid = scattered(0.3)(rng, height, width)
+    grid[grid == values[0]] = 0
+    number = 1 + below(rng, min(9, grid.size))
+    grid.flat[rng.permutation(grid.size)[:number]] = values[0]
+    return grid
+
+
+def with_gaps(rng: np.random.Generator, height: int, width: int, *_: Any) -> Grid:
+    """Scattered cells in about half of the columns."""
+    grid = scattered(0.7)(rng, height, width)
+    grid[:, rng.random(width) < 0.5] = 0
+    return grid
+
+
+def in_part(rng: np.random.Generator, height: int, width: int, *_: Any) -> Grid:
+    """Scattered cells in a random part of the grid."""
+    h, w = 1 + below(rng, max(1, height - 1)), 2 + below(rng, max(1, width - 2))
+    h, w = min(h, height), min(w, width)
+    top, left = below(rng, height - h + 1), below(rng, width - w + 1)
+    grid = np.zeros((height, width), np.uint8)
+    grid[top : top + h, left : left + w] = scattered(0.7)(rng, h, w)
+    return grid
+
+
+def rings(rng: np.random.Generator, height: int, width: int, *_: Any) -> Grid:
+    """One or two hollow rectangles over a few scattered cells."""
+    grid = scattered(0.1)(rng, height, width)
+    for _i in range(1 + below(rng, 2)):
+        h, w = 3 + below(rng, height - 2), 3 + below(rng, width - 2)
+        top, left = below(rng, height - h + 1), below(rng, width - w + 1)
+        room = grid[top : top + h, left : left + w]
+        room[[0, -1]] = room[:, [0, -1]] = 1 + below(rng, 9)
+        room[1:-1, 1:-1] = 0
+    return grid
+
+
+def pattern_and_marks(rng: np.random.Generator, height: int, width: int, *values: Any) -> Grid:
+    """Draw a pattern of two or three columns on the left, and marks of the colour given."""
+    grid, color = np.zeros((height, width), np.uint8), values[0]
+    h, w = min(height, 2), 2 if width < 7 else 2 + below(rng, 2)
+    others = colors(rng, h, w)
+    grid[:h, :w] = np.where(others == color, others % 9 + 1, others)
+    for _i in range(1 + below(rng, 2)):
+        grid[below(rng, height), w + below(rng, width - w)] = color
     return grid

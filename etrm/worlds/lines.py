@@ -24,7 +24,9 @@ def _steps(height: int, width: int) -> tuple[int, ...]:
     return tuple(range(1, width))
 
 
-def _sides(height: int, width: int) -> tuple[str, ...]:
+def sides(height: int, width: int) -> tuple[str, ...]:
+    """Return the sides that differ on a size."""
+    del width
     return ("left", "right") if height == 1 else ("left", "right", "up", "down")
 
 
@@ -64,7 +66,7 @@ def mirror(grid: Grid) -> Grid:
     return grid[:, ::-1]
 
 
-@primitive(half, side=_sides)
+@primitive(half, side=sides)
 def gravity(grid: Grid, side: str) -> Grid:
     """Let coloured cells fall to one side, in their order."""
     view = along(grid, side)
@@ -168,7 +170,7 @@ def move(grid: Grid, by: int) -> Grid:
     return output
 
 
-@primitive(scattered(0.2), side=_sides)
+@primitive(scattered(0.2), side=sides)
 def ray(grid: Grid, side: str) -> Grid:
     """Extend each coloured cell to one side, up to the next."""
     view = along(grid, side)[:, ::-1]  # colours run from left to right

@@ -23,8 +23,7 @@ class Primitive:
     """A rule with parameters: `apply(grid, *values)` is the output.
 
     `axes` are the values of each parameter by its name, all combinations of which are its space;
-    a function of height and width where they depend on the size. A size without a combination is
-    none that this primitive can be used on.
+    a function of height and width where they depend on the size.
     """
 
     name: str
@@ -39,6 +38,7 @@ class Primitive:
     follows: bool = True
     leads: bool = True
     only: Callable[..., bool] | None = None  # the combinations of values that are in the space
+    least: tuple[int, int] = (1, 2)  # the smallest grids that it does something on
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Primitive:
     @cache  # noqa: B019  primitives live as long as the process
     def space(self, height: int, width: int) -> Space:
         """Return all values for grids of a size, in their order; none where they are drawn."""
-        if not self.enumerable:
+        if not self.enumerable or height < self.least[0] or width < self.least[1]:
             return ()
         axes = (a(height, width) if callable(a) else a for a in self.axes.values())
         return tuple(v for v in product(*axes) if self.only is None or self.only(*v))
@@ -115,13 +115,14 @@ def primitive(
     follows: bool = True,
     leads: bool = True,
     only: Callable[..., bool] | None = None,
+    least: tuple[int, int] = (1, 2),
     **axes: Any,
 ) -> Callable[[Callable[..., Grid]], Primitive]:
     """Make a primitive of a function: its name and docstring, its parameters by `axes`."""
 
     def make(apply: Callable[..., Grid]) -> Primitive:
         name, meaning = apply.__name__.rstrip("_"), (apply.__doc__ or "").strip()
-        return kind(name, meaning, apply, axes, inputs, infer, follows, leads, only)
+        return kind(name, meaning, apply, axes, inputs, infer, follows, leads, only, least)
 
     return make
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from etrm.worlds.lines import LINES
+from etrm.worlds.objects import OBJECTS
+from etrm.worlds.planes import PLANES
 
-PRIMITIVES = {each.name: each for each in LINES}
+PRIMITIVES = {each.name: each for each in (*LINES, *PLANES, *OBJECTS)}
 FAMILIES = {
     "ten_rules": (
         *("recolour", "shift", "mirror", "gravity", "fill", "keep", "between", "last", "sort"),

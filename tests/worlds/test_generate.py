@@ -54,6 +54,11 @@ def test_a_task_depends_on_seed_and_number_alone() -> None:
     assert digest(tasks_of(60, part="held_out")) != digest(whole)
 
 
+def test_the_tasks_of_all_primitives_are_pinned() -> None:
+    tasks = tasks_of(120, rules=tuple(PRIMITIVES), size=(6, 5), smallest=(4, 5))
+    assert digest(tasks) == "8992a65c1e3cae68"
+
+
 def test_ids_name_the_rule_and_are_unique() -> None:
     sources = [{}, {"seed": 1}, {"part": "held_out"}, {"unseen": "grids"}]
     tasks = [task for options in sources for task in tasks_of(200, **options)]
