@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
 from etrm.arc.task import Pair, Rule, Task
 from etrm.errors import MissingFileError, UserError
-from etrm.storage.files import ABOUT, write_table_atomic
+from etrm.storage.files import ABOUT, TRUTH, write_table_atomic
 
 # Of the tasks of a study. Evaluation is held out for the score; validation, which is of the
 # training sources, for the choice of experiments.
@@ -36,9 +36,9 @@ def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) 
 
 
 def _truth(name: str, meaning: str) -> pa.Field:
-    """Return a column of ground truth, which is no part of result keys."""
+    """Return a column of ground truth, which is no part of the keys of runs."""
     text = f"of a generated task: {meaning}. null: not known"
-    return pa.field(name, pa.string(), metadata={"description": text, ABOUT: "ground truth"})
+    return pa.field(name, pa.string(), metadata={"description": text, ABOUT: TRUTH})
 
 
 TASKS_SCHEMA = pa.schema(

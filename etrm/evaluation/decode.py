@@ -118,18 +118,29 @@ def decode_all(
     training = model.training  # the mode to restore
     model.eval()
     try:
-        for episodes, index, variant in lanes:
-            for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
-                batch = corpus.assemble(episodes, i, v)
-                batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
-                if batch.token_bounds is not None:
-                    batch.most_cells = batch.token_bounds.most_cells()
-                with computing(model, Compute(dtype)):
-                    output, steps = decode(model, batch, halting, dtype, halt_early)
-                losses = sample_losses(output, batch.labels)
-                yield episodes, Decoded(i, v, batch, output, losses, steps)
+        for episodes, i, v, batch in batches(corpus, lanes, batch_size):
+            with computing(model, Compute(dtype)):
+                output, steps = decode(model, batch, halting, dtype, halt_early)
+            losses = sample_losses(output, batch.labels)
+            yield episodes, Decoded(i, v, batch, output, losses, steps)
     finally:
         model.train(training)
+
+
+def batches(
+    corpus: Corpus, lanes: Sequence[LaneQuestions], batch_size: int
+) -> Iterator[tuple[Episodes, Tensor, Tensor, Batch]]:
+    """Yield the questions of each lane in batches: the lane, episodes [B], variants [B], samples.
+
+    All of a batch are of one lane.
+    """
+    for episodes, index, variant in lanes:
+        for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
+            batch = corpus.assemble(episodes, i, v)
+            batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
+            if batch.token_bounds is not None:
+                batch.most_cells = batch.token_bounds.most_cells()
+            yield episodes, i, v, batch
 
 
 def all_variants(

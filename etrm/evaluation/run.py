@@ -27,13 +27,15 @@ from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.evaluation.decode import PREDICTIONS, LaneQuestions, NotFiniteError, all_variants, predict
 from etrm.evaluation.pass_at_k import score, submission
+from etrm.evaluation.readout import read_out
 from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
+from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
 from etrm.runtime.environment import environment
 from etrm.storage.checkpoint import load_weights
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
-from etrm.storage.files import table_digest, write_json_atomic, write_table_atomic
+from etrm.storage.files import table_digest, truth_digest, write_json_atomic, write_table_atomic
 from etrm.storage.records import check_weights, read_score
 from etrm.storage.result_cache import SCORE_FILES, cache_result, is_cached, restore_result
 
@@ -121,6 +123,8 @@ def evaluate_run(
     result = score_run(evaluation, questions, predictions) | made_on
     if config.shuffled and context_source(evaluation.run.context.source).needs_demos:
         result["shuffled"] = score_shuffled(evaluation, target, compile)
+    if (readout := score_readout(evaluation)) is not None:
+        result["readout"] = readout
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(predictions, questions.tasks))
@@ -178,6 +182,8 @@ def identify_evaluation(
     code = score_code(record["config"]["context"]["source"])  # modules that determine the result
     settings, weights = evaluation_settings(config), check_weights(run_folder, record)
     data = {path.stem: table_digest(path) for path in tables}
+    if (truth := truth_digest(tables[0])) is not None:  # the rules that are read out
+        data["ground_truth"] = truth
     provenance = {
         "evaluation": settings,
         "run_key": record["key"],
@@ -241,11 +247,8 @@ def decode_questions(
 
     Raises `NotFiniteError` where the weights give no numbers and the run did not diverge.
     """
-    run, corpus, weights = evaluation.run, questions.corpus, evaluation.folder / "model.safetensors"
-    tensors = load_weights(weights, evaluation.config.weights)
-    table = tensors.get("context.weights")  # of embeddings
-    model = build_model(run, 1 if table is None else len(table)).to(corpus.device)
-    model.load_state_dict(tensors)
+    run, corpus = evaluation.run, questions.corpus
+    model = load_model(evaluation).to(corpus.device)
     if run.split == "strict":
         model.context.meet_unseen(corpus.num_puzzles)
     if compiles(compile, corpus.device):
@@ -255,8 +258,18 @@ def decode_questions(
         return predict(model, corpus, lanes, run.halting, evaluation.config, dtype)
     except NotFiniteError as error:
         if not evaluation.diverged:
+            weights = evaluation.folder / "model.safetensors"
             raise NotFiniteError(f"{weights}: {error}") from None
         return PREDICTIONS.empty_table()
+
+
+def load_model(evaluation: Evaluation) -> Model:
+    """Return the trained model, on the CPU."""
+    tensors = load_weights(evaluation.folder / "model.safetensors", evaluation.config.weights)
+    table = tensors.get("context.weights")  # of embeddings
+    model = build_model(evaluation.run, 1 if table is None else len(table))
+    model.load_state_dict(tensors)
+    return model
 
 
 def score_run(
@@ -279,6 +292,18 @@ def score_shuffled(evaluation: Evaluation, device: torch.device, compile: str) -
     table = decode_questions(evaluation, questions, questions.lanes, compile)
     found = score_run(evaluation, questions, table.to_pandas())
     return {key: found[key] for key in ("pass", "single_variant_exact")}
+
+
+def score_readout(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return what can be read from contexts of held-out tasks; None without ground truth.
+
+    Of all held-out tasks, also where the score is of a subset.
+    """
+    run = evaluation.run
+    if not context_source(run.context.source).needs_demos:
+        return None
+    tasks = held_out_tasks(evaluation.tables[0], run.sources)
+    return read_out(load_model(evaluation), run, tasks) if any(t.rule for t in tasks) else None
 
 
 def held_out_tasks(tasks_path: Path, sources: Sequence[str] | None = None) -> list[Task]:

@@ -31,7 +31,7 @@ TRAINING = ("etrm.training.build:build_trainer", "etrm.training.loop:train")
 EVALUATION = (
     *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
     *("etrm.evaluation.run:decode_questions", "etrm.evaluation.run:score_run"),
-    "etrm.evaluation.run:score_shuffled",
+    *("etrm.evaluation.run:score_shuffled", "etrm.evaluation.run:score_readout"),
     *("etrm.evaluation.pass_at_k:submission", "etrm.evaluation.shards:questions_of_shard"),
     "etrm.evaluation.shards:merge_shards",
 )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 ZSTD_LEVEL = 9
 ABOUT = b"etrm_about"  # metadata of a column about other columns, which determines no result
+TRUTH = b"ground truth"  # what `ABOUT` says of columns that no model is shown
 
 
 @contextmanager
@@ -85,6 +86,22 @@ def _chunks_about(content: bytes) -> list[tuple[int, int]]:
     chunks = [group.column(i) for group in groups for i in marked]
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
     return sorted((s, s + c.total_compressed_size) for s, c in zip(starts, chunks, strict=True))
+
+
+def truth_digest(path: Path) -> str | None:
+    """Return the SHA-256 of the columns marked `TRUTH` of a parquet file, None where all are empty.
+
+    `table_digest` leaves them out, because no run sees them: a read-out of contexts does.
+    """
+    try:
+        marked = [f.name for f in pq.read_schema(path) if (f.metadata or {}).get(ABOUT) == TRUTH]
+        table = pq.read_table(path, columns=marked)
+    except pa.ArrowException:  # as above
+        return None
+    if all(column.null_count == len(table) for column in table.columns):
+        return None
+    text = json.dumps(table.to_pydict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:

@@ -28,7 +28,7 @@ from etrm.storage.digests import (
     source_file,
     train_code,
 )
-from etrm.storage.files import file_digest, table_digest
+from etrm.storage.files import file_digest, table_digest, truth_digest
 from etrm.storage.first_weights import ParentError
 from etrm.storage.result_cache import LIST, RUN_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
@@ -127,7 +127,7 @@ class StudyStatus:
                 origin = "of other weights"
         key, own, cached = self.key(run), self.weights(run), False
         if key is not None and own is not None:
-            tables = list(self._tables().values())
+            tables = list(self._tables(truth=True).values())
             wanted = evaluation_key(today, key, own, tables, code_digest(*code))
             cached = _cached(layout.cache(run, "evaluation"), wanted, SCORE_FILES) is not None
         return replace(found, origin=origin, cached=cached)
@@ -150,7 +150,8 @@ class StudyStatus:
         # Tags first: a tag, such as context.source, explains the other changes of its block.
         found.sort(key=lambda change: change[0].rpartition(".")[2] not in TAGS)
         data = record.get("data", {})  # SHA-256 of tables
-        tables = tuple(n for n, now in self._tables().items() if data.get(n, now) != now)
+        current = self._tables(truth=name == "score.json")
+        tables = tuple(n for n, now in current.items() if data.get(n, now) != now)
         return Status(record, there, missing, tuple(found), _changed_code(record, code), tables)
 
     def key(self, run: Run) -> str | None:
@@ -210,10 +211,13 @@ class StudyStatus:
         verdict = self.verdict(experiment, seed)
         return verdict is None or judge(verdict, self.layout.study.experiments[experiment].gate)
 
-    def _tables(self) -> dict[str, str]:
-        """Return the digests of the tables that are there."""
-        paths = (self.layout.tasks, self.layout.augmentations)
-        return {path.stem: found for path in paths if (found := _digest(path, table_digest))}
+    def _tables(self, truth: bool = False) -> dict[str, str]:
+        """Return the digests of the tables that are there, and of the ground truth in them."""
+        tables = self.layout.tasks, self.layout.augmentations
+        taken = {path.stem: _digest(path, table_digest) for path in tables}
+        if truth:
+            taken["ground_truth"] = _digest(self.layout.tasks, truth_digest)
+        return {name: found for name, found in taken.items() if found}
 
 
 def check_records(layout: Layout) -> None:
@@ -305,7 +309,7 @@ def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | Non
     return found["sha256"] if there else None
 
 
-def _digest(path: Path, of: Callable[[Path], str] = file_digest) -> str | None:
+def _digest(path: Path, of: Callable[[Path], str | None] = file_digest) -> str | None:
     """Return the digest of a file, computed once while it is unchanged; None where missing."""
     try:
         found = path.stat()
@@ -315,5 +319,5 @@ def _digest(path: Path, of: Callable[[Path], str] = file_digest) -> str | None:
 
 
 @cache
-def _computed(of: Callable[[Path], str], path: Path, time: int, size: int) -> str:
+def _computed(of: Callable[[Path], str | None], path: Path, time: int, size: int) -> str | None:
     return of(path)

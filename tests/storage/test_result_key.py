@@ -119,6 +119,9 @@ OTHER = {
     ),
     "crop": ("arc/grid.py", "(tokens < VOCAB_SIZE)", "(tokens <= VOCAB_SIZE)", "score *"),
     "credit of pass@k": ("evaluation/pass_at_k.py", "solved.mean(0)", "solved.min(0)", "score *"),
+    "the read-out of contexts": (
+        *("evaluation/readout.py", "np.logspace(-4, 4, 17)", "np.logspace(-4, 4, 9)", "score *"),
+    ),
     "the metric that the gate reads": (
         *("evaluation/metrics.py", "losses.labelled", "~losses.labelled", "train *"),
     ),

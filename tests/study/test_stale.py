@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import planning
 import pytest
 from planning import ETRM, FULL, STRICT, rewrite, study, trained, write
 
+from etrm.arc.task import Rule
 from etrm.config.load import load_study
+from etrm.data.tables import read_tasks, write_tasks
 from etrm.storage.checkpoint import state_path
 from etrm.storage.files import file_digest
 from etrm.storage.first_weights import ParentError
@@ -89,6 +92,19 @@ def test_another_table_is_new_data_for_runs_and_evaluations(made: Layout) -> Non
     assert not status.run(ETRM).cached
     rewrite(made.folder(ETRM) / "run.json", "data")
     assert of_etrm(made).up_to_date, "it does not say with which data it was made"
+
+
+def test_other_rules_are_new_data_for_evaluations_alone(made: Layout) -> None:
+    """No run sees the rule of a generated task, but an evaluation reads it out of contexts."""
+    records = read_tasks(made.tasks)
+    known = [replace(r, task=replace(r.task, rule=Rule("fill", "{}"))) for r in records]
+    write_tasks(made.tasks, known)
+    status = StudyStatus(made)
+    assert (status.run(ETRM).up_to_date, status.run(ETRM).cached) == (True, True)
+    assert not status.score(FULL).cached
+    score = made.score(FULL)
+    rewrite(score, data={**json.loads(score.read_text())["data"], "ground_truth": "of others"})
+    assert StudyStatus(made).score(FULL).differences() == ["new data (ground_truth)"]
 
 
 def test_other_weights_of_the_parent_make_its_children_stale(made: Layout) -> None:
