@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +138,23 @@ def test_values_are_inferred_from_any_grid(name: str) -> None:
             y = primitive.apply(x, *values)
             inferred: Any = None if primitive.infer is None else list(primitive.infer(x, y))
             assert inferred is None or values in inferred
+
+
+PAGE = Path(__file__).parents[2] / "docs/worlds.md"
+
+
+def test_the_page_has_every_primitive_as_it_is() -> None:
+    pattern = (
+        r"^\| `(\w+)` \| (.+?) \| (.+?), (.+?) \| (.+?) \| (?:`(\[.*?\])`: )?`(.+?)` → `(.+?)` \|$"
+    )
+    rows = re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.M)
+    assert [row[0] for row in rows] == list(PRIMITIVES)
+    for name, parameters, on_line, on_plane, meaning, values, given, expected in rows:
+        primitive = PRIMITIVES[name]
+        assert re.findall(r"`(\w+)`", parameters) == list(primitive.parameters)
+        for shown, size in ((on_line, (1, 10)), (on_plane, (6, 6))):
+            number = len(primitive.space(*size))
+            assert shown == ("drawn" if not primitive.enumerable else str(number or "–"))
+        assert meaning == primitive.meaning.splitlines()[0]
+        output = primitive.apply(grid(given), *json.loads(values or "[]"))
+        assert output.tolist() == grid(expected).tolist()
