@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from benchmarks.costs import dataset_rows, state_rows
 from benchmarks.evaluation import evaluation_rows
 from benchmarks.planning import planning_rows
+from benchmarks.pools import pools_rows
 from benchmarks.rows import Row
 from benchmarks.scaling import scaling_rows
 from benchmarks.setups import SOURCES, Setting
+from benchmarks.sources import DOCUMENTS, sources_rows
 from benchmarks.training import ablation_rows, training_rows
 
 Measure = Callable[[Setting, set[str]], Iterator[Row]]
@@ -43,6 +45,8 @@ def _groups() -> list[Group]:
         Group(("dataset/tasks", "dataset/augment"), lambda setting, _: dataset_rows(setting)),
     ]
     groups.append(Group(("plan/paper", "plan/1000-experiments"), planning_rows, default=False))
+    groups.append(Group(tuple(f"sources/{kind}" for kind in DOCUMENTS), sources_rows, False))
+    groups.append(Group(("pools/etrm-standard",), lambda setting, _: pools_rows(setting), False))
     for model in SOURCES:
         groups.append(Group((f"ablation/{model}",), _alone(ablation_rows, model), default=False))
     return groups

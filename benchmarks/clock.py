@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.stage_tasks import process_peak
 
 GIGA = 1e9
 # Side of the square matrices whose product is timed beside every measurement.
@@ -107,12 +107,7 @@ class PeakMemory:
     @staticmethod
     def of_process() -> int:
         """Return the high-water mark of this process."""
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return process_peak()
 
 
 class Stopwatch:

@@ -101,6 +101,7 @@ def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: 
         if name != "context" or SOURCES[model] != "embedding":
             document[name] = document[name] | dict(changes)
     head = {"experiment": model, "stage": "pretrain", "seed": SEED, "split": "strict"}
+    head |= {"sources": None}
     run: RunConfig = parse(RunConfig, head | document)
     return run
 

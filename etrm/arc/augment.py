@@ -134,11 +134,17 @@ def draw_variants(task: Task, count: int, seed: int) -> Variants:
         permutation = np.concatenate([permutation, new_permutation])
         new = slice(len(digest), None)
         digest = np.concatenate([digest, hasher.digests(dihedral[new], permutation[new])])
-        _, first = np.unique(digest, axis=0, return_index=True)  # of duplicates, the earliest stays
-        kept = np.sort(first)[:count]
+        kept = _first_of_equal(digest)[:count]
         dihedral, permutation, digest = dihedral[kept], permutation[kept], digest[kept]
         if len(dihedral) == count or draws_left == 0:
             return Variants(dihedral, permutation, digest)
+
+
+def _first_of_equal(rows: np.ndarray) -> np.ndarray:
+    """Return the ascending indices of those rows of uint64 `[N, W]` that no earlier row equals."""
+    order = np.lexsort(rows.T)  # stable: of equal rows the earliest comes first
+    differs = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    return np.sort(order[np.concatenate([[True], differs])])
 
 
 def _draw(bits: np.random.Philox, count: int) -> tuple[np.ndarray, np.ndarray]:

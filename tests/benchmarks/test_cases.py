@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
+from benchmarks import pools
 from benchmarks.cases import CASES, UnknownCase, run_cases, select
 from benchmarks.mix import NoTasks, load_mix, paper_sources
 from benchmarks.parts import time_parts
@@ -24,6 +25,7 @@ BLOCKS = {
     "halting": {"max_steps": 3},
     "train": {"log_every": 2},
 }
+LEFT_OUT = ("ablation/", "plan/", "sources/", "pools/")  # unless they are named
 NEEDED = ("case", "layout", "dtype", "examples_per_second", "gflop_per_example", "matmul_gflops")
 
 
@@ -51,7 +53,7 @@ def test_names_select_cases() -> None:
     assert select(["train/trm"]) == ["train/trm"]
     assert select(["eval/"]) == select(["eval"]) == [case for case in CASES if "eval/" in case]
     assert select(["train/trm", "state"]) == ["train/trm", "state/save", "state/resume"]
-    assert set(select()) == {case for case in CASES if not case.startswith(("ablation/", "plan/"))}
+    assert set(select()) == {case for case in CASES if not case.startswith(LEFT_OUT)}
 
 
 @pytest.mark.parametrize("name", ["train/lpn", "tra", "eval/trm-", ""])
@@ -120,6 +122,25 @@ def test_state_and_ablation_rows(setting) -> None:
         "+ flat optimizer",
     ]
     assert rows[1].gflop_per_example > rows[2].gflop_per_example
+
+
+def test_rows_of_sources_hold_the_same_tasks_in_each_form(setting) -> None:
+    kaggle, folder = run_cases(setting, ["sources/kaggle", "sources/folder"])
+    assert kaggle.part == folder.part == "6 tasks, 27 pairs"
+    for row in (kaggle, folder):
+        assert row.bytes > 1000
+        assert row.seconds > 0
+        assert 30e6 < row.peak_memory_bytes < 400e6  # without PyTorch, whose import takes as much
+
+
+def test_rows_of_pools_differ_by_the_number_of_pairs_alone(setting, monkeypatch) -> None:
+    monkeypatch.setattr(pools, "PAIRS", (4, 12))
+    monkeypatch.setattr(pools, "TASKS", 3)
+    few, many = run_cases(setting, ["pools/etrm-standard"])
+    assert (few.part, many.part) == ("4 pairs a task", "12 pairs a task")
+    assert few.batch_size == many.batch_size == 2
+    assert few.speedup == 1
+    assert many.speedup == pytest.approx(few.seconds_per_step / many.seconds_per_step)
 
 
 def test_scaling_rows(setting) -> None:
