@@ -6,6 +6,7 @@ KILLS ?= 400
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+GENERATORS := .generators/.installed
 DOCS := .venv-docs
 # The rooms that a machine needs which only trains and evaluates.
 LOWEST := $(addprefix tests/,arc config data evaluation models storage training)
@@ -17,13 +18,18 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-setup: $(STAMP) ## create .venv with the pinned requirements
+setup: $(STAMP) $(GENERATORS) ## create .venv with the pinned requirements, and .generators beside it
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, found {v.major}.{v.minor}: call make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The library that generates pairs asks for packages that ours must not have: it has its own folder.
+$(GENERATORS): envs/generators.txt $(STAMP)
+	$(BIN)/python -c 'from etrm.data.generate import install_library; install_library()'
 	@touch $@
 
 run: setup ## run the mini study, and print where its results are

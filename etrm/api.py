@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from etrm.config import load
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
+from etrm.runtime.logs import say
 from etrm.storage.files import file_digest
 from etrm.study.layout import Layout, Run
 
@@ -38,11 +39,15 @@ def plan(configfile: str, gpu: str | None = None) -> Plan:
 def prepare(study: StudyConfig) -> tuple[str, str]:
     """Write `tasks.parquet` and `augmentations.parquet` of a study; return a summary of each.
 
-    Equal tables are left as they are, with their times, so that Snakemake reruns nothing.
+    Equal tables are left as they are, with their times, so that Snakemake reruns nothing. Pairs of
+    generated sources are generated first, where they are not there yet.
     """
+    from etrm.data.generate import PROCESSES, generate
     from etrm.data.prepare import prepare_augmentations, prepare_tasks
 
     layout, data = Layout(study), study.data
+    for source in layout.generated.values():
+        say(generate(source, PROCESSES))
     tasks = _replace(layout.tasks, lambda path: prepare_tasks(data, path))
     variants = _replace(
         layout.augmentations,

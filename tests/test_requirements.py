@@ -24,6 +24,7 @@ OURS = {"etrm", "benchmarks"}
 RECIPES = ("envs/etrm.def", "envs/Dockerfile")
 CONFIGURING = (
     *("requirements.txt", "pyproject.toml", "Makefile", "envs/etrm.yaml", ".ci/run"),
+    "envs/generators.txt",
     *RECIPES,
 )
 # The index decides whether torch is a build for CPUs or for GPUs. The latter asks for the libraries
@@ -146,6 +147,13 @@ def test_requirements_and_conda_pin_the_same_versions() -> None:
     *others, pip = conda()["dependencies"]
     assert others == ["python=3.11", "pip"]
     assert pins(pip["pip"]) == requirements()
+
+
+def test_the_library_that_generates_is_pinned_and_not_among_ours() -> None:
+    lines = (ROOT / "envs/generators.txt").read_text(encoding="utf-8").splitlines()
+    locked = pins([line for line in lines if line and not line.startswith("#")])
+    assert set(locked) == {"reasoning-gym"}
+    assert not set(locked) & set(requirements())
 
 
 @pytest.mark.parametrize("name", RECIPES)

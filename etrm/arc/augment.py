@@ -31,6 +31,7 @@ DIHEDRALS = (  # by id, as TRM numbers them
 )
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)  # only quarter turns are not their own inverse
 COLORS = 10
+HASHED_PAIRS = 32  # that tell variants apart, of demos and of queries; a pool has a thousand
 DRAWS_PER_VARIANT = 5  # at most: tasks with few colours run out of variants
 DIGEST_WORDS = 2  # of 64 bits: no two variants of any data set collide by chance
 BLOCK_WORDS = 2**16  # of pairs, variants and colours that are added up at once
@@ -162,7 +163,7 @@ class VariantHasher:
 
     Two variants, of one task or of two, have the same digest if, in any order, their demos are the
     same and their query inputs are the same (and, but for a chance of about 2^-128, only if).
-    Query outputs play no part.
+    Query outputs play no part, nor do pairs beyond the first `HASHED_PAIRS` of each kind.
 
     The hash of a grid is the sum, modulo 2^64, of one random word for each (cell, colour). So
     the words of all cells of colour c, had they colour c', can be summed beforehand for each of
@@ -174,15 +175,16 @@ class VariantHasher:
 
     def __init__(self, task: Task, transforms: int = len(DIHEDRALS)) -> None:
         cells, shapes = _random_words()
-        pairs = task.demos + task.queries
+        demos, queries = task.demos[:HASHED_PAIRS], task.queries[:HASHED_PAIRS]
+        pairs = demos + queries
         # [pair, transform, colour, new colour, W] and [pair, transform, W]
         sums = (len(pairs), transforms, COLORS, COLORS, DIGEST_WORDS)
         self.by_color = np.zeros(sums, dtype=np.uint64)
         self.by_shape = np.zeros((len(pairs), transforms, DIGEST_WORDS), dtype=np.uint64)
-        self.by_shape[len(task.demos) :] += QUERY
+        self.by_shape[len(demos) :] += QUERY
         for i, pair in enumerate(pairs):
             self._add(i, pair.input, cells[0], shapes[0])
-            if i < len(task.demos) and pair.output is not None:
+            if i < len(demos) and pair.output is not None:
                 self._add(i, pair.output, cells[1], shapes[1])
         # Colours that the task does not have are left out: they change nothing.
         self.colors = np.flatnonzero(self.by_color.any(axis=(0, 1, 3, 4)))

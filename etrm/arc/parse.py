@@ -229,7 +229,14 @@ class _Object(dict[str, Any]):
 
 def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | None:
     """Return the JSON object in a file, for `add_duplicates` to check; None after a problem."""
-    expected = "a JSON file"
+    content = read_json(path, hint, problems)
+    if content is None or isinstance(content, dict):
+        return content
+    return problems.add(str(path), describe(content), "a JSON object")
+
+
+def read_json(path: Path, hint: str, problems: Problems) -> Any:
+    """Return the JSON value in a file; None after a problem, of which null is one."""
     try:
         # A pipe is not opened: that waits for its writer, perhaps for ever.
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
@@ -237,7 +244,7 @@ def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | N
         text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
         content = json.loads(text, object_pairs_hook=_Object)
     except OSError as error:
-        return add_file_problem(path, error, expected, hint, problems)
+        return add_file_problem(path, error, "a JSON file", hint, problems)
     except UnicodeDecodeError as error:
         found = f"bytes that are not UTF-8 (at byte {error.start})"
     except json.JSONDecodeError as error:
@@ -245,10 +252,10 @@ def read_object(path: Path, hint: str, problems: Problems) -> dict[str, Any] | N
     except (ValueError, RecursionError) as error:  # an endless number, lists nested too deep
         found = f"JSON that cannot be read ({error})"
     else:
-        if isinstance(content, dict):
+        if content is not None:
             return content
-        found, expected = describe(content), "a JSON object"
-    return problems.add(str(path), found, expected)
+        found = "null"
+    return problems.add(str(path), found, "a JSON file")
 
 
 def _json_error(error: json.JSONDecodeError) -> str:

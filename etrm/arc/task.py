@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,3 +47,31 @@ class Task:
     # Whether it is another task when it is turned or in other colours, as a colour or a direction
     # may be what its demos show: it has no variants, and its content is its grids as they are.
     exact: bool = False
+    # The public task whose rule all pairs follow, where they were generated for one. It is shown to
+    # nobody, but this task counts as that one, by id and content: whoever sees it knows the rule.
+    original: Task | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Return the ids under which the task is known: its own, and that of its original."""
+        return (self.id,) if self.original is None else (self.id, self.original.id)
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """Return a task, with its id, as official files have it; unknown outputs are left out."""
+
+    def pairs(of: tuple[Pair, ...]) -> list[dict[str, Any]]:
+        grids = ({"input": pair.input, "output": pair.output} for pair in of)
+        return [{k: g.tolist() for k, g in pair.items() if g is not None} for pair in grids]
+
+    return {"id": task.id, "train": pairs(task.demos), "test": pairs(task.queries)}
+
+
+def task_from_json(entry: Mapping[str, Any]) -> Task:
+    """Return the task of `task_to_json`."""
+
+    def pairs(of: list[dict[str, Any]]) -> tuple[Pair, ...]:
+        grids = ((np.array(p["input"], np.uint8), p.get("output")) for p in of)
+        return tuple(Pair(i, None if o is None else np.array(o, np.uint8)) for i, o in grids)
+
+    return Task(entry["id"], pairs(entry["train"]), pairs(entry["test"]))

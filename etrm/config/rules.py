@@ -30,6 +30,9 @@ ASCENDING = Rule(
     DISTINCT.schema,
 )
 TWO = Rule("two of them", lambda v: len(v) == 2, {"minItems": 2, "maxItems": 2})
+RANGE = Rule(
+    "two of them, the smaller one first", lambda v: len(v) == 2 and v[0] <= v[1], TWO.schema
+)
 # Letters of a name. It stands in names of files that a file system bounds at 255 bytes, the longest
 # `.<name>-pretrain-seed2147483647-<SLURM job>.json.<process>.tmp`, and of W&B, which takes 128.
 MAX_NAME = 100
@@ -54,7 +57,18 @@ PATH = Rule(
 )
 # Targets of the workflow, which a group of experiments cannot be named after.
 TARGETS = (
-    *("all", "tasks", "augment", "pretrain", "overfit", "gate", "full", "evaluate", "figures"),
+    *(
+        "all",
+        "generate",
+        "tasks",
+        "augment",
+        "pretrain",
+        "overfit",
+        "gate",
+        "full",
+        "evaluate",
+        "figures",
+    ),
     *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
 )

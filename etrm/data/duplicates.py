@@ -33,17 +33,18 @@ def drop_duplicates(
     """Return the tasks that no earlier source has, in their order, and a line on each two sources.
 
     Tasks are the same by id or by content. Tasks of one source are not compared: their ids differ,
-    and a source may hold a task twice. Raises `DuplicateError` where `policy` is `error`.
+    and a source may hold a task twice. A generated task is no duplicate of its original, which has
+    other pairs. Raises `DuplicateError` where `policy` is `error`.
     """
     several = len({record.source for record in records}) > 1  # else no content is needed
     if several:  # of all at once, which takes less time
-        fill_keys(record.task for record in records)
+        fill_keys(record.task for record in records if record.task.original is None)
     first: dict[str | frozenset[str], TaskRecord] = {}  # id or content → the first with it
     kept: list[TaskRecord] = []
     matches: dict[tuple[str, str], list[Match]] = {}
     for record in records:
         names: list[str | frozenset[str]] = [record.task.id]
-        if several:
+        if several and record.task.original is None:
             names.append(content_of(record.task))
         found = (first[name] for name in names if name in first)
         earlier = next((each for each in found if each.source != record.source), None)

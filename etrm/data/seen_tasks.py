@@ -28,10 +28,13 @@ KEYS: Keys = {
 def seen_tasks(tasks: Iterable[Task], parents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return ids, content and digest of all tasks that touched the weights, those of parents too.
 
-    `tasks` without the outputs that were hidden in training; `parents` are their `run.json`.
-    `content` is in the order of `ids`, and holds the sorted keys of each task's pairs.
+    So has the original of a generated task. `tasks` without the outputs that were hidden in
+    training; `parents` are their `run.json`. `content` is in the order of `ids`, and holds the
+    sorted keys of each task's pairs.
     """
     keys: dict[str, set[str]] = {}
+    tasks = list(tasks)
+    tasks += [task.original for task in tasks if task.original is not None]
     contents = TaskContent.of_all(tasks)
     found = [(name, frozenset(content.cells)) for name, content in contents.items()]
     for parent in parents:  # whose records hold those of their own parents already

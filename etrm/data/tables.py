@@ -9,7 +9,7 @@ Column by column, the meaning is in `TASKS_SCHEMA` and `AUGMENTATIONS_SCHEMA`, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
-from etrm.arc.task import Pair, Rule, Task
+from etrm.arc.task import Pair, Rule, Task, task_from_json, task_to_json
 from etrm.errors import MissingFileError, UserError
 from etrm.storage.files import ABOUT, TRUTH, write_table_atomic
 
@@ -28,6 +28,10 @@ from etrm.storage.files import ABOUT, TRUTH, write_table_atomic
 # training sources, for the choice of experiments.
 SPLITS = ("training", "validation", "evaluation")
 SOURCES = b"etrm_sources"  # metadata of tasks.parquet: the sources that it was made of, as JSON
+# Metadata, too: id of a generated task → the task whose rule it follows, in `task_to_json`'s form.
+# It determines no number: it decided which tasks training leaves out, and says what a run has seen.
+ORIGINALS = b"etrm_originals"
+ROWS_AT_ONCE = 10_000
 DIGEST_BYTES = 8 * DIGEST_WORDS
 
 
@@ -122,13 +126,13 @@ class TaskRecord:
 
 
 def write_tasks(
-    path: Path, records: Iterable[TaskRecord], sources: Mapping[str, Any] | None = None
+    path: Path, records: Sequence[TaskRecord], sources: Mapping[str, Any] | None = None
 ) -> None:
     """Write tasks.parquet, atomically; the same records and sources give the same bytes.
 
     `sources`: the identity of each (`etrm.arc.sources.Loaded`), which `read_sources` returns.
     """
-    names, rows = TASKS_SCHEMA.names, []  # one row a pair
+    rows: list[tuple[Any, ...]] = []  # one a pair
     for record in records:
         for role, pairs in (("demo", record.task.demos), ("query", record.task.queries)):
             for index, pair in enumerate(pairs):
@@ -136,10 +140,14 @@ def write_tasks(
                 rule = record.task.rule
                 truth = (rule.name, rule.parameters, rule.novelty) if rule else (None,) * 3
                 marks = (record.duplicate_of, record.answer_of, record.task.exact, *truth)
-                row = (*place, *_cells(pair.input), *_cells(pair.output), *marks)
-                rows.append(dict(zip(names, row, strict=True)))
+                rows.append((*place, *_cells(pair.input), *_cells(pair.output), *marks))
+    tasks = [record.task for record in records]
+    originals = {t.id: task_to_json(t.original) for t in tasks if t.original is not None}
     about = {**(TASKS_SCHEMA.metadata or {}), SOURCES: json.dumps(dict(sources or {}))}
-    write_table_atomic(path, pa.Table.from_pylist(rows, TASKS_SCHEMA.with_metadata(about)))
+    about |= {ORIGINALS: json.dumps(originals)} if originals else {}
+    columns = zip(*rows, strict=True) if rows else [()] * len(TASKS_SCHEMA)
+    arrays = [pa.array(c, field.type) for c, field in zip(columns, TASKS_SCHEMA, strict=True)]
+    write_table_atomic(path, pa.Table.from_arrays(arrays, schema=TASKS_SCHEMA.with_metadata(about)))
 
 
 def read_sources(path: Path) -> dict[str, dict[str, Any]]:
@@ -157,17 +165,21 @@ def read_tasks(path: Path, sources: Sequence[str] | None = None) -> list[TaskRec
 
     Raises TableError, or MissingFileError.
     """
-    rows = _read(path, TASKS_SCHEMA, "tasks").to_pylist()
+    table = _read(path, TASKS_SCHEMA, "tasks")
+    # Some at a time: a row takes a kilobyte as an object, and there may be a million.
+    rows = (row for batch in table.to_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
+    about = json.loads((pq.read_schema(path).metadata or {}).get(ORIGINALS, b"{}"))
+    originals = {name: task_from_json(each) for name, each in about.items()}
     records: dict[str, TaskRecord] = {}
     for task_id, own in groupby(rows, key=lambda row: row["task"]):  # of adjacent rows only
         if task_id in records:
             found = f"task {task_id} in several places"
             raise TableError(path, found, "the pairs of a task together", "tasks")
-        records[task_id] = _read_record(path, list(own))
+        records[task_id] = _read_record(path, list(own), originals.get(task_id))
     return [r for r in records.values() if sources is None or r.source in sources]
 
 
-def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
+def _read_record(path: Path, rows: Sequence[dict[str, Any]], original: Task | None) -> TaskRecord:
     task_id, source, split = (rows[0][key] for key in ("task", "source", "split"))
     pairs: dict[str, list[Pair]] = {"demo": [], "query": []}
     for row in rows:
@@ -183,7 +195,8 @@ def _read_record(path: Path, rows: Sequence[dict[str, Any]]) -> TaskRecord:
         raise TableError(path, found, "at least one of each", "tasks")
     name, *truth = (rows[0][key] for key in ("rule", "parameters", "novelty"))
     rule = None if name is None else Rule(name, *truth)
-    task = Task(task_id, tuple(pairs["demo"]), tuple(pairs["query"]), rule, rows[0]["exact"])
+    demos, queries = tuple(pairs["demo"]), tuple(pairs["query"])
+    task = Task(task_id, demos, queries, rule, rows[0]["exact"], original)
     return TaskRecord(task, source, split, rows[0]["duplicate_of"], rows[0]["answer_of"])
 
 

@@ -15,10 +15,11 @@ SECONDS_BETWEEN_LINES = 20.0
 class Progress:
     """A bar on a terminal of one's own; elsewhere a line every so often; on other ranks nothing."""
 
-    def __init__(self, name: str, steps: int, main: bool, bar: bool) -> None:
-        self.name, self.steps, self._main, self._last = name, steps, main, 0.0
+    def __init__(self, name: str, steps: int, main: bool, bar: bool, unit: str = "step") -> None:
+        self.name, self.steps, self.unit = name, steps, unit
+        self._main, self._last = main, 0.0
         shown = main and bar and sys.stderr.isatty()
-        self._bar = tqdm(total=steps, desc=name, unit="step", disable=not shown)
+        self._bar = tqdm(total=steps, desc=name, unit=unit, disable=not shown)
 
     def __enter__(self) -> Progress:
         return self
@@ -32,16 +33,19 @@ class Progress:
 
     def show(self, row: dict[str, float]) -> None:
         """Show the step and its metrics."""
-        step = int(row["step"])
         parts = [f"loss {row['train/lm_loss']:.3f}"]
         if "train/exact_accuracy" in row:
             parts.append(f"exact {row['train/exact_accuracy']:.1%}")
         parts.append(f"{row['perf/examples_per_second']:.0f} examples/s")
+        self.report(int(row["step"]), ", ".join(parts))
+
+    def report(self, step: int, text: str) -> None:
+        """Show the step and a few words."""
         self._bar.n = step
-        self._bar.set_postfix_str(", ".join(parts))
+        self._bar.set_postfix_str(text)
         if self._bar.disable and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            self.say(f"step {step}/{self.steps}: {', '.join(parts)}")
+            self.say(f"{self.unit} {step}/{self.steps}: {text}")
 
     def say(self, text: str) -> None:
         """Print a line of its own, on rank 0."""

@@ -19,6 +19,11 @@ import pyarrow.parquet as pq
 ZSTD_LEVEL = 9
 ABOUT = b"etrm_about"  # metadata of a column about other columns, which determines no result
 TRUTH = b"ground truth"  # what `ABOUT` says of columns that no model is shown
+COMPRESSION: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": ZSTD_LEVEL,
+    "write_page_checksum": True,
+}
 
 
 @contextmanager
@@ -109,11 +114,10 @@ def write_table_atomic(path: Path, table: pa.Table, **options: Any) -> None:
 
     `options` are those of `pyarrow.parquet.write_table`.
     """
-    defaults = {"compression": "zstd", "compression_level": ZSTD_LEVEL, "write_page_checksum": True}
     # Arrow would take a path with a colon for the address of another file system.
     local = pa.fs.LocalFileSystem()
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, filesystem=local, **(defaults | options))
+        pq.write_table(table, temporary, filesystem=local, **(COMPRESSION | options))
 
 
 def write_json_atomic(path: Path, content: Any) -> None:

@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from etrm.arc.generated import generated_file
+from etrm.arc.pair_files import SUFFIXES
 from etrm.arc.sources import task_files
 from etrm.config.load import plain, run_config
-from etrm.config.sources import SourceConfig
+from etrm.config.sources import GeneratedSource, PairsSource, SourceConfig
 from etrm.config.study import RunConfig, StudyConfig
 from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
@@ -179,9 +181,11 @@ class Layout:
         return {name: data.sources[name] for name in sorted({*data.training, *data.evaluation})}
 
     def source_paths(self, name: str) -> list[Path]:
-        """Return the files and folders that a source names, present or not."""
-        keys = ("challenges", "solutions", "path")
-        return [Path(path) for key in keys if (path := getattr(self.sources[name], key, None))]
+        """Return the files and folders that a source names or generates, present or not."""
+        source, keys = self.sources[name], ("challenges", "solutions", "path")
+        if isinstance(source, GeneratedSource):
+            return [generated_file(source)]
+        return [Path(path) for key in keys if (path := getattr(source, key, None))]
 
     def source_files(self, *names: str) -> list[str]:
         """Return the files of sources (default: all) that exist; the stage `tasks` needs all."""
@@ -189,8 +193,21 @@ class Layout:
             str(file)
             for name in names or self.sources
             for path in self.source_paths(name)
-            for file in ([path] if path.is_file() else task_files(path, self._nested(name)))
+            for file in ([path] if path.is_file() else self._files_in(path, name))
         ]
+
+    def _files_in(self, folder: Path, name: str) -> list[Path]:
+        suffixes = SUFFIXES if isinstance(self.sources[name], PairsSource) else (".json",)
+        return task_files(folder, self._nested(name), suffixes)
+
+    @cached_property
+    def generated(self) -> dict[str, GeneratedSource]:
+        """The sources in use whose pairs are generated, by the path of their file.
+
+        Sources with the same options share a file.
+        """
+        sources = self.sources.values()
+        return {str(generated_file(s)): s for s in sources if isinstance(s, GeneratedSource)}
 
     def _nested(self, name: str) -> bool:
         return bool(getattr(self.sources[name], "nested", False))
@@ -202,6 +219,11 @@ class Layout:
         """
         found = {}
         for name, source in self.sources.items():
+            if isinstance(
+                source, GeneratedSource
+            ):  # its name tells the content, before it is there
+                found[name] = generated_file(source).stem
+                continue
             folder = Path(getattr(source, "path", None) or "")  # of which ids are made
             paths = [Path(file) for file in self.source_files(name)]
             files = [

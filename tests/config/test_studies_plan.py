@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from documents import ROOT
 from etrm.config.load import read_study
 from etrm.config.study import StudyConfig
 from etrm.data.prepare import select_tasks
+from etrm.study.layout import Layout
 
 MINI_ARC = 5  # tasks, rebuilt
 
@@ -43,7 +45,7 @@ def study(name: str) -> StudyConfig:
     return read_study(ROOT / "config" / f"{name}.yaml")
 
 
-@pytest.mark.parametrize("name", ["arc2", "mini_arc"])
+@pytest.mark.parametrize("name", ["arc2", "mini_arc", "rearc"])
 def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
     """Each experiment trains and is judged; finalists and baselines are evaluated."""
     config = study(name)
@@ -60,7 +62,8 @@ def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
     trained = {"train_pretrain": trm, "train_overfit": etrm, "verdict": etrm, "train_full": etrm}
     assert {rule: jobs[rule] for rule in trained} == trained
     assert jobs["tasks"] == jobs["augment"] == 1
-    assert jobs.get("evaluate_run", 0) + jobs.get("merge_shards", 0) == 6
+    assert jobs.get("evaluate_run", 0) + jobs.get("merge_shards", 0) == len(Layout(config).scored())
+    assert jobs.get("generate", 0) == len(Layout(config).generated)  # none of them is there yet
 
 
 def test_mini_arc_is_held_out_and_read_as_it_comes(folder: Path) -> None:
@@ -87,3 +90,23 @@ def test_arc2_trains_on_both_sets_and_asks_todays_held_out_tasks() -> None:
     assert (data.sources["arc2_evaluation"].version, data.variants) == ("kaggle2025", 1001)
     left_out = {name for name, e in paper.experiments.items() if e.group == "ladder"}
     assert set(paper.experiments) - set(study("arc2").experiments) == left_out
+
+
+def test_rearc_trains_the_papers_encoders_on_tasks_and_pools() -> None:
+    config, paper = study("rearc"), study("paper")
+    assert (config.data.training, config.data.evaluation) == (
+        ("arc1_training", "rearc"),
+        ("arc1_evaluation",),
+    )
+    source = config.data.sources["rearc"]
+    assert (source.kind, source.rules, source.pairs) == ("rearc", None, 1000)
+    assert (config.data.validation_tasks, config.data.variants) == (40, 1001)
+    assert len(Layout(config).generated) == 1
+    assert {"etrm_standard_steps16_explore50", "etrm_in_context", "etrm_perceiver"} <= set(
+        config.experiments
+    )
+    for name, experiment in config.experiments.items():
+        same = paper.experiments[name]
+        assert experiment.episodes == replace(same.episodes, shown="evaluation"), name
+        assert (experiment.context, experiment.stages) == (same.context, same.stages), name
+        assert experiment.split == "strict", name

@@ -1,4 +1,5 @@
 # The validated study, and the few functions that rules share. All paths come from LAYOUT.
+import re
 import signal
 from pathlib import Path
 
@@ -36,6 +37,7 @@ config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
 # Named in the message of a refused run as what to start from: advice, no parameter either.
 config["strict_parents"] = LAYOUT.strict_parents()
+config["generated"] = {path: plain(s) for path, s in LAYOUT.generated.items()}
 config["resolved"] = resolved = to_yaml(STUDY)
 
 # SLURM warns all processes of a job before its time is over. It is for training to save then;

@@ -1,6 +1,23 @@
+rule generate:
+    output:
+        "{folder}/{generated}.parquet",
+    log:
+        "{folder}/{generated}.log",
+    wildcard_constraints:
+        folder="|".join(re.escape(str(Path(p).parent)) for p in LAYOUT.generated) or "(?!)",
+        generated="|".join(re.escape(Path(p).stem) for p in LAYOUT.generated) or "(?!)",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 4
+    # No parameters: the name of the file is the digest of all that determines it.
+    script:
+        "../scripts/generate.py"
+
+
 rule tasks:
     input:
-        ancient(LAYOUT.source_files()),
+        ancient([*dict.fromkeys([*LAYOUT.source_files(), *LAYOUT.generated])]),
     output:
         LAYOUT.tasks,
     log:

@@ -59,7 +59,8 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
     for name, source in layout.sources.items():
         gone = [str(path) for path in layout.source_paths(name) if not path.exists()]
         if gone:
-            hint = getattr(source, "hint", "")
+            generated = "its pairs are generated before the stage `tasks`"
+            hint = getattr(source, "hint", generated)
             missing[name] = f"{', '.join(gone)} missing (data.sources.{name})"
             missing[name] += f": {hint}" if hint else ""
     try:
