@@ -10,7 +10,7 @@ import pandas as pd
 
 from etrm.evaluation.statistics import difference_interval, difference_p_value, holm
 from etrm.report.formats import MARK, NONE, SURVIVORS, Table
-from etrm.report.run_view import RunView, credits_of, distinct, gate_counts
+from etrm.report.run_view import RunView, asked, credits_of, distinct, gate_counts
 from etrm.report.tables import ATTEMPTS, outcome
 
 RULE = "task_fraction"  # of credit, that of the published scores
@@ -49,7 +49,7 @@ def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.Data
     for k in ATTEMPTS:
         family = []
         for mine in by_name.values():
-            if theirs and _asked(mine[0]) == _asked(theirs[0]):
+            if theirs and asked(mine[0]) == asked(theirs[0]):
                 family.append(_row(mine, theirs, k))
         tested = [row for row in family if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -108,12 +108,6 @@ def _row(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str
     }
 
 
-def _asked(view: RunView) -> tuple[str, tuple[str, ...] | None]:
-    """Return split and sources of a run: where they differ, scores are of different things."""
-    sources = view.run.get("config", {}).get("sources")
-    return view.run["split"], None if sources is None else tuple(sorted(sources))
-
-
 def _words(difference: float, p: float) -> str:
     if p >= SIGNIFICANT:
         return "no difference shown"
@@ -123,9 +117,9 @@ def _words(difference: float, p: float) -> str:
 def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) -> tuple[str, ...]:
     if baseline is None:
         return ("No comparisons: the study names no baseline.",)
-    asked = {_asked(v) for v in views if v.experiment == baseline}
-    others = distinct(v.experiment for v in views if _asked(v) not in asked)
-    if not asked:
+    of_baseline = {asked(v) for v in views if v.experiment == baseline}
+    others = distinct(v.experiment for v in views if asked(v) not in of_baseline)
+    if not of_baseline:
         return (f"No comparisons: no run of the baseline {baseline} has finished.",)
     notes = [f"Against {baseline}, paired over tasks; brackets are 95 % intervals."]
     notes += [words for method, words in METHODS.items() if method in set(table["method"])]

@@ -18,12 +18,14 @@ FIGURES = {
     "gradient_flow": "etrm.report.figures:gradient_flow",
     "encoder_probe": "etrm.report.figures:encoder_probe",
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
+    "predictors": "etrm.report.predictors_figure:predictors",
     "qualitative": "etrm.report.qualitative:qualitative",
 }
 TABLES = {
     "results": "etrm.report.tables:results",
     "comparisons": "etrm.report.comparisons:comparisons",
     "selection": "etrm.report.selection:selection",
+    "predictors": "etrm.report.predictors:predictors",
 }
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 

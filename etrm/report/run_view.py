@@ -172,6 +172,12 @@ def credits_of(views: Sequence[RunView], k: int, rule: str) -> pd.DataFrame | No
     return pd.DataFrame(rows)
 
 
+def asked(view: RunView) -> tuple[str, tuple[str, ...] | None]:
+    """Return split and sources of a run: where they differ, scores are of different things."""
+    sources = view.run.get("config", {}).get("sources")
+    return view.run["split"], None if sources is None else tuple(sorted(sources))
+
+
 def gate_counts(views: Iterable[RunView]) -> tuple[int, int]:
     """Return how many of the seeds that were judged have passed the gate, and of how many."""
     verdicts = [view.verdict for view in views if view.verdict is not None]

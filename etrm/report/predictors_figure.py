@@ -1,0 +1,86 @@
+"""The figure `predictors`: measures of encoders against exact match on unseen tasks, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from etrm.report.predictors import (
+    SCORE,
+    Point,
+    correlation_of,
+    points,
+    strata,
+    words,
+)
+from etrm.report.run_view import StudyView, distinct
+from etrm.report.style import Look, legend_below, looks, say, theme
+
+PANELS = {  # a choice: the table has all measures
+    "train/encoder_cross_sample_var": "Cross-sample variance",
+    "encoder/effective_rank": "Effective rank",
+    "encoder/between_puzzle_ratio": "Variance between puzzles",
+    "encoder/puzzle_knn_accuracy": "Neighbour of same puzzle",
+    "encoder/context_swap_drop": "Loss by another's context",
+    "grad/encoder_share": "Encoder's gradient share",
+    "readout/rule": "Read-out of the rule",
+    "readout/parameters": "Read-out of parameters",
+    "all.exact_accuracy": "Train exact match",
+}
+COLUMNS = 3
+PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
+
+
+def predictors(study: StudyView) -> Figure:
+    """Draw a point for each full run of an encoder, of the largest group of comparable runs.
+
+    The title of a panel has the rank correlation with its interval, where there are runs enough.
+    """
+    look_of, style = looks(view.experiment for view in study.runs), study.style
+    groups = strata(study.runs)
+    with theme(style):
+        if not groups:
+            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
+            say(fig.subplots(), "no full run with an encoder has a score or a validation yet")
+            return fig
+        shown = max(groups, key=lambda group: len(group.runs))
+        panels = {name: found for name in PANELS if (found := points(shown, name))}
+        rows = max(1, -(-len(panels) // COLUMNS))
+        height = (0.12 + 0.3 * rows) * style.width
+        fig = Figure(figsize=(style.width, height), layout="constrained")
+        grid = fig.subplots(rows, COLUMNS, sharey=True, squeeze=False)
+        for axes in grid.ravel()[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (measure, runs) in zip(grid.ravel(), panels.items(), strict=False):
+            _draw(axes, PANELS[measure], runs, look_of)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("pass@1" if shown.outcome == SCORE else "validation")
+        top = max(0.05, *(outcome for _, outcome in shown.runs))
+        grid[0, 0].set_ylim(-0.04 * top, 1.06 * top)  # shared by all panels
+        grid[0, 0].yaxis.set_major_formatter(PERCENT())
+        names = distinct(view.experiment for view, _ in shown.runs)
+        legend_below(fig, [_mark(name, look_of[name]) for name in names], style)
+    return fig
+
+
+def _draw(axes: Axes, title: str, runs: Sequence[Point], look_of: dict[str, Look]) -> None:
+    for point in runs:
+        mark = _mark(point.view.experiment, look_of[point.view.experiment])
+        mark.set_data([point.measure], [point.outcome])
+        mark.set(mec="white", mew=0.4, zorder=3)
+        axes.add_line(mark)
+    axes.autoscale_view()
+    found, count = correlation_of(runs), f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    text = words(found.value, found.low, found.high) if found else count
+    axes.set_title(f"{title}\n{text}")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _mark(name: str, look: Look) -> Line2D:
+    marker = look.marker or "o"
+    return Line2D([], [], label=name, color=look.colour, marker=marker, ms=4.5, ls="none")
