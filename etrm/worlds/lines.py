@@ -14,7 +14,7 @@ from etrm.worlds.inputs import (
     scattered,
     with_color,
 )
-from etrm.worlds.primitive import COLORS, ColorMap, Grid, Values, painted, primitive, shown
+from etrm.worlds.primitive import COLORS, ColorMap, Grid, Values, moved, painted, primitive, shown
 
 half, thin = scattered(0.5), scattered(0.35)
 
@@ -53,20 +53,20 @@ def recolour(grid: Grid, used: Any, becomes: Any) -> Grid:
     return table[grid]
 
 
-@primitive(half, by=_steps)
+@primitive(half, moved, by=_steps)
 def shift(grid: Grid, by: int) -> Grid:
     """Move all cells to the right, and from the end to the beginning."""
     by %= grid.shape[1]
     return np.concatenate((grid[:, -by:], grid[:, :-by]), axis=1) if by else grid
 
 
-@primitive(half)
+@primitive(half, moved)
 def mirror(grid: Grid) -> Grid:
     """Exchange left and right."""
     return grid[:, ::-1]
 
 
-@primitive(half, side=sides)
+@primitive(half, moved, side=sides)
 def gravity(grid: Grid, side: str) -> Grid:
     """Let coloured cells fall to one side, in their order."""
     view = along(grid, side)
@@ -105,7 +105,7 @@ def last(grid: Grid, color: int) -> Grid:
     return output
 
 
-@primitive(scattered(0.6))
+@primitive(scattered(0.6), moved)
 def sort(grid: Grid) -> Grid:
     """Sort the cells of each row by colour, the background first."""
     return np.sort(grid, axis=1)

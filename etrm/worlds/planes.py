@@ -8,7 +8,7 @@ import numpy as np
 
 from etrm.worlds.inputs import in_few_colors, scattered, with_color
 from etrm.worlds.lines import along, back, half, sides, thin
-from etrm.worlds.primitive import COLORS, Grid, Values, painted, primitive
+from etrm.worlds.primitive import COLORS, Grid, Values, moved, painted, primitive
 
 TIMES = (2, 3)
 
@@ -16,25 +16,25 @@ TIMES = (2, 3)
 # --- turned and moved ---
 
 
-@primitive(half, least=(2, 1))
+@primitive(half, moved, least=(2, 1))
 def flip(grid: Grid) -> Grid:
     """Exchange top and bottom."""
     return grid[::-1]
 
 
-@primitive(half, least=(2, 2), turns=(1, 2, 3))
+@primitive(half, moved, least=(2, 2), turns=(1, 2, 3))
 def rotate(grid: Grid, turns: int) -> Grid:
     """Turn the grid counter-clockwise, by quarters."""
     return np.rot90(grid, turns)
 
 
-@primitive(half, least=(2, 2))
+@primitive(half, moved, least=(2, 2))
 def transpose(grid: Grid) -> Grid:
     """Exchange rows and columns."""
     return grid.T
 
 
-@primitive(half, least=(2, 1), by=lambda height, width: tuple(range(1, height)))
+@primitive(half, moved, least=(2, 1), by=lambda height, width: tuple(range(1, height)))
 def roll(grid: Grid, by: int) -> Grid:
     """Move all rows down, and from the bottom to the top."""
     return np.roll(grid, by, axis=0)

@@ -31,8 +31,8 @@ class Primitive:
     apply: Callable[..., Grid]
     axes: dict[str, Any]
     inputs: Callable[..., Grid]  # (rng, height, width, *values): a grid on which the values show
-    # The values that may explain (input, output): all that do, and perhaps others; None: the space.
-    infer: Callable[[Grid, Grid], Iterable[Values]] | None = None
+    # The values that may explain (input, output): all that do, and perhaps others; None: any.
+    infer: Callable[[Grid, Grid], Iterable[Values] | None]
     # Primitives that a composition may have behind this one, and that may follow others: their
     # parameters show on grids that were not drawn for them.
     follows: bool = True
@@ -63,8 +63,8 @@ class Primitive:
         Values are compared by what they do, one by one.
         """
         first, output = pairs[0]
-        found = self.space(*first.shape) if self.infer is None else self.infer(first, output)
-        for values in found:
+        found = self.infer(first, output)
+        for values in self.space(*first.shape) if found is None else found:
             if all(same(self.apply(x, *values), y) for x, y in pairs):
                 yield [self.apply(query, *values) for query in queries]
 
@@ -109,7 +109,7 @@ class ColorMap(Primitive):
 
 def primitive(
     inputs: Callable[..., Grid],
-    infer: Callable[[Grid, Grid], Iterable[Values]] | None = None,
+    infer: Callable[[Grid, Grid], Iterable[Values] | None] = lambda grid, output: None,
     *,
     kind: type[Primitive] = Primitive,
     follows: bool = True,
@@ -146,6 +146,11 @@ def painted(grid: Grid, output: Grid) -> Iterable[Values]:
         return ((color,) for color in COLORS)
     color = int(changed[0])
     return ((color,),) if color and (changed == color).all() else ()
+
+
+def moved(grid: Grid, output: Grid) -> Iterable[Values] | None:
+    """Return no values where cells are not those of the input in another order."""
+    return None if sorted(grid.tobytes()) == sorted(output.tobytes()) else ()
 
 
 def shown(grid: Grid, output: Grid) -> Iterable[Values]:

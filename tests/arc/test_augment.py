@@ -234,10 +234,13 @@ def test_digests_of_many_variants_and_pairs_are_pinned() -> None:
 
 def test_an_exact_task_has_no_variant_but_itself() -> None:
     """And the digest of the identity is the same, however many variants there are."""
-    task = random_task(3, 4)
-    alone, many = draw_variants(task, 1, seed=0), draw_variants(task, 9, seed=0)
-    assert len(many) == 9
-    assert (alone.digest == many.digest[:1]).all()
+    for seed in range(20):
+        task = random_task(seed, 5)
+        if seed % 2:  # more demos than are hashed
+            task = replace(task, demos=40 * task.demos)
+        alone, many = draw_variants(task, 1, seed=0), draw_variants(task, 9, seed=0)
+        assert len(many) > 1
+        assert (alone.digest == many.digest[:1]).all()
     assert_same(draw_variants(replace(task, exact=True), 9, seed=0), alone)
 
 
