@@ -140,6 +140,33 @@ def test_the_largest_lane_is_returned_where_none_holds() -> None:
         assert choose_lane([demo((3, 3), (9, 9))], query, lanes_of(5, 10)) == Lane(10, 10)
 
 
+def test_a_rectangle_holds_grids_by_their_rows_and_columns() -> None:
+    shapes = lanes_of((1, 12), (12, 1), 4, (2, 12), 12)
+    row, demos = zeros(1, 12), [demo((1, 5), (1, 5))]
+    assert choose_lane(demos, row, shapes) == Lane(1, 12)
+    assert choose_lane([demo((5, 1), (5, 1))], zeros(12, 1), shapes) == Lane(12, 1)
+    assert choose_lane([demo((5, 1), (5, 1))], row, shapes) == Lane(12, 12)  # upright and flat
+    assert choose_lane([demo((1, 5), (2, 5))], row, shapes) == Lane(2, 12)  # rows scaled by two
+    assert choose_lane(demos, row, shapes, answer=zeros(2, 12)) == Lane(2, 12)
+    assert choose_lane(demos, zeros(2, 2), shapes) == Lane(2, 12)
+    assert choose_lane([demo((1, 3), (1, 3))], zeros(2, 2), shapes) == Lane(4, 4)
+
+
+def test_where_no_lane_holds_the_scaled_input_one_holds_the_visible_grids() -> None:
+    demos = [demo((1, 2), (1, 6))]  # 12 cells would become 36
+    assert choose_lane(demos, zeros(1, 12), lanes_of((1, 12), 6)) == Lane(1, 12)
+
+
+def test_a_grid_on_a_rectangle_is_read_back() -> None:
+    for lane in lanes_of((1, 5), (4, 3), (3, 7)):
+        for height in range(1, min(lane.rows, 3) + 1):
+            for width in range(1, min(lane.columns, 5) + 1):
+                grid = np.arange(height * width, dtype=np.uint8).reshape(height, width) % 10
+                tokens = tokenize(grid, lane).reshape(1, lane.rows, lane.columns)
+                assert np.array_equal(crop(tokens)[0], grid)
+    assert tokenize(zeros(1, 3), Lane(1, 5)).tolist() == [2, 2, 2, EOS, PAD]
+
+
 COARSE, FINE = lanes_of(10, 15, 20, 25, 30), EpisodesConfig().canvas
 
 

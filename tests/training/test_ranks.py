@@ -30,7 +30,8 @@ def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     corpus = make_corpus(tasks)
     train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
     draw = {"embedding": "question", "standard": "task"}[source]
-    blocks: dict[str, Any] = {"halting": {"max_steps": 4}, "episodes": {"draw": draw}}
+    episodes = {"draw": draw, "canvas": [3, [4, 5]]}
+    blocks: dict[str, Any] = {"halting": {"max_steps": 4}, "episodes": episodes}
     run = make_run(source, train=train, context=context_of(source), **blocks)
     model = build_model(run, corpus.num_puzzles)
     return UnevenHalting(run, model, corpus, questions_of(run, corpus), ranks)
@@ -123,7 +124,7 @@ def test_every_slot_takes_the_same_samples_on_two_ranks(source: str, folder: Pat
     for name in ("half", "whole"):
         one, two = (torch.load(folder / f"{source}_{name}{n}.pt") for n in (1, RANKS))
         one, two = (found.get("state", found) for found in (one, two))
-        assert [lane["side"] for lane in one["lanes"]] == [3, 4]
+        assert [lane["side"] for lane in one["lanes"]] == [3, [4, 5]]
         for first, second in zip(one["lanes"], two["lanes"], strict=True):
             for key, tensor in first["batch"].items():
                 assert torch.equal(tensor, second["batch"][key]), key

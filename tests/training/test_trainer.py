@@ -114,6 +114,12 @@ def test_two_runs_of_n_steps_equal_one_of_2n(
     check_resumption(source, blocks, 12, 6, tmp_path)
 
 
+@pytest.mark.parametrize("source", [*SOURCES, "in_context"])
+def test_a_run_on_rectangles_resumes_exactly(source: str, tmp_path: Path) -> None:
+    blocks = {"episodes": {"canvas": [3, [4, 5]]}, "halting": {"max_steps": 4}}
+    check_resumption(source, blocks, 6, 3, tmp_path)
+
+
 @pytest.mark.parametrize("source", sorted(set(CONTEXT_SOURCES) - set(SOURCES)))
 def test_every_context_source_resumes_exactly(source: str, tmp_path: Path) -> None:
     """States of encoders, noise, keys of the contrastive loss, a probe in between."""
