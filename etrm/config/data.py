@@ -46,8 +46,8 @@ class DataConfig:
         le=MAX_SIDE,
     )
     training_tasks: int | None = option(
-        "training tasks that are kept, a seeded draw; null: all. A source with a number of `tasks` of"
-        " its own keeps them",
+        "training tasks that are kept, a seeded draw; null: all. A source with a number of `tasks`"
+        " of its own keeps them",
         None,
         "tasks",
         ge=1,
