@@ -15,18 +15,21 @@ def is_identified(
 ) -> bool:
     """Return whether every rule that explains all `demos` gives the outputs of all `queries`.
 
-    Rules are those of one primitive, with any values, and those of `compositions`. Where there are
-    compositions, a task that one primitive explains is none of them, and counts as not identified.
+    Rules are those of one primitive, with any values, and those of `compositions`; one at least has
+    to explain them. Where there are compositions, a task that one primitive explains is none of
+    them, and counts as not identified.
     """
-    inputs, outputs = [x for x, _ in queries], [y for _, y in queries]
+    inputs, outputs, explained = [x for x, _ in queries], [y for _, y in queries], False
     for primitive in primitives:
         for answers in primitive.answers(demos, inputs):
             if compositions or answers is None or not _agree(answers, outputs):
                 return False
+            explained = True
     for answers in _answers_of_compositions(compositions, demos, inputs):
         if answers is None or not _agree(answers, outputs):
             return False
-    return True
+        explained = True
+    return explained
 
 
 def _agree(answers: Sequence[Grid], outputs: Sequence[Grid]) -> bool:

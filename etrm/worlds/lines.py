@@ -45,7 +45,7 @@ def back(view: Grid, side: str) -> Grid:
 # --- the ten rules ---
 
 
-@primitive(of_colors, kind=ColorMap, leads=False, used=None, becomes=None)
+@primitive(of_colors, kind=ColorMap, leads=False, follows=False, used=None, becomes=None)
 def recolour(grid: Grid, used: Any, becomes: Any) -> Grid:
     """Map each colour to another one."""
     table = np.arange(10, dtype=np.uint8)

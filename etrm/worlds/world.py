@@ -137,7 +137,7 @@ class World:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
     def _share_of(self, number: int) -> int:
-        return max(1, round(self.source.share * number))
+        return max(1, min(number - 1, round(self.source.share * number)))
 
     def _hidden(self, of: Sequence[Any], *purpose: str) -> list[Any]:
         """Return the share of some values that is held out: the first in the order of hashes."""

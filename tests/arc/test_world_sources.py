@@ -18,6 +18,9 @@ from etrm.storage.digests import code_digests
 from etrm.worlds.generate import generate
 
 
+WORLD_CODE = ("lines", "planes", "objects", "inputs", "identify", "world", "generate", "registry")
+
+
 def study(**options: int) -> DataConfig:
     sources = {
         "seen": WorldSource(part="training", tasks=300),
@@ -71,4 +74,4 @@ def test_a_world_without_tasks_is_a_problem_of_its_source() -> None:
 
 def test_the_stage_depends_on_the_code_of_every_primitive() -> None:
     found = code_digests("etrm.data.prepare:prepare_tasks")
-    assert {"etrm.worlds.lines", "etrm.worlds.inputs", "etrm.worlds.identify"} <= found.keys()
+    assert {f"etrm.worlds.{name}" for name in WORLD_CODE} <= found.keys()

@@ -90,6 +90,11 @@ def test_demos_that_two_rules_explain_are_rejected() -> None:
     assert is_identified([mirror, shift, sort], [], [both], [sorted_query])
 
 
+def test_demos_that_no_rule_explains_are_rejected() -> None:
+    demo, query = (grid(1, 2), grid(3, 3)), (grid(2, 1), grid(1, 2))
+    assert not is_identified([PRIMITIVES["mirror"]], [], [demo], [query])
+
+
 def test_a_colour_without_a_demo_is_not_identified() -> None:
     recolour = [PRIMITIVES["recolour"]]
     demo = (grid(1, 2, 0), grid(4, 5, 6))
