@@ -218,6 +218,9 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
     duplicate_of: dict[str, str] = {}
     answer_of: dict[str, str] = {}
     lines = []
+    rule_of = {
+        t.id: f" (as {t.original.id}, whose rule it follows)" for t in training if t.original
+    }
     for hidden, overlap in SeenContent.of(training).find_touched(held_out).items():
         duplicate_of = dict.fromkeys(overlap.tasks, hidden) | duplicate_of  # the first one stays
         answer_of = dict.fromkeys(overlap.answers, hidden) | answer_of
@@ -226,7 +229,8 @@ def mark_overlaps(records: list[TaskRecord]) -> tuple[list[TaskRecord], list[str
             shares = "holds a test pair of" if answer else "shares pairs with"
             left_out = f"left out of {'all' if answer else 'strict'} training"
             lines.append(
-                f"training task {name} {shares} held-out task {hidden}, {UP_TO}: {left_out}"
+                f"training task {name}{rule_of.get(name, '')} {shares} held-out task {hidden},"
+                f" {UP_TO}: {left_out}"
             )
         if not set(overlap.together) <= set(overlap.alone):  # else the lines above say more
             lines.append(

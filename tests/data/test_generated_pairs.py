@@ -15,15 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from test_prepare import write_source
 
+from etrm.api import prepare
 from etrm.arc.generated import ABOUT, generated_file, read_generated
 from etrm.arc.sources import Loaded, SourceError, load_sources
 from etrm.arc.task import Pair, Task
 from etrm.config.data import DataConfig
+from etrm.config.load import load_study
 from etrm.config.sources import Arc1dSource, ArckitSource, GeneratedSource, RearcSource
 from etrm.data import generate as module
 from etrm.data.generate import generate, install_library
 from etrm.data.prepare import mark_overlaps, select_tasks
+from etrm.data.tables import read_tasks
 from etrm.errors import UserError
+from etrm.study.layout import Layout
+from etrm.study.plan.sizes import sizes_of
 
 # Rules of ARC tasks that one line computes: left-right flip, half a turn, transposition.
 KNOWN = {"67a3c6ac": np.fliplr, "6150a2bd": lambda x: x[::-1, ::-1], "74dd1130": np.transpose}
@@ -221,3 +226,27 @@ def test_validation_is_of_the_tasks_themselves_and_takes_their_pools(tmp_path: P
     pools = {name: mark for name, mark in marked.items() if name.startswith("rearc_")}
     assert {name for name, mark in pools.items() if mark} == {f"rearc_{n}" for n in validation}
     assert all(mark is None or name == f"rearc_{mark}" for name, mark in pools.items())
+
+
+def test_tables_and_plans_of_a_study_generate_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pools = {"kind": "arc_1d", "pairs": 4, "rules": ["gravity_left", "gravity_right"]}
+    document = {
+        "study": "pools",
+        "data": {"sources": {"pools": pools}, "training": ["pools"], "validation_tasks": 0},
+        "experiments": {"x": {"description": "a question", "context": {"source": "standard"}}},
+    }
+    config = load_study(document)
+    layout = Layout(config)
+    [file] = layout.generated
+    assert layout.source_files() == []
+    assert layout.source_digests()["pools"] == Path(file).stem  # known before it is there
+    assert [file in line for line in sizes_of(layout, again=True).missing] == [True]
+    prepare(config)
+    assert layout.source_files() == [file]
+    assert layout.source_digests()["pools"] == Path(file).stem
+    records = [r for r in read_tasks(layout.tasks) if r.split == "training"]
+    assert [record.task.id for record in records] == ["arc_1d_gravity_left", "arc_1d_gravity_right"]
+    assert sizes_of(layout, again=True).missing == ()

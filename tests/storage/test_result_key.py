@@ -35,7 +35,8 @@ MODULES = {
     ): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-COMPUTING_FILES = {name: path for name, path in MODULES.items() if is_computing(name)}
+PROGRAM = "etrm.arc.generator_program"  # run in a process of its own; nothing imports it
+COMPUTING_FILES = {n: path for n, path in MODULES.items() if is_computing(n) and n != PROGRAM}
 
 # File, what stands there once (None: the end of the file), and what is put in its place.
 SAME = {
