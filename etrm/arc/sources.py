@@ -305,8 +305,8 @@ def _load_world(
             redrawn += each.redrawn
     except WorldError as error:
         problems.add(f"a world of {', '.join(source.rules)}", str(error), "tasks")
-    drawings = f"{redrawn} drawings whose demos did not identify the answers"
-    return tasks, f"a world of {', '.join(source.rules)}, without {drawings}"
+    again = f"{redrawn} drawn again, whose demos did not identify an answer"
+    return tasks, f"a world of {', '.join(source.rules)} ({again})"
 
 
 KINDS: dict[str, Callable[[Any, Problems, int | None], tuple[list[Task], str]]] = {

@@ -9,7 +9,7 @@ from etrm.config.rules import DISTINCT, MAX_SEED, RANGE, TWO
 from etrm.config.schema import option
 
 # The primitives of `etrm.worlds.registry`, by name, and the families that stand for several.
-WORLD_FAMILIES = ("ten_rules",)
+WORLD_FAMILIES = ("ten_rules", "one_row", "all")
 WORLD_RULES = (
     *("recolour", "shift", "mirror", "gravity", "fill", "keep", "between", "last", "sort", "dup"),
     *("first", "remove", "replace", "move", "ray", "join"),

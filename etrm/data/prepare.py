@@ -198,12 +198,14 @@ def prepare_augmentations(tasks_path: Path, out: Path, variants: int, seed: int)
     write_augmentations(out, drawn)
     total = sum(len(each) for each in drawn.values())
     summary = f"{total:,} augmented puzzles of {len(drawn)} tasks"
-    # Tasks with few colours have fewer variants than asked for: those are named.
-    short = sorted((len(each), task_id) for task_id, each in drawn.items() if len(each) < variants)
+    # Tasks with few colours have fewer variants than asked for: those are named. Exact tasks, as
+    # all of a world, have none.
+    found = ((len(drawn[task.id]), task.id) for task in tasks if not task.exact)
+    short = sorted((number, task_id) for number, task_id in found if number < variants)
     if short:
         named = first_few((f"{task_id} ({count})" for count, task_id in short), MAX_NAMED)
-        found = f"{len(short)} tasks have fewer than {variants:,} distinct"
-        summary += f"\n{found}: {', '.join(named)}"
+        fewer = f"{len(short)} tasks have fewer than {variants:,} distinct"
+        summary += f"\n{fewer}: {', '.join(named)}"
     return summary
 
 

@@ -12,4 +12,6 @@ FAMILIES = {
         *("recolour", "shift", "mirror", "gravity", "fill", "keep", "between", "last", "sort"),
         "dup",
     ),
+    "one_row": tuple(name for name, each in PRIMITIVES.items() if each.least[0] == 1),
+    "all": tuple(PRIMITIVES),
 }

@@ -17,7 +17,6 @@ from etrm.data.tables import read_augmentations, read_tasks
 from etrm.storage.digests import code_digests
 from etrm.worlds.generate import generate
 
-
 WORLD_CODE = ("lines", "planes", "objects", "inputs", "identify", "world", "generate", "registry")
 
 
@@ -49,7 +48,7 @@ def test_a_study_of_a_world(tmp_path: Path) -> None:
     assert novel == {"parameters", "grids"}
     # Of the intervals between two cells there are few, up to reflection and colours.
     assert [r for r in records if r.duplicate_of] == []
-    prepare_augmentations(path, tmp_path / "a.parquet", 5, seed=0)
+    assert "fewer" not in prepare_augmentations(path, tmp_path / "a.parquet", 5, seed=0)
     assert {len(each) for each in read_augmentations(tmp_path / "a.parquet").values()} == {1}
 
 

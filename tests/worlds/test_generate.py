@@ -41,6 +41,8 @@ def digest(tasks: list[Generated]) -> str:
 def test_the_config_names_all_rules() -> None:
     assert set(WORLD_RULES) == set(PRIMITIVES)
     assert set(WORLD_FAMILIES) == set(FAMILIES)
+    assert [len(FAMILIES[name]) for name in WORLD_FAMILIES] == [10, 34, 39]
+    assert {t.rule for t in tasks_of(300, rules=("one_row",))} == set(FAMILIES["one_row"])
 
 
 # --- determinism ---
