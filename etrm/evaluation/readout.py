@@ -35,8 +35,8 @@ PER_CLASS = 4  # tasks of a class, on average; a label with fewer is left out
 PENALTIES = np.logspace(-4, 4, 17)  # of ridge, a task
 CONSTANT = 1e-6  # of a feature's size: a deviation that is rounding alone
 BATCH = 256  # tasks encoded at once
-# Of each label: right by contexts, by contexts of untrained weights, and after a fit to shuffled
-# classes; of the largest class; tasks.
+# Of each label: right by contexts, by contexts of untrained weights, and of classes that were
+# shuffled among tasks; tasks of the largest class; tasks.
 COUNTS = ("right", "untrained", "shuffled", "chance", "of")
 
 
@@ -53,8 +53,8 @@ def read_out(model: Model, run: RunConfig, tasks: Sequence[Task]) -> dict[str, A
     """Return the accuracy of read-outs from the contexts of `model`; None without ground truth.
 
     `rule`, and `parameters` over all of them, are accuracies with counts: `untrained` by the run's
-    first weights, `shuffled` by a read-out that was fitted to shuffled classes, `chance` the share
-    of the largest class. `labels` has the counts of each. All on the CPU, in float32.
+    first weights, `shuffled` of classes that were shuffled among tasks, `chance` the share of the
+    largest class. `labels` has the counts of each. All on the CPU, in float32.
     """
     known = sorted((t for t in tasks if t.rule), key=lambda t: digest([RULE, t.id]))[:MOST]
     labels = labels_of([task.rule for task in known if task.rule])
@@ -130,23 +130,16 @@ def properties(rule: Rule) -> dict[str, str]:
 
 
 def right_answers(x: np.ndarray, label: Label) -> tuple[int, int]:
-    """Return how many classes are read from contexts `x` [T, F], and how many after a shuffle.
-
-    The shuffled classes are those that the second read-out is fitted to: its answers are compared
-    with the true ones.
-    """
+    """Return how many classes are read from contexts `x` [T, F], and how many of shuffled ones."""
     x, classes = x[label.rows], label.classes
-    truth = np.eye(classes.max() + 1)[classes]  # [n, C]
-    shuffled = truth[np.random.default_rng(0).permutation(len(truth))]
+    shuffled = classes[np.random.default_rng(0).permutation(len(classes))]
     right = [0, 0]
     for fold in range(FOLDS):
         asked = label.fold == fold
-        if not asked.any():
-            continue
         ridge = Ridge(x[~asked])
-        for i, y in enumerate((truth, shuffled)):
-            answers = ridge.predict(y[~asked], x[asked]).argmax(axis=1)
-            right[i] += int((answers == classes[asked]).sum())
+        for i, truth in enumerate((classes, shuffled)):
+            y = np.eye(classes.max() + 1)[truth[~asked]]  # [n, C]
+            right[i] += int((ridge.predict(y, x[asked]).argmax(axis=1) == truth[asked]).sum())
     return right[0], right[1]
 
 

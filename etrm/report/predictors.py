@@ -21,7 +21,8 @@ LEAST = 5  # runs; the order of fewer says nothing
 SCORE, VALIDATION = "pass@1", "validation.exact_accuracy"
 PREFIXES = ("encoder/", "train/encoder_")
 OTHERS = ("grad/encoder_norm", "grad/encoder_share")
-READOUTS = ("readout/rule", "readout/parameters")
+# Accuracies, and their gains over untrained weights: random features tell many rules apart.
+READOUTS = ("readout/rule", "readout/rule_gain", "readout/parameters", "readout/parameters_gain")
 YARDSTICKS = ("all.exact_accuracy", VALIDATION)  # no measures of encoders, to compare these with
 LEFT_OUT = ("train/encoder_frozen",)  # says what was trained
 COLUMNS = "split sources outcome measure runs experiments effective correlation low high status"
@@ -142,8 +143,9 @@ def measure_of(view: RunView, name: str) -> float | None:
     if name == SCORE:
         return score.get("pass", {}).get("1", {}).get("task_fraction", {}).get("value")
     if name in READOUTS:
-        read = score.get("readout") or {}
-        return read.get(name.removeprefix("readout/"), {}).get("accuracy")
+        kind, _, gain = name.removeprefix("readout/").partition("_")
+        read = (score.get("readout") or {}).get(kind)
+        return None if read is None else read["accuracy"] - (read["untrained"] if gain else 0.0)
     return view.last(name) if name == VALIDATION else view.final(name)
 
 

@@ -28,13 +28,13 @@ def runs(
 ) -> list[RunView]:
     """Full runs whose score rises with one measure; another one is a fixed noise, a third constant.
 
-    The read-out of the rule falls as the score rises.
+    The read-out of the rule falls as the score rises, and rises over that of untrained weights.
     """
     found = []
     for number in range(experiments * seeds):
         name, seed = f"etrm_{first + number // seeds}", number % seeds
         scored = fake.score(solved=2 * number, tasks=100) | {
-            "readout": {"rule": {"accuracy": 1 - number / 100}}
+            "readout": {"rule": {"accuracy": 1 - number / 100, "untrained": 0.9 - number / 50}}
         }
         common = {"experiment": name, "seed": seed, "steps": 200, "config": {"sources": sources}}
         view = fake.run(folder, stage="full", scored=scored, **common)
@@ -110,7 +110,8 @@ def test_the_measure_that_predicts_is_first_and_noise_is_none(tmp_path: Path) ->
     assert knows["correlation"] == pytest.approx(1.0)
     assert knows["low"] > 0.9
     assert rows.loc["readout/rule", "correlation"] == pytest.approx(-1.0)
-    assert set(table.numbers["measure"][:2]) == {KNOWS, "readout/rule"}
+    assert rows.loc["readout/rule_gain", "correlation"] == pytest.approx(1.0)
+    assert set(table.numbers["measure"][:3]) == {KNOWS, "readout/rule", "readout/rule_gain"}
     assert noise["low"] < 0.0 < noise["high"]
     assert np.isnan(constant["correlation"])
     assert "same for all runs" in constant["status"]
