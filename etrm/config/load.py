@@ -37,6 +37,7 @@ from etrm.config.study import (
     STAGES,
     EvaluationConfig,
     ExperimentConfig,
+    ExperimentSources,
     RunConfig,
     StudyConfig,
     TrainConfig,
@@ -72,13 +73,15 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), name)
     assert study is not None
-    return dataclasses.replace(study, experiments=experiments)
+    return _with_all_sources(dataclasses.replace(study, experiments=experiments))
 
 
 def run_config(study: StudyConfig, experiment: str, stage: str, seed: int) -> RunConfig:
     """Return everything that can change the result of one run of `experiment`."""
     config = study.experiments[experiment]
     shared = {k: getattr(config, k) for k in keys_of(RunConfig) if k in keys_of(ExperimentConfig)}
+    own = config.sources
+    shared["sources"] = None if own.training is None else (*own.training, *(own.evaluation or ()))
     shared["train"] = parse(TrainConfig, merge(plain(config.train), config.stages.get(stage, {})))
     return RunConfig(experiment=experiment, stage=stage, seed=seed, **shared)
 
@@ -205,20 +208,46 @@ def _unusable_names(
 def _unusable_sources(
     data: DataConfig, experiments: Mapping[str, ExperimentConfig]
 ) -> Iterator[ConfigProblem]:
-    """Yield the `sources` of experiments that the study does not use, or that leave nothing."""
-    used = {"train on": data.training, "be evaluated on": data.evaluation}
+    """Yield the sources of experiments that do not exist, or are trained on by others."""
+    trained_on = {*data.training}.union(*(e.sources.training or () for e in experiments.values()))
     for name, config in experiments.items():
-        path = f"experiments.{name}.sources"
-        known = [*data.training, *data.evaluation]
-        for source in config.sources or ():
-            if source not in known:
-                expected = f"one of data.training and data.evaluation: {', '.join(sorted(known))}"
-                yield ConfigProblem(path, repr(source), expected)
-        for purpose, given in used.items():
-            needed = purpose == "train on" or config.scored_stage
-            if needed and config.sources is not None and not set(config.sources) & set(given):
-                expected = f"one at least to {purpose}: {', '.join(given)}"
-                yield ConfigProblem(path, ", ".join(config.sources) or "none", expected)
+        for key in ("training", "evaluation"):
+            path, given = f"experiments.{name}.sources.{key}", getattr(config.sources, key)
+            for source in given or ():
+                if source not in data.sources:
+                    known = ", ".join(sorted(data.sources))
+                    yield ConfigProblem(path, repr(source), f"one of data.sources: {known}")
+                elif key == "evaluation" and source in trained_on:
+                    expected = "a source that no experiment trains on: its tasks are held out"
+                    yield ConfigProblem(path, repr(source), expected)
+
+
+def _with_all_sources(study: StudyConfig) -> StudyConfig:
+    """Return a study whose data are of all experiments, where some have sources of their own.
+
+    Every experiment then names its sources. The result of a study without such is the study.
+    """
+    data, experiments = study.data, study.experiments
+    if all(config.sources == ExperimentSources() for config in experiments.values()):
+        return study
+    named = {
+        name: dataclasses.replace(
+            config,
+            sources=ExperimentSources(
+                config.sources.training or data.training,
+                config.sources.evaluation or data.evaluation,
+            ),
+        )
+        for name, config in experiments.items()
+    }
+    training, evaluation = [*data.training], [*data.evaluation]
+    for config in named.values():
+        training += config.sources.training or ()
+        evaluation += config.sources.evaluation or ()
+    data = dataclasses.replace(
+        data, training=tuple(dict.fromkeys(training)), evaluation=tuple(dict.fromkeys(evaluation))
+    )
+    return dataclasses.replace(study, data=data, experiments=named)
 
 
 def _parents(

@@ -112,12 +112,20 @@ class WorldSource(Source):
     unseen: str = option(
         "the novelty of held-out tasks. `grids`: their inputs are no inputs of training, as in all"
         " that follow; `parameters`: a share of each primitive's parameters is held out, where it"
-        " has four or more; `compositions`: a share of the pairs, whose primitives are all seen;"
-        " `primitives`: a share of the primitives",
+        " has `split_from` or more; `compositions`: a share of the pairs, whose primitives are all"
+        " seen; `primitives`: a share of the primitives",
         "parameters",
         choices=("grids", "parameters", "compositions", "primitives"),
     )
     share: float = option("the share that is held out", 0.2, gt=0.0, lt=1.0)
+    split_from: int = option(
+        "fewest values of a primitive's parameters of which a share is held out. With 20, single"
+        " colours and distances are not split, pairs and maps of colours are: that a colour never"
+        " seen in a place may stand there, no demo tells",
+        4,
+        "values",
+        ge=2,
+    )
     augment: bool = option(
         "let tasks have variants, as those of ARC have: turned, and in other colours. Variants show"
         " parameters that are held out, and count as the same content, so false keeps splits",
@@ -198,8 +206,9 @@ class RearcSource(GeneratedSource):
     kind: str = option("the kind of source", "rearc", choices=("rearc",))
     prefix: str = option("beginning of the ids of its tasks", "rearc_")
     difficulty: tuple[float, ...] = option(
-        "bounds within which RE-ARC draws sizes and numbers, as shares of their ranges",
-        factory=lambda: (0.0, 1.0),
+        "bounds within which RE-ARC draws sizes and numbers, as shares of their ranges; the upper"
+        " half takes three times as long as the lower, most of it for a few rules",
+        factory=lambda: (0.0, 0.5),
         rule=RANGE,
         ge=0,
         le=1,

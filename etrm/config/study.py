@@ -207,8 +207,8 @@ class EvaluationConfig:
     batch_size: int = option("samples decoded at once", 256, "samples", ge=1)
     weights: str = option("averaged or raw weights", "ema", choices=("ema", "raw"))
     shuffled: bool = option(
-        "also evaluate with the demos of another task, each test input with those of the next in a"
-        " fixed order: what a model that reads its demos loses by it is what it reads",
+        "also evaluate unchanged tasks with the demos of others, each test input with those of the"
+        " next task in a fixed order: a model that reads its demos falls to chance",
         False,
     )
     halt_early: bool = option("stop a sample when its q-head says so; TRM runs all steps", False)
@@ -216,11 +216,17 @@ class EvaluationConfig:
         "jobs that share one evaluation, by whole batches; changes no result", 1, "jobs", ge=1
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return a shuffled evaluation that jobs would share."""
-        if not self.shuffled or self.jobs == 1:
-            return []
-        return [ConfigProblem("jobs", str(self.jobs), "1, because shuffled is set")]
+
+@dataclass(frozen=True)
+class ExperimentSources:
+    """The names, in `data.sources`, of the tasks of one experiment."""
+
+    training: tuple[str, ...] | None = option(
+        "sources that are trained on; null: data.training", None, rule=DISTINCT
+    )
+    evaluation: tuple[str, ...] | None = option(
+        "sources that it is evaluated on; null: data.evaluation", None, rule=DISTINCT
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,12 +243,11 @@ class ExperimentConfig:
         "strict",
         choices=("strict", "transductive"),
     )
-    sources: tuple[str, ...] | None = option(
-        "sources of `data` that it uses, for training, validation and evaluation alike: one study"
-        " can then compare sets of training tasks, or hold a control on other tasks. What is held"
-        " out of strict training is that of all sources. null: all",
-        None,
-        rule=DISTINCT,
+    sources: ExperimentSources = option(
+        "other sources of tasks than those of `data`: one study can compare sets of training tasks,"
+        " or hold a control on other tasks. What is held out of strict training is that of all"
+        " experiments",
+        factory=ExperimentSources,
     )
     seeds: tuple[int, ...] = option(
         "one run per seed", factory=lambda: (0,), ge=0, le=MAX_SEED, rule=DISTINCT
@@ -322,7 +327,7 @@ class RunConfig:
     stage: str
     seed: int
     split: str
-    sources: tuple[str, ...] | None
+    sources: tuple[str, ...] | None  # of its training and evaluation tasks; None: all
     episodes: EpisodesConfig
     model: ModelConfig
     context: Any = tagged("", "source", context_options)

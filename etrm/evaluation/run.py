@@ -201,7 +201,7 @@ def choose_questions(
 ) -> Questions:
     """Return the questions: every test input of the chosen held-out tasks, in every variant.
 
-    `shuffled`: each is asked with the demos of the next task in a fixed order.
+    `shuffled`: each in the unchanged variant, with the demos of the next task in a fixed order.
 
     Raises `CorpusError` where a table of embeddings is of other puzzles than those of the tables.
     """
@@ -216,7 +216,7 @@ def choose_questions(
     if shuffled:
         questions = shuffle_demos(corpus, questions)
     episodes = group_by_lane(corpus, questions, run.episodes.canvas, run.episodes.max_demos)
-    lanes = all_variants(corpus, episodes, config.variants)
+    lanes = all_variants(corpus, episodes, 1 if shuffled else config.variants)
     return Questions(tasks, len(every), corpus, lanes)
 
 

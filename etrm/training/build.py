@@ -21,6 +21,7 @@ from etrm.data.episodes import (
     training_questions,
 )
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.errors import UserError
 from etrm.evaluation.decode import LaneQuestions, all_variants
 from etrm.models.build import build_model
 from etrm.runtime.distributed import Ranks
@@ -76,6 +77,12 @@ def training_data(
         order = sorted(used, key=lambda task: digest(["subset", task.id]))
         chosen = {task.id for task in order[: run.train.tasks]}
         used = [task for task in used if task.id in chosen]
+    if not used:
+        named = ", ".join(run.sources or ()) or "the study"
+        raise UserError(
+            f"{run.experiment}: found no task to train on from {named}, expected one at least: a"
+            " split, data.max_side or an overlap with held-out tasks leaves out all of them"
+        )
     corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
     questions = training_questions(corpus, held_out, run.episodes, needs_demos)
     # A lane must hold the answer too, where the loss needs it.

@@ -125,7 +125,8 @@ def _accepted_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
             )
         return None
     parent = read_parent(paths.parent, run.decoder.init_sha256)
-    held_out = [r.task for r in read_tasks(paths.tasks) if r.split == "evaluation"]
+    records = read_tasks(paths.tasks, run.sources)
+    held_out = [record.task for record in records if record.split == "evaluation"]
     refuse_leak(run, parent, held_out, paths.strict_parents)
     return parent
 

@@ -53,6 +53,7 @@ def _world(source: WorldSource) -> tuple[World, str, list[int]]:
     options = [
         *(source.rules, source.size, source.smallest, source.depth, source.demos, source.tests),
         *(source.part, source.unseen, source.share, source.seed),
+        source.split_from,
     ]
     mark = hashlib.blake2b(json.dumps(options).encode(), digest_size=8).hexdigest()
     return World(source), mark[:8], [int(mark[:8], 16), int(mark[8:], 16)]

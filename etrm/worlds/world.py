@@ -21,8 +21,6 @@ from etrm.worlds.registry import FAMILIES, PRIMITIVES
 if TYPE_CHECKING:
     from etrm.config.sources import WorldSource
 
-# A space of fewer values is not split: its tasks have unseen grids only.
-SPLIT_FROM = 4
 TRIES = 200  # grids that are drawn for one of the right part
 
 
@@ -148,7 +146,7 @@ class World:
     def _hidden_values(self, primitive: Primitive) -> frozenset[Values]:
         """Return the values that are held out, of those on grids of any size of the world."""
         found = dict.fromkeys(v for size in self.sizes for v in primitive.space(*size))
-        if len(found) < SPLIT_FROM:
+        if len(found) < self.source.split_from:  # its tasks have unseen grids only
             return frozenset()
         return frozenset(self._hidden(list(found), "values", primitive.name))
 

@@ -79,7 +79,7 @@ def test_mini_arc_is_held_out_and_read_as_it_comes(folder: Path) -> None:
     assert max(max(shape) for shape in grids) == 5 == config.data.max_side
     # TRM alone learns demos of Mini-ARC, and nothing of the generated world.
     assert {n for n, e in config.experiments.items() if e.split != "strict"} == {"trm"}
-    assert set(config.experiments["trm"].sources or ()) == {"arc1_training", "mini_arc"}
+    assert config.experiments["trm"].sources.training == ("arc1_training",)
 
 
 def test_arc2_trains_on_both_sets_and_asks_todays_held_out_tasks() -> None:

@@ -103,7 +103,7 @@ def test_options_have_a_file_each_but_for_those_that_change_no_pair(tmp_path: Pa
     changes: list[dict[str, Any]] = [
         {"pairs": 7},
         {"seed": 1},
-        {"difficulty": (0.0, 0.5)},
+        {"difficulty": (0.0, 1.0)},
         {"rules": None},
         {"max_side": 29},
     ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_evaluation_run import HELD_OUT, TRAINING, evaluate
 from tiny import make_batch, make_run, make_tasks, make_variants
 
 from etrm.config.execution import TrackingConfig
-from etrm.config.load import load_study
+from etrm.config.load import load_study, run_config, to_yaml
 from etrm.config.schema import ConfigError
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import held_out_questions, shuffle_demos
@@ -104,24 +106,40 @@ def test_an_experiment_trains_on_its_sources_and_is_asked_about_them(
     assert all(name.startswith("evaluation_a") for name in score["ranks"])
 
 
-@pytest.mark.parametrize(
-    ("sources", "path"),
-    [
-        (["nowhere"], "experiments.x.sources"),
-        (["train"], "be evaluated on"),
-        (["test"], "train on"),
-    ],
-)
-def test_sources_that_leave_nothing_are_refused(sources: list[str], path: str) -> None:
+def study_of(**sources: object) -> dict[str, Any]:
+    """A study of one experiment with its own sources, beside one with those of the study."""
     folder = {"kind": "folder", "path": "tasks"}
-    document = {
+    encoder = {"context": {"source": "standard"}}
+    return {
         "study": "s",
         "data": {
-            "sources": {"train": folder, "test": folder},
+            "sources": dict.fromkeys(("train", "test", "world", "unseen"), folder),
             "training": ["train"],
             "evaluation": ["test"],
         },
-        "experiments": {"x": {"context": {"source": "standard"}, "sources": sources}},
+        "experiments": {"arc": encoder, "control": {**encoder, "sources": sources}},
     }
-    with pytest.raises(ConfigError, match=path):
-        load_study(document)
+
+
+def test_a_study_has_the_sources_of_all_its_experiments() -> None:
+    study = load_study(study_of(training=["world"], evaluation=["unseen"]))
+    assert study.data.training == ("train", "world")
+    assert study.data.evaluation == ("test", "unseen")
+    used = {name: run_config(study, name, "full", 0).sources for name in study.experiments}
+    assert used == {"arc": ("train", "test"), "control": ("world", "unseen")}
+    assert load_study(yaml.safe_load(to_yaml(study))) == study
+    partly = load_study(study_of(training=["train", "world"]))
+    assert run_config(partly, "control", "full", 0).sources == ("train", "world", "test")
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"training": ["nowhere"]}, "experiments.control.sources.training: found 'nowhere'"),
+        ({"evaluation": []}, r"sources.evaluation: found \[\], expected at least one"),
+        ({"evaluation": ["train"]}, "that no experiment trains on"),
+    ],
+)
+def test_sources_that_cannot_be_used_are_refused(sources: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        load_study(study_of(**sources))

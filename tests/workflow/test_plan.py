@@ -297,6 +297,6 @@ def test_a_folder_in_use_is_planned_and_said_to_be(tmp_path: Path) -> None:
     locks.mkdir(parents=True)
     (locks / "0.output.lock").write_text("results/smoke/data/tasks.parquet\n")
     document = plan(folder)
-    assert document["counts"]["train_overfit"] == 3
+    assert document["counts"]["train_overfit"] == 4
     assert "another Snakemake" in " ".join(document["notes"])
     assert (locks / "0.output.lock").exists()

@@ -25,9 +25,9 @@ def results(folder: Path) -> Path:
 def test_plan_before_anything_ran_shows_every_stage(tmp_path: Path) -> None:
     folder = copy_project(tmp_path)
     jobs = planned(snakemake(folder, "-n"))
-    assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == 3
-    assert jobs["train_pretrain"] == 2
-    assert jobs["evaluate_run"] == 4
+    assert jobs["train_overfit"] == jobs["verdict"] == jobs["train_full"] == 4
+    assert jobs["train_pretrain"] == 3
+    assert jobs["evaluate_run"] == 6
     assert {"tasks", "augment", "figures", "tables", "record", "report"} <= set(jobs)
     assert not (folder / "results").exists()
 
@@ -64,7 +64,7 @@ def test_control_is_stopped_and_holds_nothing_up(finished: Path) -> None:
 def test_scores_count_everything(finished: Path) -> None:
     root = results(finished)
     tasks = pq.read_table(root / "data/tasks.parquet").to_pandas()
-    held_out = tasks[tasks.split == "evaluation"]
+    held_out = tasks[(tasks.split == "evaluation") & (tasks.source == "arc1_evaluation")]
     queries = (held_out.role == "query").sum()
     for name in ("trm", PASSING):
         score = json.loads((root / "evaluation" / name / "seed0/score.json").read_text())

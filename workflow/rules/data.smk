@@ -4,7 +4,8 @@ rule generate:
     log:
         "{folder}/{generated}.log",
     wildcard_constraints:
-        folder="|".join(re.escape(str(Path(p).parent)) for p in LAYOUT.generated) or "(?!)",
+        folder="|".join(re.escape(str(Path(p).parent)) for p in LAYOUT.generated)
+        or "(?!)",
         generated="|".join(re.escape(Path(p).stem) for p in LAYOUT.generated) or "(?!)",
     localrule: True
     conda:

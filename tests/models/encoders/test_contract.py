@@ -47,6 +47,7 @@ BY_HAND: dict[str, list[Any]] = {
 # Options that change a loss, not the output: each has a test of its effect on training.
 OF_LOSSES = {
     "kl_weight",
+    "unseen",  # of evaluation alone: tests/evaluation/test_controls.py
     *(f"contrastive_{name}" for name in ("weight", "positives", "temperature")),
 }
 
@@ -466,7 +467,7 @@ halting: {max_steps: 1, exploration_prob: 0.0, loss_weight: 0.1}
 train: {batch_size: 7, lr: 2.0e-3, warmup_steps: 3, betas: [0.8, 0.95], weight_decay: 0.5,
     context_lr_scale: 0.5, context_frozen_steps: 2, grad_clip: 1.0e-3, ema_decay: 0.5,
     cache_context: true, dtype: bf16}
-episodes: {queries: test_pairs, max_demos: 1, translate: false, translate_once: true,
+episodes: {queries: test_pairs, draw: task, max_demos: 1, translate: false, translate_once: true,
     canvas: [5]}
 decoder: {frozen_steps: 2, frozen: true}
 """)
