@@ -140,7 +140,7 @@ def test_metadata_count_draws_and_name_rules_that_are_not_the_original(tmp_path:
 
 
 def test_a_rule_with_too_few_pairs_is_left_out_or_an_error(tmp_path: Path) -> None:
-    source = rearc(tmp_path, ("007bbfb7", "67a3c6ac"), pairs=3, max_side=8)
+    source = rearc(tmp_path, ("007bbfb7", "67a3c6ac"), pairs=3, max_side=8, difficulty=(0.0, 1.0))
     found = loaded(source)  # grids of the second one are larger, but for few
     assert [task.id for task in found.tasks] == ["rearc_007bbfb7"]
     assert [problem.task for problem in found.skipped] == ["rearc_67a3c6ac"]
