@@ -26,7 +26,7 @@ from etrm.storage.files import write_json_atomic
 
 @dataclass(frozen=True)
 class Cost:
-    """What the stage `tasks` took and made."""
+    """Time, memory and output of one run of the stage `tasks`."""
 
     tasks: int
     pairs: int
