@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PER_LINE = 5  # experiments beside each other; further ones go on the next line
 LARGEST_PANEL = 1.0  # inches
 LABEL, CLOSE, APART, FOOT, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.15, 0.1, 0.03  # inches
+LONGEST_LABEL = 12  # letters
 HEADS = ("demo input", "demo output", "test input", "truth")
 
 
@@ -84,18 +85,28 @@ def choose(
     ]
     if not predicted:
         return []
-    for enough in (set.intersection(*predicted), set.union(*predicted)):  # of all, else of any
+    # Of tasks that all experiments predicted; else, where experiments have sources of their own, of
+    # those of each set of sources in turn.
+    common = set.intersection(*predicted)
+    groups = [common] if common else list(dict.fromkeys(map(frozenset, predicted)))
+    chosen: dict[str, tuple[Task, int]] = {}
+    rng = np.random.default_rng(seed)
+    for number, group in enumerate(groups):
         candidates: dict[str, tuple[Task, int]] = {}
         for task in sorted(tasks, key=lambda task: task.id):
             for query, pair in enumerate(task.queries):
-                if pair.output is not None and (task.id, query) in enough:
+                if pair.output is not None and (task.id, query) in group and task.id not in chosen:
                     candidates.setdefault(task.id, (task, query))
-        if candidates:
-            rng = np.random.default_rng(seed)
-            # Indices.
-            drawn = rng.choice(len(candidates), min(count, len(candidates)), replace=False)
-            return [list(candidates.values())[i] for i in sorted(drawn)]
-    return []
+        share = (count - len(chosen)) // (len(groups) - number)  # an even part of what is left
+        drawn = rng.choice(len(candidates), min(share, len(candidates)), replace=False)
+        names = list(candidates)
+        chosen |= {names[i]: candidates[names[i]] for i in sorted(drawn)}
+    return list(chosen.values())
+
+
+def _short(name: str) -> str:
+    """Return a task id as long as a low row is high: its beginning and its end."""
+    return name if len(name) <= LONGEST_LABEL else f"{name[:6]}…{name[-4:]}"
 
 
 def _attempts(
@@ -211,4 +222,4 @@ class _Row:
         self.frame = (max(highest, side // 2), side)  # not so flat that its label would not fit
         self.height = self.frame[0] / side  # relative to a panel's width
         test = f"\ntest {query + 1}" if len(task.queries) > 1 else ""
-        self.label = wrap(task.id, 14) + test
+        self.label = _short(task.id) + test
