@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PER_LINE = 5  # experiments beside each other; further ones go on the next line
 LARGEST_PANEL = 1.0  # inches
 LABEL, CLOSE, APART, FOOT, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.15, 0.1, 0.03  # inches
-LONGEST_LABEL = 12  # letters
+LONGEST_LABEL = 8  # letters
 HEADS = ("demo input", "demo output", "test input", "truth")
 
 
@@ -106,7 +106,7 @@ def choose(
 
 def _short(name: str) -> str:
     """Return a task id as long as a low row is high: its beginning and its end."""
-    return name if len(name) <= LONGEST_LABEL else f"{name[:6]}…{name[-4:]}"
+    return name if len(name) <= LONGEST_LABEL else f"{name[:4]}…{name[-3:]}"
 
 
 def _attempts(
