@@ -19,7 +19,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from etrm.api import evaluate, gate, load_model, plan, prepare, read_study, train, train_all
+    from etrm.api import (
+        evaluate,
+        gate,
+        load_model,
+        plan,
+        prepare,
+        read_study,
+        score,
+        train,
+        train_all,
+    )
 
 __all__ = [
     "evaluate",
@@ -28,6 +38,7 @@ __all__ = [
     "plan",
     "prepare",
     "read_study",
+    "score",
     "train",
     "train_all",
 ]

@@ -7,7 +7,7 @@ can mend are `etrm.errors.UserError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from etrm.storage.files import file_digest
 from etrm.study.layout import Layout, Run
 
 if TYPE_CHECKING:
+    from etrm.arc.task import Task
     from etrm.models.act import Model
     from etrm.study.plan.plan import Plan
 
@@ -176,6 +177,23 @@ def evaluate(
         state=layout.state,
         compile=study.execution.compile,
     )
+
+
+def score(
+    submission: str | Path | Mapping[str, Any], tasks: Sequence[str] | Sequence[Task]
+) -> dict[str, Any]:
+    """Score a submission in Kaggle's form, a file or its content, by both credit rules.
+
+    `tasks` alone are the denominator: tasks, or the places where they are (task files, folders,
+    Kaggle's files, names of public sets). See `etrm.evaluation.submissions.score_submission`.
+    """
+    from etrm.arc.places import load_places
+    from etrm.evaluation.submissions import read_submission, score_submission
+
+    places = [each for each in tasks if isinstance(each, str)]
+    asked = [each for each in tasks if not isinstance(each, str)]
+    content = submission if isinstance(submission, Mapping) else read_submission(Path(submission))
+    return score_submission(content, [*asked, *load_places(places)])
 
 
 def load_model(folder: str | Path, weights: str = "ema", device: str = "cpu") -> Model:

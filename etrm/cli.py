@@ -1,4 +1,4 @@
-"""The command line: `etrm plan | summary | doctor | prepare | run | gate | evaluate | export`."""
+"""The command line: `etrm COMMAND`; each calls the API, or its own module."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, function: Callable[[Namespace], int | None], text: str
+        name: str, function: Callable[[Namespace], int | None], text: str, study: bool = True
     ) -> ArgumentParser:
         found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         found.set_defaults(function=function)
-        if name != "export":  # which needs a run folder only
+        if study:  # others need no study file
             found.add_argument(
                 "--configfile", default="config/config.yaml", help="the study (%(default)s)"
             )
@@ -76,10 +76,13 @@ def _parser() -> ArgumentParser:
         each.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     run.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
     run.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
-    export = command("export", _export, "write a run's weights in the format of official TRM")
+    export = command(
+        "export", _export, "write a run's weights in the format of official TRM", False
+    )
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
+    _score_options(command("score", _score, "score any submission in Kaggle's form", False))
     return parser
 
 
@@ -96,6 +99,13 @@ def _plan_options(parser: ArgumentParser) -> None:
     add("--gpu", metavar="NAME", help="count hours of this device, one that has been measured")
     add("--all", action="store_true", help="a line for every experiment, also where they are alike")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
+
+
+def _score_options(parser: ArgumentParser) -> None:
+    parser.add_argument("submission", help="a JSON file in Kaggle's form")
+    places = "task file, folder, Kaggle challenges file, or public set, as in arcagi or arcagi2"
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="PLACE", help=places)
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def _plan(given: Namespace) -> None:
@@ -201,6 +211,12 @@ def _evaluate(given: Namespace) -> None:
     study = read_study(given.configfile)
     api.evaluate(study, given.experiment, given.seed, device=given.device)
     print("\n".join(Layout(study).score_files(Run(given.experiment, "full", given.seed))))
+
+
+def _score(given: Namespace) -> None:
+    from etrm.evaluation.submissions import run
+
+    run(given)
 
 
 def _export(given: Namespace) -> None:

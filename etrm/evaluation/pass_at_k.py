@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from etrm.arc.task import Task
 
 CREDIT_RULES = ("task_fraction", "all_tests")
+RULES_IN_WORDS = ("mean over a task's tests", "all tests right")
 ATTEMPTS = 2  # of a submission, for each test input
 _NO_ANSWER = [[0]]  # in a submission, where no grid was predicted
 _NEVER = np.iinfo(np.int64).max  # rank of a truth that no variant predicted
@@ -58,11 +59,7 @@ def score(
     ranks: dict[str, list[int | None]] = {}
     for task_id, query in truths:  # in the order of tasks
         ranks.setdefault(task_id, []).append(best_rank.get((task_id, query)))
-    credit = credits(ranks, ks)
-    passes = {
-        str(k): {rule: _number(credit[:, i, j]) for j, rule in enumerate(CREDIT_RULES)}
-        for i, k in enumerate(ks)
-    }
+    passes = pass_rates(ranks, ks)
     counts = _counts(predictions, tasks, variants)
     votes = ranked["count"].to_numpy()  # predictions behind each candidate
     right, total = int(votes[hit].sum()), int(votes[labelled].sum())
@@ -82,6 +79,15 @@ def score(
             "all.steps": _mean(predictions, "steps"),
         },
         "ranks": ranks,
+    }
+
+
+def pass_rates(ranks: Ranks, ks: Sequence[int]) -> dict[str, Any]:
+    """Return pass@k by both credit rules, with numerator, denominator and interval of each."""
+    credit = credits(ranks, ks)
+    return {
+        str(k): {rule: _number(credit[:, i, j]) for j, rule in enumerate(CREDIT_RULES)}
+        for i, k in enumerate(ks)
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from etrm.config.compare import changes, flat
 from etrm.config.text import first_few
+from etrm.evaluation.pass_at_k import CREDIT_RULES, RULES_IN_WORDS
 from etrm.report.formats import NONE
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import ATTEMPTS, outcome
@@ -17,7 +18,7 @@ from etrm.storage.files import atomic_write
 # `all.exact_accuracy`); it asks for 5 to 10 %. pass@k is told beside it, and decides nothing.
 PASSING_TEST = 0.05
 _SHOWN = 5  # packages that differ from the locked ones; run.json has all
-_RULES = {"task_fraction": "mean over a task's tests", "all_tests": "all tests right"}
+_RULES = dict(zip(CREDIT_RULES, RULES_IN_WORDS, strict=True))
 _TITLES = {
     "pretrain": "Pretraining results",
     "overfit": "Phase 1 results (overfit)",
