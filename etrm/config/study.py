@@ -14,6 +14,7 @@ from typing import Any
 from etrm.config.data import DataConfig, EpisodesConfig
 from etrm.config.execution import ExecutionConfig, FigureStyle, TrackingConfig
 from etrm.config.health import GateConfig, HealthConfig
+from etrm.config.refinement import RefinementConfig
 from etrm.config.registry import context_options
 from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_SEED, NAME, NONE_TWICE, TWO
 from etrm.config.schema import ConfigProblem, option, tagged
@@ -270,6 +271,21 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = option(
         "voting over augmented puzzles of held-out tasks", factory=EvaluationConfig
     )
+    refinement: RefinementConfig = option(
+        "search guided by the demos of held-out tasks, after the evaluation",
+        factory=RefinementConfig,
+    )
+
+    def problems(self) -> list[ConfigProblem]:
+        """Return what of refinement the context source has not."""
+        wanted, found = self.refinement, []
+        if wanted.space == "latent" and not hasattr(self.context, "latent"):
+            expected = "`tokens`, or a variational context.source, which has a latent"
+            found.append(ConfigProblem("refinement.space", "'latent'", expected))
+        if "fine_tuning" in wanted.methods and wanted.tuned == "encoder" and self.is_trm:
+            expected = "`all`: a table of embeddings is no encoder, and `search` moves its row"
+            found.append(ConfigProblem("refinement.tuned", "'encoder'", expected))
+        return found
 
     @property
     def is_trm(self) -> bool:

@@ -17,7 +17,7 @@ MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # The purposes of numbers: streams never share numbers.
 EPISODE, VARIANT, DEMOS, OFFSET, EXPLORE, MINIMUM, SUBSET, NOISE, PROBE = range(9)
-ORDER, PLACE, UNMOVED, NUMBER = range(9, 13)
+ORDER, PLACE, UNMOVED, NUMBER, SEARCH = range(9, 14)
 
 
 def uniform(seed: int, step: int, stream: int, slots: Tensor, columns: int = 1) -> Tensor:

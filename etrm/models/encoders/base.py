@@ -36,8 +36,8 @@ class Encoded:
     """The context of a batch, in units of the decoder's stream (token embeddings: RMS about 1).
 
     Most sources give P tokens without a position of their own, as TRM's embedding (2510.04871)
-    does. A context of cells has as many tokens as there are cells, so `real` and `places` tell
-    them apart.
+    does. A context of cells has as many tokens as there are cells, so `real`, `places` and `demos`
+    tell them apart.
     """
 
     tokens: Tensor  # [B, P, D]
@@ -45,6 +45,7 @@ class Encoded:
     losses: dict[str, Tensor] = field(default_factory=dict)  # by name, per sample [B], unweighted
     real: Tensor | None = None  # [B, P] bool: tokens that exist; None: all
     places: Tensor | None = None  # [B, P] int64: cells of the canvas, -1 for none; None: no cells
+    demos: Tensor | None = None  # [B, P] int64: the demo of a cell, -1 for none; None: no cells
     raw: Tensor | None = None  # [B, P, D]: the tokens before normalisation and scale
 
     def summary(self) -> Tensor:

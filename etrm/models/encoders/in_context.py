@@ -55,6 +55,7 @@ class InContextEncoder(Encoder):
         """Encode the cells of each group of samples, padded to P."""
         size, count = self.context_size(batch.cells), len(batch)
         places = batch.puzzle.new_full((count, size), -1)  # [B, P]
+        demos = places.clone()
         real = torch.zeros_like(places, dtype=torch.bool)
         real[:, 0] = True
         parts = []
@@ -67,9 +68,10 @@ class InContextEncoder(Encoder):
             parts.append((rows, F.pad(tokens, (0, 0, *pad))))
             real[rows] = F.pad(cells.real, pad) | real[rows]
             places[rows] = F.pad(cells.places, pad, value=-1)
+            demos[rows] = F.pad(cells.demos, pad, value=-1)
         out = parts[0][1].new_zeros(count, size, self.options.width)
         for rows, tokens in parts:
             out = out.index_copy(0, rows, tokens)
         first = self.first.to(out.dtype).expand(count, 1, -1)
         x = self.project(torch.cat([first, out[:, 1:]], dim=1))
-        return self.finish(x, real=real, places=places)
+        return self.finish(x, real=real, places=places, demos=demos)
