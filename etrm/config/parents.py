@@ -17,6 +17,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of checkpoint files; othe
 # of context tokens, which no weight depends on and which is an encoder's to choose.
 DECODER_SIZES = (
     *("width", "heads", "layers", "expansion", "H_cycles", "L_cycles", "positions", "rope_theta"),
+    "loss_type",
 )
 # What other codes for TRM have an option for and we have not, under their names of it: our value.
 FIXED = {
@@ -24,7 +25,6 @@ FIXED = {
     "mlp_t": False,
     "rms_norm_eps": 1e-5,
     "no_ACT_continue": True,  # a sample halts by its q-halt logit alone
-    "loss_type": "stablemax_cross_entropy",
     "seq_len": 900,
     "pad_value": 0,
 }

@@ -55,6 +55,7 @@ class StepOutput:
     losses: dict[str, Tensor]  # of the context source, per sample [B]
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
     encoding: Encoded  # read by the decoder
+    loss_type: str  # by which logits become probabilities
 
 
 def empty_carry(model: Model, batch: Batch, dtype: torch.dtype) -> Carry:
@@ -116,7 +117,8 @@ def act_step(
         steps=torch.where(free, 0, carry.steps) + 1,
         halted=free,
     )
-    return after, StepOutput(logits, q[:, 0], encoded.losses, fresh, encoded)
+    kind = model.config.loss_type
+    return after, StepOutput(logits, q[:, 0], encoded.losses, fresh, encoded, kind)
 
 
 def decide_halting(

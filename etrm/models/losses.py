@@ -25,6 +25,17 @@ def log_stablemax(logits: Tensor) -> Tensor:
     return s.log() - s.sum(dim=-1, keepdim=True).log()
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return the logarithms of softmax over the last axis."""
+    return F.log_softmax(logits.float(), dim=-1)
+
+
+LOG_PROBABILITIES = {  # by `model.loss_type`, official TRM's names
+    "stablemax_cross_entropy": log_stablemax,
+    "softmax_cross_entropy": log_softmax,
+}
+
+
 @dataclass
 class SampleLoss:
     """Losses and correctness of one ACT step, per sample [B]."""
@@ -80,7 +91,8 @@ def contrastive_loss(
 def sample_losses(output: StepOutput, labels: Tensor) -> SampleLoss:
     """Compare `output` with labels [B, S] int64; cells that are PAD do not count."""
     right, count = right_cells(output.logits, labels)
-    log_p = log_stablemax(output.logits).gather(-1, labels[..., None]).squeeze(-1)
+    log_p = LOG_PROBABILITIES[output.loss_type](output.logits)
+    log_p = log_p.gather(-1, labels[..., None]).squeeze(-1)
     divisor = count.clamp(min=1)  # a sample without labels has loss 0, not NaN
     exact = (right.sum(dim=-1) == count) & (count > 0)
     return SampleLoss(

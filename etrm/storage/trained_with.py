@@ -71,7 +71,7 @@ def nano_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     elif found.get("positions") == "2d":  # other frequencies than `rope_2d`, other context tokens
         found["positions"] = "2d of nano-trm"
     found["context_tokens"] = _context_tokens(given, given.get("puzzle_emb_dim"))
-    return _known({**found, "no_ACT_continue": True, "loss_type": FIXED["loss_type"]})
+    return _known({**found, "no_ACT_continue": True, "loss_type": "stablemax_cross_entropy"})
 
 
 def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:

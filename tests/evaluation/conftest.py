@@ -41,7 +41,9 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[StepOutput, torch.Tensor]:
         logits = torch.nn.functional.one_hot(batch.labels, 12).float()
         ones = torch.ones(len(batch))
-        output = StepOutput(logits, ones, {}, ones.bool(), Encoded(logits))
+        output = StepOutput(
+            logits, ones, {}, ones.bool(), Encoded(logits), "stablemax_cross_entropy"
+        )
         return output, torch.full((len(batch),), halting.max_steps)
 
     monkeypatch.setattr("etrm.evaluation.decode.decode", answer)

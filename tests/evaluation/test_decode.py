@@ -203,7 +203,9 @@ def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
     batch = corpus.assemble(episodes, index, variant)
     logits = torch.nn.functional.one_hot(batch.labels, 12).float()
     encoded = torch.ones(len(batch)).bool()
-    output = StepOutput(logits, torch.zeros(len(batch)), {}, encoded, Encoded(logits))
+    output = StepOutput(
+        logits, torch.zeros(len(batch)), {}, encoded, Encoded(logits), "stablemax_cross_entropy"
+    )
     losses, steps = sample_losses(output, batch.labels), torch.ones(len(batch)).long()
     correct = []
     for puzzle in (batch.puzzle, batch.puzzle.roll(1)):

@@ -20,11 +20,14 @@ B, S, V = 6, 9, 12
 
 
 def output_of(
-    logits: Tensor, q_halt: Tensor, losses: dict[str, Tensor] | None = None
+    logits: Tensor,
+    q_halt: Tensor,
+    losses: dict[str, Tensor] | None = None,
+    kind: str = "stablemax_cross_entropy",
 ) -> StepOutput:
     context = torch.zeros(len(q_halt), 1, 1)
     encoded = torch.ones(len(q_halt)).bool()
-    return StepOutput(logits, q_halt, losses or {}, encoded, Encoded(context))
+    return StepOutput(logits, q_halt, losses or {}, encoded, Encoded(context), kind)
 
 
 @pytest.fixture
@@ -45,6 +48,11 @@ def stablemax(logits: np.ndarray) -> np.ndarray:
     return s / s.sum(axis=-1, keepdims=True)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    s = np.exp(logits.astype(np.float64))
+    return s / s.sum(axis=-1, keepdims=True)
+
+
 # --- losses ---
 
 
@@ -56,12 +64,17 @@ def test_stablemax_is_that_of_its_paper_in_float64() -> None:
     assert float(found.exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_losses_are_means_over_labelled_cells(case: tuple[Tensor, Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("kind", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_losses_are_means_over_labelled_cells(
+    case: tuple[Tensor, Tensor, Tensor], kind: str
+) -> None:
     logits, q_halt, labels = case
-    losses = sample_losses(output_of(logits, q_halt), labels)
+    losses = sample_losses(output_of(logits, q_halt, kind=kind), labels)
     assert losses.labelled.tolist() == [True] * 5 + [False]
     assert losses.exact.tolist() == [False] * 4 + [True, False]  # no label, nothing right
-    p = stablemax(logits.numpy())
+    p = {"stablemax_cross_entropy": stablemax, "softmax_cross_entropy": softmax}[kind](
+        logits.numpy()
+    )
     for b in range(B - 1):
         cells = [s for s in range(S) if labels[b, s] != 0]
         terms = [-math.log(p[b, s, int(labels[b, s])]) for s in cells]

@@ -219,7 +219,7 @@ def test_cycles_are_checked_where_the_official_config_is_beside(checkpoint: Path
     config.write_text(arch)
     _, report = start(checkpoint)
     assert report["unchecked"] == [
-        *("positions", "architecture", "loss_type", "context_tokens", "max_steps", "dtype")
+        *("positions", "loss_type", "architecture", "context_tokens", "max_steps", "dtype")
     ]
     config.write_text(arch.replace("L_cycles: 1", "L_cycles: 4").replace("heads: 2", "heads: 8"))
     with pytest.raises(CheckpointError, match=r"heads 8 there and 2 here, L_cycles 4 there and 1"):
