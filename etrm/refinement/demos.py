@@ -99,7 +99,8 @@ def answer(
             z_H, z_L, logits, q = model.decoder(
                 batch.inputs, context.tokens, z_H, z_L, batch.lane, context.real, context.places
             )
-    return StepOutput(logits, q[:, 0], {}, q[:, 0] > 0, context)
+    kind = model.config.loss_type
+    return StepOutput(logits, q[:, 0], {}, q[:, 0] > 0, context, kind)
 
 
 def demo_likelihood(
@@ -111,7 +112,7 @@ def demo_likelihood(
     the mean over its cells (natural logarithm, ≤ 0).
     """
     losses = sample_losses(answer(model, demos.batch, contexts, steps, dtype), demos.batch.labels)
-    return demos.mean(-losses.lm), demos.mean(losses.exact.double())
+    return demos.mean(-losses.lm.double()), demos.mean(losses.exact.double())
 
 
 @contextmanager
