@@ -82,6 +82,9 @@ def _parser() -> ArgumentParser:
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
+    _compare_options(command("compare", _compare, "show two runs or experiments side by side"))
+    show = command("show", _show, "show what a run is, and how it went, at a glance")
+    show.add_argument("run", help="as those of compare")
     _score_options(command("score", _score, "score any submission in Kaggle's form", False))
     return parser
 
@@ -99,6 +102,13 @@ def _plan_options(parser: ArgumentParser) -> None:
     add("--gpu", metavar="NAME", help="count hours of this device, one that has been measured")
     add("--all", action="store_true", help="a line for every experiment, also where they are alike")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
+
+
+def _compare_options(parser: ArgumentParser) -> None:
+    words = "run folder, folder of an evaluation, or experiment of the study"
+    parser.add_argument("a", metavar="A", help=words)
+    parser.add_argument("b", metavar="B", help="another, compared with A")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def _score_options(parser: ArgumentParser) -> None:
@@ -120,8 +130,7 @@ def plan_text(given: Namespace) -> str:
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
     if given.json:
         return json.dumps(plan.document(), indent=2)
-    width = shutil.get_terminal_size(fallback=(120, 40)).columns
-    return render(plan, width, given.all)
+    return render(plan, _width(), given.all)
 
 
 def _summary(given: Namespace) -> None:
@@ -211,6 +220,27 @@ def _evaluate(given: Namespace) -> None:
     study = read_study(given.configfile)
     api.evaluate(study, given.experiment, given.seed, device=given.device)
     print("\n".join(Layout(study).score_files(Run(given.experiment, "full", given.seed))))
+
+
+def _compare(given: Namespace) -> None:
+    from etrm.report.side_by_side import Side, side_by_side, to_json, to_text
+    from etrm.study.views import find_views
+
+    sides = (Side(n, list(find_views(n, given.configfile).values())) for n in (given.a, given.b))
+    found = side_by_side(*sides)
+    print(to_json(found) if given.json else to_text(found, _width()))
+
+
+def _show(given: Namespace) -> None:
+    from etrm.report.at_a_glance import to_text
+    from etrm.study.views import find_views
+
+    views = find_views(given.run, given.configfile)
+    print("\n\n".join(to_text(folder, view, _width()) for folder, view in views.items()))
+
+
+def _width() -> int:
+    return shutil.get_terminal_size(fallback=(120, 40)).columns
 
 
 def _score(given: Namespace) -> None:

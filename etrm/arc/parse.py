@@ -13,7 +13,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -290,6 +290,6 @@ def describe(value: Any) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."
 
 
-def count(items: Sequence[Any], noun: str) -> str:
+def count(items: Sized, noun: str) -> str:
     """Return the number of `items`, with the noun in its number."""
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"

@@ -50,7 +50,7 @@ def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.Data
         family = []
         for mine in by_name.values():
             if theirs and asked(mine[0]) == asked(theirs[0]):
-                family.append(_row(mine, theirs, k))
+                family.append(paired(mine, theirs, k))
         tested = [row for row in family if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             words = _words(row["difference"], p) + row["status"]
@@ -69,15 +69,19 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
             "Tasks": [NONE if pd.isna(n) else f"{n:.0f}" for n in table["tasks"]],
             "Score": [_share(row, "pass") for _, row in table.iterrows()],
             "Baseline": [_share(row, "baseline_pass") for _, row in table.iterrows()],
-            "Difference, points": [_difference(row) for _, row in table.iterrows()],
-            "p": [_p(value) for value in table["p"]],
-            "p, corrected": [_p(value) for value in table["p_holm"]],
+            "Difference, points": [render_difference(row) for _, row in table.iterrows()],
+            "p": [render_p(value) for value in table["p"]],
+            "p, corrected": [render_p(value) for value in table["p_holm"]],
             "Status": [str(status) for status in table["status"]],
         }
     )
 
 
-def _row(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str, Any]:
+def paired(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str, Any]:
+    """Return the difference of pass@k of two sets of runs, over the same tasks.
+
+    Without a difference where one has no score or other tasks; `status` then says why.
+    """
     scored = [[v for v in views if v.score is not None] for views in (mine, theirs)]
     passed, judged = gate_counts(mine)
     row: dict[str, Any] = {
@@ -149,7 +153,8 @@ def _share(row: pd.Series, name: str) -> str:
     return NONE if pd.isna(row[name]) else f"{100 * row[name]:.1f} %{mark}"
 
 
-def _difference(row: pd.Series) -> str:
+def render_difference(row: pd.Series | dict[str, Any]) -> str:
+    """Render `+2.3 [−0.1, +4.8]`, in points."""
     if pd.isna(row["difference"]):
         return NONE
     points = (100 * row[f"difference{part}"] for part in ("", "_low", "_high"))
@@ -157,7 +162,8 @@ def _difference(row: pd.Series) -> str:
     return f"{middle} [{low}, {high}]"
 
 
-def _p(value: float | None) -> str:
+def render_p(value: float | None) -> str:
+    """Render a p-value to three digits."""
     if value is None or np.isnan(value):
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -222,7 +222,7 @@ def _provenance(views: Sequence[RunView]) -> list[str]:
     versions = views[-1].run.get("versions") or {}
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     places = [view.run.get("environment") or {} for view in views]
-    named = distinct(_environment(place) for place in places if place.get("kind"))
+    named = distinct(environment_text(place) for place in places if place.get("kind"))
     lines += ["", f"Versions: {known or NONE}"]
     sources = views[-1].run.get("sources") or {}
     read = [f"- `{name}`: {_source(source)}" for name, source in sources.items()]
@@ -238,7 +238,7 @@ def _source(source: Mapping[str, Any]) -> str:
     return f"{revision}, from {source['origin']}; {source['tasks']} tasks{left_out}"
 
 
-def _environment(environment: Mapping[str, Any]) -> str:
+def environment_text(environment: Mapping[str, Any]) -> str:
     """Return kind, name, and whether it is the locked one: `conda etrm, as locked`."""
     name = " ".join(str(part) for part in (environment["kind"], environment["name"]) if part)
     if environment["locked"] is None:
