@@ -8,10 +8,12 @@ The calls that the command line makes, for notebooks and scripts (`etrm.api` doc
     etrm.train(study, "trm_strict", "pretrain")
     verdict = etrm.gate(study, "etrm_act4")
     score = etrm.evaluate(study, "etrm_act4")
-    model = etrm.load_model("results/mini/runs/etrm_act4/full/seed0")
+    solver = etrm.load("results/mini/runs/etrm_act4/full/seed0")
+    solver.solve("task.json").show()
 
-Rooms, bottom up; each imports from those before it: `config`, `arc`, `storage`, `runtime`,
-`tracking`, `data`, `models`, `evaluation`, `training`, `launch`, `report`, `study`.
+`__all__` lists the stable names. Rooms, bottom up; each imports from those before it: `config`,
+`arc`, `storage`, `runtime`, `tracking`, `data`, `models`, `evaluation`, `training`, `launch`,
+`report`, `study`, `solve`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
     from etrm.api import (
         evaluate,
         gate,
+        load,
         load_model,
+        make_task,
+        metrics,
         plan,
+        predictions,
         prepare,
         read_study,
+        read_tasks,
         score,
         train,
         train_all,
@@ -34,10 +41,15 @@ if TYPE_CHECKING:
 __all__ = [
     "evaluate",
     "gate",
+    "load",
     "load_model",
+    "make_task",
+    "metrics",
     "plan",
+    "predictions",
     "prepare",
     "read_study",
+    "read_tasks",
     "score",
     "train",
     "train_all",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etrm.config import load
+from etrm.config.load import read_study as read_study
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.runtime.logs import say
@@ -19,11 +19,13 @@ from etrm.storage.files import file_digest
 from etrm.study.layout import Layout, Run
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from etrm.arc.task import Task
     from etrm.models.act import Model
+    from etrm.solve.solver import Solver
+    from etrm.solve.tasks import Tasks
     from etrm.study.plan.plan import Plan
-
-read_study = load.read_study
 
 
 def plan(configfile: str, gpu: str | None = None) -> Plan:
@@ -204,17 +206,64 @@ def load_model(folder: str | Path, weights: str = "ema", device: str = "cpu") ->
     """
     from etrm.config.schema import parse
     from etrm.config.study import RunConfig
-    from etrm.models.build import build_model
-    from etrm.storage.checkpoint import load_weights
+    from etrm.models import build
     from etrm.storage.records import check_weights, read_run
 
     record = read_run(Path(folder))
     check_weights(Path(folder), record)
     run: RunConfig = parse(RunConfig, record["config"])
-    # Rows of the embedding table; an encoder has none.
-    model = build_model(run, record["puzzles"] if record["kind"] == "trm" else 1)
-    model.load_state_dict(load_weights(Path(folder) / "model.safetensors", weights))
-    return model.to(device).eval()
+    return build.load_model(Path(folder), run, weights).to(device)
+
+
+def load(folder: str | Path, weights: str = "ema", device: str | None = None) -> Solver:
+    """Return the solver of a run folder: it answers tasks, encodes demos and gives logits.
+
+    The folder is all that is needed, without its study. `weights` are `ema` or `raw`; `device` is
+    by default a GPU if there is one. Raises `UserError` where there is no finished run, where its
+    weights are not those of its record, and for a TRM that knows its training tasks alone.
+    """
+    from etrm.solve.solver import load
+
+    return load(folder, weights, device)
+
+
+def read_tasks(tasks: Tasks) -> list[Task]:
+    """Return tasks: of task files, folders of them, Kaggle challenges files, or dictionaries.
+
+    Test outputs may be missing, grids may be arrays. Raises `UserError` with all problems.
+    """
+    from etrm.solve.tasks import read_tasks
+
+    return read_tasks(tasks)
+
+
+def make_task(demos: Sequence[tuple[Any, Any]], inputs: Sequence[Any], name: str = "task0") -> Task:
+    """Return the task of some demos, pairs of grids, and the inputs that are asked about.
+
+    A grid is an array of integers 0-9 [height, width], or a list of rows.
+    """
+    from etrm.solve.tasks import make_task
+
+    return make_task(demos, inputs, name)
+
+
+def predictions(path: str | Path) -> pd.DataFrame:
+    """Return the predictions of an evaluation, from its folder or its `predictions.parquet`.
+
+    A row for each task, test input and variant; `grid` holds arrays, uint8 [height, width].
+    """
+    from etrm.evaluation.voting import with_arrays
+    from etrm.storage.records import read_predictions
+
+    file = Path(path) / "predictions.parquet" if Path(path).is_dir() else Path(path)
+    return with_arrays(read_predictions(file).to_pandas())
+
+
+def metrics(folder: str | Path) -> pd.DataFrame:
+    """Return the metrics of a run folder: a row for each logged step, a column for each metric."""
+    from etrm.storage.records import read_metrics
+
+    return read_metrics(Path(folder)).to_pandas()
 
 
 def _replace(path: Path, write: Callable[[Path], str]) -> str:

@@ -15,6 +15,7 @@ from etrm import api
 from etrm.config.load import read_study
 from etrm.errors import UserError, is_explained
 from etrm.runtime.terminal import use_stand_ins
+from etrm.solve.command import add_solve_options
 from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
 from etrm.study.layout import Layout, Run
@@ -76,6 +77,8 @@ def _parser() -> ArgumentParser:
         each.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     run.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
     run.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
+    solve = command("solve", _solve, "answer tasks of your own by a finished run", False)
+    add_solve_options(solve)
     export = command(
         "export", _export, "write a run's weights in the format of official TRM", False
     )
@@ -247,6 +250,12 @@ def _score(given: Namespace) -> None:
     from etrm.evaluation.submissions import run
 
     run(given)
+
+
+def _solve(given: Namespace) -> int:
+    from etrm.solve.command import run
+
+    return run(given)
 
 
 def _export(given: Namespace) -> None:

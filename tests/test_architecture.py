@@ -24,6 +24,7 @@ ORDER = (
         "launch",
         "report",
         "study",
+        "solve",
         "api",
         "cli",
         "__main__",

@@ -241,10 +241,17 @@ def read_json(path: Path, hint: str, problems: Problems) -> Any:
         # A pipe is not opened: that waits for its writer, perhaps for ever.
         if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise OSError(errno.ENXIO, "a pipe, a socket or a device")
-        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
-        content = json.loads(text, object_pairs_hook=_Object)
+        content = path.read_bytes()
     except OSError as error:
         return add_file_problem(path, error, "a JSON file", hint, problems)
+    return parse_json(str(path), content, problems)
+
+
+def parse_json(where: str, content: bytes, problems: Problems) -> Any:
+    """Return the JSON value of a file's content; None after a problem, of which null is one."""
+    try:
+        text = content.decode("utf-8-sig")  # some editors write a byte order mark
+        value = json.loads(text, object_pairs_hook=_Object)
     except UnicodeDecodeError as error:
         found = f"bytes that are not UTF-8 (at byte {error.start})"
     except json.JSONDecodeError as error:
@@ -252,10 +259,10 @@ def read_json(path: Path, hint: str, problems: Problems) -> Any:
     except (ValueError, RecursionError) as error:  # an endless number, lists nested too deep
         found = f"JSON that cannot be read ({error})"
     else:
-        if content is not None:
-            return content
+        if value is not None:
+            return value
         found = "null"
-    return problems.add(str(path), found, "a JSON file")
+    return problems.add(where, found, "a JSON file")
 
 
 def _json_error(error: json.JSONDecodeError) -> str:

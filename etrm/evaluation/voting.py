@@ -39,6 +39,13 @@ def vote(predictions: pd.DataFrame) -> pd.DataFrame:
     return ranked
 
 
+def with_arrays(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions whose column `grid` holds arrays, uint8 [height, width], for people."""
+    cells = zip(*(predictions[name] for name in ("height", "width", "grid")), strict=True)
+    arrays = pd.Series([to_array(*each) for each in cells], predictions.index, dtype=object)
+    return predictions.assign(grid=arrays)
+
+
 def to_array(height: int, width: int, grid: bytes) -> np.ndarray:
     """Return the grid of one predictions row as uint8 [height, width]."""
     return np.frombuffer(grid, dtype=np.uint8).reshape(int(height), int(width))

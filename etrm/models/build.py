@@ -1,6 +1,8 @@
-"""Build a model from its configuration."""
+"""Build a model from its configuration, or from the folder of a finished run."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -8,6 +10,7 @@ from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.models.act import Model
 from etrm.models.decoder import Decoder
+from etrm.storage.checkpoint import load_weights
 
 
 def build_model(run: RunConfig, num_puzzles: int) -> Model:
@@ -20,6 +23,15 @@ def build_model(run: RunConfig, num_puzzles: int) -> Model:
         decoder = Decoder(run.model)  # first: its weights are the same for every context source
         source = context_source(run.context.source)(run.context, run.model, num_puzzles)
     return Model(source, decoder)
+
+
+def load_model(folder: Path, run: RunConfig, weights: str = "ema") -> Model:
+    """Return the trained model of a run folder, on the CPU; `weights` are `ema` or `raw`."""
+    tensors = load_weights(folder / "model.safetensors", weights)
+    table = tensors.get("context.weights")  # of embeddings; an encoder has none
+    model = build_model(run, 1 if table is None else len(table))
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 def num_parameters(model: Model) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from etrm.errors import UserError
 from etrm.models.decoder import Network
 from etrm.models.encoders.pairs import PairTokens
 from etrm.models.layers import Block, CrossBlock, Linear, TokenEmbedding
@@ -51,6 +52,22 @@ def computing(model: nn.Module, compute: Compute) -> Iterator[None]:
             if isinstance(module, (Linear, TokenEmbedding, PairTokens)):
                 for name in ("hoisted", "dtype", "packing"):  # back to the class's default
                     module.__dict__.pop(name, None)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device of a name, as `cpu` or `cuda:1`; by default a GPU if there is one.
+
+    Raises `UserError` for one that is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    try:
+        device = torch.device(name or ("cuda" if has_gpu else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device: found {name!r}, expected cpu, cuda, cuda:1, …") from None
+    count = torch.cuda.device_count() if has_gpu else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device: found {name!r}, but {count} GPUs; expected one of them, or cpu")
+    return device
 
 
 def device_name(device: torch.device) -> str:

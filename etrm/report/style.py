@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
@@ -49,6 +48,8 @@ class Look:
 @contextlib.contextmanager
 def theme(style: FigureStyle) -> Iterator[None]:
     """Set the look under which a figure is built; the global settings stay as they are."""
+    import seaborn as sns  # late: it takes longer to load than a picture of grids to draw
+
     scale = style.font_scale
     settings: dict[str, Any] = dict(sns.axes_style("ticks"))
     settings |= sns.plotting_context("paper", font_scale=scale)
