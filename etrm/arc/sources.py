@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from etrm.arc.task import Pair, Rule, Task
 from etrm.config.rules import SIGNS
 from etrm.config.text import first_few
 from etrm.errors import UserError
-from etrm.worlds.generate import generate
+from etrm.worlds.generate import Generated, generate
 from etrm.worlds.world import WorldError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Loaded:
     skipped: list[SourceProblem]  # the first problem of each task that was left out
     origin: str  # package or files that they were read from
     revision: str | None = None  # of generated tasks: generator, version and options
+    options: dict[str, Any] | None = None  # of a world, by which it has more tasks
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -76,7 +77,8 @@ class Loaded:
         content = content_digest(self.tasks)
         skipped = dict(Counter(problem.expected for problem in self.skipped).most_common())
         named = {"revision": self.revision or REVISIONS.get(content), "content": content}
-        return {**named, "origin": self.origin, "tasks": len(self.tasks), "skipped": skipped}
+        counts = {"tasks": len(self.tasks), "skipped": skipped}
+        return {**named, "origin": self.origin, **counts, "options": self.options}
 
 
 def load_sources(
@@ -103,7 +105,9 @@ def load_sources(
             example += f"{next(iter(skipped.values()))})"
             own.add(f"source {name}, problems: skip", example, "at least one")
         problems += own
-        loaded[name] = Loaded(tasks, list(skipped.values()), origin, revision_of(source))
+        options = asdict(source) if source.kind == "world" else None
+        revision = revision_of(source)
+        loaded[name] = Loaded(tasks, list(skipped.values()), origin, revision, options)
     if problems:
         raise SourceError(problems)
     return loaded
@@ -298,15 +302,24 @@ def _load_world(
     tasks, redrawn = [], 0
     try:
         for each in generate(source, 0, source.tasks):
-            pairs = tuple(Pair(*pair) for pair in each.pairs)
-            rule = Rule(each.rule, each.parameters, each.novelty)
-            demos, queries = pairs[: each.demos], pairs[each.demos :]
-            tasks.append(Task(each.id, demos, queries, rule, exact=not source.augment))
+            tasks.append(_task_of(source, each))
             redrawn += each.redrawn
     except WorldError as error:
         problems.add(f"a world of {', '.join(source.rules)}", str(error), "tasks")
     again = f"{redrawn} drawn again, whose demos did not identify an answer"
     return tasks, f"a world of {', '.join(source.rules)} ({again})"
+
+
+def world_tasks(source: WorldSource, start: int, count: int) -> list[Task]:
+    """Return the tasks of a world with the numbers `start`, …, `start + count - 1`."""
+    return [_task_of(source, each) for each in generate(source, start, count)]
+
+
+def _task_of(source: WorldSource, generated: Generated) -> Task:
+    pairs = tuple(Pair(*pair) for pair in generated.pairs)
+    rule = Rule(generated.rule, generated.parameters, generated.novelty)
+    demos, queries = pairs[: generated.demos], pairs[generated.demos :]
+    return Task(generated.id, demos, queries, rule, exact=not source.augment)
 
 
 KINDS: dict[str, Callable[[Any, Problems, int | None], tuple[list[Task], str]]] = {

@@ -131,6 +131,13 @@ class TrainConfig:
     variants: int | None = option(
         "augmented puzzles per task that are trained on; null: all", None, "variants", ge=1
     )
+    new_tasks_every: int | None = option(
+        "training tasks, all of worlds, give way to as many new ones, the next of their endless"
+        " sequences; null: never",
+        None,
+        "steps",
+        ge=1,
+    )
     lr: float = option("learning rate after warm-up", 1.0e-4, gt=0)
     warmup_steps: int = option("linear warm-up", 2000, "steps", ge=0)  # lr_warmup_steps
     betas: tuple[float, ...] = option(  # beta1, beta2

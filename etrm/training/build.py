@@ -27,6 +27,7 @@ from etrm.models.build import build_model
 from etrm.runtime.distributed import Ranks
 from etrm.storage.digests import digest
 from etrm.training.initial_weights import Parent, load_initial_weights
+from etrm.training.renewal import Renewal, make_renewal, without_bounds
 from etrm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -43,19 +44,22 @@ def build_trainer(
 
     `tables`: tasks.parquet and augmentations.parquet.
     """
-    corpus, episodes = training_data(run, *tables, ranks.device)
+    corpus, episodes, renewal = training_data(run, *tables, ranks.device)
     model = build_model(run, corpus.num_puzzles).to(ranks.device)
     report = None
     if parent is not None:
         report = load_initial_weights(model.decoder, parent, run)
     validation = validation_data(run, *tables, parent, ranks.device)
-    return Trainer(run, model, corpus, episodes, ranks, execution, None, validation), report
+    trainer = Trainer(run, model, corpus, episodes, ranks, execution, None, validation, renewal)
+    return trainer, report
 
 
 def training_data(
     run: RunConfig, tasks: Path, augmentations: Path, device: torch.device
-) -> tuple[Corpus, list[Episodes]]:
-    """Return the corpus of a run, which is all that it trains on, and its questions by lane.
+) -> tuple[Corpus, list[Episodes], Renewal | None]:
+    """Return the corpus of a run, its questions by lane, and where new tasks come from.
+
+    It is all that the run trains on, but for new tasks.
 
     Every run leaves out training tasks that hold a test pair of a held-out task, a strict run those
     as well that overlap one in another way. Test outputs of held-out tasks are removed before
@@ -65,18 +69,18 @@ def training_data(
     needs_demos = context_source(run.context.source).needs_demos
     records = read_tasks(tasks, run.sources)
     records = [r for r in records if r.answer_of is None]  # of no held-out test pair
-    evaluation = [r.task for r in records if r.split == "evaluation"]
-    held_out, numbers = [t.id for t in evaluation], demo_numbers(run.episodes, evaluation)
+    held_out = [r for r in records if r.split == "evaluation"]
+    numbers = demo_numbers(run.episodes, [r.task for r in held_out])
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
     elif needs_demos:
         records = [r for r in records if r.split != "validation"]
+    if run.train.tasks is not None:  # the same subset for every seed, nested by size
+        order = sorted((r.task.id for r in records), key=lambda name: digest(["subset", name]))
+        chosen = set(order[: run.train.tasks])
+        records = [r for r in records if r.task.id in chosen]
     # From here on, nothing has seen an answer of a held-out task.
     used = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
-    if run.train.tasks is not None:  # the same subset for every seed, nested by size
-        order = sorted(used, key=lambda task: digest(["subset", task.id]))
-        chosen = {task.id for task in order[: run.train.tasks]}
-        used = [task for task in used if task.id in chosen]
     if not used:
         named = ", ".join(run.sources or ()) or "the study"
         raise UserError(
@@ -84,10 +88,14 @@ def training_data(
             " split, data.max_side or an overlap with held-out tasks leaves out all of them"
         )
     corpus = Corpus(used, read_augmentations(augmentations), device, limit=run.train.variants)
-    questions = training_questions(corpus, held_out, run.episodes, needs_demos)
+    hidden, canvas = [r.task.id for r in held_out], run.episodes.canvas
+    questions = training_questions(corpus, hidden, run.episodes, needs_demos)
     # A lane must hold the answer too, where the loss needs it.
-    canvas = run.episodes.canvas
-    return corpus, group_by_lane(corpus, questions, canvas, see_answers=True, numbers=numbers)
+    episodes = group_by_lane(corpus, questions, canvas, see_answers=True, numbers=numbers)
+    renewal = make_renewal(run, tasks, records, held_out, device)
+    if renewal is not None:
+        episodes = [without_bounds(each) for each in episodes]
+    return corpus, episodes, renewal
 
 
 def validation_data(

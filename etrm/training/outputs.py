@@ -54,6 +54,8 @@ def run_record(
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # from KiB
     identity = ("experiment", "stage", "seed", "split")
+    unproven = [] if parent is None else parent.unproven  # ancestors of unknown origin
+    unproven += trainer.renewal.unproven if trainer.renewal else ()
     return {
         **{name: getattr(run, name) for name in identity},
         "kind": "trm" if run.context.source == "embedding" else "etrm",
@@ -64,7 +66,7 @@ def run_record(
         "lanes": {str(each.lane): len(each) for each in trainer.episodes},
         "seen_tasks": seen_tasks(tasks, parents),  # transitively
         "parents": [{name: p[name] for name in (*identity, "key")} for p in parents],
-        "unproven": [] if parent is None else parent.unproven,  # ancestors of unknown origin
+        "unproven": unproven,
         "init": loaded,
         "num_params": num_parameters(trainer.model),
         "steps_done": trainer.step_number,

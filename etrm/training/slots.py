@@ -7,7 +7,7 @@ run, and takes the same samples whatever the numbers of ranks and micro-batches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,12 @@ class LaneSlots:
     slots: Tensor  # [B] int64, on the device: numbers in the whole batch
     positions: Tensor  # [B] int64, on the host: numbers among the slots of this lane
     host_tracker: HostSlotTracker | None = None  # where demos are packed by bounds
+
+    def take_from(self, corpus: Corpus, episodes: Episodes) -> None:
+        """Take new samples from other questions of the lane; slots keep those that they have."""
+        self.sampler = replace(self.sampler, corpus=corpus, episodes=episodes)
+        if self.host_tracker is not None:
+            self.host_tracker.sampler = self.sampler
 
     def batch(self, step: int) -> Batch:
         """Return new samples of `step`, with token bounds for the samples held after it."""

@@ -25,6 +25,7 @@ from etrm.training.lane_weights import LaneWeights
 from etrm.training.metrics import EncoderStatistics, Window
 from etrm.training.optim import averaged_weights, warmup_factor
 from etrm.training.probe import Probe, make_probe
+from etrm.training.renewal import Renewal
 from etrm.training.slots import LaneSlots, gather_carries, make_lane_slots, restore_carries
 from etrm.training.update import Updater
 
@@ -50,14 +51,17 @@ class Trainer:
         execution: ExecutionConfig = DEFAULTS,
         compute: Compute | None = None,
         validation: tuple[Corpus, list[LaneQuestions]] | None = None,
+        renewal: Renewal | None = None,
     ) -> None:
         """`episodes`: by lane. `compute`: the number format and its variants, default: `run`'s.
 
         `validation`: questions that `evaluate` asks beside those of training, of another corpus.
+        `renewal`: where the tasks that give way to others come from.
         """
         self.run, self.model, self.corpus, self.ranks = run, model, corpus, ranks
         self.train, self.halting, self.episodes = run.train, run.halting, list(episodes)
-        self.validation = validation
+        self.validation, self.renewal = validation, renewal
+        self._period = 0  # of the tasks that slots take
         self.compute = compute or Compute(DTYPES[run.train.dtype], run.train.hoist_casts)
         self.step_number = 0  # of the step under way, or the last one done
         dtype = self.compute.dtype
@@ -76,6 +80,7 @@ class Trainer:
     def step(self) -> None:
         """Do one ACT step of every slot, and one update."""
         self.step_number += 1
+        self._renew()
         weights = self.lane_weights.by_lane
         number_halted = torch.zeros_like(weights)  # [lanes]
         statistics = EncoderStatistics() if self.row_due() else None
@@ -104,6 +109,18 @@ class Trainer:
         # The probe measures the updated weights, and changes none.
         if self._due(self.train.probe_every) and self.probe is not None:
             self._add_shared(self.probe.measure(self.model, self.compute))
+
+    def _renew(self) -> None:
+        """Let slots take tasks of the step's period, from this step on."""
+        if (
+            self.renewal is None
+            or (period := self.renewal.period(self.step_number)) == self._period
+        ):
+            return
+        self._period = period
+        drawn = self.renewal.draw(period)
+        for group in self.lane_slots:
+            group.take_from(*drawn)
 
     def row_due(self) -> bool:
         """Return whether a row of this step is logged."""

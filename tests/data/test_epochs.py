@@ -239,6 +239,6 @@ def test_trm_published_trains_on_the_official_tasks_but_two(arc: Path, tmp_path:
     ids = [record.task.id for record in read_tasks(tasks)]
     write_augmentations(variants, dict.fromkeys(ids, two_variants()))
     run = run_config(config, "trm_published", "pretrain", 0)
-    corpus, (lane,) = training_data(run, tasks, variants, torch.device("cpu"))
+    corpus, (lane,), _ = training_data(run, tasks, variants, torch.device("cpu"))
     assert set(ids) - {task.id for task in corpus.tasks} == {"40853293", "caa06a1f"}
     assert (len(corpus.tasks), len(lane)) == (960 - 2, 3988 - 7)

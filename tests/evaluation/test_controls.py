@@ -95,9 +95,9 @@ def test_an_experiment_trains_on_its_sources_and_is_asked_about_them(
     two_sources: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run = make_run(sources=["training_b", "evaluation_a"])
-    corpus, _ = training_data(run, *two_sources, CPU)
+    corpus, *_ = training_data(run, *two_sources, CPU)
     assert [task.id[:10] for task in corpus.tasks] == ["training_b"] * 3
-    everything, _ = training_data(make_run(), *two_sources, CPU)
+    everything, *_ = training_data(make_run(), *two_sources, CPU)
     assert len(everything.tasks) == 6
     paths = RunPaths(*two_sources, None, tmp_path / "run", tmp_path / "state", tmp_path / "wandb")
     train_run(run, paths, TrackingConfig(wandb="disabled"), device="cpu")

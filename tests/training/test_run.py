@@ -98,7 +98,7 @@ def train(run: RunConfig, paths: RunPaths, **places: Any) -> dict[str, Any]:
 
 
 def data_of(run: RunConfig, paths: RunPaths) -> tuple[Corpus, list[Episodes]]:
-    return training_data(run, paths.tasks, paths.augmentations, torch.device("cpu"))
+    return training_data(run, paths.tasks, paths.augmentations, torch.device("cpu"))[:2]
 
 
 def diverging(**train: Any) -> RunConfig:

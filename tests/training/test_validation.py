@@ -44,7 +44,7 @@ def test_no_corpus_of_training_has_a_validation_task(
 ) -> None:
     """But that of transductive TRM, which is published with all of them."""
     paths, run = study(tmp_path), make_run(source, stage=stage, split=split)
-    corpus, episodes = training_data(run, paths.tasks, paths.augmentations, torch.device("cpu"))
+    corpus, episodes, _ = training_data(run, paths.tasks, paths.augmentations, torch.device("cpu"))
     names = {task.id for task in corpus.tasks}
     expected = OURS if split == "strict" else [*OURS, *HELD_OUT]
     expected = (
