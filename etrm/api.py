@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etrm.config.load import read_study as read_study
+from etrm.config.registry import register_encoder as register_encoder
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.runtime.logs import say

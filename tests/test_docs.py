@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import make_run, make_tasks, write_study
 
+from etrm.config.execution import TrackingConfig
 from etrm.config.load import load_study
+from etrm.training.run import train_run
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "docs"))
@@ -60,7 +64,10 @@ def test_the_readme_names_every_room() -> None:
 
 
 def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
-    """Also from one that holds a checkout, whose package it must not take."""
+    """Also from one that holds a checkout, whose package it must not take.
+
+    It answers tasks from a run folder alone.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def run(*command: str | Path, folder: Path = tmp_path) -> str:
@@ -85,5 +92,13 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
         assert "evaluate" in run(binaries / "etrm", "--help", folder=folder)
         found = run(binaries / "python", "-P", "-c", "import etrm; print(etrm)", folder=folder)
         assert str(packages) in found
+    paths = write_study(tmp_path / "study", make_tasks(2), make_tasks(1, seed=9, prefix="held_out"))
+    train_run(make_run(train={"steps": 1}), paths, TrackingConfig(wandb="disabled"), device="cpu")
+    (tmp_path / "elsewhere").mkdir()
+    task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}]}
+    (tmp_path / "elsewhere/t.json").write_text(json.dumps(task), encoding="utf-8")
+    ask = (binaries / "etrm", "solve", "t.json", "--run", paths.out, "--device", "cpu")
+    assert "test 1" in run(*ask, folder=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere/solved/t.png").is_file()
     assert (packages / "etrm/py.typed").is_file()
     assert (packages / "etrm/config/reference.md").is_file()

@@ -12,6 +12,9 @@ It is then a value of `context.source` in every study, its options are checked a
 (`make docs-generated` writes the pages again), the contract tests in `tests/models/encoders` hold
 it, and the study `config/encoders.yaml` trains it beside the others. No other file names it.
 
+One from outside this package is named by `register_encoder`, in every process that trains or asks
+it: scripts and notebooks, see `examples/own_encoder.py`.
+
 The registry holds names only: a module is imported when a study names its source, so that a study
 imports, and its results depend on, only the sources that it uses.
 """
@@ -19,10 +22,15 @@ imports, and its results depend on, only the sources that it uses.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from etrm.errors import UserError
+
+OURS = __name__.partition(".")[0]
 CONTEXT_SOURCES = {
     "embedding": "etrm.models.encoders.embedding:PuzzleEmbedding",
     "standard": "etrm.models.encoders.standard:StandardEncoder",
@@ -41,6 +49,32 @@ CONTEXT_SOURCES = {
     "perceiver": "etrm.models.encoders.perceiver:PerceiverEncoder",
     "in_context": "etrm.models.encoders.in_context:InContextEncoder",
 }
+
+
+def register_encoder(name: str, place: str) -> None:
+    """Let `context.source: name` mean an encoder outside this package, in this process.
+
+    `place` is "module:Class", of a module that can be imported. The code of the top-level package
+    of that module is part of the key of runs, as ours is. Raises `UserError` for a name in use.
+    """
+    if CONTEXT_SOURCES.get(name, place) != place:
+        raise UserError(f"encoder {name!r}: found {CONTEXT_SOURCES[name]} of this name already")
+    module, _, attribute = place.partition(":")
+    if not (module and attribute):
+        raise UserError(f"encoder {name!r}: found {place!r}, expected module:Class")
+    CONTEXT_SOURCES[name] = place
+
+
+def outside_packages() -> set[str]:
+    """Return the top-level packages of encoders that are not ours."""
+    modules = (place.partition(":")[0] for place in CONTEXT_SOURCES.values())
+    return {module.partition(".")[0] for module in modules} - {OURS}
+
+
+def outside_file(package: str) -> Path | None:
+    """Return the file of a top-level package or module that is not ours; None where none is."""
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def encoders() -> list[str]:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.config.registry import CONTEXT_SOURCES
+from etrm.config.registry import CONTEXT_SOURCES, outside_file, outside_packages
 from etrm.storage.code_digest import ModuleCode, reachable, read_code, read_definitions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -92,7 +92,8 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
 
 def is_computing(name: str) -> bool:
     """Return whether a dotted name is in a package or module that determines results."""
-    return any(name == each or name.startswith(f"{each}.") for each in COMPUTING)
+    known = (*COMPUTING, *outside_packages())
+    return any(name == each or name.startswith(f"{each}.") for each in known)
 
 
 def script_digest(path: Path) -> str:
@@ -135,6 +136,12 @@ def score_code(source: str) -> tuple[str, ...]:
 
 def _file(name: str, package: Path) -> Path | None:
     """Return the file of a module, None where there is none."""
+    root, _, below = name.partition(".")
+    if root in outside_packages():
+        first = outside_file(root)
+        if first is None or first.name != "__init__.py":  # a single module
+            return None if below else first
+        package = first.parent
     # Without an import, which would load torch: a plan stays quick.
     path = package.joinpath(*name.split(".")[1:])
     found = (path.with_suffix(".py"), path / "__init__.py")

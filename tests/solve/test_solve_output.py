@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,14 @@ def test_the_picture_is_a_png_and_the_same_every_time(tmp_path: Path) -> None:
 
 @pytest.fixture
 def asked(
-    folders: dict[str, Path], held_out: list[Task], tmp_path: Path, monkeypatch: Any
+    run_folder: Callable[[str], Path], held_out: list[Task], tmp_path: Path, monkeypatch: Any
 ) -> list[str]:
     """Two task files in the current folder, and the command that asks about them."""
     monkeypatch.chdir(tmp_path)
     for task in held_out[:2]:
         Path(f"{task.id}.json").write_text(json.dumps(task_to_json(task)), encoding="utf-8")
     names = [f"{task.id}.json" for task in held_out[:2]]
-    return ["solve", *names, "--run", str(folders["etrm"]), "--device", "cpu"]
+    return ["solve", *names, "--run", str(run_folder("etrm")), "--device", "cpu"]
 
 
 def test_the_command_prints_and_writes(

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ def without_outputs(task: Task) -> Task:
 
 @pytest.mark.parametrize("name", ASKED)
 def test_answers_are_those_of_the_evaluation(
-    name: str, runs: dict[str, RunPaths], held_out: list[Task], tmp_path: Path
+    name: str, trained: Callable[[str], RunPaths], held_out: list[Task], tmp_path: Path
 ) -> None:
-    paths, config = runs[name], EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5)
+    paths, config = trained(name), EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=5)
     evaluate_run(paths.out, paths.tasks, paths.augmentations, config, tmp_path, device="cpu")
     wanted = etrm.predictions(tmp_path)
     solver = etrm.load(paths.out, device="cpu")
@@ -57,8 +58,8 @@ def test_answers_are_those_of_the_evaluation(
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_logits_are_of_the_unchanged_task(name: str, folders: dict[str, Path]) -> None:
-    solver = etrm.load(folders[name], device="cpu")
+def test_logits_are_of_the_unchanged_task(name: str, run_folder: Callable[[str], Path]) -> None:
+    solver = etrm.load(run_folder(name), device="cpu")
     logits = solver.logits(DEMOS, INPUT)
     assert logits.shape == (3, 3, VOCAB_SIZE)
     assert logits.dtype == np.float32
@@ -68,8 +69,8 @@ def test_logits_are_of_the_unchanged_task(name: str, folders: dict[str, Path]) -
     assert np.array_equal(answer, first)
 
 
-def test_contexts_are_those_of_demos(folders: dict[str, Path]) -> None:
-    solver = {name: etrm.load(folders[name], device="cpu") for name in ASKED}
+def test_contexts_are_those_of_demos(run_folder: Callable[[str], Path]) -> None:
+    solver = {name: etrm.load(run_folder(name), device="cpu") for name in ASKED}
     context = solver["etrm"].encode(DEMOS)
     assert context.shape == (2, 16)
     assert context.dtype == np.float32
@@ -101,14 +102,14 @@ def forms(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def test_a_task_in_any_form(
-    folders: dict[str, Path],
+    run_folder: Callable[[str], Path],
     held_out: list[Task],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = held_out[1]
     given = forms(task, tmp_path)
-    solver = etrm.load(folders["etrm"], device="cpu")
+    solver = etrm.load(run_folder("etrm"), device="cpu")
     wanted = solver.solve(task, variants=2).submission()
     for form, each in given.items():
         assert solver.solve(each, variants=2).submission() == wanted, form
@@ -139,8 +140,8 @@ def test_bad_tasks_are_told_by_file_task_and_pair(tasks: Any, parts: list[str]) 
     assert all(part in str(error.value) for part in parts), error.value
 
 
-def test_one_task_or_several(folders: dict[str, Path], held_out: list[Task]) -> None:
-    solver = etrm.load(folders["etrm"], device="cpu")
+def test_one_task_or_several(run_folder: Callable[[str], Path], held_out: list[Task]) -> None:
+    solver = etrm.load(run_folder("etrm"), device="cpu")
     with pytest.raises(UserError, match="3 tasks, expected one"):
         solver.solve(held_out)
     for wrong in ({"variants": 0}, {"batch_size": 0}):
@@ -148,8 +149,8 @@ def test_one_task_or_several(folders: dict[str, Path], held_out: list[Task]) -> 
             solver.solve(held_out[0], **wrong)
 
 
-def test_a_grid_larger_than_the_largest_lane(folders: dict[str, Path]) -> None:
-    solver = etrm.load(folders["etrm"], device="cpu")
+def test_a_grid_larger_than_the_largest_lane(run_folder: Callable[[str], Path]) -> None:
+    solver = etrm.load(run_folder("etrm"), device="cpu")
     wide = etrm.make_task(DEMOS, [np.zeros((2, 5), int)], "wide")
     for ask in (solver.solve, lambda task: solver.logits(DEMOS, task.queries[0].input)):
         with pytest.raises(UserError, match=r"2x5 cells.*\[3, 4\].*episodes\.canvas"):
@@ -159,31 +160,33 @@ def test_a_grid_larger_than_the_largest_lane(folders: dict[str, Path]) -> None:
         solver.solve([huge])
 
 
-def test_the_default_number_of_variants_follows_the_training(folders: dict[str, Path]) -> None:
+def test_the_default_number_of_variants_follows_the_training(
+    run_folder: Callable[[str], Path],
+) -> None:
     """A run of exact tasks has seen no variant: a turned task is another one to it."""
-    assert etrm.load(folders["exact"]).variants == 1
-    assert etrm.load(folders["etrm"]).variants == VARIANTS > 1
-    solution = etrm.load(folders["exact"]).solve(etrm.make_task(DEMOS, [INPUT]))
+    assert etrm.load(run_folder("exact")).variants == 1
+    assert etrm.load(run_folder("etrm")).variants == VARIANTS > 1
+    solution = etrm.load(run_folder("exact")).solve(etrm.make_task(DEMOS, [INPUT]))
     assert solution.predictions["variant"].tolist() == [0]
 
 
-def test_runs_that_cannot_be_asked(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_asked(run_folder: Callable[[str], Path], tmp_path: Path) -> None:
     trm = tmp_path / "trm"
-    shutil.copytree(folders["trm_mean"], trm)
+    shutil.copytree(run_folder("trm_mean"), trm)
     record = json.loads((trm / "run.json").read_text())
     record["config"]["context"]["unseen"] = "none"
     (trm / "run.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=r"TRM.*the 3 tasks.*context\.unseen: mean"):
         etrm.load(trm)
-    study = folders["etrm"].parents[3]
-    with pytest.raises(UserError, match=f"no run.json in it.*there is {folders['etrm']}"):
+    study = run_folder("etrm").parents[3]
+    with pytest.raises(UserError, match=f"no run.json in it.*there is {run_folder('etrm')}"):
         etrm.load(study)
     with pytest.raises(UserError, match="no such folder"):
         etrm.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="found 'gpu'"):
-        etrm.load(folders["etrm"], device="gpu")
+        etrm.load(run_folder("etrm"), device="gpu")
     changed = tmp_path / "changed"
-    shutil.copytree(folders["etrm"], changed)
+    shutil.copytree(run_folder("etrm"), changed)
     content = bytearray((changed / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (changed / "model.safetensors").write_bytes(content)
@@ -191,14 +194,14 @@ def test_runs_that_cannot_be_asked(folders: dict[str, Path], tmp_path: Path) -> 
         etrm.load(changed)
 
 
-def test_raw_weights_answer_otherwise(folders: dict[str, Path]) -> None:
-    raw, averaged = (etrm.load(folders["etrm"], weights=w) for w in ("raw", "ema"))
+def test_raw_weights_answer_otherwise(run_folder: Callable[[str], Path]) -> None:
+    raw, averaged = (etrm.load(run_folder("etrm"), weights=w) for w in ("raw", "ema"))
     assert not np.array_equal(raw.encode(DEMOS), averaged.encode(DEMOS))
 
 
-def test_tables_as_data_frames(folders: dict[str, Path]) -> None:
-    frame = etrm.metrics(folders["etrm"])
+def test_tables_as_data_frames(run_folder: Callable[[str], Path]) -> None:
+    frame = etrm.metrics(run_folder("etrm"))
     assert frame["step"].tolist()[-1] == 3
     assert frame.loc[frame["step"] > 0, "train/lm_loss"].notna().all()
     with pytest.raises(UserError, match=r"predictions\.parquet: no such file"):
-        etrm.predictions(folders["etrm"])
+        etrm.predictions(run_folder("etrm"))
