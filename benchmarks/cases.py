@@ -14,6 +14,7 @@ from benchmarks.scaling import scaling_rows
 from benchmarks.setups import SOURCES, Setting
 from benchmarks.sources import DOCUMENTS, sources_rows
 from benchmarks.training import ablation_rows, training_rows
+from benchmarks.votes import votes_rows
 
 Measure = Callable[[Setting, set[str]], Iterator[Row]]
 
@@ -47,6 +48,7 @@ def _groups() -> list[Group]:
     groups.append(Group(("plan/paper", "plan/1000-experiments"), planning_rows, default=False))
     groups.append(Group(tuple(f"sources/{kind}" for kind in DOCUMENTS), sources_rows, False))
     groups.append(Group(("pools/etrm-standard",), lambda setting, _: pools_rows(setting), False))
+    groups.append(Group(("vote/paper",), lambda setting, _: votes_rows(setting), False))
     for model in SOURCES:
         groups.append(Group((f"ablation/{model}",), _alone(ablation_rows, model), default=False))
     return groups

@@ -23,7 +23,7 @@ from etrm.errors import UserError
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
 from etrm.models.compute import Compute, computing
-from etrm.models.losses import SampleLoss, sample_losses
+from etrm.models.losses import SampleLoss, right_cells, sample_losses
 from etrm.runtime.distributed import Ranks
 
 ONE = Ranks()
@@ -46,6 +46,7 @@ COLUMNS = {
     "lm_loss": (pa.float32(), "cross-entropy, mean over output tokens"),
     "q_halt_loss": (pa.float32(), "binary cross-entropy of the halting logit"),
     "q_halt_right": (pa.bool_(), "the halting logit's sign agrees with the output's correctness"),
+    "accuracy_by_step": (pa.list_(pa.float32()), "token accuracy after each ACT step"),
 }
 PREDICTIONS = pa.schema(
     [pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in COLUMNS.items()]
@@ -67,6 +68,7 @@ class Decoded:
     output: StepOutput  # of each sample's last ACT step
     losses: SampleLoss
     steps: Tensor  # [B] int64: ACT steps used
+    by_step: Tensor | None = None  # [B, max_steps]: token accuracy after each ACT step
 
 
 @torch.no_grad()
@@ -76,11 +78,13 @@ def decode(
     halting: HaltingConfig,
     dtype: torch.dtype = torch.float32,
     halt_early: bool = False,
+    by_step: list[Tensor] | None = None,
 ) -> tuple[StepOutput, Tensor]:
     """Run ACT for `max_steps`; return the answers and the steps used, int64 [B].
 
     With `halt_early` a sample keeps the answer of the first step at which its q-head says stop. The
-    context is encoded once where the source has no state of its own.
+    context is encoded once where the source has no state of its own. The token accuracy [B] of the
+    answers after each of `max_steps` is appended to `by_step`, where it is given.
     """
     carry: Carry = empty_carry(model, batch, dtype)
     encoded = model.context(batch, None) if carry.state is None else None
@@ -97,11 +101,16 @@ def decode(
         else:
             answer.logits = torch.where(done[:, None, None], answer.logits, output.logits)
             answer.q_halt = torch.where(done, answer.q_halt, output.q_halt)
+        if by_step is not None:
+            right, count = right_cells(answer.logits, batch.labels)
+            by_step.append(right.sum(dim=-1) / count.clamp(min=1))
         if halt_early:
             done = done | (output.q_halt > 0)  # sigmoid(q_halt) > 0.5
             if bool(done.all()):
                 break
     assert answer is not None
+    if by_step:  # all answers stand since the last step that was computed
+        by_step += [by_step[-1]] * (halting.max_steps - len(by_step))
     return answer, steps
 
 
@@ -113,16 +122,19 @@ def decode_all(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
     halt_early: bool = False,
+    by_step: bool = False,
 ) -> Iterator[tuple[Episodes, Decoded]]:
     """Yield the answers to each (episode index, variant) of each lane exactly once, in batches."""
     training = model.training  # the mode to restore
     model.eval()
     try:
         for episodes, i, v, batch in batches(corpus, lanes, batch_size):
+            accuracies: list[Tensor] | None = [] if by_step else None
             with computing(model, Compute(dtype)):
-                output, steps = decode(model, batch, halting, dtype, halt_early)
+                output, steps = decode(model, batch, halting, dtype, halt_early, accuracies)
             losses = sample_losses(output, batch.labels)
-            yield episodes, Decoded(i, v, batch, output, losses, steps)
+            each = torch.stack(accuracies, dim=1) if accuracies else None
+            yield episodes, Decoded(i, v, batch, output, losses, steps, each)
     finally:
         model.train(training)
 
@@ -134,13 +146,21 @@ def batches(
 
     All of a batch are of one lane.
     """
-    for episodes, index, variant in lanes:
-        for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True):
-            batch = corpus.assemble(episodes, i, v)
-            batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
-            if batch.token_bounds is not None:
-                batch.most_cells = batch.token_bounds.most_cells()
-            yield episodes, i, v, batch
+    for episodes, i, v in in_batches(lanes, batch_size):
+        batch = corpus.assemble(episodes, i, v)
+        batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
+        if batch.token_bounds is not None:
+            batch.most_cells = batch.token_bounds.most_cells()
+        yield episodes, i, v, batch
+
+
+def in_batches(lanes: Sequence[LaneQuestions], batch_size: int) -> list[LaneQuestions]:
+    """Return the questions of each batch, lane after lane."""
+    return [
+        (episodes, i, v)
+        for episodes, index, variant in lanes
+        for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True)
+    ]
 
 
 def all_variants(
@@ -214,10 +234,32 @@ def predict(
 ) -> pa.Table:
     """Return `predictions.parquet`: one row per (task, test input, variant), augmentation undone.
 
+    Raises `NotFiniteError` as `predict_batches` does.
+    """
+    return in_order(list(predict_batches(model, corpus, lanes, halting, config, dtype)))
+
+
+def in_order(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of several tables of predictions by task, test input and variant."""
+    rows = pa.concat_tables([PREDICTIONS.empty_table(), *tables])
+    columns = rows.sort_by(ORDER).combine_chunks().columns  # one chunk, however many tables
+    return pa.table(columns, schema=PREDICTIONS)
+
+
+def predict_batches(
+    model: Model,
+    corpus: Corpus,
+    lanes: Sequence[LaneQuestions],
+    halting: HaltingConfig,
+    config: EvaluationConfig,
+    dtype: torch.dtype,
+) -> Iterator[pa.Table]:
+    """Yield the predictions of each batch, in the order of the questions.
+
     Raises `NotFiniteError` for logits that are not finite, of which argmax would make an answer.
     """
-    rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, config.halt_early)
+    early = config.halt_early
+    done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, early, by_step=True)
     for episodes, decoded in done:
         logits, q_halt = decoded.output.logits, decoded.output.q_halt
         finite = logits.isfinite().all(dim=-1).all(dim=-1) & q_halt.isfinite()
@@ -226,13 +268,12 @@ def predict(
                 f"found logits that are not finite numbers in {wrong} of {len(finite)} answers,"
                 " expected numbers: the weights are damaged, or their run diverged; train it again"
             )
-        _add_rows(rows, corpus, episodes, decoded)
-    return pa.table(rows, schema=PREDICTIONS).sort_by(ORDER)
+        yield pa.table(_rows(corpus, episodes, decoded), schema=PREDICTIONS)
 
 
-def _add_rows(
-    rows: dict[str, list[object]], corpus: Corpus, episodes: Episodes, decoded: Decoded
-) -> None:
+def _rows(corpus: Corpus, episodes: Episodes, decoded: Decoded) -> dict[str, list[object]]:
+    """Return the columns of one batch."""
+    rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
     lane = episodes.lane
     tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()  # [B, S]
     grids = crop(tokens.reshape(-1, lane.rows, lane.columns))
@@ -262,5 +303,8 @@ def _add_rows(
         ("lm_loss", losses.lm),
         ("q_halt_loss", losses.q_halt),
         ("q_halt_right", losses.q_right),
+        ("accuracy_by_step", decoded.by_step),
     ):
-        rows[name] += [v if k else None for v, k in zip(values.tolist(), labelled, strict=True)]
+        each = [None] * len(grids) if values is None else values.tolist()
+        rows[name] += [v if k else None for v, k in zip(each, labelled, strict=True)]
+    return rows

@@ -1,7 +1,10 @@
-"""The metrics `all.*` and `validation.*`: means over evaluated samples."""
+"""Means over evaluated samples: the metrics `all.*` and `validation.*`, and those by ACT step."""
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -9,6 +12,23 @@ from etrm.models.losses import SampleLoss
 from etrm.runtime.distributed import Ranks
 
 ONE = Ranks()
+
+
+def means_by_step(predictions: pa.Table) -> dict[str, list[float]]:
+    """Return token accuracy and exact match after each ACT step, means over predictions.
+
+    Exact: all tokens of the output are right, and it fits the canvas. Predictions whose output is
+    unknown count nowhere; without any other, nothing is returned.
+    """
+    columns = predictions.select(["accuracy_by_step", "fits"])
+    known = columns.filter(pc.field("accuracy_by_step").is_valid() & pc.field("fits").is_valid())
+    if not known.num_rows:
+        return {}
+    steps = known["accuracy_by_step"].combine_chunks()
+    accuracy = steps.flatten().to_numpy().reshape(len(known), -1)  # [N, max_steps]
+    exact = (accuracy == 1.0) & known["fits"].to_numpy()[:, None]
+    means = (values.mean(axis=0, dtype=np.float64) for values in (accuracy, exact))
+    return dict(zip(("accuracy", "exact_accuracy"), map(np.ndarray.tolist, means), strict=True))
 
 
 class EvaluationSums:

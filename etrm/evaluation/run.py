@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import torch
 
@@ -25,10 +25,20 @@ from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import group_by_lane, held_out_questions, shuffle_demos
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
-from etrm.evaluation.decode import PREDICTIONS, LaneQuestions, NotFiniteError, all_variants, predict
+from etrm.evaluation.decode import (
+    PREDICTIONS,
+    LaneQuestions,
+    NotFiniteError,
+    all_variants,
+    in_batches,
+    predict_batches,
+)
+from etrm.evaluation.metrics import means_by_step
+from etrm.evaluation.parts import IN_MEMORY, PARTS, Parts, parts_of
 from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.readout import read_out
 from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
+from etrm.evaluation.voting import voting_rows
 from etrm.models.build import load_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name, pick_device
 from etrm.runtime.environment import environment
@@ -111,26 +121,28 @@ def evaluate_run(
         asked = questions.corpus, questions.lanes, config.batch_size
         table = merge_shards(shards, *asked, evaluation.key, evaluation.diverged)
     else:
-        table = decode_questions(evaluation, questions, questions.lanes, compile)
+        batches = in_batches(questions.lanes, config.batch_size)
+        parts = parts_of(store, evaluation.key)
+        table = decode_questions(evaluation, questions, batches, compile, parts)
     if not table.num_rows and evaluation.diverged:
         log.warning("%s has diverged: it has no answers, and all tasks count as wrong", run_folder)
     # A merged evaluation has no duration: no job knows the time of all.
     seconds = None if shards else round(time.perf_counter() - began, 3)
     made_on = {"device": device_name(target), "seconds": seconds, "environment": environment()}
-    predictions = table.to_pandas()
-    result = score_run(evaluation, questions, predictions) | made_on
+    result = score_run(evaluation, questions, table) | made_on
     if config.shuffled and context_source(evaluation.run.context.source).needs_demos:
         result["shuffled"] = score_shuffled(evaluation, target, compile)
     if (readout := score_readout(evaluation)) is not None:
         result["readout"] = readout
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
-    write_json_atomic(out / "submission.json", submission(predictions, questions.tasks))
+    write_json_atomic(out / "submission.json", submission(voting_rows(table), questions.tasks))
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
     try:
         if store is not None:
             cache_result(out, SCORE_FILES, store, evaluation.key)
+            shutil.rmtree(store / PARTS, ignore_errors=True)  # no job needs them any more
     except OSError as error:  # a full disk: the result itself is written
         log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)
     return result
@@ -153,14 +165,16 @@ def evaluate_shard(
     not read.
     """
     evaluation = identify_evaluation(run_folder, (tasks_path, augmentations_path), config)
+    store = None if state is None else evaluation.store(state)
     table = PREDICTIONS.empty_table()
-    if state is not None and is_cached(SCORE_FILES, evaluation.store(state), evaluation.key):
+    if store is not None and is_cached(SCORE_FILES, store, evaluation.key):
         log.info("the evaluation was finished before: nothing to decode")
     else:
         questions = choose_questions(evaluation, pick_device(device))
-        lanes = questions_of_shard(questions.lanes, config.batch_size, shard)
-        # More jobs than batches.
-        table = decode_questions(evaluation, questions, lanes, compile) if lanes else table
+        batches = questions_of_shard(questions.lanes, config.batch_size, shard)
+        parts = parts_of(store, evaluation.key, shard)
+        if batches:  # there may be more jobs than batches
+            table = decode_questions(evaluation, questions, batches, compile, parts)
         log.info("%s: %d predictions", shard, table.num_rows)
     write_shard(out, table, shard, evaluation.key)
 
@@ -235,11 +249,16 @@ def _corpus(evaluation: Evaluation, chosen: Sequence[Task], device: torch.device
 
 
 def decode_questions(
-    evaluation: Evaluation, questions: Questions, lanes: Sequence[LaneQuestions], compile: str
+    evaluation: Evaluation,
+    questions: Questions,
+    batches: Sequence[LaneQuestions],
+    compile: str,
+    parts: Parts = IN_MEMORY,
 ) -> pa.Table:
-    """Load the weights, and return the predictions of the lanes given; none of a diverged run.
+    """Load the weights, and return the predictions of the batches; none of a diverged run.
 
-    Raises `NotFiniteError` where the weights give no numbers and the run did not diverge.
+    Those in `parts` are not made again. Raises `NotFiniteError` where the weights give no numbers
+    and the run did not diverge.
     """
     run, corpus = evaluation.run, questions.corpus
     model = load_model(evaluation.folder, run, evaluation.config.weights).to(corpus.device)
@@ -247,9 +266,13 @@ def decode_questions(
         model.context.meet_unseen(corpus.num_puzzles)
     if compiles(compile, corpus.device):
         compile_blocks(model)
-    try:
+
+    def predict(some: Sequence[LaneQuestions]) -> Iterator[pa.Table]:
         dtype = DTYPES[run.train.dtype]
-        return predict(model, corpus, lanes, run.halting, evaluation.config, dtype)
+        return predict_batches(model, corpus, some, run.halting, evaluation.config, dtype)
+
+    try:
+        return parts.complete(batches, predict, str(evaluation.folder))
     except NotFiniteError as error:
         if not evaluation.diverged:
             weights = evaluation.folder / "model.safetensors"
@@ -258,7 +281,7 @@ def decode_questions(
 
 
 def score_run(
-    evaluation: Evaluation, questions: Questions, predictions: pd.DataFrame
+    evaluation: Evaluation, questions: Questions, predictions: pa.Table
 ) -> dict[str, Any]:
     """Return the content of `score.json`, but for the device and the time that it took."""
     config, record, tasks = evaluation.config, evaluation.record, questions.tasks
@@ -267,7 +290,8 @@ def score_run(
         "held_out": held_out_claim(record, tasks),
         **evaluation.provenance,
         "tasks_of_split": questions.of_split,
-        **score(predictions, tasks, ks=config.pass_k, variants=config.variants),
+        **score(voting_rows(predictions), tasks, ks=config.pass_k, variants=config.variants),
+        "by_step": means_by_step(predictions),
     }
 
 
@@ -275,7 +299,7 @@ def score_shuffled(evaluation: Evaluation, device: torch.device, compile: str) -
     """Return the pass rates with the demos of other tasks, and how many answers stay right."""
     questions = choose_questions(evaluation, device, shuffled=True)
     table = decode_questions(evaluation, questions, questions.lanes, compile)
-    found = score_run(evaluation, questions, table.to_pandas())
+    found = score_run(evaluation, questions, table)
     return {key: found[key] for key in ("pass", "single_variant_exact")}
 
 

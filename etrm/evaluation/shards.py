@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from etrm.config.text import first_few
 from etrm.data.corpus import Corpus
 from etrm.errors import UserError
-from etrm.evaluation.decode import ORDER, PREDICTIONS, LaneQuestions
+from etrm.evaluation.decode import LaneQuestions, in_batches, in_order
 from etrm.storage.files import write_table_atomic
 
 Row = tuple[str, int, int]  # task id, test input, variant
@@ -48,21 +47,17 @@ class Shard:
         return f"shard {self.number} of {self.of}"
 
 
+ALONE = Shard(0, 1)  # all of an evaluation
+
+
 def questions_of_shard(
     lanes: Sequence[LaneQuestions], batch_size: int, shard: Shard
 ) -> list[LaneQuestions]:
-    """Return the questions that a shard decodes: batches are dealt in turn, from lane to lane.
+    """Return the batches that a shard decodes: they are dealt in turn, from lane to lane.
 
-    No shard has two batches more than another, of a lane or of all; lanes without any are left out.
+    No shard has two batches more than another, of a lane or of all.
     """
-    shared, first = [], 0
-    for episodes, index, variant in lanes:
-        batch = first + torch.arange(len(index), device=index.device) // batch_size
-        own = batch % shard.of == shard.number  # [N] bool
-        if bool(own.any()):
-            shared.append((episodes, index[own], variant[own]))
-        first += -(-len(index) // batch_size)  # batches of this lane, rounded up
-    return shared
+    return in_batches(lanes, batch_size)[shard.number :: shard.of]
 
 
 def rows_of(corpus: Corpus, lanes: Sequence[LaneQuestions]) -> list[Row]:
@@ -77,8 +72,12 @@ def rows_of(corpus: Corpus, lanes: Sequence[LaneQuestions]) -> list[Row]:
 
 def write_shard(path: Path, table: pa.Table, shard: Shard, key: str) -> None:
     """Write the predictions of one shard of the evaluation with this key."""
-    tags = {"etrm_evaluation": key, "etrm_shard": str(shard)}
-    write_table_atomic(path, table.replace_schema_metadata(tags))
+    write_table_atomic(path, table.replace_schema_metadata(tags_of(key, shard)))
+
+
+def tags_of(key: str, shard: Shard) -> dict[str, str]:
+    """Return the metadata of a table of the predictions of one shard of an evaluation."""
+    return {"etrm_evaluation": key, "etrm_shard": str(shard)}
 
 
 def merge_shards(
@@ -104,9 +103,7 @@ def merge_shards(
                 path, shard, table, rows_of(corpus, questions_of_shard(lanes, batch_size, shard))
             )
         tables.append(table)
-    # One chunk, as one job has.
-    columns = pa.concat_tables(tables).sort_by(ORDER).combine_chunks().columns
-    return pa.table(columns, schema=PREDICTIONS)  # without the metadata of shards
+    return in_order([table.replace_schema_metadata() for table in tables])
 
 
 def _read(path: Path, shard: Shard, key: str) -> pa.Table:

@@ -13,6 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+
+
+def voting_rows(predictions: pa.Table) -> pd.DataFrame:
+    """Return a table of predictions as a vote reads it: without the lists of ACT steps."""
+    return predictions.drop_columns("accuracy_by_step").to_pandas()
 
 
 def vote(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, name: str, steps: int, main: bool, bar: bool, unit: str = "step") -> None:
         self.name, self.steps, self.unit = name, steps, unit
         self._main, self._last = main, 0.0
+        self._begun = 0, time.monotonic()  # step, time
         shown = main and bar and sys.stderr.isatty()
         self._bar = tqdm(total=steps, desc=name, unit=unit, disable=not shown)
 
@@ -30,6 +31,14 @@ class Progress:
     def begin(self, step: int) -> None:
         """Begin at the step that the run resumes from."""
         self._bar.initial = self._bar.n = step
+        self._begun = step, time.monotonic()
+
+    def pace(self, step: int) -> None:
+        """Show the step, the steps per second since the beginning, and the time that is left."""
+        first, then = self._begun
+        rate = (step - first) / max(time.monotonic() - then, 1e-9)
+        left = tqdm.format_interval((self.steps - step) / rate) if rate else "unknown"
+        self.report(step, f"{rate:.3g} a second, {left} left")
 
     def show(self, row: dict[str, float]) -> None:
         """Show the step and its metrics."""

@@ -25,7 +25,7 @@ BLOCKS = {
     "halting": {"max_steps": 3},
     "train": {"log_every": 2},
 }
-LEFT_OUT = ("ablation/", "plan/", "sources/", "pools/")  # unless they are named
+LEFT_OUT = ("ablation/", "plan/", "sources/", "pools/", "vote/")  # unless they are named
 NEEDED = ("case", "layout", "dtype", "examples_per_second", "gflop_per_example", "matmul_gflops")
 
 
@@ -131,6 +131,15 @@ def test_rows_of_sources_hold_the_same_tasks_in_each_form(setting) -> None:
         assert row.bytes > 1000
         assert row.seconds > 0
         assert 30e6 < row.peak_memory_bytes < 400e6  # without PyTorch, whose import takes as much
+
+
+def test_rows_of_votes_hold_every_prediction(setting) -> None:
+    rows = list(run_cases(setting, ["vote/"]))
+    assert [row.part for row in rows] == ["stream", "vote", "write"]
+    asked = sum(len(task.queries) for task in setting.mix.held_out) * setting.variants
+    assert all(row.note.startswith(f"{asked} predictions") for row in rows)
+    assert all(row.seconds > 0 for row in rows)
+    assert 1e8 < rows[0].peak_memory_bytes < 2e9
 
 
 def test_rows_of_pools_differ_by_the_number_of_pairs_alone(setting, monkeypatch) -> None:

@@ -31,13 +31,15 @@ from etrm.data.episodes import group_by_lane, held_out_questions
 from etrm.evaluation.decode import (
     PREDICTIONS,
     Decoded,
-    _add_rows,
+    _rows,
     all_variants,
     decode,
     decode_all,
     mean_metrics,
     predict,
+    predict_batches,
 )
+from etrm.evaluation.metrics import means_by_step
 from etrm.models.act import Model, StepOutput, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.encoders.base import Encoded
@@ -210,9 +212,8 @@ def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
     correct = []
     for puzzle in (batch.puzzle, batch.puzzle.roll(1)):
         batch.puzzle = puzzle
-        rows: dict[str, list[Any]] = {name: [] for name in PREDICTIONS.names}
-        _add_rows(rows, corpus, episodes, Decoded(index, variant, batch, output, losses, steps))
-        correct.append(sum(rows["correct"]))
+        rows = _rows(corpus, episodes, Decoded(index, variant, batch, output, losses, steps))
+        correct.append(sum(map(bool, rows["correct"])))
     assert correct[0] == len(batch)
     assert correct[1] < len(batch) / 2
 
@@ -380,6 +381,50 @@ def test_halting_early_ends_when_all_have_stopped(
     table = table_of(model, corpus, batch_size=1000, halt_early=True)
     assert set(table.column("steps").to_pylist()) == {1}
     assert len(calls) == 2  # one for each lane
+
+
+@pytest.mark.parametrize("halt_early", [False, True])
+def test_every_act_step_has_its_accuracy(halt_early: bool, corpus: Corpus) -> None:
+    """From the same pass: of the answer that stands after each step."""
+    halting = HaltingConfig(max_steps=5)
+    model = model_of("standard", corpus)
+    episodes = held_out(corpus)[0]
+    ((_, index, variant),) = all_variants(corpus, [episodes])
+    batch = corpus.assemble(episodes, index, variant)
+    with torch.no_grad():
+        states = torch.stack([out.q_halt for out in steps_of(model, batch, 5)])
+        model.decoder.q_head.bias -= states.median()
+    outputs = steps_of(model, batch, 5)
+    shown = batch.labels != 0
+    each = torch.stack([((o.logits.argmax(-1) == batch.labels) & shown).sum(1) for o in outputs], 1)
+    expected = each / shown.sum(1, keepdim=True)  # [B, 5]
+    if halt_early:
+        stops = [
+            [n for n in range(5) if float(outputs[n].q_halt[i]) > 0] for i in range(len(batch))
+        ]
+        for row, found in zip(expected, stops, strict=True):
+            row[(found or [4])[0] :] = row[(found or [4])[0]].clone()
+    config = EvaluationConfig(halt_early=halt_early, batch_size=1000)
+    (table,) = predict_batches(model, corpus, [(episodes, index, variant)], halting, config, F32)
+    found = np.array(table["accuracy_by_step"].to_pylist())
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    assert found[:, -1] == pytest.approx(table["token_accuracy"].to_numpy())
+    means = means_by_step(table)
+    assert means["accuracy"] == pytest.approx(found.mean(0))
+    assert len(set(means["accuracy"])) > 1, "steps differ"
+
+
+def test_exact_by_step_is_of_known_outputs_that_fit() -> None:
+    """Of five predictions one has no known output, and one a true output larger than its canvas."""
+    rows = {
+        "accuracy_by_step": [[0.5, 1.0], [1.0, 1.0], [0.0, 0.25], [1.0, 1.0], None],
+        "fits": [True, True, True, False, None],
+    }
+    kinds = {name: PREDICTIONS.field(name).type for name in rows}
+    table = pa.table({name: pa.array(values, kinds[name]) for name, values in rows.items()})
+    found = means_by_step(table)
+    assert found == {"accuracy": [0.625, 0.8125], "exact_accuracy": [0.25, 0.5]}
+    assert means_by_step(table.slice(4)) == {}
 
 
 def test_demos_are_encoded_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

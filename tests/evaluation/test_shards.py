@@ -153,7 +153,7 @@ def test_a_kept_evaluation_is_taken_back_whatever_the_number_of_jobs(
     def fail(*_: object) -> None:
         raise AssertionError("something was decoded")
 
-    monkeypatch.setattr("etrm.evaluation.run.predict", fail)
+    monkeypatch.setattr("etrm.evaluation.run.decode_questions", fail)
     three = decode(runs["etrm"], tmp_path, 3, state=state)
     assert [pq.read_metadata(file).num_rows for file in three] == [0, 0, 0]
     for shards, jobs in ((three, 3), ((), 1)):

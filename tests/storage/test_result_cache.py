@@ -43,7 +43,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step of training and every prediction fail."""
     fail = Mock(side_effect=RuntimeError("something was computed"))
     monkeypatch.setattr(Trainer, "step", fail)
-    monkeypatch.setattr("etrm.evaluation.run.predict", fail)
+    monkeypatch.setattr("etrm.evaluation.run.predict_batches", fail)
 
 
 @pytest.mark.parametrize("deleted", [True, False])

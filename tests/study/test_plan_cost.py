@@ -280,5 +280,5 @@ def test_disk_counts_what_is_to_be_written_and_links_once(tmp_path: Path) -> Non
     assert used(layout.root) == sum(file.st_size for file in files) - sum(linked) // 2
     done, cached = Entry("etrm", "full", 0, "done"), job(FULL, cached=True)
     assert disk_of(layout, [done, cached, job(FULL, "gate")], SIZES).write == 0
-    assert disk_of(layout, [job(FULL, "evaluate")], SIZES).write == 5 * 4 * (9 + ROW)
+    assert disk_of(layout, [job(FULL, "evaluate")], SIZES).write == 5 * 4 * (9 + ROW + 4 * 16)
     assert free(tmp_path / "not" / "yet") > 0

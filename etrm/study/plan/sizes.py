@@ -106,7 +106,8 @@ def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
         if entry.stage == "evaluate":
             experiment = layout.study.experiments[entry.experiment]
             rows = sizes.predictions(experiment, layout.study.data.variants) or 0
-            write += round(rows * (sizes.cells + ROW))
+            steps = FLOAT * experiment.halting.max_steps  # an accuracy for each
+            write += round(rows * (sizes.cells + ROW + steps))
             continue
         trained, table = parameters(layout.config_of(entry.run), layout, sizes)
         write += FLOAT * (2 * trained + table)  # raw and EMA; the table has no EMA
