@@ -172,7 +172,7 @@ def test_gathering_builds_no_model(
     runs: dict[str, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = decode(runs["etrm"], tmp_path, 2)
-    monkeypatch.setattr("etrm.evaluation.run.build_model", None)
+    monkeypatch.setattr("etrm.evaluation.run.load_model", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     tables = runs["etrm"].tasks, runs["etrm"].augmentations
     evaluate_run(runs["etrm"].out, *tables, CONFIG, tmp_path / "out", shards=files)
