@@ -17,7 +17,7 @@ import torch
 
 import etrm.evaluation.decode
 from benchmarks.clock import PeakMemory, now
-from benchmarks.flops import GIGA, decoding_flops, demo_lengths
+from benchmarks.flops import decoding_flops, demo_lengths
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
 from benchmarks.setups import LANES, PADDED, Setting, questions_of_tests
 from etrm.config.lanes import Lane
@@ -28,6 +28,7 @@ from etrm.evaluation.decode import predict
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, computing
+from etrm.models.flops import GIGA
 
 # ACT steps that are timed, after one that warms up.
 CPU_STEPS, GPU_STEPS = 2, 15

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.flops import GIGA, decoding_flops, encoder, training_flops
+from benchmarks.flops import decoding_flops, encoder, training_flops
 from benchmarks.mix import NoTasks, load_mix
 from benchmarks.setups import LANES, PADDED, SOURCES, Layout, Setting, padded_bytes, run_config
 from etrm.config.registry import context_source
@@ -22,6 +22,7 @@ from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, training_questions
 from etrm.models.act import Model
 from etrm.models.build import build_model
+from etrm.models.flops import GIGA
 from etrm.models.layers import block_bytes
 from etrm.training.micro_batches import slot_bytes
 

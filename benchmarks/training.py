@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks.clock import PeakMemory, seconds_per_call
-from benchmarks.flops import GIGA, demo_lengths, training_flops
+from benchmarks.flops import demo_lengths, training_flops
 from benchmarks.parts import time_parts
 from benchmarks.rows import Row, new_row, rate_beside, set_rates
 from benchmarks.setups import LANES, PADDED, Layout, Setting, make_trainer
+from etrm.models.flops import GIGA
 from etrm.training.trainer import Trainer
 
 DTYPES = ("fp32", "bf16")

@@ -54,6 +54,12 @@ def expanded(batch: Batch, copies: int) -> Batch:
     return _like(batch, {name: tensor[rows] for name, tensor in batch.tensors().items()}, rows)
 
 
+def one_of(batch: Batch, row: int) -> Batch:
+    """Return one sample of a batch."""
+    rows = torch.tensor([row], device=batch.inputs.device)
+    return _like(batch, {name: tensor[rows] for name, tensor in batch.tensors().items()}, rows)
+
+
 def _like(batch: Batch, fields: dict[str, Tensor], rows: Tensor) -> Batch:
     """Return samples of `fields`, which show no more than the samples `rows` of `batch`."""
     bounds = batch.token_bounds

@@ -23,7 +23,7 @@ from etrm.refinement.search import Points, Refined, choose, refine
 from etrm.refinement.spaces import LatentSpace, TokenSpace
 
 HALTING = HaltingConfig(max_steps=3)
-STEPS = {"steps": [0, 1, 4], "lr": 0.3}
+STEPS = {"steps": [0, 1, 3], "lr": 0.3}
 VARIATIONAL = [name for name in CONTEXT_SOURCES if name.endswith("variational")]
 
 
@@ -59,7 +59,7 @@ def test_more_steps_never_make_the_demos_less_likely(source: str) -> None:
     config = settings(demo_starts=1, perturbed_starts=1, random_starts=1)
     found = refine(model, batch, HALTING, config)
     best = torch.stack(found.best)  # [steps, R, B]
-    assert best.shape == (5, 4, 2)
+    assert best.shape == (4, 4, 2)
     assert (best.diff(dim=0) >= 0).all()
     assert (best[-1, 0] > best[0, 0]).all()  # from the encoder's own context
     start = found.best[0].max(dim=0).values
@@ -88,7 +88,7 @@ def test_without_a_step_the_answer_is_that_of_the_evaluation(source: str) -> Non
     torch.testing.assert_close(attempts.likelihood[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["perceiver", "in_context", "recurrent", "embedding"])
+@pytest.mark.parametrize("source", ["perceiver", "in_context"])
 def test_a_result_depends_on_nothing_else_in_its_batch(source: str) -> None:
     """Nor on labels, nor on empty slots of demos; random starts and directions are its own."""
     model, batch = make_model(source), questions(3)
@@ -102,9 +102,9 @@ def test_a_result_depends_on_nothing_else_in_its_batch(source: str) -> None:
     for other in (alone, short):
         for ours, theirs in zip(together.best, other.best, strict=True):
             torch.testing.assert_close(ours[:, 2:], theirs, rtol=1e-3, atol=1e-4)
-        wild = refine(model, batch, HALTING, config, lengths=together.lengths).best[-1]
-        lone = refine(model, part(batch, [2]), HALTING, config, lengths=alone.lengths).best[-1]
-        torch.testing.assert_close(wild[:, 2:], lone, rtol=1e-3, atol=1e-4)
+    wild = refine(model, batch, HALTING, config, lengths=together.lengths).best[-1]
+    lone = refine(model, part(batch, [2]), HALTING, config, lengths=alone.lengths).best[-1]
+    torch.testing.assert_close(wild[:, 2:], lone, rtol=1e-3, atol=1e-4)
 
 
 def test_the_model_is_left_as_it_was() -> None:

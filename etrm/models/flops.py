@@ -1,0 +1,78 @@
+"""Floating-point operations, counted from the sizes: what any implementation must do.
+
+A multiply-add counts as two. Norms, activations, rotations, softmax and lookups are left out: they
+are below one percent. `python -m benchmarks.floor` prints what they come to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etrm.arc.grid import VOCAB_SIZE
+from etrm.config.study import ModelConfig
+from etrm.models.layers import inner_width
+
+GIGA = 1e9
+# A backward pass relative to its forward pass. Linear maps: gradients of inputs and of weights, or
+# of inputs alone. Attention: four products, and that of queries and keys again, which fused kernels
+# do not keep.
+LINEAR_BACKWARD, FROZEN_BACKWARD, ATTENTION_BACKWARD = 2.0, 1.0, 2.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a forward pass, by what a backward pass makes of them."""
+
+    linear: float = 0.0
+    attention: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.linear * times, self.attention * times)
+
+    @property
+    def forward(self) -> float:
+        """Return the FLOP of a forward pass."""
+        return self.linear + self.attention
+
+    def backward(
+        self, attention: float = ATTENTION_BACKWARD, linear: float = LINEAR_BACKWARD
+    ) -> float:
+        """Return the FLOP of a backward pass; its parts relative to the forward pass of each."""
+        return linear * self.linear + attention * self.attention
+
+
+def block(tokens: float, squares: float, width: int, expansion: float) -> Work:
+    """Return a `Block` over sequences of `tokens` in all; `squares`: of their lengths, summed."""
+    weights = 4 * width**2 + 3 * width * inner_width(width, expansion)
+    return Work(2.0 * weights * tokens, 4.0 * width * squares)
+
+
+def cross_block(queries: int, keys: int, width: int, expansion: float) -> Work:
+    """Return a `CrossBlock` of one sample."""
+    of_queries = 2 * width**2 + 3 * width * inner_width(width, expansion)
+    linear = 2.0 * (of_queries * queries + 2 * width**2 * keys)
+    return Work(linear, 4.0 * width * queries * keys)
+
+
+def network(model: ModelConfig, cells: int, context: int | None = None) -> Work:
+    """Apply the decoder's network to one sample, with `context` tokens, or P."""
+    tokens = cells + (model.context_tokens if context is None else context)
+    return block(tokens, tokens**2, model.width, model.expansion) * model.layers
+
+
+def cycle(model: ModelConfig, cells: int, context: int | None = None) -> Work:
+    """One H-cycle of the decoder on one sample."""
+    return network(model, cells, context) * (model.L_cycles + 1)
+
+
+def heads(model: ModelConfig, cells: int) -> Work:
+    """Read the answer of one sample."""
+    return Work(2.0 * model.width * (VOCAB_SIZE * cells + 2))
+
+
+def act_step(model: ModelConfig, cells: int, context: int | None = None) -> Work:
+    """One ACT step of the decoder on one sample."""
+    return cycle(model, cells, context) * model.H_cycles + heads(model, cells)
