@@ -12,8 +12,8 @@ The calls that the command line makes, for notebooks and scripts (`etrm.api` doc
     solver.solve("task.json").show()
 
 `__all__` lists the stable names. Rooms, bottom up; each imports from those before it: `config`,
-`arc`, `storage`, `runtime`, `tracking`, `data`, `models`, `evaluation`, `training`, `launch`,
-`report`, `study`, `solve`.
+`arc`, `storage`, `runtime`, `tracking`, `data`, `models`, `evaluation`, `refinement`, `training`,
+`launch`, `report`, `study`, `solve`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         prepare,
         read_study,
         read_tasks,
+        refine,
         register_encoder,
         score,
         train,
@@ -51,6 +52,7 @@ __all__ = [
     "prepare",
     "read_study",
     "read_tasks",
+    "refine",
     "register_encoder",
     "score",
     "train",

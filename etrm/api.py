@@ -156,6 +156,49 @@ def evaluate(
     """
     from etrm.evaluation.run import evaluate_run
 
+    layout, run = Layout(study), _scored_run(study, experiment, seed)
+    return evaluate_run(
+        run_folder=layout.folder(run),
+        tasks_path=layout.tasks,
+        augmentations_path=layout.augmentations,
+        config=study.experiments[experiment].evaluation,
+        out=layout.score(run).parent,
+        device=device,
+        state=layout.state,
+        compile=study.execution.compile,
+    )
+
+
+def refine(
+    study: StudyConfig, experiment: str, seed: int = 0, *, device: str | None = None
+) -> dict[str, Any]:
+    """Refine the answers of a finished run to the held-out tasks; return `refinement.json`.
+
+    As the block `refinement` of the experiment says. Raises as `evaluate` does, and `UserError`
+    where the experiment names no steps.
+    """
+    from etrm.refinement.run import refine_run
+
+    layout, run = Layout(study), _scored_run(study, experiment, seed)
+    config = study.experiments[experiment].refinement
+    if not config.steps:
+        raise UserError(
+            f"experiments.{experiment}.refinement.steps: found none, expected the numbers of steps"
+            " after which answers are read: add `refinement: {steps: [0, 10, 50]}`"
+        )
+    return refine_run(
+        run_folder=layout.folder(run),
+        tasks_path=layout.tasks,
+        augmentations_path=layout.augmentations,
+        config=config,
+        out=layout.score(run, "refinement").parent,
+        device=device,
+        state=layout.state,
+    )
+
+
+def _scored_run(study: StudyConfig, experiment: str, seed: int) -> Run:
+    """Return the finished run whose weights answer held-out tasks; raises as `evaluate` does."""
     layout = Layout(study)
     scored = {(run.experiment, run.seed): run for run in layout.scored()}
     run = scored.get((experiment, seed))
@@ -170,16 +213,7 @@ def evaluate(
         raise UserError(f"the study evaluates no run of {experiment} with seed {seed}, but {known}")
     _require_finished(layout, run)
     _require_tables(layout)
-    return evaluate_run(
-        run_folder=layout.folder(run),
-        tasks_path=layout.tasks,
-        augmentations_path=layout.augmentations,
-        config=study.experiments[experiment].evaluation,
-        out=Path(layout.score_files(run)[0]).parent,
-        device=device,
-        state=layout.state,
-        compile=study.execution.compile,
-    )
+    return run
 
 
 def score(

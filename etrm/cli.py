@@ -67,13 +67,14 @@ def _parser() -> ArgumentParser:
     run = command("run", _run, "train one stage, or all stages in turn, without Snakemake")
     gate = command("gate", _gate, "judge a finished overfit run, and write its verdict")
     evaluate = command("evaluate", _evaluate, "evaluate a finished run on the held-out tasks")
-    for each in (run, gate, evaluate):
+    refine = command("refine", _refine, "refine the answers of a finished run by the demos")
+    for each in (run, gate, evaluate, refine):
         each.add_argument("experiment", help="its name in the study")
     stages = "pretrain, overfit or full; without it: overfit, gate and full, or pretrain of a TRM"
     run.add_argument("stage", nargs="?", choices=("pretrain", "overfit", "full"), help=stages)
-    for each in (run, gate, evaluate):
+    for each in (run, gate, evaluate, refine):
         each.add_argument("--seed", type=int, default=0, help="%(default)s by default")
-    for each in (run, evaluate):
+    for each in (run, evaluate, refine):
         each.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     run.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
     run.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
@@ -98,7 +99,7 @@ def _plan_options(parser: ArgumentParser) -> None:
     add("experiments", nargs="*", metavar="GLOB", help="only these experiments, one line each")
     for name, words in (
         ("group", "only this group"),
-        ("stage", "only this stage: pretrain, overfit, gate, full, evaluate"),
+        ("stage", "only this stage: pretrain, overfit, gate, full, evaluate, refine"),
         ("state", "only these: done, run, waits, stopped, stale"),
     ):
         add(f"--{name}", action="append", default=[], metavar="GLOB", help=words)
@@ -256,6 +257,14 @@ def _solve(given: Namespace) -> int:
     from etrm.solve.command import run
 
     return run(given)
+
+
+def _refine(given: Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    study = read_study(given.configfile)
+    api.refine(study, given.experiment, given.seed, device=given.device)
+    run = Run(given.experiment, "full", given.seed)
+    print("\n".join(Layout(study).score_files(run, "refinement")))
 
 
 def _export(given: Namespace) -> None:

@@ -71,6 +71,7 @@ TARGETS = (
     ),
     *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
+    *("refine", "refine_run"),
 )
 GROUP = Rule(
     f"a name of letters, digits, - and _, up to {MAX_NAME}, that is no other target"

@@ -271,20 +271,24 @@ def predict_batches(
         yield pa.table(_rows(corpus, episodes, decoded), schema=PREDICTIONS)
 
 
+def read_grids(corpus: Corpus, batch: Batch, tokens: Tensor) -> list[np.ndarray]:
+    """Return the grid on each canvas of `tokens` [B, S], augmentation undone."""
+    lane, canvases = batch.lane, tokens.to(torch.uint8).cpu().numpy()
+    dihedral = corpus.dihedral_on(lane, batch.puzzle).tolist()  # [B], 0-7
+    permutation = corpus.permutation[batch.puzzle].cpu().numpy().astype(np.uint8)  # [B, 10]
+    grids = crop(canvases.reshape(-1, lane.rows, lane.columns))
+    recipes = zip(dihedral, permutation, strict=True)
+    return [Augmentation(*r).inverse(g) for r, g in zip(recipes, grids, strict=True)]
+
+
 def _rows(corpus: Corpus, episodes: Episodes, decoded: Decoded) -> dict[str, list[object]]:
     """Return the columns of one batch."""
     rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    lane = episodes.lane
-    tokens = decoded.output.logits.argmax(dim=-1).to(torch.uint8).cpu().numpy()  # [B, S]
-    grids = crop(tokens.reshape(-1, lane.rows, lane.columns))
-    puzzle = decoded.batch.puzzle
-    dihedral = corpus.dihedral_on(lane, puzzle).tolist()  # [B], 0-7
-    permutation = corpus.permutation[puzzle].cpu().numpy().astype(np.uint8)  # [B, 10] of colours
+    grids = read_grids(corpus, decoded.batch, decoded.output.logits.argmax(dim=-1))
     task = decoded.batch.task.tolist()
     query = episodes.query[decoded.index].tolist()  # number of the pair in the corpus
     fits = episodes.fits[decoded.index].tolist()
     for i, grid in enumerate(grids):
-        grid = Augmentation(dihedral[i], permutation[i]).inverse(grid)
         truth = corpus.pairs[query[i]].output
         rows["task"].append(corpus.tasks[task[i]].id)
         rows["query"].append(query[i] - corpus.query_pairs[task[i]].start)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from etrm.arc.task import Task
-from etrm.config.load import evaluation_settings
+from etrm.config.load import evaluation_settings, plain
+from etrm.config.refinement import RefinementConfig
 from etrm.config.registry import context_source
 from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig, RunConfig
@@ -60,6 +61,7 @@ class Evaluation:
     config: EvaluationConfig
     provenance: dict[str, Any]  # in score.json: compared later to see whether the score is stale
     key: str  # digest of everything that determines its result
+    stage: str = "evaluation"  # or `refinement`
 
     @property
     def run(self) -> RunConfig:
@@ -74,7 +76,7 @@ class Evaluation:
     def store(self, state: Path) -> Path:
         """Return the folder in `state` where results of this evaluation are cached."""
         name, seed = self.record["experiment"], self.record["seed"]
-        return state / "finished" / name / f"evaluation/seed{seed}"
+        return state / "finished" / name / f"{self.stage}/seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -180,28 +182,37 @@ def evaluate_shard(
 
 
 def identify_evaluation(
-    run_folder: Path, tables: tuple[Path, Path], config: EvaluationConfig
+    run_folder: Path,
+    tables: tuple[Path, Path],
+    config: EvaluationConfig,
+    refinement: RefinementConfig | None = None,
 ) -> Evaluation:
     """Read a run's record, and take the digest of everything that determines its evaluation.
+
+    Or its `refinement`, of which `config` then says what is asked.
 
     Raises `DamagedFileError` where the weights are not those that the run has written.
     """
     record = read_seen_run(run_folder)
-    code = score_code(record["config"]["context"]["source"])  # modules that determine the result
-    settings, weights = evaluation_settings(config), check_weights(run_folder, record)
+    stage, settings = "evaluation", evaluation_settings(config)
+    if refinement is not None:
+        stage, settings = "refinement", plain(refinement)
+    # Modules that determine the result.
+    code = score_code(record["config"]["context"]["source"], stage)
+    weights = check_weights(run_folder, record)
     data = {path.stem: table_digest(path) for path in tables}
     if (truth := truth_digest(tables[0])) is not None:  # the rules that are read out
         data["ground_truth"] = truth
     provenance = {
-        "evaluation": settings,
+        stage: settings,
         "run_key": record["key"],
         "weights_sha256": weights,
         "data": data,
         "code": code_digests(*code),
     }
     digests = record["key"], weights, list(data.values()), code_digest(*code)
-    key = evaluation_key(settings, *digests)
-    return Evaluation(run_folder, record, tables, config, provenance, key)
+    key = evaluation_key(settings, *digests, stage)
+    return Evaluation(run_folder, record, tables, config, provenance, key, stage)
 
 
 def choose_questions(
@@ -261,9 +272,7 @@ def decode_questions(
     and the run did not diverge.
     """
     run, corpus = evaluation.run, questions.corpus
-    model = load_model(evaluation.folder, run, evaluation.config.weights).to(corpus.device)
-    if run.split == "strict":
-        model.context.meet_unseen(corpus.num_puzzles)
+    model = prepare_model(evaluation, corpus)
     if compiles(compile, corpus.device):
         compile_blocks(model)
 
@@ -278,6 +287,15 @@ def decode_questions(
             weights = evaluation.folder / "model.safetensors"
             raise NotFiniteError(f"{weights}: {error}") from None
         return PREDICTIONS.empty_table()
+
+
+def prepare_model(evaluation: Evaluation, corpus: Corpus) -> Model:
+    """Return the trained model on the device of the questions, ready for the tasks of these."""
+    run = evaluation.run
+    model = load_model(evaluation.folder, run, evaluation.config.weights).to(corpus.device)
+    if run.split == "strict":
+        model.context.meet_unseen(corpus.num_puzzles)
+    return model
 
 
 def score_run(

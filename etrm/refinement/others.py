@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,18 +43,25 @@ def fine_tune(
     more likely demos first.
     """
     found = []
+    seconds = dict.fromkeys(config.steps, 0.0)
     with frozen(model):
         for question in range(len(batch)):
             with tuned_weights(model, config.tuned) as weights:
                 found.append(_tune(model, weights, one_of(batch, question), halting, config, dtype))
     names = ("tokens", "q_halt", "likelihood", "solved")
+    for one in found:
+        seconds = {steps: seconds[steps] + one.seconds[steps] for steps in config.steps}
     return Refined(
         {
             steps: Attempts(
-                **{n: torch.cat([getattr(f[steps], n) for f in found], dim=1) for n in names}
+                **{
+                    n: torch.cat([getattr(f.attempts[steps], n) for f in found], dim=1)
+                    for n in names
+                }
             )
             for steps in config.steps
-        }
+        },
+        seconds=seconds,
     )
 
 
@@ -64,8 +72,9 @@ def _tune(
     halting: HaltingConfig,
     config: RefinementConfig,
     dtype: torch.dtype,
-) -> dict[int, Attempts]:
-    demos, found, first = leave_one_out(batch), dict[int, Attempts](), None
+) -> Refined:
+    began = time.perf_counter()
+    demos, found, first = leave_one_out(batch), Refined({}), None
     adam = torch.optim.Adam(weights, lr=config.tuning_lr)
     for step in range(config.steps[-1] + 1):
         with computing(model, Compute(dtype)):  # casts are of the weights of this step
@@ -73,7 +82,8 @@ def _tune(
                 points = _answer(model, batch, demos, halting, config, dtype)
                 first = points if first is None else first
                 shape = (batch.lane.rows, batch.lane.columns)
-                found[step] = choose((points, first), 1, shape)
+                found.attempts[step] = choose((points, first), 1, shape)
+                found.seconds[step] = time.perf_counter() - began
             if step < config.steps[-1]:
                 contexts = encodings(model, demos.batch, config.act_steps)
                 score, _ = demo_likelihood(model, demos, contexts, config.act_steps, dtype)
@@ -129,6 +139,7 @@ def more_act_steps(
 
     Attempts: that answer, and the one after the usual number of ACT steps where it differs.
     """
+    began, seconds = time.perf_counter(), dict[int, float]()
     costs = Costs(model, batch, halting, config)
     wanted = {
         steps: halting.max_steps + torch.tensor(costs.more_act_steps(steps)).to(batch.inputs.device)
@@ -147,8 +158,11 @@ def more_act_steps(
                     tokens=torch.where(now[:, None], tokens, old.tokens),
                     q_halt=torch.where(now, q_halt, old.q_halt),
                 )
+                if step == int(at.max()):
+                    seconds[number] = time.perf_counter() - began
     shape = (batch.lane.rows, batch.lane.columns)
-    return Refined({n: choose((points[n], first), 1, shape) for n in config.steps})
+    attempts = {n: choose((points[n], first), 1, shape) for n in config.steps}
+    return Refined(attempts, seconds=seconds)
 
 
 def _act(

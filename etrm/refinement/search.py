@@ -9,6 +9,7 @@ Shape suffixes: B questions, R starts of each, A = R · B, C numbers of steps, S
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,7 @@ class Refined:
     attempts: dict[int, Attempts]  # by number of steps; 0: the encoder's context, not refined
     best: list[Tensor] = field(default_factory=list)  # [R, B] of each step: likelihood, best so far
     lengths: list[Tensor] = field(default_factory=list)  # [A] of each step: RMS from the start
+    seconds: dict[int, float] = field(default_factory=dict)  # until the attempts were there
 
 
 def refine(
@@ -102,7 +104,7 @@ class Search:
     def run(self, lengths: Sequence[Tensor] | None = None) -> Refined:
         """Search, as `refine` says."""
         wanted, last = self.config.steps, self.config.steps[-1]
-        start = self.starts()
+        began, start = time.perf_counter(), self.starts()
         adam, shift, found = Adam(self.lr), start, Refined({})
         best = torch.full(start.shape[:1], -torch.inf, dtype=torch.float64, device=start.device)
         solved, kept, first = torch.zeros_like(best), start, None
@@ -120,6 +122,7 @@ class Search:
                 lane = self.space.batch.lane
                 shape = (lane.rows, lane.columns)
                 found.attempts[step] = choose((points, first), self.config.starts, shape)
+                found.seconds[step] = time.perf_counter() - began
             if gradient is not None:
                 shift = shift + adam.step(gradient)
             elif lengths is not None and step < last:

@@ -22,7 +22,8 @@ RESULT_FORMAT = 1
 # Code that determines results: packages, and the modules elsewhere that change a number. All else
 # stays out of keys: a configuration counts by its values, a file by its content.
 COMPUTING = (
-    *("etrm.worlds", "etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation", "etrm.training"),
+    *("etrm.worlds", "etrm.arc", "etrm.data", "etrm.models", "etrm.evaluation"),
+    *("etrm.refinement", "etrm.training"),
     *("etrm.runtime.distributed", "etrm.storage.checkpoint", "etrm.storage.official"),
     "etrm.storage.digests",  # of `digest`, which chooses subsets of tasks
 )
@@ -34,6 +35,12 @@ EVALUATION = (
     *("etrm.evaluation.run:score_shuffled", "etrm.evaluation.run:score_readout"),
     *("etrm.evaluation.pass_at_k:submission", "etrm.evaluation.shards:questions_of_shard"),
     "etrm.evaluation.shards:merge_shards",
+)
+
+REFINEMENT = (
+    *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
+    *("etrm.evaluation.run:prepare_model", "etrm.refinement.run:refine_questions"),
+    "etrm.refinement.scores:score_methods",
 )
 
 
@@ -118,10 +125,18 @@ def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -
 
 
 def evaluation_key(
-    config: Any, run_key: str, weights: str, tables: Sequence[str], code: str
+    config: Any,
+    run_key: str,
+    weights: str,
+    tables: Sequence[str],
+    code: str,
+    stage: str = "evaluation",
 ) -> str:
-    """Return the digest of all that determines an evaluation; `weights`: of model.safetensors."""
-    return digest([RESULT_FORMAT, "evaluation", config, run_key, [weights, *tables], code])
+    """Return the digest of all that determines the `evaluation` or `refinement` of a run.
+
+    `weights`: of model.safetensors.
+    """
+    return digest([RESULT_FORMAT, stage, config, run_key, [weights, *tables], code])
 
 
 def train_code(source: str) -> tuple[str, ...]:
@@ -129,9 +144,10 @@ def train_code(source: str) -> tuple[str, ...]:
     return (*TRAINING, CONTEXT_SOURCES[source])
 
 
-def score_code(source: str) -> tuple[str, ...]:
-    """Return the definitions that determine the evaluation of such a run."""
-    return (*EVALUATION, CONTEXT_SOURCES[source])
+def score_code(source: str, stage: str = "evaluation") -> tuple[str, ...]:
+    """Return the definitions that determine the `evaluation` or `refinement` of such a run."""
+    roots = {"evaluation": EVALUATION, "refinement": REFINEMENT}
+    return (*roots[stage], CONTEXT_SOURCES[source])
 
 
 def _file(name: str, package: Path) -> Path | None:

@@ -36,6 +36,10 @@ SCORE: Keys = {
     **{"evaluation": dict, "run_key": str, "held_out": dict, "pass": dict, "metrics": dict},
     **{"partial": bool, "predictions": int, "device": str},
 }
+REFINEMENT: Keys = {
+    **IDENTITY,
+    **{"refinement": dict, "run_key": str, "held_out": dict, "methods": dict, "device": str},
+}
 REMEDY = "delete it and run its study again, which restores it or makes it anew"
 _MISSING = object()  # None is a value of JSON
 
@@ -61,6 +65,11 @@ def read_verdict(path: Path) -> dict[str, Any]:
 def read_score(path: Path) -> dict[str, Any]:
     """Return a `score.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
     return read_record(path, SCORE, "the score of a run")
+
+
+def read_refinement(path: Path) -> dict[str, Any]:
+    """Return a `refinement.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(path, REFINEMENT, "the refinement of a run")
 
 
 def check_weights(folder: Path, record: Mapping[str, Any]) -> str:
@@ -133,6 +142,12 @@ def read_table(path: Path, expected: str, columns: tuple[str, ...] = ()) -> pa.T
 def read_metrics(folder: Path) -> pa.Table:
     """Return the `metrics.parquet` of a run folder, a row for each logged step."""
     return read_table(folder / "metrics.parquet", "the metrics of a run", ("step",))
+
+
+def read_refined_answers(path: Path) -> pa.Table:
+    """Return a `refinement.parquet`, a row for each attempt at a question."""
+    columns = ("method", "steps", "attempt", "task", "query", "variant", "grid", "likelihood")
+    return read_table(path, "the refined answers of a run", columns)
 
 
 def read_predictions(path: Path) -> pa.Table:

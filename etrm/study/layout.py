@@ -22,7 +22,7 @@ from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
 from etrm.storage.first_weights import FirstWeights, find_first_weights
-from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import RESULT_FILES, RUN_FILES
 
 SHARD_FILE = "predictions-shard-{shard}-of-{shards}.parquet"  # the fields are wildcards too
 CACHE = "finished"  # of finished results, among the states
@@ -75,6 +75,16 @@ class Layout:
         runs = self.scorable(experiment)
         return [run for run in runs if finalists is None or run.experiment in finalists]
 
+    def refined(self, experiment: str | None = None) -> list[Run]:
+        """Return the runs whose answers are refined, after they are evaluated."""
+        known = self.study.experiments
+        return [r for r in self.scored(experiment) if known[r.experiment].refinement.steps]
+
+    def results(self) -> list[tuple[Run, str]]:
+        """Return the runs that have results beside their weights, and of which stage each is."""
+        scored = [(run, "evaluation") for run in self.scored()]
+        return [*scored, *((run, "refinement") for run in self.refined())]
+
     def groups(self) -> dict[str, list[str]]:
         """Return the names of experiments by their group, in the order of the config."""
         experiments = self.study.experiments.items()
@@ -95,14 +105,15 @@ class Layout:
         """Return the files of a run folder."""
         return [str(self.folder(run) / name) for name in RUN_FILES]
 
-    def score_files(self, run: Run) -> list[str]:
-        """Return the files of a run's evaluation."""
-        folder = self.root / "evaluation" / run.experiment / f"seed{run.seed}"
-        return [str(folder / name) for name in SCORE_FILES]
+    def score_files(self, run: Run, stage: str = "evaluation") -> list[str]:
+        """Return the files of a run's evaluation, or of its `refinement`."""
+        folder = self.root / stage / run.experiment / f"seed{run.seed}"
+        return [str(folder / name) for name in RESULT_FILES[stage]]
 
-    def score(self, run: Run) -> Path:
-        """Return the `score.json` of a run's evaluation."""
-        return Path(self.score_files(run)[SCORE_FILES.index("score.json")])
+    def score(self, run: Run, stage: str = "evaluation") -> Path:
+        """Return the `score.json` of a run's evaluation, or the `refinement.json`."""
+        name = "score.json" if stage == "evaluation" else "refinement.json"
+        return Path(self.score_files(run, stage)[0]).with_name(name)
 
     def shard_files(self, run: Run) -> list[str]:
         """Return the shards of an evaluation that several jobs share; none for a single job."""
@@ -111,7 +122,7 @@ class Layout:
         return [str(self.score(run).with_name(name)) for name in names] if jobs > 1 else []
 
     def cache(self, run: Run, stage: str) -> Path:
-        """Return the folder of cached results of a run, or of its stage `evaluation`."""
+        """Return the folder of cached results of a run, or of its `evaluation` or `refinement`."""
         return self.state / CACHE / run.experiment / stage / f"seed{run.seed}"
 
     def verdict(self, experiment: str, seed: int) -> Path:

@@ -30,7 +30,7 @@ from etrm.storage.digests import (
 )
 from etrm.storage.files import file_digest, table_digest, truth_digest
 from etrm.storage.first_weights import ParentError
-from etrm.storage.result_cache import LIST, RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import LIST, RESULT_FILES, RUN_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
 
@@ -81,7 +81,7 @@ class Status:
         """Return why it is not up to date: missing files, a damaged record, differences."""
         found = [f"{name} is missing" for name in self.missing]
         if self.record is None and not self.missing:
-            name = "run.json" if "run.json" in self.files else "score.json"
+            [name] = {"run.json", "score.json", "refinement.json"} & {*self.files}
             found.append(f"{name} cannot be read: `etrm doctor` says how to mend it")
         return found + self.differences()
 
@@ -113,11 +113,14 @@ class StudyStatus:
             cached=bool(key and _cached(self.layout.cache(run, run.stage), key, RUN_FILES)),
         )
 
-    def score(self, run: Run) -> Status:
-        """Return the status of a run's evaluation."""
+    def score(self, run: Run, stage: str = "evaluation") -> Status:
+        """Return the status of a run's evaluation, or of its `refinement`."""
         config, layout = self.layout.study.experiments[run.experiment], self.layout
         today, code = evaluation_settings(config.evaluation), score_code(config.context.source)
-        found = self._compared(layout.score_files(run), "score.json", today, code)
+        if stage == "refinement":
+            today, code = plain(config.refinement), score_code(config.context.source, stage)
+        name = layout.score(run, stage).name
+        found = self._compared(layout.score_files(run, stage), name, today, code)
         trained, record, origin = self.run(run).record, found.record, None
         if record is not None and trained is not None:
             weights = trained["weights_sha256"]
@@ -128,8 +131,8 @@ class StudyStatus:
         key, own, cached = self.key(run), self.weights(run), False
         if key is not None and own is not None:
             tables = list(self._tables(truth=True).values())
-            wanted = evaluation_key(today, key, own, tables, code_digest(*code))
-            cached = _cached(layout.cache(run, "evaluation"), wanted, SCORE_FILES) is not None
+            wanted = evaluation_key(today, key, own, tables, code_digest(*code), stage)
+            cached = _cached(layout.cache(run, stage), wanted, RESULT_FILES[stage]) is not None
         return replace(found, origin=origin, cached=cached)
 
     def _compared(
@@ -139,9 +142,12 @@ class StudyStatus:
         there = tuple(Path(path).name for path in paths if Path(path).is_file())
         missing = tuple(n for path in paths if (n := Path(path).name) not in there)
         # The block of an evaluation is named as the study has it; that of a run is the whole.
-        keys, block, prefix = records.RUN, "config", ""
-        if name == "score.json":
-            keys, block, prefix = records.SCORE, "evaluation", "evaluation."
+        keys, block = {
+            "run.json": (records.RUN, "config"),
+            "score.json": (records.SCORE, "evaluation"),
+            "refinement.json": (records.REFINEMENT, "refinement"),
+        }[name]
+        prefix = "" if name == "run.json" else f"{block}."
         try:
             record = records.read_record(Path(paths[0]).with_name(name), keys, "a record")
         except (records.DamagedFileError, FileNotFoundError):
@@ -150,7 +156,7 @@ class StudyStatus:
         # Tags first: a tag, such as context.source, explains the other changes of its block.
         found.sort(key=lambda change: change[0].rpartition(".")[2] not in TAGS)
         data = record.get("data", {})  # SHA-256 of tables
-        current = self._tables(truth=name == "score.json")
+        current = self._tables(truth=name != "run.json")
         tables = tuple(n for n, now in current.items() if data.get(n, now) != now)
         return Status(record, there, missing, tuple(found), _changed_code(record, code), tables)
 
@@ -242,9 +248,10 @@ def check_records(layout: Layout) -> None:
         for folder in folders:
             if (folder / "run.json").is_file():
                 records.read_run(folder)
-    for path in map(layout.score, layout.scored()):
-        if path.is_file():
-            records.read_score(path)
+    readers = {"evaluation": records.read_score, "refinement": records.read_refinement}
+    for run, stage in layout.results():
+        if (path := layout.score(run, stage)).is_file():
+            readers[stage](path)
 
 
 def require_gate(layout: Layout, run: Run) -> None:

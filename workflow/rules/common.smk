@@ -16,7 +16,7 @@ from etrm.report.registry import FIGURES, TABLES, modules
 from etrm.study.layout import SHARD_FILE, Layout, Run
 from etrm.storage.first_weights import ParentError
 from etrm.study.stale import StudyStatus, check_records
-from etrm.storage.result_cache import SCORE_FILES
+from etrm.storage.result_cache import REFINEMENT_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.storage.digests import code_digest, score_code, script_digest, train_code
 
@@ -113,6 +113,10 @@ def scores_of(runs):
     return [path for run in runs for path in LAYOUT.score_files(run)]
 
 
+def refinements_of(runs):
+    return [path for run in runs for path in LAYOUT.score_files(run, "refinement")]
+
+
 def code_of_script(name):
     """Digest of a script's code. Its time says nothing: a fresh checkout is not another script."""
     return script_digest(CHECKOUT / "workflow/scripts" / f"{name}.py")
@@ -129,6 +133,11 @@ def code_of(wildcards):
 def code_of_evaluation(wildcards):
     source = STUDY.experiments[wildcards.experiment].context.source
     return code_digest(*score_code(source))
+
+
+def code_of_refinement(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*score_code(source, "refinement"))
 
 
 def parent_of(stage):
@@ -186,12 +195,17 @@ def evaluation_of(wildcards):
     return evaluation_settings(STUDY.experiments[wildcards.experiment].evaluation)
 
 
+def refinement_of(wildcards):
+    return plain(STUDY.experiments[wildcards.experiment].refinement)
+
+
 def finished(wildcards):
     """Files of every run that no gate has stopped, with verdicts and evaluations."""
     return [
         *files_of(going(LAYOUT.runs())),
         *verdicts(),
         *scores_of(going(LAYOUT.scored())),
+        *refinements_of(going(LAYOUT.refined())),
     ]
 
 
@@ -242,6 +256,7 @@ def files_of_experiment(mine):
             for r in LAYOUT.runs("overfit", mine)
         ),
         *scores_of(going(LAYOUT.scored(mine))),
+        *refinements_of(going(LAYOUT.refined(mine))),
     ]
     return list(dict.fromkeys([*own, *baseline, *metrics]))
 

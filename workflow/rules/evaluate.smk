@@ -84,3 +84,38 @@ rule merge_shards:
         state=LAYOUT.state,
     script:
         "../scripts/evaluate.py"
+
+
+# Search guided by the demos, and its controls: on the finished run, beside its evaluation.
+rule refine:
+    input:
+        verdicts(),
+        lambda wildcards: refinements_of(going(LAYOUT.refined())),
+    localrule: True
+
+
+rule refine_run:
+    input:
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(scored_run(wildcards)),
+    output:
+        multiext(
+            str(ROOT / "refinement/{experiment}/seed{seed}") + "/", *REFINEMENT_FILES
+        ),
+    log:
+        ROOT / "logs/{experiment}/refine_seed{seed}.log",
+    wildcard_constraints:
+        experiment=names({run.experiment for run in LAYOUT.refined()}),
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
+    resources:
+        **SITE.resources("evaluate"),
+    params:
+        refinement=refinement_of,
+        code=code_of_refinement,
+        script=code_of_script("refine"),
+        state=LAYOUT.state,
+    script:
+        "../scripts/refine.py"

@@ -15,11 +15,12 @@ from etrm.data.tables import TableError, read_augmentations, read_tasks
 from etrm.runtime.run_lock import LEASES
 from etrm.storage import records
 from etrm.storage.records import DamagedFileError
+from etrm.storage.result_cache import RESULT_FILES
 from etrm.study.doctor.study import Study, Symptom, lasting, remove
 from etrm.study.layout import CACHE, Run
 from etrm.study.stale import STATES, Status
 
-WRITTEN = ("data", "runs", "evaluation", "state", "figures", "tables", "records")
+WRITTEN = ("data", "runs", "evaluation", "refinement", "state", "figures", "tables", "records")
 TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger
 
 
@@ -32,7 +33,7 @@ def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
     paths = [layout.tasks, layout.augmentations]
     for run in layout.runs():
         paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
-    paths += [Path(path) for run in layout.scored() for path in layout.score_files(run)]
+    paths += [Path(path) for result in layout.results() for path in layout.score_files(*result)]
     for path in filter(Path.is_file, paths):
         reader = READERS[path.name] if verify or path.suffix not in NAMES else _opens
         try:
@@ -79,17 +80,19 @@ READERS: dict[str, Reader] = {
     "verdict.json": records.read_verdict,
     "predictions.parquet": records.read_predictions,
     "score.json": records.read_score,
+    "refinement.parquet": records.read_refined_answers,
+    "refinement.json": records.read_refinement,
     "submission.json": lambda path: records.read_record(path, {}, "a submission"),
 }
 
 
 def _results(study: Study) -> Iterator[tuple[str, Run, Path, Status]]:
-    """Yield kind, run, record and status of all runs and evaluations."""
+    """Yield kind, run, record and status of all runs, evaluations and refinements."""
     layout, status = study.layout, study.status
     for run in layout.runs():
         yield "run", run, layout.folder(run) / "run.json", status.run(run)
-    for run in layout.scored():
-        yield "evaluation", run, layout.score(run), status.score(run)
+    for run, stage in layout.results():
+        yield stage, run, layout.score(run, stage), status.score(run, stage)
 
 
 def incomplete(study: Study) -> Iterator[Symptom]:
@@ -165,7 +168,11 @@ def strangers(study: Study) -> Iterator[Symptom]:
     layout, known = study.layout, study.layout.study.experiments
     parts = {*map(str, layout.runs())}
     # The score of a former finalist stays: it says that the experiment has looked at test.
-    parts |= {f"{run.experiment}/evaluation/seed{run.seed}" for run in layout.scorable()}
+    parts |= {
+        f"{run.experiment}/{stage}/seed{run.seed}"
+        for run in layout.scorable()
+        for stage in RESULT_FILES
+    }
     gone: dict[str, list[Path]] = {}  # by name of an experiment, or of a part of one
     for place, path in _places(layout.root):
         experiment, _, part = place.partition("/")
@@ -183,12 +190,14 @@ def strangers(study: Study) -> Iterator[Symptom]:
 
 def _places(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield all folders of results: of an experiment `name`, of a part `name/stage/seed`."""
-    for glob in ("runs/*/", "evaluation/*/", f"state/{CACHE}/*/", "logs/*/", "records/*.md"):
+    beside = [f"{stage}/*/" for stage in RESULT_FILES]
+    for glob in ("runs/*/", *beside, f"state/{CACHE}/*/", "logs/*/", "records/*.md"):
         for path in sorted(root.glob(glob)):
             yield path.stem if path.suffix == ".md" else path.name, path
-    for glob in ("runs/*/*/seed*/", f"state/{CACHE}/*/*/seed*/", "evaluation/*/seed*/"):
+    beside = [f"{stage}/*/seed*/" for stage in RESULT_FILES]
+    for glob in ("runs/*/*/seed*/", f"state/{CACHE}/*/*/seed*/", *beside):
         for path in sorted(root.glob(glob)):
-            stage = "evaluation" if glob.startswith("evaluation") else path.parts[-2]
+            stage = glob.partition("/")[0] if glob in beside else path.parts[-2]
             name = path.relative_to(root / glob.partition("/*")[0]).parts[0]
             yield f"{name}/{stage}/{path.name}", path
 

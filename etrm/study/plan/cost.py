@@ -69,7 +69,7 @@ class Device:
 
 def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
     """Yield the speed of every finished run and evaluation whose record has its duration."""
-    scored = set(layout.scored())
+    scored, refined = set(layout.scored()), set(layout.refined())
     for run in layout.runs():
         record = status.run(run).record
         if record is None:
@@ -84,6 +84,13 @@ def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
             done = score["predictions"] * config["halting"]["max_steps"]  # all take every step
             kind = evaluation_kind(config, score["evaluation"])
             yield Measured(run, "evaluate", kind, done / score["seconds"], score["device"])
+        found = status.score(run, "refinement").record if run in refined else None
+        if found is not None and (found.get("seconds") or 0.0) > 0:
+            kind, rate = (
+                refinement_kind(config, found["refinement"]),
+                found["tasks_asked"] / found["seconds"],
+            )
+            yield Measured(run, "refine", kind, rate, found["device"])
 
 
 def training_kind(config: Row) -> str:
@@ -96,6 +103,12 @@ def training_kind(config: Row) -> str:
 def evaluation_kind(config: Row, evaluation: Row) -> str:
     """Return a key that is equal for evaluations whose ACT steps cost the same for each sample."""
     return _kind(config, config["train"]["dtype"], evaluation["batch_size"])
+
+
+def refinement_kind(config: Row, refinement: Row) -> str:
+    """Return a key that is equal for refinements whose tasks cost the same."""
+    settings = {key: value for key, value in refinement.items() if key != "tasks"}
+    return _kind(config, config["train"]["dtype"], config["halting"]["max_steps"], settings)
 
 
 def _kind(config: Row, *more: Any) -> str:
@@ -174,7 +187,19 @@ class Costs:
         """Return the remaining cost of a stage: none for a verdict, or a restored result."""
         if entry.stage == "gate" or not entry.job or entry.cached:
             return Cost(0.0)
+        if entry.stage == "refine":
+            return self._refinement(entry)
         return self._evaluation(entry) if entry.stage == "evaluate" else self._training(entry)
+
+    def _refinement(self, entry: Entry) -> Cost:
+        experiment = self.layout.study.experiments[entry.experiment]
+        run = Run(entry.experiment, str(experiment.scored_stage), entry.seed)
+        kind = refinement_kind(plain(self.layout.config_of(run)), plain(experiment.refinement))
+        found, held_out = self._of_runs(entry.experiment, "refine", kind), self.sizes.held_out
+        if found is None or not held_out:
+            return Cost()
+        tasks = min(experiment.refinement.tasks or held_out, held_out)
+        return Cost(tasks / found[0] / HOUR, found[1])
 
     def _training(self, entry: Entry) -> Cost:
         config = self.layout.config_of(entry.run)
@@ -218,7 +243,9 @@ class Costs:
         device = self.device.name if self.device else None
         same = [m for m in self.measured if m.kind == kind and m.device == device]
         # Training and decoding are never compared; stages of training are, as the last resort.
-        same = [m for m in same if (m.stage == "evaluate") == (stage == "evaluate")]
+        same = [
+            m for m in same if m.stage == stage or not {m.stage, stage} & {"evaluate", "refine"}
+        ]
         of_stage = [m for m in same if m.stage == stage]
         own = [m for m in of_stage if m.run.experiment == experiment]
         nearest = own or of_stage or same

@@ -16,7 +16,8 @@ from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
 from etrm.study.stale import Status, StudyStatus
 
-STAGES = ("pretrain", "overfit", "gate", "full", "evaluate")
+STAGES = ("pretrain", "overfit", "gate", "full", "evaluate", "refine")
+RESULTS = {"evaluate": "evaluation", "refine": "refinement"}  # of a finished run
 # `waits` for its gate, `stopped` by its gate; `stale`: not up to date, but Snakemake keeps it.
 STATES = ("done", "run", "waits", "stopped", "stale")
 NEVER_RUN, RESTORABLE = "never run", "restorable from cache"
@@ -47,7 +48,7 @@ class Entry:
 
 def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
     """Return all stages in the order of the configuration."""
-    of, scored = _Entries(layout, jobs, status), set(layout.scored())
+    of, results = _Entries(layout, jobs, status), set(layout.results())
     return [
         of.entry(name, stage, seed)
         for name, config in layout.study.experiments.items()
@@ -55,7 +56,7 @@ def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
         for stage in STAGES
         if stage in config.stage_names
         or (stage == "gate" and not config.is_trm)
-        or (stage == "evaluate" and Run(name, str(config.scored_stage), seed) in scored)
+        or (Run(name, str(config.scored_stage), seed), RESULTS.get(stage)) in results
     ]
 
 
@@ -72,14 +73,14 @@ class _Entries:
         entry = partial(Entry, experiment, stage, seed)
         if stage == "gate":
             return entry(*self._gate(experiment, seed, job))
-        behind = not config.is_trm and stage in ("full", "evaluate")
+        behind = not config.is_trm and stage in ("full", *RESULTS)
         if behind and not self.status.expects_full(experiment, seed):
             verdict = read_verdict(self.layout.verdict(experiment, seed))
             now = {"threshold": config.gate.exact_accuracy, "passed": False}
             return entry("stopped", (describe({**verdict, **now}),), job is not None)
-        if stage == "evaluate":
+        if stage in RESULTS:
             run = Run(experiment, str(config.scored_stage), seed)  # whose weights are evaluated
-            status = self.status.score(run)
+            status = self.status.score(run, RESULTS[stage])
         else:
             run = Run(experiment, stage, seed)
             status = self.status.run(run)
@@ -121,7 +122,7 @@ class _Entries:
     def _upstream(self, run: Run, stage: str) -> list[str]:
         """Return which of its inputs is made by a run that is rerun."""
         parent = self.layout.parent(run)
-        if stage == "evaluate":
+        if stage in RESULTS:
             return ["its run is rerun"] if self._reruns(run) else []
         if parent is not None and self._reruns(parent):
             return [f"its parent {parent.experiment} is rerun"]

@@ -26,7 +26,7 @@ from etrm.launch.slurm import gpus_of
 STAGE_OF_RULE = {
     **{"train_pretrain": "pretrain", "train_overfit": "overfit", "verdict": "gate"},
     **{"train_full": "full", "evaluate_run": "evaluate"},
-    **{"evaluate_shard": "evaluate", "merge_shards": "evaluate"},
+    **{"evaluate_shard": "evaluate", "merge_shards": "evaluate", "refine_run": "refine"},
 }
 AFTER_OTHERS, NEVER_MADE = "after other jobs", "never made"
 # Parameters of rules that the configuration has under another name, or not at all.

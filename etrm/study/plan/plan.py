@@ -14,7 +14,7 @@ from typing import Any
 from etrm.config.load import read_study
 from etrm.study.layout import Layout
 from etrm.study.plan.cost import HOW, Costs, Device, chosen, devices, measured
-from etrm.study.plan.entries import STAGES, STATES, Entry, entries_of
+from etrm.study.plan.entries import RESULTS, STAGES, STATES, Entry, entries_of
 from etrm.study.plan.jobs import Jobs, PlanError, snakemake_jobs
 from etrm.study.plan.sizes import Disk, disk_of, sizes_of
 from etrm.study.stale import StudyStatus
@@ -73,11 +73,11 @@ class Plan:
 
         - `study`, `configfile`, `results`: the study and its folder.
         - `stages`: one for each experiment, stage (`pretrain`, `overfit`, `gate`, `full`,
-          `evaluate`) and seed, as selected: `experiment`, `group`, `stage`, `seed`, `state`
-          (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to date, but
-          Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`, `kept`
-          (restored from the cache), `step` (it resumes there), `hours` (of one device; null: not
-          measured), `at_most`, `measured` (the measurement).
+          `evaluate`, `refine`) and seed, as selected: `experiment`, `group`, `stage`, `seed`,
+          `state` (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to
+          date, but Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`,
+          `kept` (restored from the cache), `step` (it resumes there), `hours` (of one device; null:
+          not measured), `at_most`, `measured` (the measurement).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
           (null where the rule has none), `why`. `counts`: the jobs of each rule.
         - `totals` of the stages above: `jobs`, `hours`, `unmeasured` (jobs without a number),
@@ -158,8 +158,8 @@ def _notes(layout: Layout, jobs: Jobs, stages: Sequence[Entry]) -> list[str]:
         file = layout.run_files(first.run)[0]
         if first.stage == "gate":
             file = str(layout.verdict(first.experiment, first.seed))
-        elif first.stage == "evaluate":
-            file = layout.score_files(first.run)[0]
+        elif first.stage in RESULTS:
+            file = layout.score_files(first.run, RESULTS[first.stage])[0]
         notes.append(
             f"{len(stale)} stale: made with another configuration, code or data, but Snakemake"
             " keeps them in this plan. If they are still stale after it has run, force them:"

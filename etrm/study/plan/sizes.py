@@ -101,7 +101,7 @@ def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
     """Return an estimate from the numbers of parameters and predictions."""
     write = state = 0
     for entry in entries:
-        if not entry.job or entry.cached or entry.stage == "gate":
+        if not entry.job or entry.cached or entry.stage in ("gate", "refine"):  # small files
             continue
         if entry.stage == "evaluate":
             experiment = layout.study.experiments[entry.experiment]

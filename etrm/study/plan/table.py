@@ -15,7 +15,7 @@ from etrm.study.plan.plan import Plan, by_measurement, hours
 # Columns, and the stages in them: an experiment has either `pretrain` or `overfit`.
 COLUMNS = {
     "train": ("pretrain", "overfit"),
-    **{stage: (stage,) for stage in ("gate", "full", "evaluate")},
+    **{stage: (stage,) for stage in ("gate", "full", "evaluate", "refine")},
 }
 DERIVED = "its "  # how a reason begins that follows from another job's
 # Jobs of no single stage, by their rules.
@@ -66,9 +66,10 @@ def _heading(name: str, stages: Sequence[Entry], unit: str) -> str:
         "experiment": len({entry.experiment for entry in stages}),
         "run": sum(jobs[stage] for stage in ("pretrain", "overfit", "full")),
         "evaluation": jobs["evaluate"],
+        "refinement": jobs["refine"],
     }
     parts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
-    work = [*parts[1:], f"{_hours(stages)} {unit}"] if counts["run"] + jobs["evaluate"] else []
+    work = [*parts[1:], f"{_hours(stages)} {unit}"] if jobs.total() - jobs["gate"] else []
     return f"{name}: {', '.join([parts[0], *work])}"
 
 
