@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from etrm.report.run_view import RunView, load_run
-from etrm.storage.records import DESCRIBED, read_run, read_score
+from etrm.storage.records import DESCRIBED, read_refinement, read_run, read_score
 
 
 def collect(files: Iterable[str | Path], finalists: Collection[str] | None = None) -> list[RunView]:
     """Return a view of every `run.json` among the files, in their order.
 
     A run's verdict is the `verdict.json` in its folder; its score and predictions are those whose
-    `score.json` names its experiment, stage and seed: each only if it is among the files.
+    `score.json` names its experiment, stage and seed; so is its refinement: each only if it is
+    among the files.
     `finalists`: experiments that are evaluated on held-out tasks (None: all).
     """
     paths = [Path(f) for f in files]
@@ -24,6 +25,11 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
         if path.name == "score.json":
             content = read_score(path)
             scores[content["experiment"], content["stage"], content["seed"]] = path
+    refined = {}
+    for path in paths:
+        if path.name == "refinement.json":
+            content = read_refinement(path)
+            refined[content["experiment"], content["stage"], content["seed"]] = content
     views = []
     for path in paths:
         if path.name != "run.json":
@@ -34,5 +40,7 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
         given = predictions if predictions in paths else None
         verdict = verdicts.get(path.parent)
         view = load_run(path.parent, verdict=verdict, score=score, predictions=given)
-        views.append(replace(view, finalist=finalists is None or view.experiment in finalists))
+        finalist = finalists is None or view.experiment in finalists
+        key = view.experiment, view.stage, view.seed
+        views.append(replace(view, finalist=finalist, refinement=refined.get(key)))
     return views

@@ -19,6 +19,7 @@ FIGURES = {
     "encoder_probe": "etrm.report.figures:encoder_probe",
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
     "predictors": "etrm.report.predictors_figure:predictors",
+    "refinement": "etrm.report.refinement_figure:refinement",
     "qualitative": "etrm.report.qualitative:qualitative",
 }
 TABLES = {
@@ -26,6 +27,7 @@ TABLES = {
     "comparisons": "etrm.report.comparisons:comparisons",
     "selection": "etrm.report.selection:selection",
     "predictors": "etrm.report.predictors:predictors",
+    "refinement": "etrm.report.refinement:refinement",
 }
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 

@@ -39,6 +39,7 @@ class RunView:
     verdict: dict[str, Any] | None = None  # of an overfit run
     score: dict[str, Any] | None = None  # of an evaluated run
     predictions: Path | None = None
+    refinement: dict[str, Any] | None = None  # of a run whose answers were refined
     finalist: bool = True  # to be evaluated on held-out tasks, if it can be
 
     @property

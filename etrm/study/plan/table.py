@@ -66,8 +66,7 @@ def _heading(name: str, stages: Sequence[Entry], unit: str) -> str:
         "experiment": len({entry.experiment for entry in stages}),
         "run": sum(jobs[stage] for stage in ("pretrain", "overfit", "full")),
         "evaluation": jobs["evaluate"],
-        "refinement": jobs["refine"],
-    }
+    } | ({"refinement": jobs["refine"]} if jobs["refine"] else {})
     parts = [f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items()]
     work = [*parts[1:], f"{_hours(stages)} {unit}"] if jobs.total() - jobs["gate"] else []
     return f"{name}: {', '.join([parts[0], *work])}"
