@@ -40,6 +40,11 @@ class RefinementConfig:
         0.03,
         gt=0,
     )
+    until_solved: bool = option(
+        "a start stops as soon as all demos come out exactly: more likely demos are then no better"
+        " known, and a context that fits them ever better forgets the rule",
+        True,
+    )
     act_steps: int = option(
         "ACT steps in which a demo is answered; the last H-cycle of the last has the gradient",
         1,

@@ -123,10 +123,12 @@ class Search:
                 shape = (lane.rows, lane.columns)
                 found.attempts[step] = choose((points, first), self.config.starts, shape)
                 found.seconds[step] = time.perf_counter() - began
+            stopped = _like(exact == 1, shift) & self.config.until_solved
             if gradient is not None:
-                shift = shift + adam.step(gradient)
+                shift = torch.where(stopped, shift, shift + adam.step(gradient))
             elif lengths is not None and step < last:
-                shift = start + self.direction(step + 1) * _like(lengths[step + 1], start)
+                moved = start + self.direction(step + 1) * _like(lengths[step + 1], start)
+                shift = torch.where(stopped, shift, moved)
         return found
 
     @property

@@ -215,3 +215,21 @@ def test_a_result_is_of_its_type() -> None:
     assert list(found.attempts) == [0, 2]
     assert found.attempts[2].tokens.shape == (2, 2, 9)
     assert found.attempts[2].tokens.dtype == torch.uint8
+
+
+def test_a_start_stops_where_its_demos_are_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two questions whose demos count as solved from the second and from no step on."""
+    model, batch = make_model("standard"), questions()
+    given, calls = demo_likelihood, []
+
+    def solved(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        return given(*args)[0], torch.tensor([float(len(calls) % 5 >= 2), 0.5])
+
+    monkeypatch.setattr("etrm.refinement.search.demo_likelihood", solved)
+    stopped = torch.stack(refine(model, batch, HALTING, settings(steps=[0, 4])).lengths)
+    assert (stopped[1:, 1].diff() != 0).all()
+    assert stopped[1, 0] > 0
+    assert (stopped[1:, 0] == stopped[1, 0]).all()
+    free = refine(model, batch, HALTING, settings(steps=[0, 4], until_solved=False)).lengths
+    assert (torch.stack(free)[1:].diff(dim=0) != 0).all()
