@@ -40,6 +40,7 @@ from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.readout import read_out
 from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
 from etrm.evaluation.voting import voting_rows
+from etrm.models.act import Model
 from etrm.models.build import load_model
 from etrm.models.compute import DTYPES, compile_blocks, compiles, device_name, pick_device
 from etrm.runtime.environment import environment

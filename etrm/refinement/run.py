@@ -29,7 +29,7 @@ from etrm.evaluation.run import (
     prepare_model,
 )
 from etrm.models.act import Model
-from etrm.models.compute import DTYPES, device_name
+from etrm.models.compute import DTYPES, device_name, pick_device
 from etrm.models.flops import GIGA
 from etrm.refinement.costs import Costs
 from etrm.refinement.others import fine_tune, more_act_steps
@@ -86,7 +86,7 @@ def refine_run(
     if store is not None and restore_result(out, REFINEMENT_FILES, store, evaluation.key):
         log.info("the same refinement was finished before: restored from %s", store)
         return read_refinement(out / "refinement.json")
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = pick_device(device)
     questions = choose_questions(evaluation, target)
     table, spent = SCHEMA.empty_table(), Spent()
     if evaluation.diverged:
