@@ -50,7 +50,7 @@ STUDY: dict[str, Any] = {
             "decoder": {"init": None},
         },
         "strict": {"context": {"source": "embedding"}, "decoder": {"init": None}},
-        "one": {"group": "pair", "refinement": {"steps": [0, 2]}},
+        "one": {"group": "pair"},
         "two": {"halting": {"exploration_prob": 0.25}, "group": "pair"},
         "stopped": {"gate": {"exact_accuracy": 1.0}},
     },

@@ -170,20 +170,31 @@ STEPS: list[Step] = [
         | {*shown("one", "two"), *CONFIG},
     ),
     (
-        "a gate that stops, and what is evaluated elsewhere",
+        "a gate that stops, and what is evaluated and refined elsewhere",
         [
             change(f"{EXP}.two.gate", {"exact_accuracy": 1.0}),
             change(f"{EXP}.one.evaluation", {"variants": 2}),
+            change(f"{EXP}.one.refinement", {"steps": [0, 1]}),
+            change(f"{EXP}.two.refinement", {"steps": [0, 1]}),
         ],
-        {"verdict two 0", "verdict two 5", "evaluate_run one 0"} | {*shown("one", "two"), *CONFIG},
+        {"verdict two 0", "verdict two 5", "evaluate_run one 0", "refine_run one 0"}
+        | {*shown("one", "two"), *CONFIG},
     ),
     (
-        "a gate that lets through again, and one that does for the first time",
+        "a gate that lets through again, one that does for the first time, no refinement",
         [
+            change(f"{EXP}.one.refinement", {"steps": []}),
+            change(f"{EXP}.two.refinement", {"steps": []}),
             change(f"{EXP}.two.gate", {"exact_accuracy": 0.0}),
             change(f"{EXP}.stopped.gate", {"exact_accuracy": 0.0}),
         ],
-        {"verdict two 0", "verdict two 5", *runs("stopped 0"), *shown("two", "stopped"), *CONFIG}
+        {
+            "verdict two 0",
+            "verdict two 5",
+            *runs("stopped 0"),
+            *shown("one", "two", "stopped"),
+            *CONFIG,
+        }
         - {"train_overfit stopped 0"},
     ),
     (
