@@ -86,10 +86,7 @@ def _parser() -> ArgumentParser:
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
-    _compare_options(command("compare", _compare, "show two runs or experiments side by side"))
-    show = command("show", _show, "show what a run is, and how it went, at a glance")
-    show.add_argument("run", help="as those of compare")
-    _score_options(command("score", _score, "score any submission in Kaggle's form", False))
+    _add_result_commands(command)
     return parser
 
 
@@ -108,18 +105,23 @@ def _plan_options(parser: ArgumentParser) -> None:
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
 
 
-def _compare_options(parser: ArgumentParser) -> None:
+def _add_result_commands(command: Callable[..., ArgumentParser]) -> None:
+    """Add the commands that look at results, and change none."""
+    compare = command("compare", _compare, "show two runs or experiments side by side")
     words = "run folder, folder of an evaluation, or experiment of the study"
-    parser.add_argument("a", metavar="A", help=words)
-    parser.add_argument("b", metavar="B", help="another, compared with A")
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
-
-
-def _score_options(parser: ArgumentParser) -> None:
-    parser.add_argument("submission", help="a JSON file in Kaggle's form")
+    compare.add_argument("a", metavar="A", help=words)
+    compare.add_argument("b", metavar="B", help="another, compared with A")
+    show = command("show", _show, "show what a run is, and how it went, at a glance")
+    show.add_argument("run", metavar="RUN", help=words)
+    score = command("score", _score, "score any submission in Kaggle's form", False)
+    score.add_argument("submission", help="a JSON file in Kaggle's form")
     places = "task file, folder, Kaggle challenges file, or public set, as in arcagi or arcagi2"
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="PLACE", help=places)
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    score.add_argument("--tasks", nargs="+", required=True, metavar="PLACE", help=places)
+    votes = command("vote", _vote, "accumulate the votes of several evaluations", False)
+    votes.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of the same tasks")
+    votes.add_argument("--out", metavar="FILE", help="write the submission of all votes")
+    for each in (compare, score, votes):
+        each.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def _plan(given: Namespace) -> None:
@@ -245,6 +247,12 @@ def _show(given: Namespace) -> None:
 
 def _width() -> int:
     return shutil.get_terminal_size(fallback=(120, 40)).columns
+
+
+def _vote(given: Namespace) -> None:
+    from etrm.evaluation.accumulate import run
+
+    run(given)
 
 
 def _score(given: Namespace) -> None:

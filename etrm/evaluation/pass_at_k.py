@@ -22,6 +22,7 @@ _NEVER = np.iinfo(np.int64).max  # rank of a truth that no variant predicted
 INTERVAL = "Clopper-Pearson"
 
 Grid = tuple[int, int, bytes]  # height, width, row-major colours
+Submission = dict[str, list[dict[str, list[list[int]]]]]  # Kaggle's form
 Ranks = Mapping[str, Sequence[int | None]]  # by task: of each labelled test output's truth
 
 
@@ -49,16 +50,9 @@ def score(
     _check(predictions, tasks)
     truths = _truths(tasks)
     ranked = vote(predictions)
-    outputs = list(zip(ranked["task"].tolist(), ranked["query"].tolist(), strict=True))
-    grids = zip(*(ranked[name].tolist() for name in ("height", "width", "grid")), strict=True)
-    pairs = zip(outputs, grids, strict=True)
-    hit = np.array([truths.get(output) == grid for output, grid in pairs], dtype=bool)
+    ranks, hit = candidate_ranks(ranked, truths)
+    outputs = zip(ranked["task"].tolist(), ranked["query"].tolist(), strict=True)
     labelled = np.array([output in truths for output in outputs], dtype=bool)
-    # One true grid an output: no candidate of it can be hit twice.
-    best_rank = {outputs[i]: int(ranked["rank"].iloc[i]) for i in np.flatnonzero(hit)}
-    ranks: dict[str, list[int | None]] = {}
-    for task_id, query in truths:  # in the order of tasks
-        ranks.setdefault(task_id, []).append(best_rank.get((task_id, query)))
     passes = pass_rates(ranks, ks)
     counts = _counts(predictions, tasks, variants)
     votes = ranked["count"].to_numpy()  # predictions behind each candidate
@@ -82,6 +76,25 @@ def score(
     }
 
 
+def candidate_ranks(
+    ranked: pd.DataFrame, truths: Mapping[tuple[str, int], Grid | None]
+) -> tuple[dict[str, list[int | None]], np.ndarray]:
+    """Return the rank of each truth among the candidates of `vote`, and which of these are right.
+
+    `truths` by (task, query), None for one that no candidate is; ranks by task, bool [candidate].
+    """
+    outputs = list(zip(ranked["task"].tolist(), ranked["query"].tolist(), strict=True))
+    grids = zip(*(ranked[name].tolist() for name in ("height", "width", "grid")), strict=True)
+    pairs = zip(outputs, grids, strict=True)
+    hit = np.array([truths.get(output) == grid for output, grid in pairs], dtype=bool)
+    # One true grid an output: no candidate of it can be hit twice.
+    best_rank = {outputs[i]: int(ranked["rank"].iloc[i]) for i in np.flatnonzero(hit)}
+    ranks: dict[str, list[int | None]] = {}
+    for task_id, query in truths:  # in the order of tasks
+        ranks.setdefault(task_id, []).append(best_rank.get((task_id, query)))
+    return ranks, hit
+
+
 def pass_rates(ranks: Ranks, ks: Sequence[int]) -> dict[str, Any]:
     """Return pass@k by both credit rules, with numerator, denominator and interval of each."""
     credit = credits(ranks, ks)
@@ -101,15 +114,17 @@ def credits(ranks: Ranks, ks: Sequence[int]) -> np.ndarray:
     return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
 
 
-def submission(
-    predictions: pd.DataFrame, tasks: Sequence[Task]
-) -> dict[str, list[dict[str, list[list[int]]]]]:
+def submission(predictions: pd.DataFrame, tasks: Sequence[Task]) -> Submission:
     """Return the Kaggle form: {task: [{"attempt_1": grid, "attempt_2": grid}] per test input}.
 
     A single candidate is given twice (as TRM does); without any, both attempts are [[0]]. So is a
     candidate of no cells, which TRM gives as [] although no grid is empty: each grid here is valid.
     """
-    ranked = vote(predictions)
+    return top_attempts(vote(predictions), {task.id: len(task.queries) for task in tasks})
+
+
+def top_attempts(ranked: pd.DataFrame, tests: Mapping[str, int]) -> Submission:
+    """Return the Kaggle form of the candidates of `vote`; `tests`: test inputs by task."""
     best: dict[tuple[str, int], list[list[list[int]]]] = {}
     columns = ["task", "query", "height", "width", "grid"]
     top = ranked.loc[ranked["rank"] <= ATTEMPTS, columns]
@@ -122,7 +137,7 @@ def submission(
         filled = grids + [grids[0]] * (ATTEMPTS - len(grids))
         return {f"attempt_{i}": grid for i, grid in enumerate(filled, 1)}
 
-    return {task.id: [attempts(task.id, q) for q in range(len(task.queries))] for task in tasks}
+    return {name: [attempts(name, query) for query in range(n)] for name, n in tests.items()}
 
 
 def _check(predictions: pd.DataFrame, tasks: Sequence[Task]) -> None:

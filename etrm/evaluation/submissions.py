@@ -142,11 +142,7 @@ def to_text(name: str, result: Mapping[str, Any]) -> str:
     answered, asked = result["tasks_answered"], result["tasks_asked"]
     outputs = result["test_outputs"]
     lines = [f"{name}: {answered} of {asked} tasks answered, with {outputs} test outputs", ""]
-    rows = [["", *RULES_IN_WORDS]]
-    for k, rules in result["pass"].items():
-        rows.append([f"pass@{k}", *(_number(rules[rule]) for rule in CREDIT_RULES)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += pass_table(result["pass"])
     found = {kind: names for kind, names in result["reported"].items() if names}
     width = max((len(REPORTED[kind]) for kind in found), default=0)
     lines += [""] * bool(found)
@@ -154,6 +150,15 @@ def to_text(name: str, result: Mapping[str, Any]) -> str:
         shown = printable(", ".join(first_few(names, SHOWN)))
         lines.append(f"{len(names):5d}  {REPORTED[kind]:{width}}  {shown}")
     return "\n".join(lines)
+
+
+def pass_table(passes: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of pass@k by both credit rules."""
+    rows = [["", *RULES_IN_WORDS]]
+    for k, rules in passes.items():
+        rows.append([f"pass@{k}", *(_number(rules[rule]) for rule in CREDIT_RULES)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _number(one: Mapping[str, Any]) -> str:
