@@ -61,6 +61,9 @@ def _rows(folder: Path, view: RunView) -> Iterator[tuple[str, str]]:
         yield "verdict", f"{passed}: exact match {_percent(exact)}, the bar is {_percent(bar)}"
     if view.score is not None:
         yield "score", _score(view.score)
+        if exact := view.score.get("by_step", {}).get("exact_accuracy"):
+            shown = f"{_percent(exact[0])} after the first, {_percent(exact[-1])} after the last"
+            yield "ACT steps", f"{len(exact)}; exact match of single answers {shown}"
         yield "held out", held_out_text(view.score["held_out"])
     yield "made with", _made_with(run)
     yield "files", _files(folder)

@@ -36,6 +36,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("two", "full", 0, 2000, 9, 3),
     ):
         scored = None if solved is None else fake.score(solved=solved, tasks=TASKS, first=first)
+        if name == "two" and scored is not None:
+            scored["by_step"] = {"exact_accuracy": [0.125, 0.25, 0.375]}
         config = {"halting": {"max_steps": 8}} if name == "two" else None
         more: dict[str, Any] = {"seed": seed, "steps": steps, "config": config}
         fake.run(folder / "made", experiment=name, stage=stage, scored=scored, **more)
@@ -155,4 +157,5 @@ def test_a_run_at_a_glance(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["show", "two", "--configfile", study_of(root)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"pass@2 {100 * 9 / TASKS:.1f} %" in printed
+    assert "12.5 % after the first, 37.5 % after the last" in printed
     assert "model.safetensors 7 bytes" in printed
