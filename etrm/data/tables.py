@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etrm.arc.augment import COLORS, DIGEST_WORDS, Variants
@@ -166,6 +167,8 @@ def read_tasks(path: Path, sources: Sequence[str] | None = None) -> list[TaskRec
     Raises TableError, or MissingFileError.
     """
     table = _read(path, TASKS_SCHEMA, "tasks")
+    if sources is not None:  # before rows become objects: a study may have many sources
+        table = table.filter(pc.is_in(table["source"], pa.array(sources, pa.string())))
     # Some at a time: a row takes a kilobyte as an object, and there may be a million.
     rows = (row for batch in table.to_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
     about = json.loads((pq.read_schema(path).metadata or {}).get(ORIGINALS, b"{}"))
@@ -176,7 +179,7 @@ def read_tasks(path: Path, sources: Sequence[str] | None = None) -> list[TaskRec
             found = f"task {task_id} in several places"
             raise TableError(path, found, "the pairs of a task together", "tasks")
         records[task_id] = _read_record(path, list(own), originals.get(task_id))
-    return [r for r in records.values() if sources is None or r.source in sources]
+    return list(records.values())
 
 
 def _read_record(path: Path, rows: Sequence[dict[str, Any]], original: Task | None) -> TaskRecord:

@@ -42,7 +42,8 @@ def score(
     Credit rules: `task_fraction` gives a task the fraction of its labelled test outputs hit in the
     top k (TRM, ARC Prize code); `all_tests` gives 1 only if all are hit (ARC's definition). `ci95`
     is over tasks (`etrm.evaluation.statistics`). `ranks`, from which credits follow at every k,
-    hold for each labelled test output the rank of the truth among its candidates, or null.
+    hold for each labelled test output the rank of the truth among its candidates, or null. `rules`
+    has the tasks and their summed `task_fraction` at each k, by rule, of tasks whose rule is known.
 
     Raises `ValueError` for predictions of a task or query that was not asked for, and for two rows
     of one (task, query, variant).
@@ -72,6 +73,7 @@ def score(
             "all.q_halt_accuracy": _mean(predictions, "q_halt_right"),
             "all.steps": _mean(predictions, "steps"),
         },
+        "rules": _by_rule(ranks, tasks, ks),
         "ranks": ranks,
     }
 
@@ -112,6 +114,16 @@ def credits(ranks: Ranks, ks: Sequence[int]) -> np.ndarray:
         solved = known[:, None] <= np.asarray(ks, dtype=np.int64)  # [output, k]
         rows.append(np.stack([solved.mean(0), solved.all(0)], axis=-1))  # [k, rule]
     return np.array(rows).reshape(len(rows), len(ks), len(CREDIT_RULES))
+
+
+def _by_rule(ranks: Ranks, tasks: Sequence[Task], ks: Sequence[int]) -> dict[str, Any]:
+    rules = pd.Series({t.id: t.rule.name for t in tasks if t.rule and t.id in ranks}, dtype=object)
+    found = {}
+    for rule, own in rules.groupby(rules):
+        credit = credits({name: ranks[name] for name in own.index}, ks)[..., 0]  # [task, k]
+        right = dict(zip(map(str, ks), credit.sum(axis=0).tolist(), strict=True))
+        found[str(rule)] = {"tasks": len(own), "right": right}
+    return found
 
 
 def submission(predictions: pd.DataFrame, tasks: Sequence[Task]) -> Submission:

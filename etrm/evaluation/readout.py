@@ -16,14 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from etrm.arc.augment import draw_variants
 from etrm.arc.task import Rule, Task
 from etrm.config.study import RunConfig
-from etrm.data.corpus import Corpus
-from etrm.data.episodes import group_by_lane, held_out_questions
-from etrm.evaluation.decode import all_variants, batches
+from etrm.evaluation.contexts import encode_tasks
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.storage.digests import digest
@@ -34,7 +30,6 @@ FOLDS = 5  # each is asked once, of a read-out that was fitted to the others
 PER_CLASS = 4  # tasks of a class, on average; a label with fewer is left out
 PENALTIES = np.logspace(-4, 4, 17)  # of ridge, a task
 CONSTANT = 1e-6  # of a feature's size: a deviation that is rounding alone
-BATCH = 256  # tasks encoded at once
 # Of each label: right by contexts, by contexts of untrained weights, and of classes that were
 # shuffled among tasks; tasks of the largest class; tasks.
 COUNTS = ("right", "untrained", "shuffled", "chance", "of")
@@ -60,7 +55,7 @@ def read_out(model: Model, run: RunConfig, tasks: Sequence[Task]) -> dict[str, A
     labels = labels_of([task.rule for task in known if task.rule])
     if not labels:
         return None
-    trained, untrained = (contexts(each, run, known) for each in (model, build_model(run, 1)))
+    trained, untrained = (encode_tasks(each, run, known) for each in (model, build_model(run, 1)))
     if not np.isfinite(trained).all():
         return None
     counts = {}
@@ -78,25 +73,6 @@ def read_out(model: Model, run: RunConfig, tasks: Sequence[Task]) -> dict[str, A
             accuracy = {"accuracy": shares.pop("right"), "right": total["right"]}
             found[kind] = {**accuracy, "of": total["of"], **shares}
     return found
-
-
-@torch.no_grad()
-def contexts(model: Model, run: RunConfig, tasks: Sequence[Task]) -> np.ndarray:
-    """Return the contexts [T, F] float64 of tasks as they are, at the last ACT step."""
-    corpus = Corpus(tasks, {task.id: draw_variants(task, 1, seed=0) for task in tasks})
-    of_task = {question.task: question for question in held_out_questions(corpus)}
-    config = run.episodes
-    lanes = group_by_lane(corpus, list(of_task.values()), config.canvas, config.max_demos)
-    model.eval()
-    found: dict[int, np.ndarray] = {}
-    for _, _, _, batch in batches(corpus, all_variants(corpus, lanes), BATCH):
-        state = model.context.initial_state(len(batch))
-        for _ in range(1 if state is None else run.halting.max_steps):
-            encoded = model.context(batch, state)
-            state = encoded.state
-        rows = encoded.summary().flatten(1).double().numpy()
-        found |= dict(zip(batch.task.tolist(), rows, strict=True))
-    return np.stack([found[number] for number in range(len(tasks))])
 
 
 def labels_of(rules: Sequence[Rule]) -> dict[str, Label]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -26,6 +27,12 @@ from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import group_by_lane, held_out_questions, shuffle_demos
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
+from etrm.evaluation.contexts import (
+    choose_records,
+    context_table,
+    embedded_tasks,
+    encode_tasks,
+)
 from etrm.evaluation.decode import (
     PREDICTIONS,
     LaneQuestions,
@@ -101,7 +108,7 @@ def evaluate_run(
     compile: str = "auto",
     shards: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Write `predictions.parquet`, `score.json` and `submission.json`, and return the score.
+    """Write the files of an evaluation (`SCORE_FILES`), and return the score.
 
     A table of embeddings is asked about the puzzles that it was trained on (their test outputs
     were hidden then); an encoder about any task. Finished evaluations are cached in `state`, and
@@ -140,6 +147,7 @@ def evaluate_run(
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(voting_rows(table), questions.tasks))
+    write_table_atomic(out / "contexts.parquet", contexts_of(evaluation, target))
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
     try:
@@ -334,6 +342,22 @@ def score_readout(evaluation: Evaluation) -> dict[str, Any] | None:
     if not any(task.rule for task in tasks):
         return None
     return read_out(load_model(evaluation.folder, run, evaluation.config.weights), run, tasks)
+
+
+def contexts_of(evaluation: Evaluation, device: torch.device) -> pa.Table:
+    """Return the contexts of tasks of the run's sources, or its embeddings of those it has seen."""
+    run, (tasks_path, augmentations_path) = evaluation.run, evaluation.tables
+    records = read_tasks(tasks_path, run.sources)
+    model = load_model(evaluation.folder, run, evaluation.config.weights).to(device)
+    if context_source(run.context.source).needs_demos:
+        records = choose_records(records)
+        return context_table(records, encode_tasks(model, run, [r.task for r in records]))
+    by_id = {record.task.id: record for record in records}
+    known = [by_id[name].task for name in evaluation.record["tasks"]]
+    variants = read_augmentations(augmentations_path)
+    rows = embedded_tasks(model, known, variants, run.train.variants)
+    records = choose_records([by_id[name] for name in rows])
+    return context_table(records, np.stack([rows[r.task.id] for r in records]))
 
 
 def held_out_tasks(tasks_path: Path, sources: Sequence[str] | None = None) -> list[Task]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from etrm.report.run_view import RunView, load_run
 from etrm.storage.records import DESCRIBED, read_refinement, read_run, read_score
 
+BESIDE = ("predictions", "contexts")  # tables beside a score
+
 
 def collect(files: Iterable[str | Path], finalists: Collection[str] | None = None) -> list[RunView]:
     """Return a view of every `run.json` among the files, in their order.
 
-    A run's verdict is the `verdict.json` in its folder; its score and predictions are those whose
-    `score.json` names its experiment, stage and seed; so is its refinement: each only if it is
-    among the files.
+    A run's verdict is the `verdict.json` in its folder; its score, what is beside that, and its
+    refinement are those whose JSON names its experiment, stage and seed: each only if it is among
+    the files.
     `finalists`: experiments that are evaluated on held-out tasks (None: all).
     """
     paths = [Path(f) for f in files]
@@ -36,10 +38,10 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
             continue
         run = read_run(path.parent, DESCRIBED)
         score = scores.get((run["experiment"], run["stage"], run["seed"]))
-        predictions = score.with_name("predictions.parquet") if score else None
-        given = predictions if predictions in paths else None
+        beside = {kind: score.with_name(f"{kind}.parquet") for kind in BESIDE} if score else {}
+        tables = {kind: table for kind, table in beside.items() if table in paths}
         verdict = verdicts.get(path.parent)
-        view = load_run(path.parent, verdict=verdict, score=score, predictions=given)
+        view = load_run(path.parent, verdict=verdict, score=score, **tables)
         finalist = finalists is None or view.experiment in finalists
         key = view.experiment, view.stage, view.seed
         views.append(replace(view, finalist=finalist, refinement=refined.get(key)))

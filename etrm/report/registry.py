@@ -20,6 +20,7 @@ FIGURES = {
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
     "predictors": "etrm.report.predictors_figure:predictors",
     "refinement": "etrm.report.refinement_figure:refinement",
+    "contexts": "etrm.report.contexts_figure:contexts",
     "qualitative": "etrm.report.qualitative:qualitative",
 }
 TABLES = {
@@ -28,6 +29,8 @@ TABLES = {
     "selection": "etrm.report.selection:selection",
     "predictors": "etrm.report.predictors:predictors",
     "refinement": "etrm.report.refinement:refinement",
+    "rules": "etrm.report.rules:rules",
+    "neighbours": "etrm.report.neighbours:neighbours",
 }
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 

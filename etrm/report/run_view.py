@@ -40,6 +40,7 @@ class RunView:
     score: dict[str, Any] | None = None  # of an evaluated run
     predictions: Path | None = None
     refinement: dict[str, Any] | None = None  # of a run whose answers were refined
+    contexts: Path | None = None  # of tasks, as the run sees them
     finalist: bool = True  # to be evaluated on held-out tasks, if it can be
 
     @property
@@ -138,6 +139,7 @@ def load_run(
     verdict: Path | str | None = None,
     score: Path | str | None = None,
     predictions: Path | str | None = None,
+    contexts: Path | str | None = None,
 ) -> RunView:
     """Read `run.json` and `metrics.parquet`; also `verdict` and `score` where a file is given.
 
@@ -155,6 +157,7 @@ def load_run(
         verdict=None if verdict is None else read_verdict(Path(verdict)),
         score=None if score is None else read_score(Path(score)),
         predictions=None if predictions is None else Path(predictions),
+        contexts=None if contexts is None else Path(contexts),
     )
 
 

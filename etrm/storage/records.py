@@ -150,6 +150,12 @@ def read_refined_answers(path: Path) -> pa.Table:
     return read_table(path, "the refined answers of a run", columns)
 
 
+def read_contexts(path: Path) -> pa.Table:
+    """Return a `contexts.parquet`, a row for each task."""
+    columns = ("task", "split", "rule", "context")
+    return read_table(path, "the contexts of an evaluation", columns)
+
+
 def read_predictions(path: Path) -> pa.Table:
     """Return a `predictions.parquet`, a row for each task, query and variant."""
     columns = ("task", "query", "variant", "height", "width", "grid", "q_halt")

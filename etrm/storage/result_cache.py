@@ -17,7 +17,7 @@ from pathlib import Path
 from etrm.storage.files import file_digest, write_json_atomic
 
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
-SCORE_FILES = ("predictions.parquet", "score.json", "submission.json")
+SCORE_FILES = ("predictions.parquet", "score.json", "submission.json", "contexts.parquet")
 REFINEMENT_FILES = ("refinement.parquet", "refinement.json")
 RESULT_FILES = {"evaluation": SCORE_FILES, "refinement": REFINEMENT_FILES}  # of a finished run
 MAX_CACHED = 2  # the current result, and the one before

@@ -22,6 +22,7 @@ from etrm.config.study import EvaluationConfig
 from etrm.evaluation.decode import NotFiniteError
 from etrm.evaluation.run import evaluate_run, evaluate_shard, held_out_tasks
 from etrm.evaluation.shards import Shard
+from etrm.storage.checkpoint import load_weights
 from etrm.storage.files import file_digest
 from etrm.storage.records import DamagedFileError
 from etrm.storage.result_cache import SCORE_FILES
@@ -295,3 +296,20 @@ def test_answers_that_are_no_numbers_are_an_error(
         evaluate_shard(paths.out, *tables, CONFIG, path, Shard(number, 2))
     shared = evaluate_run(paths.out, *tables, CONFIG, tmp_path / "shared", shards=shards)
     assert shared["pass"] == score["pass"]
+
+
+def test_contexts_are_those_of_the_trained_model(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+    """Of an encoder for tasks of both splits; of TRM its embeddings of those that it knows."""
+    for name, paths in runs.items():
+        evaluate(paths, tmp_path)
+        frame = pq.read_table(tmp_path / "contexts.parquet").to_pandas()
+        assert list(frame["task"]) == [task.id for task in (*TRAINING, *HELD_OUT)]
+        assert list(frame["split"]) == ["training"] * 3 + ["evaluation"] * 3
+        if name == "trm":
+            weights = load_weights(paths.out / "model.safetensors", "ema")
+            table = weights["context.weights"].numpy()
+            first = range(0, len(table), len(table) // 6)  # a task's unchanged puzzle is its first
+            assert np.stack(frame["context"]) == pytest.approx(table[list(first)])
+        else:
+            assert len({len(row) for row in frame["context"]}) == 1
+            assert np.stack(frame["context"]).std(axis=0).max() > 1e-3  # tasks differ

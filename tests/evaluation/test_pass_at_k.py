@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etrm.arc.task import Pair, Task
+from etrm.arc.task import Pair, Rule, Task
 from etrm.evaluation.pass_at_k import credits, score, submission
 from etrm.evaluation.voting import to_array, vote
 
@@ -265,4 +266,18 @@ def test_submission_repeats_a_single_candidate_and_answers_every_test() -> None:
             {"attempt_1": BLUE.tolist(), "attempt_2": BLUE.tolist()},
         ],
         "c": [{"attempt_1": [[0]], "attempt_2": [[0]]}],
+    }
+
+
+def test_scores_by_rule() -> None:
+    """Of tasks whose rule is known; a task of two outputs counts with the share that is right."""
+    rules = {"a": "fill", "b": "fill", "c": "sort", "d": None}
+    tasks = [
+        replace(task(name, RED, *([BLUE] if name == "a" else [])), rule=rule and Rule(rule, "{}"))
+        for name, rule in rules.items()
+    ]
+    rows = [("a", 0, RED, 0.0), ("a", 1, RED, 0.0), ("c", 0, BLUE, 0.0), ("c", 0, RED, -1.0)]
+    assert scored(table(rows), tasks)["rules"] == {
+        "fill": {"tasks": 2, "right": {"1": 0.5, "2": 0.5}},
+        "sort": {"tasks": 1, "right": {"1": 0.0, "2": 1.0}},
     }

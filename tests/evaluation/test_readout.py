@@ -16,7 +16,8 @@ from etrm.arc.task import Rule, Task
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
 from etrm.evaluation import readout
-from etrm.evaluation.readout import FOLDS, contexts, labels_of, properties, read_out, right_answers
+from etrm.evaluation.contexts import encode_tasks
+from etrm.evaluation.readout import FOLDS, labels_of, properties, read_out, right_answers
 from etrm.evaluation.run import identify_evaluation
 from etrm.models.build import build_model
 from etrm.training.run import RunPaths, train_run
@@ -95,7 +96,7 @@ def test_read_out_of_contexts_that_name_the_rule(monkeypatch: pytest.MonkeyPatch
         x = np.eye(3)[names]
         return x if which is model else np.zeros_like(x)
 
-    monkeypatch.setattr(readout, "contexts", known)
+    monkeypatch.setattr(readout, "encode_tasks", known)
     found = read_out(model, run, tasks)
     assert found is not None
     assert found["tasks"] == 60
@@ -116,13 +117,13 @@ def test_contexts_are_those_of_the_tasks_in_their_order(source: str) -> None:
     """Each by its own demos, at the last ACT step; the order and number of tasks do not matter."""
     run, tasks = make_run(source), make_tasks(7)
     model = build_model(run, 1)
-    x = contexts(model, run, tasks)
+    x = encode_tasks(model, run, tasks)
     assert len(x) == 7
-    again = contexts(model, run, [tasks[i] for i in (5, 0, 3)])
+    again = encode_tasks(model, run, [tasks[i] for i in (5, 0, 3)])
     np.testing.assert_allclose(again, x[[5, 0, 3]], atol=1e-3)
     apart = np.linalg.norm(x[:, None] - x, axis=-1) + np.eye(7)
     assert apart.min() > 1e-3
-    once = contexts(model, make_run(source, halting={"max_steps": 1}), tasks)
+    once = encode_tasks(model, make_run(source, halting={"max_steps": 1}), tasks)
     assert np.allclose(once, x) == (source != "recurrent")
 
 
