@@ -45,7 +45,13 @@ from etrm.evaluation.metrics import means_by_step
 from etrm.evaluation.parts import IN_MEMORY, PARTS, Parts, parts_of
 from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.readout import read_out
-from etrm.evaluation.shards import Shard, merge_shards, questions_of_shard, write_shard
+from etrm.evaluation.shards import (
+    Shard,
+    contexts_in,
+    merge_shards,
+    questions_of_shard,
+    write_shard,
+)
 from etrm.evaluation.voting import voting_rows
 from etrm.models.act import Model
 from etrm.models.build import load_model
@@ -147,7 +153,8 @@ def evaluate_run(
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(voting_rows(table), questions.tasks))
-    write_table_atomic(out / "contexts.parquet", contexts_of(evaluation, target))
+    contexts = contexts_in(shards[0]) if shards else contexts_of(evaluation, target)
+    write_table_atomic(out / "contexts.parquet", contexts)
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
     try:
@@ -177,17 +184,19 @@ def evaluate_shard(
     """
     evaluation = identify_evaluation(run_folder, (tasks_path, augmentations_path), config)
     store = None if state is None else evaluation.store(state)
-    table = PREDICTIONS.empty_table()
+    table, contexts = PREDICTIONS.empty_table(), None
     if store is not None and is_cached(SCORE_FILES, store, evaluation.key):
         log.info("the evaluation was finished before: nothing to decode")
     else:
-        questions = choose_questions(evaluation, pick_device(device))
+        target = pick_device(device)
+        questions = choose_questions(evaluation, target)
         batches = questions_of_shard(questions.lanes, config.batch_size, shard)
         parts = parts_of(store, evaluation.key, shard)
         if batches:  # there may be more jobs than batches
             table = decode_questions(evaluation, questions, batches, compile, parts)
+        contexts = contexts_of(evaluation, target) if shard.number == 0 else None
         log.info("%s: %d predictions", shard, table.num_rows)
-    write_shard(out, table, shard, evaluation.key)
+    write_shard(out, table, shard, evaluation.key, contexts)
 
 
 def identify_evaluation(

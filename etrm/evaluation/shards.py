@@ -7,6 +7,7 @@ and every row is counted before shards are merged.
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from etrm.errors import UserError
 from etrm.evaluation.decode import LaneQuestions, in_batches, in_order
 from etrm.storage.files import write_table_atomic
 
+CONTEXTS = "etrm_contexts"  # in the metadata of the first shard
 Row = tuple[str, int, int]  # task id, test input, variant
 AGAIN = "delete it and run the same command again: its job then decodes this shard anew"
 SHOWN = 3  # rows that an error names
@@ -70,9 +72,26 @@ def rows_of(corpus: Corpus, lanes: Sequence[LaneQuestions]) -> list[Row]:
     return rows
 
 
-def write_shard(path: Path, table: pa.Table, shard: Shard, key: str) -> None:
-    """Write the predictions of one shard of the evaluation with this key."""
-    write_table_atomic(path, table.replace_schema_metadata(tags_of(key, shard)))
+def write_shard(
+    path: Path, table: pa.Table, shard: Shard, key: str, contexts: pa.Table | None = None
+) -> None:
+    """Write the predictions of one shard of the evaluation with this key.
+
+    The first shard has the `contexts` of all tasks as well: the job that merges builds no model.
+    """
+    tags: dict[str, str | bytes] = {**tags_of(key, shard)}
+    if contexts is not None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, contexts.schema) as stream:
+            stream.write_table(contexts)
+        tags[CONTEXTS] = base64.b64encode(sink.getvalue())
+    write_table_atomic(path, table.replace_schema_metadata(tags))
+
+
+def contexts_in(path: Path) -> pa.Table:
+    """Return the contexts in the file of the first shard, which `merge_shards` has read."""
+    data = base64.b64decode((pq.read_schema(path).metadata or {})[CONTEXTS.encode()])
+    return pa.ipc.open_stream(data).read_all()
 
 
 def tags_of(key: str, shard: Shard) -> dict[str, str]:
@@ -115,9 +134,9 @@ def _read(path: Path, shard: Shard, key: str) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         found = f"a damaged file ({error})"
         raise ShardError(f"{path}: found {found}, expected {shard}; {AGAIN}") from None
-    tags = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    found, expected = tags.get("etrm_shard", "predictions of no shard"), str(shard)
-    if found == expected and tags.get("etrm_evaluation") != key:
+    tags = table.schema.metadata or {}
+    found, expected = tags.get(b"etrm_shard", b"predictions of no shard").decode(), str(shard)
+    if found == expected and tags.get(b"etrm_evaluation") != key.encode():
         found += " of another evaluation (other weights, tasks, settings or code)"
         expected = "that of this one"
     if found != expected:
