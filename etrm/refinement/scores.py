@@ -49,14 +49,8 @@ def score_rows(rows: pd.DataFrame, tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def ranks_of(rows: pd.DataFrame, tasks: Sequence[Task]) -> dict[str, list[int | None]]:
-    """Return the rank of the truth of each labelled test output; null where nobody found it.
-
-    First attempts of all variants vote first (`etrm.evaluation.voting`), then second ones, which
-    only add candidates behind those.
-    """
-    votes = [vote(rows[rows["attempt"] == n]) for n in range(1, ATTEMPTS + 1)]
-    ranked = pd.concat(votes).drop_duplicates(["task", "query", "height", "width", "grid"])
-    ranked["rank"] = ranked.groupby(["task", "query"]).cumcount() + 1
+    """Return the rank of the truth of each labelled test output; null where nobody found it."""
+    ranked = vote_attempts(rows)
     found = {
         (task, query, height, width, bytes(grid)): int(rank)
         for task, query, height, width, grid, rank in ranked[
@@ -70,6 +64,18 @@ def ranks_of(rows: pd.DataFrame, tasks: Sequence[Task]) -> dict[str, list[int | 
                 grid = (*pair.output.shape, pair.output.tobytes())
                 ranks.setdefault(task.id, []).append(found.get((task.id, number, *grid)))
     return ranks
+
+
+def vote_attempts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the ranked candidates of every (task, query), as `vote` does.
+
+    First attempts of all variants vote first, then second ones, which only add candidates behind
+    those.
+    """
+    votes = [vote(rows[rows["attempt"] == n]) for n in range(1, ATTEMPTS + 1)]
+    ranked = pd.concat(votes).drop_duplicates(["task", "query", "height", "width", "grid"])
+    ranked["rank"] = ranked.groupby(["task", "query"]).cumcount() + 1
+    return ranked
 
 
 def _only(rows: pd.DataFrame, method: str, steps: int) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.storage.files import write_json_atomic
 
@@ -27,6 +28,8 @@ def add_solve_options(parser: ArgumentParser) -> None:
     add("--run", required=True, metavar="FOLDER", help="a run folder, as …/full/seed0")
     few = "augmented puzzles that vote; default: 32, or 1 of a run that was trained without"
     add("--variants", type=int, metavar="N", help=few)
+    searched = "steps of latent search for contexts by which the demos are likely; default: none"
+    add("--search", type=int, default=0, metavar="K", help=searched)
     add("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     add("--weights", choices=("ema", "raw"), default="ema", help="%(default)s by default")
     add("--out", default=OUT, metavar="FOLDER", help="of submission.json and pictures: %(default)s")
@@ -35,7 +38,7 @@ def add_solve_options(parser: ArgumentParser) -> None:
 
 def run(given: Namespace) -> int:
     """Answer the tasks; return 1 where some were left out."""
-    from etrm.solve.tasks import TaskError, read_tasks
+    from etrm.solve.tasks import MAX_LISTED, TaskError, read_tasks
 
     tasks = read_tasks(given.tasks)  # before torch is loaded: a bad task is told at once
     out = Path(given.out).expanduser()
@@ -51,14 +54,15 @@ def run(given: Namespace) -> int:
     asked = [task for task in tasks if reasons[task.id] is None]
     if left_out and not (given.skip and asked):
         raise TaskError(left_out)
-    for reason in left_out:
+    for reason in first_few(left_out, MAX_LISTED):
         print(f"etrm: left out: {reason}", file=sys.stderr)
     record = {"run": str(solver.folder), "run_key": solver.record["key"], "weights": given.weights}
-    record |= {"variants": given.variants or solver.variants, "tasks": [t.id for t in asked]}
+    record |= {"variants": given.variants or solver.variants, "search": given.search}
+    record |= {"tasks": [task.id for task in asked]}
     write_json_atomic(out / RECORD, record)  # first: the files beside it are ours
     answers, right = empty_submission(tasks), []
     draws = find_spec("matplotlib") is not None
-    for solution in solver.stream(asked, variants=given.variants):
+    for solution in solver.stream(asked, variants=given.variants, search=given.search):
         solution.show()
         answers |= solution.submission()
         right += [each for each in solution.correct if each is not None]

@@ -32,7 +32,7 @@ class PictureError(UserError):
     """Pictures need matplotlib, which a machine that only trains and evaluates may lack."""
 
 
-def draw(task: Task, votes: pd.DataFrame, correct: Sequence[bool | None]) -> Figure:
+def draw(task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool | None]) -> Figure:
     """Return a figure of demos, test inputs, attempts and their votes, as of a `Solution`."""
     try:
         from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw(task: Task, votes: pd.DataFrame, correct: Sequence[bool | None]) -> Fig
         raise PictureError(
             f"found no {error.name}, expected it for pictures: install etrm[pipeline]"
         ) from None
-    lines = _lines(task, votes, correct)
+    lines = _lines(task, votes, variants, correct)
     shapes = [grid.shape for line in lines for _, grid in line if grid is not None]
     frame = max(h for h, _ in shapes), max(w for _, w in shapes)  # cells: one size in all panels
     high = PANEL * frame[0] / max(frame)
@@ -61,18 +61,19 @@ def draw(task: Task, votes: pd.DataFrame, correct: Sequence[bool | None]) -> Fig
     return figure
 
 
-def _lines(task: Task, votes: pd.DataFrame, correct: Sequence[bool | None]) -> list[list[Panel]]:
+def _lines(
+    task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool | None]
+) -> list[list[Panel]]:
     demos: list[Panel] = []
     for number, pair in enumerate(task.demos, 1):
         demos += [(f"demo {number}", pair.input), ("→", pair.output)]
     lines = [demos[i : i + COLUMNS] for i in range(0, len(demos), COLUMNS)]
     for number, (query, right) in enumerate(zip(task.queries, correct, strict=True), 1):
         ranked = votes[votes["query"] == number - 1]
-        total = int(ranked["votes"].sum())
         line: list[Panel] = [(f"test {number}", query.input)]
         best = ranked.head(ATTEMPTS)
         for rank, (of, grid) in enumerate(zip(best["votes"], best["grid"], strict=True), 1):
-            line.append((f"attempt {rank}: {count(of, total)}", grid))
+            line.append((f"attempt {rank}: {count(of, variants)}", grid))
         if query.output is not None:
             line.append((f"true output, {FOUND[bool(right)]}", query.output))
         lines.append(line)

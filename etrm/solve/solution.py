@@ -15,11 +15,9 @@ import pandas as pd
 
 from etrm.arc.task import Task
 from etrm.evaluation.decode import PREDICTIONS
-from etrm.evaluation.pass_at_k import submission
-from etrm.evaluation.voting import vote, with_arrays
+from etrm.evaluation.pass_at_k import Submission, submission, top_attempts
+from etrm.evaluation.voting import with_arrays
 from etrm.solve.terminal import render
-
-Submission = dict[str, list[dict[str, list[list[int]]]]]
 
 
 def empty_submission(tasks: Sequence[Task]) -> Submission:
@@ -33,6 +31,7 @@ class Solution:
 
     task: Task
     rows: pd.DataFrame = field(repr=False)  # as in an evaluation's `predictions.parquet`
+    ranked: pd.DataFrame = field(repr=False)  # the candidates, as by `vote`
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -47,10 +46,14 @@ class Solution:
         width]; `votes`, and the `share` of all variants that they are; `q_mean`: the mean halting
         probability behind them, 0-1.
         """
-        ranked = with_arrays(vote(self.rows)).rename(columns={"count": "votes"})
-        total = ranked.groupby("query")["votes"].transform("sum")
+        ranked = with_arrays(self.ranked).rename(columns={"count": "votes"})
         columns = ["query", "rank", "votes", "share", "q_mean", "grid"]
-        return ranked.assign(share=ranked["votes"] / total)[columns]
+        return ranked.assign(share=ranked["votes"] / self.variants)[columns]
+
+    @cached_property
+    def variants(self) -> int:
+        """The variants of the task that voted."""
+        return int(self.rows["variant"].nunique())
 
     @cached_property
     def attempts(self) -> list[list[np.ndarray]]:
@@ -69,14 +72,14 @@ class Solution:
 
     def submission(self) -> Submission:
         """Return the Kaggle form: `{id: [{"attempt_1": grid, "attempt_2": grid}, …]}`."""
-        return submission(self.rows, [self.task])
+        return top_attempts(self.ranked, {self.task.id: len(self.task.queries)})
 
     def text(self, width: int = 100, colour: bool = False) -> str:
         """Return demos, test inputs, attempts and votes side by side, `width` letters wide.
 
         Cells are digits, or with `colour` blocks of ARC's colours on a terminal.
         """
-        return render(self.task, self.votes, self.correct, width, colour)
+        return render(self.task, self.votes, self.variants, self.correct, width, colour)
 
     def show(self) -> None:
         """Print the text: in colour on a terminal, unless the variable NO_COLOR is set."""
@@ -87,13 +90,13 @@ class Solution:
         """Write a PNG of demos, test inputs, attempts and votes; it needs matplotlib."""
         from etrm.solve.picture import draw, write
 
-        write(draw(self.task, self.votes, self.correct), Path(path))
+        write(draw(self.task, self.votes, self.variants, self.correct), Path(path))
 
     def _repr_png_(self) -> bytes:
         """Return the picture, for a notebook."""
         from etrm.solve.picture import draw, png
 
-        return png(draw(self.task, self.votes, self.correct))
+        return png(draw(self.task, self.votes, self.variants, self.correct))
 
     def __str__(self) -> str:
         return self.text()

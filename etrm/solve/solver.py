@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from etrm.arc.augment import draw_variants
 from etrm.arc.grid import demo_grids
 from etrm.arc.task import Task
+from etrm.config.refinement import RefinementConfig
 from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
@@ -20,6 +22,7 @@ from etrm.data.corpus import Corpus
 from etrm.data.episodes import group_by_lane, held_out_questions
 from etrm.errors import MissingFileError, UserError
 from etrm.evaluation.decode import LaneQuestions, all_variants, batches, decode, predict
+from etrm.evaluation.voting import vote
 from etrm.models.act import Model
 from etrm.models.build import load_model
 from etrm.models.compute import DTYPES, Compute, computing, pick_device
@@ -120,12 +123,16 @@ class Solver:
         seed: int = 0,
         batch_size: int = BATCH,
         halt_early: bool = False,
+        search: int = 0,
     ) -> Iterator[Solution]:
         """Yield the answers to each task, in order, as soon as they are there.
 
         `variants`: augmented puzzles of a task that vote, drawn by `seed` as a study draws them;
         by default `self.variants`. `batch_size`: questions decoded at once, which changes no
         answer. `halt_early`: stop a question when its q-head says so; TRM runs all steps.
+
+        `search`: steps of latent search (`etrm.refinement.search`), by which each variant gives two
+        attempts; those by which the demos are most likely vote first. 0: none.
 
         Raises `TaskError` for bad tasks and for those that no canvas lane of the run holds, before
         anything is decoded.
@@ -134,19 +141,45 @@ class Solver:
         if problems := [line for line in map(self.too_large, asked) if line]:
             raise TaskError(problems)
         count = self.variants if variants is None else variants
-        if count < 1 or batch_size < 1:
-            raise UserError(
-                f"found {count} variants in batches of {batch_size}, expected 1 or more of each"
-            )
+        given = {"variants": count, "batch_size": batch_size, "search": search}
+        least = {"variants": 1, "batch_size": 1, "search": 0}
+        for name, value in given.items():
+            if value < least[name]:
+                raise UserError(f"{name}: found {value}, expected at least {least[name]}")
         config = EvaluationConfig(variants=count, batch_size=batch_size, halt_early=halt_early)
         at_once = max(1, batch_size // count)  # tasks
         for start in range(0, len(asked), at_once):
             few = asked[start : start + at_once]
             corpus, lanes = self._questions(few, count, seed)
-            halting, dtype = self.run.halting, DTYPES[self.run.train.dtype]
-            frame = predict(self.model, corpus, lanes, halting, config, dtype).to_pandas()
+            if search:
+                frame, ranking = self._search(few, corpus, lanes, search, batch_size)
+            else:
+                halting, dtype = self.run.halting, DTYPES[self.run.train.dtype]
+                frame = predict(self.model, corpus, lanes, halting, config, dtype).to_pandas()
+                ranking = vote(frame)
             for task in few:
-                yield Solution(task, frame[frame["task"] == task.id].reset_index(drop=True))
+                own = (each[each["task"] == task.id] for each in (frame, ranking))
+                yield Solution(task, *(each.reset_index(drop=True) for each in own))
+
+    def _search(
+        self,
+        tasks: Sequence[Task],
+        corpus: Corpus,
+        lanes: list[LaneQuestions],
+        steps: int,
+        batch_size: int,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return two attempts for each question after a search, and the candidates by rank."""
+        from etrm.evaluation.run import Questions
+        from etrm.refinement.run import refine_questions
+        from etrm.refinement.scores import vote_attempts
+
+        config = RefinementConfig(steps=(0, steps), methods=("search",), batch_size=batch_size)
+        questions = Questions([*tasks], len(tasks), corpus, lanes)
+        table, _ = refine_questions(self.model, questions, self.run, config)
+        frame = table.to_pandas()
+        frame = frame[frame["steps"] == steps]
+        return frame, vote_attempts(frame)
 
     def too_large(self, task: Task) -> str | None:
         """Return why no canvas lane of the run holds the visible grids of a task; None if one does.

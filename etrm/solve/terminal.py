@@ -47,11 +47,16 @@ class Block:
 
 
 def render(
-    task: Task, votes: pd.DataFrame, correct: Sequence[bool | None], width: int, colour: bool
+    task: Task,
+    votes: pd.DataFrame,
+    variants: int,
+    correct: Sequence[bool | None],
+    width: int,
+    colour: bool,
 ) -> str:
     """Return demos, test inputs and attempts with their votes, at most `width` letters wide.
 
-    `votes` and `correct` are those of a `Solution`. A single grid that is wider is not cut.
+    `votes`, `variants` and `correct` are those of a `Solution`. A grid that is wider is not cut.
     """
     lines = [f"task {task.id}", ""]
     demos = []
@@ -62,13 +67,12 @@ def render(
     lines += _flow(demos, width)
     for number, (query, right) in enumerate(zip(task.queries, correct, strict=True), 1):
         ranked = votes[votes["query"] == number - 1]
-        total = int(ranked["votes"].sum())
         blocks = [Block.of_grid(f"test {number}", query.input, colour)]
         best = ranked.head(ATTEMPTS)
         for rank, (of, grid) in enumerate(zip(best["votes"], best["grid"], strict=True), 1):
-            blocks.append(Block.of_grid(f"attempt {rank}: {count(of, total)}", grid, colour))
+            blocks.append(Block.of_grid(f"attempt {rank}: {count(of, variants)}", grid, colour))
         lines += _flow(blocks, width)
-        lines += [f"test {number}: {summary(ranked, right)}", ""]
+        lines += [f"test {number}: {summary(ranked, variants, right)}", ""]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -77,14 +81,14 @@ def count(votes: int, total: int) -> str:
     return f"{votes} of {total} vote{'s' if total != 1 else ''}"
 
 
-def summary(ranked: pd.DataFrame, right: bool | None) -> str:
+def summary(ranked: pd.DataFrame, variants: int, right: bool | None) -> str:
     """Return how the variants of one test input voted, and whether an attempt is right."""
     if ranked.empty:
         return "no answer"
-    total, most = int(ranked["votes"].sum()), ranked["votes"].tolist()
+    most = ranked["votes"].tolist()
     listed = " + ".join(map(str, most[:5])) + (" + …" if len(most) > 5 else "")
     answers = f"{len(most)} answer{'s' if len(most) > 1 else ''}"
-    return f"{answers} of {total} variant{'s' if total > 1 else ''} ({listed}){MARKS[right]}"
+    return f"{answers} of {variants} variant{'s' if variants > 1 else ''} ({listed}){MARKS[right]}"
 
 
 def _row(colours: Iterable[int], colour: bool) -> str:

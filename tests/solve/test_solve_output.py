@@ -17,6 +17,7 @@ import pytest
 import etrm
 from etrm.arc.task import Task, task_to_json
 from etrm.cli import main
+from etrm.evaluation.voting import vote
 from etrm.solve.solution import Solution
 from etrm.solve.terminal import ARROW, CODES, GAP
 
@@ -37,7 +38,8 @@ def answers(*grids: tuple[int, list[list[int]]]) -> pd.DataFrame:
     return frame.assign(task="mine", query=0, variant=range(len(voted)), q_halt=0.0)
 
 
-SOLUTION = Solution(TASK, answers((2, [[3, 2, 1]]), (5, [[6], [6]]), (1, [[0]])))
+ROWS = answers((2, [[3, 2, 1]]), (5, [[6], [6]]), (1, [[0]]))
+SOLUTION = Solution(TASK, ROWS, vote(ROWS))
 
 
 def test_votes_and_attempts() -> None:

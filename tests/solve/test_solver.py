@@ -19,9 +19,11 @@ from tiny import make_tasks
 import etrm
 from etrm.arc.grid import VOCAB_SIZE, crop
 from etrm.arc.task import Pair, Task, task_to_json
+from etrm.config.refinement import RefinementConfig
 from etrm.config.study import EvaluationConfig
 from etrm.errors import UserError
 from etrm.evaluation.run import evaluate_run
+from etrm.refinement.run import refine_run
 from etrm.solve.solver import VARIANTS
 from etrm.training.run import RunPaths
 
@@ -55,6 +57,29 @@ def test_answers_are_those_of_the_evaluation(
         assert answers == json.loads((tmp_path / "submission.json").read_text())
     again = solver.solve(held_out[1], variants=4)  # whatever was asked before
     assert again.submission() == solutions[1].submission()
+
+
+@pytest.mark.parametrize("name", ["etrm", "trm_mean"])
+def test_searched_answers_are_those_of_the_stage(
+    name: str, trained: Callable[[str], RunPaths], held_out: list[Task], tmp_path: Path
+) -> None:
+    paths = trained(name)
+    config = RefinementConfig(steps=(0, 1, 3), methods=("search",), variants=2)
+    tables = paths.tasks, paths.augmentations
+    score = refine_run(paths.out, *tables, config, tmp_path, device="cpu")
+    wanted = pd.read_parquet(tmp_path / "refinement.parquet").query("steps == 3")
+    solutions = etrm.load(paths.out, device="cpu").solve_all(held_out, variants=2, search=3)
+    found = pd.concat([each.rows for each in solutions], ignore_index=True)
+    same = ["task", "query", "variant", "attempt", "height", "width", "grid"]
+    pd.testing.assert_frame_equal(found[same], wanted[same].reset_index(drop=True))
+    np.testing.assert_allclose(found["likelihood"], wanted["likelihood"], rtol=1e-4)
+    passed = score["methods"]["search"]["3"]["pass"]["2"]["task_fraction"]["numerator"]
+    assert sum(np.mean(each.correct) for each in solutions) == pytest.approx(passed)
+    for each in solutions:
+        [*_, last] = each.attempts  # of the last test input, as its ranking says
+        best = each.votes[each.votes["query"] == len(each.task.queries) - 1]["grid"].tolist()
+        assert np.array_equal(last[0], best[0] if best[0].size else [[0]])
+        assert set(each.votes["votes"]) <= {1, 2}
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -144,7 +169,7 @@ def test_one_task_or_several(run_folder: Callable[[str], Path], held_out: list[T
     solver = etrm.load(run_folder("etrm"), device="cpu")
     with pytest.raises(UserError, match="3 tasks, expected one"):
         solver.solve(held_out)
-    for wrong in ({"variants": 0}, {"batch_size": 0}):
+    for wrong in ({"variants": 0}, {"batch_size": 0}, {"search": -1}):
         with pytest.raises(UserError, match="found"):
             solver.solve(held_out[0], **wrong)
 
