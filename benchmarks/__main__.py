@@ -63,8 +63,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure speed and memory at the paper's sizes.",
-        epilog=f"Cases: {', '.join(CASES)}. All but ablation/, plan/, sources/, pools/ and vote/"
-        " are measured by default.",
+        epilog=f"Cases: {', '.join(CASES)}. All but ablation/, plan/, sources/, pools/, vote/"
+        " and refine/ are measured by default.",
     )
     parser.add_argument(
         "--only",

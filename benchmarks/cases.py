@@ -9,6 +9,8 @@ from benchmarks.costs import dataset_rows, state_rows
 from benchmarks.evaluation import evaluation_rows
 from benchmarks.planning import planning_rows
 from benchmarks.pools import pools_rows
+from benchmarks.refinement import CASE as REFINEMENT
+from benchmarks.refinement import refinement_rows
 from benchmarks.rows import Row
 from benchmarks.scaling import scaling_rows
 from benchmarks.setups import SOURCES, Setting
@@ -49,6 +51,7 @@ def _groups() -> list[Group]:
     groups.append(Group(tuple(f"sources/{kind}" for kind in DOCUMENTS), sources_rows, False))
     groups.append(Group(("pools/etrm-standard",), lambda setting, _: pools_rows(setting), False))
     groups.append(Group(("vote/paper",), lambda setting, _: votes_rows(setting), False))
+    groups.append(Group((REFINEMENT,), lambda setting, _: refinement_rows(setting), False))
     for model in SOURCES:
         groups.append(Group((f"ablation/{model}",), _alone(ablation_rows, model), default=False))
     return groups

@@ -113,7 +113,7 @@ def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[Lane, LaneCost
     for lane in episodes:
         most = EvaluationConfig().batch_size
         size = most if setting.gpu else max(1, round(CPU_TOKENS / lane.lane.cells))
-        chosen = _spread(lane, size)
+        chosen = spread(lane, size)
         if setting.gpu or not costs:
             _predict(setting, net, corpus, run, lane, chosen, 1)
         begun = now(setting.device)
@@ -152,7 +152,7 @@ def _padded_cost(setting: Setting, model: str, dtype: str) -> LaneCost:
     run, corpus, episodes = questions_of_tests(setting, model, PADDED, dtype)
     lane = episodes[-1]
     net = build_model(run, corpus.num_puzzles).to(setting.device).eval()
-    chosen = _spread(lane, GPU_SAMPLES[model] if setting.gpu else 1)
+    chosen = spread(lane, GPU_SAMPLES[model] if setting.gpu else 1)
     batch = corpus.assemble(lane, chosen, torch.zeros_like(chosen))
     steps = _encode_every_step(net, batch, run, _timed_steps(setting), setting.device)
     n, count, step = len(chosen), run.halting.max_steps, float(np.mean(steps[1:]))
@@ -191,7 +191,7 @@ def _timed_steps(setting: Setting) -> int:
     return 1 + (GPU_STEPS if setting.gpu else CPU_STEPS)
 
 
-def _spread(lane: Episodes, size: int) -> torch.Tensor:
+def spread(lane: Episodes, size: int) -> torch.Tensor:
     """Questions [size] evenly spread over a lane in order of the size of their demos."""
     order = np.arange(len(lane))
     bounds = lane.token_bounds(lane.members(torch.from_numpy(order)))

@@ -25,7 +25,7 @@ BLOCKS = {
     "halting": {"max_steps": 3},
     "train": {"log_every": 2},
 }
-LEFT_OUT = ("ablation/", "plan/", "sources/", "pools/", "vote/")  # unless they are named
+LEFT_OUT = ("ablation/", "plan/", "sources/", "pools/", "vote/", "refine/")  # unless they are named
 NEEDED = ("case", "layout", "dtype", "examples_per_second", "gflop_per_example", "matmul_gflops")
 
 
@@ -107,6 +107,16 @@ def test_evaluation_rows(setting, model) -> None:
     assert all(getattr(row, name) for row in rows for name in NEEDED)
     held_out = list(run_cases(setting, [f"eval/{model}-heldout"]))
     assert {row.tasks for row in held_out} == {"test inputs of held-out tasks"}
+
+
+def test_refinement_rows(setting) -> None:
+    evaluation, search = run_cases(setting, ["refine/"])
+    assert evaluation.speedup == 1.0
+    assert search.examples_per_second == pytest.approx(
+        search.speedup * evaluation.examples_per_second
+    )
+    assert search.gflop_per_example > 0
+    assert all(getattr(search, name) is not None for name in NEEDED)
 
 
 def test_state_and_ablation_rows(setting) -> None:

@@ -29,6 +29,7 @@ SOURCES = ("standard", "lpn", "embedding")
 KEYS = {f"train {s}": train_code(s) for s in SOURCES} | {
     f"score {s}": score_code(s) for s in SOURCES
 }
+KEYS["refine standard"] = score_code("standard", "refinement")
 MODULES = {
     ".".join(("etrm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
         ".__init__"

@@ -19,6 +19,7 @@ import etrm
 from etrm.config.data import EpisodesConfig
 from etrm.config.health import GateConfig, HealthConfig, HealthRule, StuckRule
 from etrm.config.lanes import Lane
+from etrm.config.refinement import RefinementConfig
 from etrm.config.registry import CONTEXT_SOURCES, context_source
 from etrm.config.schema import ConfigError
 from etrm.config.study import (
@@ -450,7 +451,7 @@ BLOCKS = {
     "episodes": EpisodesConfig,
     "decoder": DecoderConfig,
 }
-OTHERS = (EvaluationConfig, HealthConfig, HealthRule, StuckRule, GateConfig)
+OTHERS = (EvaluationConfig, RefinementConfig, HealthConfig, HealthRule, StuckRule, GateConfig)
 
 
 @pytest.mark.parametrize("config", [*BLOCKS.values(), *OTHERS], ids=label)
