@@ -117,10 +117,28 @@ OTHER = {
     "the number format": ("models/compute.py", '"bf16": torch.bfloat16', '"bf16": torch.half', "*"),
     "order of the vote": (
         *("evaluation/voting.py", "(-q_mean, -count, query_code)"),
-        *("(-count, query_code)", "score *"),
+        *("(-count, query_code)", "score *|refine *"),
     ),
-    "crop": ("arc/grid.py", "(tokens < VOCAB_SIZE)", "(tokens <= VOCAB_SIZE)", "score *"),
-    "credit of pass@k": ("evaluation/pass_at_k.py", "solved.mean(0)", "solved.min(0)", "score *"),
+    "crop": ("arc/grid.py", "(tokens < VOCAB_SIZE)", "(tokens <= VOCAB_SIZE)", "score *|refine *"),
+    "credit of pass@k": (
+        "evaluation/pass_at_k.py",
+        "solved.mean(0)",
+        "solved.min(0)",
+        "score *|refine *",
+    ),
+    "the steps of a search": ("refinement/search.py", "(0.9, 0.999)", "(0.9, 0.99)", "refine *"),
+    "the objective of a search": (
+        "refinement/demos.py",
+        "-losses.lm.double()",
+        "losses.lm",
+        "refine *",
+    ),
+    "the choice of attempts": (
+        "refinement/scores.py",
+        '["attempt"] == n',
+        '["attempt"] == 1',
+        "refine *",
+    ),
     "the read-out of contexts": (
         *("evaluation/readout.py", "np.logspace(-4, 4, 17)", "np.logspace(-4, 4, 9)", "score *"),
     ),
@@ -145,7 +163,7 @@ OTHER = {
     ),
     "official weights": ("storage/official.py", '("H_init", "L_init")', '("H_init",)', "train *"),
     "counter-based random numbers": (
-        *("data/counter_random.py", "_shift(x, 27)", "_shift(x, 26)", "train *"),
+        *("data/counter_random.py", "_shift(x, 27)", "_shift(x, 26)", "train *|refine *"),
     ),
     "micro-batches": ("training/micro_batches.py", "MARGIN = 1.25", "MARGIN = 1.5", "train *"),
     "sums over ranks": ("runtime/distributed.py", "dist.all_reduce(tensor)", "pass", "train *"),
