@@ -17,7 +17,7 @@ official code) and `tests/slurm` (a real cluster).
 """
 ORDER = (
     *("config", "worlds", "arc", "storage", "runtime", "tracking", "data", "models"),
-    *("evaluation", "training", "launch", "report", "study", "solve"),
+    *("evaluation", "refinement", "training", "launch", "report", "study", "solve"),
 )
 
 

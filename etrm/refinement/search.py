@@ -108,9 +108,11 @@ class Search:
         adam, shift, found = Adam(self.lr), start, Refined({})
         best = torch.full(start.shape[:1], -torch.inf, dtype=torch.float64, device=start.device)
         solved, kept, first = torch.zeros_like(best), start, None
+        stopped = torch.zeros_like(_like(best, start), dtype=torch.bool)
         for step in range(last + 1):
             guided = lengths is None and step < last
-            score, exact, gradient = self.score(shift, guided)
+            if not bool(stopped.all()):  # or nothing has moved
+                score, exact, gradient = self.score(shift, guided)
             better = score > best  # never of a score that is no number
             best, solved = torch.where(better, score, best), torch.where(better, exact, solved)
             kept = torch.where(_like(better, kept), shift, kept)

@@ -233,3 +233,12 @@ def test_a_start_stops_where_its_demos_are_solved(monkeypatch: pytest.MonkeyPatc
     assert (stopped[1:, 0] == stopped[1, 0]).all()
     free = refine(model, batch, HALTING, settings(steps=[0, 4], until_solved=False)).lengths
     assert (torch.stack(free)[1:].diff(dim=0) != 0).all()
+    monkeypatch.setattr(
+        "etrm.refinement.search.demo_likelihood",
+        lambda *given_: (solved(*given_)[0], torch.ones(2)),
+    )
+    calls.clear()
+    found = refine(model, batch, HALTING, settings(steps=[0, 4]))
+    assert len(calls) == 1  # all have stopped: nothing is computed any more
+    assert len(found.best) == 5
+    assert torch.equal(found.attempts[4].tokens, found.attempts[0].tokens)
