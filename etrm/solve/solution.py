@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def empty_submission(tasks: Sequence[Task]) -> Submission:
     return submission(PREDICTIONS.empty_table().to_pandas(), tasks)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """The answers of a run to one task."""
 
     task: Task
-    rows: pd.DataFrame = field(repr=False)  # as in an evaluation's `predictions.parquet`
-    ranked: pd.DataFrame = field(repr=False)  # the candidates, as by `vote`
+    rows: pd.DataFrame  # as in an evaluation's `predictions.parquet`
+    ranked: pd.DataFrame  # the candidates, as by `vote`
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -100,3 +100,7 @@ class Solution:
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        tests = len(self.task.queries)
+        return f"<Solution of task {self.task.id}: test inputs {tests}, variants {self.variants}>"

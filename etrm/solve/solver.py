@@ -15,7 +15,7 @@ from etrm.arc.augment import draw_variants
 from etrm.arc.grid import demo_grids
 from etrm.arc.task import Task
 from etrm.config.refinement import RefinementConfig
-from etrm.config.schema import parse
+from etrm.config.schema import ConfigError, parse
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus
@@ -51,7 +51,13 @@ def load(folder: str | Path, weights: str = "ema", device: str | None = None) ->
         raise MissingFileError(_no_run(folder))
     record = read_run(folder, KEYS)
     check_weights(folder, record)
-    run: RunConfig = parse(RunConfig, record["config"])
+    try:
+        run: RunConfig = parse(RunConfig, record["config"])
+    except ConfigError as error:
+        raise UserError(
+            f"{folder}: found a run of another version of etrm ({error.problems[0]}), expected one"
+            " of this version: train it again, or ask it by the version that trained it"
+        ) from None
     unseen = getattr(run.context, "unseen", "mean")  # an encoder reads any task's demos
     if unseen != "mean":
         raise UserError(

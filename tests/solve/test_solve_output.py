@@ -131,6 +131,17 @@ def test_the_command_prints_and_writes(
     assert json.loads(Path("solved/solve.json").read_text(encoding="utf-8"))["variants"] == 1
 
 
+def test_without_matplotlib_the_answers_are_written_all_the_same(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("etrm.solve.command.find_spec", lambda name: None)
+    assert main([*asked, "--variants", "1", "--search", "1"]) == 0
+    assert {path.name for path in Path("solved").iterdir()} == {"submission.json", "solve.json"}
+    assert "matplotlib" in capsys.readouterr().out
+    record = json.loads(Path("solved/solve.json").read_text(encoding="utf-8"))
+    assert (record["variants"], record["search"]) == (1, 1)
+
+
 def test_files_of_others_are_not_replaced(
     asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

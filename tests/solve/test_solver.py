@@ -203,6 +203,10 @@ def test_runs_that_cannot_be_asked(run_folder: Callable[[str], Path], tmp_path: 
     (trm / "run.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=r"TRM.*the 3 tasks.*context\.unseen: mean"):
         etrm.load(trm)
+    del record["config"]["halting"]
+    (trm / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"another version.*halting: found nothing"):
+        etrm.load(trm)
     study = run_folder("etrm").parents[3]
     with pytest.raises(UserError, match=f"no run.json in it.*there is {run_folder('etrm')}"):
         etrm.load(study)
