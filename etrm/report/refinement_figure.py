@@ -23,7 +23,7 @@ TITLES = ("pass@1", "pass@2", "Likelihood of demos", "pass@1 by cost")
 def refinement(study: StudyView) -> Figure:
     """Draw the table of refinement: experiments by colour, methods by line.
 
-    Error bars are 95 % intervals of the search; steps stand at equal distances.
+    Error bars are 95 % intervals of the search; steps stand at equal distances, methods side by side.
     """
     table, style = refinement_table(study.runs), study.style
     look_of = looks(view.experiment for view in study.runs)
@@ -50,7 +50,8 @@ def refinement(study: StudyView) -> Figure:
 
 
 def _draw(grid: Any, rows: pd.DataFrame, look: Look, line: str, places: dict[int, int]) -> None:
-    x = [places[steps] for steps in rows["steps"]]
+    aside = 0.07 * ([*LINES.values()].index(line) - 1)  # equal values stay in sight
+    x = [places[steps] + aside for steps in rows["steps"]]
     style: dict[str, Any] = {"color": look.colour, "ls": line, "marker": look.marker or "o"}
     for axes, name in zip(grid, ("pass@1", "pass@2", "likelihood"), strict=False):
         axes.plot(x, rows[name], **style)
