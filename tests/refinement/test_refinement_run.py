@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 
 def refined(paths: RunPaths, out: Path, **changes: Any) -> tuple[dict[str, Any], pd.DataFrame]:
-    config = settings(variants=2, **changes)
+    config = settings(variants=2, **{"methods": ["search"], **changes})
     tables = paths.tasks, paths.augmentations
     result = refine_run(paths.out, *tables, config, out, "cpu", out.parent / "state")
     return result, pd.read_parquet(out / "refinement.parquet")
@@ -50,12 +50,13 @@ def test_without_a_step_all_methods_answer_as_the_evaluation(
     runs: Paths, tmp_path: Path, source: str
 ) -> None:
     paths = runs[source]
-    result, rows = refined(paths, tmp_path / "refined", methods=list(METHODS))
+    methods = METHODS if source == "in_context" else ("search",)
+    result, rows = refined(paths, tmp_path / "refined", methods=list(methods))
     config = EvaluationConfig(variants=2, pass_k=(1, 2))
     tables = paths.tasks, paths.augmentations
     score = evaluate_run(paths.out, *tables, config, tmp_path / "evaluated", "cpu")
     expected = pd.read_parquet(tmp_path / "evaluated" / "predictions.parquet")[GRID]
-    for method in METHODS:
+    for method in methods:
         start = rows[(rows["method"] == method) & (rows["steps"] == 0) & (rows["attempt"] == 1)]
         pd.testing.assert_frame_equal(start[GRID].reset_index(drop=True), expected)
         found = result["methods"][method]
