@@ -91,7 +91,7 @@ def _lane(
         search = _search(net, batch, run, config)
         shift = torch.zeros_like(search.space.origin)
         seconds = timed(lambda: _search(net, batch, run, config))
-        seconds += STEPS * timed(lambda: search.score(shift, True))
+        seconds += STEPS * timed(lambda: search.score(search.space, shift, True))
         demos = leave_one_out(batch).batch
         encoding = encoder(run, demo_lengths(run, demos, False)).forward
         found = sum(Costs(net, batch, halting, config).step("search")) * STEPS + encoding

@@ -50,13 +50,11 @@ def leave_one_out(batch: Batch) -> Demos:
 
 def expanded(batch: Batch, copies: int) -> Batch:
     """Return `copies` of all samples, one after the other."""
-    rows = torch.arange(len(batch), device=batch.inputs.device).repeat(copies)
-    return _like(batch, {name: tensor[rows] for name, tensor in batch.tensors().items()}, rows)
+    return rows_of(batch, torch.arange(len(batch), device=batch.inputs.device).repeat(copies))
 
 
-def one_of(batch: Batch, row: int) -> Batch:
-    """Return one sample of a batch."""
-    rows = torch.tensor([row], device=batch.inputs.device)
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Return the samples `rows` [n] of a batch."""
     return _like(batch, {name: tensor[rows] for name, tensor in batch.tensors().items()}, rows)
 
 

@@ -23,7 +23,7 @@ from etrm.refinement.demos import (
     encodings,
     frozen,
     leave_one_out,
-    one_of,
+    rows_of,
 )
 from etrm.refinement.search import Attempts, Points, Refined, choose
 
@@ -45,9 +45,9 @@ def fine_tune(
     found = []
     seconds = dict.fromkeys(config.steps, 0.0)
     with frozen(model):
-        for question in range(len(batch)):
+        for row in torch.arange(len(batch), device=batch.inputs.device).split(1):
             with tuned_weights(model, config.tuned) as weights:
-                found.append(_tune(model, weights, one_of(batch, question), halting, config, dtype))
+                found.append(_tune(model, weights, rows_of(batch, row), halting, config, dtype))
     names = ("tokens", "q_halt", "likelihood", "solved")
     for one in found:
         seconds = {steps: seconds[steps] + one.seconds[steps] for steps in config.steps}

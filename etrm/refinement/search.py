@@ -103,74 +103,74 @@ class Search:
 
     def run(self, lengths: Sequence[Tensor] | None = None) -> Refined:
         """Search, as `refine` says."""
-        wanted, last = self.config.steps, self.config.steps[-1]
+        last, found, first = self.config.steps[-1], Refined({}), None
         began, start = time.perf_counter(), self.starts()
-        adam, shift, found = Adam(self.lr), start, Refined({})
+        space, adam, shift = self.space, Adam(self.config.lr * self.space.unit), start.clone()
         best = torch.full(start.shape[:1], -torch.inf, dtype=torch.float64, device=start.device)
-        solved, kept, first = torch.zeros_like(best), start, None
-        stopped = torch.zeros_like(_like(best, start), dtype=torch.bool)
+        solved, kept = torch.zeros_like(best), start.clone()
+        moving = torch.arange(len(best), device=best.device)  # starts that have not stopped
         for step in range(last + 1):
-            guided = lengths is None and step < last
-            if not bool(stopped.all()):  # or nothing has moved
-                score, exact, gradient = self.score(shift, guided)
-            better = score > best  # never of a score that is no number
-            best, solved = torch.where(better, score, best), torch.where(better, exact, solved)
-            kept = torch.where(_like(better, kept), shift, kept)
-            found.best.append(best.reshape(self.config.starts, -1))
+            if len(moving):
+                guided = lengths is None and step < last
+                score, exact, gradient = self.score(space, shift[moving], guided)
+                better = score > best[moving]  # never of a score that is no number
+                rows = moving[better]
+                best[rows], solved[rows] = score[better], exact[better]
+                kept[rows] = shift[rows]
+            found.best.append(best.reshape(self.config.starts, -1).clone())
             found.lengths.append(rms(shift - start).flatten())
-            if step in wanted:
-                points = Points(best, solved, *self.decode(kept))
+            if step in self.config.steps:
+                points = Points(best.clone(), solved.clone(), *self.decode(kept))
                 first = points if first is None else first
                 lane = self.space.batch.lane
                 shape = (lane.rows, lane.columns)
                 found.attempts[step] = choose((points, first), self.config.starts, shape)
                 found.seconds[step] = time.perf_counter() - began
-            stopped = _like(exact == 1, shift) & self.config.until_solved
+            if step == last or not len(moving):
+                continue
+            on = exact < 1 if self.config.until_solved else exact <= 1
+            if not bool(on.all()):
+                moving = moving[on]
+                if not len(moving):
+                    continue
+                space = space.narrow(on)
+                adam.narrow(on)
             if gradient is not None:
-                shift = torch.where(stopped, shift, shift + adam.step(gradient))
-            elif lengths is not None and step < last:
-                moved = start + self.direction(step + 1) * _like(lengths[step + 1], start)
-                shift = torch.where(stopped, shift, moved)
+                shift[moving] += adam.step(gradient[on])
+            elif lengths is not None:
+                numbers = moving // (len(best) // self.config.starts)
+                noise = space.noise(step + 1, numbers)
+                length = _like(lengths[step + 1][moving], noise)
+                shift[moving] = start[moving] + noise / rms(noise) * length
         return found
-
-    @property
-    def lr(self) -> Tensor:
-        """Return the learning rate of each start [A, 1, ...]."""
-        return self.config.lr * self.space.unit
 
     def starts(self) -> Tensor:
         """Return the shifts of all starts, [A, ...]; the first R are those of the questions."""
         config, space = self.config, self.space
         zero, unit = torch.zeros_like(space.origin), space.unit
+        rows = len(zero) // config.starts
+        noise = space.noise(0, torch.arange(len(zero), device=zero.device) // rows)
         kinds: list[Tensor] = [zero]
         with torch.no_grad():
             kinds += [space.of_demo(number) for number in range(config.demo_starts)]
-            for number in range(config.perturbed_starts):
-                kinds.append(config.perturbation * unit * space.noise(0, number))
-            for number in range(config.random_starts):
-                noise = space.noise(0, config.perturbed_starts + number)
-                kinds.append(unit * noise - space.origin)
-        rows = zero.shape[0] // config.starts
+        kinds += [config.perturbation * unit * noise] * config.perturbed_starts
+        kinds += [unit * noise - space.origin] * config.random_starts
         parts = [kind[i * rows : (i + 1) * rows] for i, kind in enumerate(kinds)]
         return torch.cat(parts).float()
 
-    def direction(self, step: int) -> Tensor:
-        """Return random directions of RMS 1 [A, ...], others for each start and step."""
-        rows = len(self.space.origin) // self.config.starts
-        noise = [
-            self.space.noise(step, number)[number * rows : (number + 1) * rows]
-            for number in range(self.config.starts)
-        ]
-        return torch.cat([each / rms(each) for each in noise])
+    def score(
+        self, space: Space, shift: Tensor, guided: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the demos' likelihood and share solved [n], and the likelihood's gradient.
 
-    def score(self, shift: Tensor, guided: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the demos' likelihood and share solved [A], and the likelihood's gradient."""
+        Of the n starts that `space` is of.
+        """
         point = shift.detach().requires_grad_(guided)
         with torch.set_grad_enabled(guided):
             score, exact = demo_likelihood(
                 self.model,
-                self.space.demos,
-                self.space.contexts(point),
+                space.demos,
+                space.contexts(point),
                 self.config.act_steps,
                 self.dtype,
             )
@@ -191,6 +191,12 @@ class Adam:
         self.lr, self.steps = lr, 0
         self.mean: Tensor | float = 0.0
         self.square: Tensor | float = 0.0
+
+    def narrow(self, kept: Tensor) -> None:
+        """Forget all starts but those where `kept` [A] is true."""
+        self.lr = self.lr[kept]
+        if self.steps and isinstance(self.mean, Tensor) and isinstance(self.square, Tensor):
+            self.mean, self.square = self.mean[kept], self.square[kept]
 
     def step(self, gradient: Tensor) -> Tensor:
         """Return the next step; gradients are clipped, and those that are no numbers count as 0."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from etrm.data.batch import Batch
 from etrm.models.act import Model
 from etrm.models.encoders.base import ContextSource, Encoded
 from etrm.models.encoders.shared import Bottleneck
-from etrm.refinement.demos import Demos, encodings, only_demo
+from etrm.refinement.demos import Demos, encodings, leave_one_out, only_demo, rows_of
 
 
 class Space:
@@ -38,10 +39,22 @@ class Space:
         """Return the unit of lengths of each sample [B, 1, ...]: the RMS of its context, or 1."""
         return rms(self.origin).clamp(min=1.0)
 
-    def noise(self, step: int, number: int) -> Tensor:
-        """Return normal numbers of the shape of a point, the same in every batch."""
+    def narrow(self, kept: Tensor) -> Space:
+        """Return the space of the samples where `kept` [B] is true, some of them."""
+        found = copy(self)
+        found.batch = rows_of(self.batch, kept.nonzero()[:, 0])
+        found.demos = leave_one_out(found.batch)
+        found.origin, found.keys = self.origin[kept], self.keys[kept]
+        return found
+
+    def noise(self, step: int, numbers: Tensor) -> Tensor:
+        """Return normal numbers of the shape of a point, the same in every batch.
+
+        Others for each step, and for each of the `numbers` [B] of starts.
+        """
         shape = self.origin.shape
-        u = random.uniform(step, number, random.SEARCH, self.keys, math.prod(shape[1:]))
+        columns = math.prod(shape[1:])
+        u = random.uniform(step, 0, random.SEARCH, self.keys + numbers, columns)
         # By the inverse of the distribution: a number then does not depend on how many there are.
         normal = math.sqrt(2.0) * torch.erfinv((2.0 * u - 1.0).clamp(-1 + 1e-12, 1 - 1e-12))
         return normal.float().reshape(shape)
@@ -79,6 +92,24 @@ class TokenSpace(Space):
             self.free[:, 1:] = 0.0
         shown, sample = self.demos.batch.demo_mask, self.demos.sample
         self.places = self._places(shown, sample, self.others[0])  # [N, P]
+
+    def narrow(self, kept: Tensor) -> Space:
+        """Return the space of some samples, whose tokens stay where they are."""
+        found = super().narrow(kept)
+        assert isinstance(found, TokenSpace)
+        rows = kept[self.demos.sample]  # [N]
+        found.all, found.free = _encoded(self.all, kept), self.free[kept]
+        found.others = [_encoded(each, rows) for each in self.others]
+        found.places = None if self.places is None else self.places[rows]
+        return found
+
+    def noise(self, step: int, numbers: Tensor) -> Tensor:
+        """Return normal numbers, the same for a token wherever it stands."""
+        found, real = super().noise(step, numbers), self.all.real
+        if real is None:
+            return found
+        rank = (real.cumsum(dim=1) - 1).clamp(min=0)[..., None]
+        return found.gather(1, rank.expand_as(found))
 
     @property
     def unit(self) -> Tensor:
@@ -212,6 +243,13 @@ def bottleneck_of(source: ContextSource) -> Bottleneck:
     if not found:
         raise ValueError(f"found {type(source).__name__}, expected a variational encoder")
     return found[0]
+
+
+def _encoded(encoded: Encoded, rows: Tensor) -> Encoded:
+    """Return the tokens of some samples, as bool [B]."""
+    names = ("tokens", "real", "places", "demos")
+    given: dict[str, Any] = {name: getattr(encoded, name) for name in names}
+    return Encoded(**{name: None if t is None else t[rows] for name, t in given.items()})
 
 
 def rms(x: Tensor) -> Tensor:

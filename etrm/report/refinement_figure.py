@@ -23,7 +23,8 @@ TITLES = ("pass@1", "pass@2", "Likelihood of demos", "pass@1 by cost")
 def refinement(study: StudyView) -> Figure:
     """Draw the table of refinement: experiments by colour, methods by line.
 
-    Error bars are 95 % intervals of the search; steps stand at equal distances, methods side by side.
+    Error bars are 95 % intervals of the search. Steps stand at equal distances, methods side by
+    side.
     """
     table, style = refinement_table(study.runs), study.style
     look_of = looks(view.experiment for view in study.runs)

@@ -152,6 +152,23 @@ def test_cells_keep_their_shift_in_the_context_without_a_demo() -> None:
     assert (alone[~mine] == 0).all()
 
 
+def test_tokens_of_fewer_samples_stay_where_they_are() -> None:
+    """Also where the samples that are gone have more cells, by which the others were laid out."""
+    model, batch = make_model("in_context").eval(), questions()
+    batch.demo_inputs[1, 0, :4] = batch.demo_outputs[1, 0, :4] = 0
+    with torch.no_grad():
+        space = TokenSpace(model, batch, leave_one_out(batch), 1)
+        few = space.narrow(torch.tensor([False, True]))
+        shift = torch.randn_like(space.origin)
+        every, some = space.contexts(shift)[0], few.contexts(shift[1:])[0]
+    rows = space.demos.sample == 1
+    assert len(some.tokens) == rows.sum()
+    torch.testing.assert_close(some.tokens, every.tokens[rows])
+    assert few.demos.batch.labels.equal(space.demos.batch.labels[rows])
+    numbers = torch.tensor([0, 3])
+    torch.testing.assert_close(few.noise(1, numbers[1:]), space.noise(1, numbers)[1:])
+
+
 def test_only_the_token_of_an_embedding_is_moved() -> None:
     model, batch = make_model("embedding").eval(), questions()
     space = TokenSpace(model, batch, leave_one_out(batch), 1)
@@ -218,27 +235,39 @@ def test_a_result_is_of_its_type() -> None:
 
 
 def test_a_start_stops_where_its_demos_are_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two questions whose demos count as solved from the second and from no step on."""
+    """Of two questions, whose demos count as solved from the second step on, and never."""
     model, batch = make_model("standard"), questions()
-    given, calls = demo_likelihood, []
+    given, asked = demo_likelihood, list[int]()
+    kept = refine(model, batch, HALTING, settings(steps=[0, 4], until_solved=False))
 
     def solved(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(1)
-        return given(*args)[0], torch.tensor([float(len(calls) % 5 >= 2), 0.5])
+        likelihood, _ = given(*args)
+        asked.append(len(likelihood))
+        exact = torch.tensor([float(len(asked) >= 2), 0.5], dtype=torch.float64)
+        return likelihood, exact[-len(likelihood) :]
 
     monkeypatch.setattr("etrm.refinement.search.demo_likelihood", solved)
-    stopped = torch.stack(refine(model, batch, HALTING, settings(steps=[0, 4])).lengths)
-    assert (stopped[1:, 1].diff() != 0).all()
-    assert stopped[1, 0] > 0
-    assert (stopped[1:, 0] == stopped[1, 0]).all()
-    free = refine(model, batch, HALTING, settings(steps=[0, 4], until_solved=False)).lengths
-    assert (torch.stack(free)[1:].diff(dim=0) != 0).all()
-    monkeypatch.setattr(
-        "etrm.refinement.search.demo_likelihood",
-        lambda *given_: (solved(*given_)[0], torch.ones(2)),
-    )
-    calls.clear()
     found = refine(model, batch, HALTING, settings(steps=[0, 4]))
-    assert len(calls) == 1  # all have stopped: nothing is computed any more
-    assert len(found.best) == 5
-    assert torch.equal(found.attempts[4].tokens, found.attempts[0].tokens)
+    assert asked == [2, 2, 1, 1, 1]  # nothing is computed for those that have stopped
+    lengths, free = torch.stack(found.lengths), torch.stack(kept.lengths)
+    assert lengths[1, 0] > 0
+    assert (lengths[1:, 0] == lengths[1, 0]).all()
+    torch.testing.assert_close(lengths[:, 1], free[:, 1])  # the other goes on as it would
+    assert (free[1:].diff(dim=0) != 0).all()
+    torch.testing.assert_close(found.best[-1][:, 1], kept.best[-1][:, 1])
+
+
+def test_a_search_ends_where_all_have_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, asked = make_model("standard"), questions(), list[int]()
+
+    def solved(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(1)
+        return demo_likelihood(*args)[0], torch.ones(2, dtype=torch.float64)
+
+    monkeypatch.setattr("etrm.refinement.search.demo_likelihood", solved)
+    found = refine(model, batch, HALTING, settings(steps=[0, 4]))
+    control = refine(model, batch, HALTING, settings(steps=[0, 4]), lengths=found.lengths)
+    assert len(asked) == 2
+    assert len(found.best) == len(control.best) == 5
+    for each in (found, control):
+        assert torch.equal(each.attempts[4].tokens, each.attempts[0].tokens)
