@@ -79,9 +79,10 @@ def run(given: Namespace) -> int:
 
 def _refuse_others(out: Path, files: Sequence[Path]) -> None:
     """Raise `UserError` where a file would be replaced that this command has not written."""
-    there = [file for file in files if file.exists()]
-    if there and not (out / RECORD).is_file():
+    record = out / RECORD
+    there = [file for file in (record, *files) if file.exists()]
+    if there and not (record.is_file() and b'"run_key"' in record.read_bytes()):
         raise UserError(
-            f"{there[0]}: found a file that `etrm solve` has not written (there is no {RECORD}"
-            " beside it), expected none: name another folder by --out"
+            f"{there[0]}: found a file that `etrm solve` has not written (no {RECORD} of its own is"
+            " there), expected none: name another folder by --out"
         )

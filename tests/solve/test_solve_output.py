@@ -145,12 +145,14 @@ def test_without_matplotlib_the_answers_are_written_all_the_same(
 def test_files_of_others_are_not_replaced(
     asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("mine").mkdir()
-    Path("mine/submission.json").write_text("{}", encoding="utf-8")
-    assert main([*asked, "--out", "mine"]) == 1
-    assert "mine/submission.json" in capsys.readouterr().err
-    assert Path("mine/submission.json").read_text(encoding="utf-8") == "{}"
-    assert len([*Path("mine").iterdir()]) == 1
+    for name in ("submission.json", "solve.json", "held_out0.png"):
+        file = Path(name[:5], name)
+        file.parent.mkdir()
+        file.write_text("{}", encoding="utf-8")
+        assert main([*asked, "--out", str(file.parent)]) == 1
+        assert str(file) in capsys.readouterr().err
+        assert file.read_text(encoding="utf-8") == "{}"
+        assert len([*file.parent.iterdir()]) == 1
 
 
 def test_tasks_that_are_too_large_are_refused_or_left_out(
