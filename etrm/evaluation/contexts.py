@@ -6,18 +6,20 @@ varies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from etrm.arc.augment import Variants, draw_variants
+from etrm.arc.augment import draw_variants
 from etrm.arc.task import Task
+from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus
 from etrm.data.episodes import group_by_lane, held_out_questions
-from etrm.data.tables import TaskRecord
+from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
 from etrm.evaluation.decode import all_variants, batches
 from etrm.models.act import Model
 from etrm.storage.digests import digest
@@ -83,15 +85,22 @@ def encode_tasks(model: Model, run: RunConfig, tasks: Sequence[Task]) -> np.ndar
     return np.stack([found[number] for number in range(len(tasks))])
 
 
-def embedded_tasks(
-    model: Model, known: Sequence[Task], variants: Mapping[str, Variants], limit: int | None
-) -> dict[str, np.ndarray]:
-    """Return the embedding [D] of each task that a table of puzzles was trained on, unchanged.
+def contexts_of(
+    model: Model, run: RunConfig, seen: Sequence[str], tasks: Path, augmentations: Path
+) -> pa.Table:
+    """Return `contexts.parquet` of the model of a run: an encoder's contexts of its sources' tasks.
 
-    `known`, with the first `limit` of their variants each, are the rows of the table in order; a
-    task's first variant is the identity.
+    Of TRM, its embeddings of the tasks that it has `seen`, by id, in the order of its table. The
+    tables are tasks.parquet and augmentations.parquet.
     """
-    counts = [min(len(variants[task.id]), limit or len(variants[task.id])) for task in known]
-    first = np.cumsum([0, *counts[:-1]])
+    records = read_tasks(tasks, run.sources)
+    if context_source(run.context.source).needs_demos:
+        records = choose_records(records)
+        return context_table(records, encode_tasks(model, run, [r.task for r in records]))
+    by_id, variants = {r.task.id: r for r in records}, read_augmentations(augmentations)
+    counts = [min(len(variants[name]), run.train.variants or len(variants[name])) for name in seen]
+    first = np.cumsum([0, *counts[:-1]])  # the unchanged puzzle is the first of a task
     table = model.state_dict()["context.weights"].double().cpu().numpy()  # [puzzles, D]
-    return {task.id: table[i] for task, i in zip(known, first, strict=True)}
+    rows = dict(zip(seen, first, strict=True))
+    records = choose_records([by_id[name] for name in seen])
+    return context_table(records, table[[rows[r.task.id] for r in records]])

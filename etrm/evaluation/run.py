@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -27,12 +26,7 @@ from etrm.data.corpus import Corpus, CorpusError
 from etrm.data.episodes import group_by_lane, held_out_questions, shuffle_demos
 from etrm.data.seen_tasks import find_touched, read_seen_run
 from etrm.data.tables import read_augmentations, read_tasks
-from etrm.evaluation.contexts import (
-    choose_records,
-    context_table,
-    embedded_tasks,
-    encode_tasks,
-)
+from etrm.evaluation.contexts import contexts_of
 from etrm.evaluation.decode import (
     PREDICTIONS,
     LaneQuestions,
@@ -153,7 +147,7 @@ def evaluate_run(
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(voting_rows(table), questions.tasks))
-    contexts = contexts_in(shards[0]) if shards else contexts_of(evaluation, target)
+    contexts = contexts_in(shards[0]) if shards else _contexts(evaluation, target)
     write_table_atomic(out / "contexts.parquet", contexts)
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
@@ -194,7 +188,7 @@ def evaluate_shard(
         parts = parts_of(store, evaluation.key, shard)
         if batches:  # there may be more jobs than batches
             table = decode_questions(evaluation, questions, batches, compile, parts)
-        contexts = contexts_of(evaluation, target) if shard.number == 0 else None
+        contexts = _contexts(evaluation, target) if shard.number == 0 else None
         log.info("%s: %d predictions", shard, table.num_rows)
     write_shard(out, table, shard, evaluation.key, contexts)
 
@@ -353,20 +347,10 @@ def score_readout(evaluation: Evaluation) -> dict[str, Any] | None:
     return read_out(load_model(evaluation.folder, run, evaluation.config.weights), run, tasks)
 
 
-def contexts_of(evaluation: Evaluation, device: torch.device) -> pa.Table:
-    """Return the contexts of tasks of the run's sources, or its embeddings of those it has seen."""
-    run, (tasks_path, augmentations_path) = evaluation.run, evaluation.tables
-    records = read_tasks(tasks_path, run.sources)
+def _contexts(evaluation: Evaluation, device: torch.device) -> pa.Table:
+    run, seen = evaluation.run, evaluation.record["tasks"]
     model = load_model(evaluation.folder, run, evaluation.config.weights).to(device)
-    if context_source(run.context.source).needs_demos:
-        records = choose_records(records)
-        return context_table(records, encode_tasks(model, run, [r.task for r in records]))
-    by_id = {record.task.id: record for record in records}
-    known = [by_id[name].task for name in evaluation.record["tasks"]]
-    variants = read_augmentations(augmentations_path)
-    rows = embedded_tasks(model, known, variants, run.train.variants)
-    records = choose_records([by_id[name] for name in rows])
-    return context_table(records, np.stack([rows[r.task.id] for r in records]))
+    return contexts_of(model, run, seen, *evaluation.tables)
 
 
 def held_out_tasks(tasks_path: Path, sources: Sequence[str] | None = None) -> list[Task]:
