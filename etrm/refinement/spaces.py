@@ -247,9 +247,16 @@ def bottleneck_of(source: ContextSource) -> Bottleneck:
 
 def _encoded(encoded: Encoded, rows: Tensor) -> Encoded:
     """Return the tokens of some samples, as bool [B]."""
-    names = ("tokens", "real", "places", "demos")
-    given: dict[str, Any] = {name: getattr(encoded, name) for name in names}
-    return Encoded(**{name: None if t is None else t[rows] for name, t in given.items()})
+
+    def some(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return Encoded(
+        encoded.tokens[rows],
+        real=some(encoded.real),
+        places=some(encoded.places),
+        demos=some(encoded.demos),
+    )
 
 
 def rms(x: Tensor) -> Tensor:
