@@ -41,8 +41,8 @@ class RefinementConfig:
         gt=0,
     )
     until_solved: bool = option(
-        "a start stops as soon as all demos come out exactly: more likely demos are then no better"
-        " known, and a context that fits them ever better forgets the rule",
+        "a start, or the training of `fine_tuning`, stops as soon as all demos come out exactly:"
+        " what fits them ever better from there on forgets the rule",
         True,
     )
     act_steps: int = option(

@@ -75,7 +75,7 @@ def _tune(
 ) -> Refined:
     began = time.perf_counter()
     demos, found, first = leave_one_out(batch), Refined({}), None
-    adam = torch.optim.Adam(weights, lr=config.tuning_lr)
+    adam, tuned = torch.optim.Adam(weights, lr=config.tuning_lr), False
     for step in range(config.steps[-1] + 1):
         with computing(model, Compute(dtype)):  # casts are of the weights of this step
             if step in config.steps:
@@ -84,12 +84,13 @@ def _tune(
                 shape = (batch.lane.rows, batch.lane.columns)
                 found.attempts[step] = choose((points, first), 1, shape)
                 found.seconds[step] = time.perf_counter() - began
-            if step < config.steps[-1]:
+            if step < config.steps[-1] and not tuned:
                 contexts = encodings(model, demos.batch, config.act_steps)
-                score, _ = demo_likelihood(model, demos, contexts, config.act_steps, dtype)
+                score, exact = demo_likelihood(model, demos, contexts, config.act_steps, dtype)
+                tuned = config.until_solved and bool((exact == 1).all())
                 adam.zero_grad()
                 (-score.sum()).backward()
-        if step < config.steps[-1]:
+        if step < config.steps[-1] and not tuned:
             nn.utils.clip_grad_norm_(weights, 1.0)
             adam.step()
     return found

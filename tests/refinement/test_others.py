@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from etrm.evaluation.decode import decode
 from etrm.refinement.costs import Costs
+from etrm.refinement.demos import demo_likelihood
 from etrm.refinement.others import fine_tune, more_act_steps
 from etrm.refinement.search import refine
 
@@ -36,6 +38,20 @@ def test_every_question_is_tuned_for_itself_and_weights_are_restored(
     searched = refine(model, batch, HALTING, settings(steps=[0])).attempts[0]
     torch.testing.assert_close(start.tokens[0], searched.tokens[0])
     torch.testing.assert_close(start.likelihood[0], searched.likelihood[0])
+
+
+def test_tuning_stops_where_the_demos_are_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make_model("standard"), questions(1)
+    given = demo_likelihood
+
+    def solved(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return given(*args)[0], torch.ones(1, dtype=torch.float64)
+
+    monkeypatch.setattr("etrm.refinement.others.demo_likelihood", solved)
+    for until, moved in ((True, False), (False, True)):
+        config = settings(tuning_lr=1e-2, steps=[0, 2], until_solved=until)
+        found = fine_tune(model, batch, HALTING, config).attempts
+        assert bool(found[2].likelihood[0] > found[0].likelihood[0]) == moved
 
 
 def test_weights_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
