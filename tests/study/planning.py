@@ -25,7 +25,7 @@ from etrm.storage.digests import (
     train_code,
 )
 from etrm.storage.files import file_digest, table_digest
-from etrm.storage.result_cache import RUN_FILES, SCORE_FILES, cache_result
+from etrm.storage.result_cache import RESULT_FILES, RUN_FILES, cache_result
 from etrm.study.layout import Layout, Run
 
 SMALL = {"width": 16, "heads": 2}
@@ -80,7 +80,8 @@ def write_valid(path: Path, content: str) -> None:
     if path.suffix == ".safetensors":
         save_file({"raw.w": torch.zeros(1)}, path, {"of": content})
     elif path.suffix == ".parquet":
-        columns = ("step", "task", "query", "variant", "height", "width", "grid", "q_halt")
+        columns = ["step", "task", "query", "variant", "height", "width", "grid", "q_halt"]
+        columns += ["split", "rule", "context", "method", "steps", "attempt", "likelihood"]
         table = pa.table({name: [0] for name in columns})
         pq.write_table(table.replace_schema_metadata({"of": content}), path)
     else:
@@ -115,26 +116,33 @@ def trained(layout: Layout, run: Run, cached: bool = True, **changes: Any) -> Pa
     return folder
 
 
-def scored(layout: Layout, run: Run, cached: bool = True, **changes: Any) -> Path:
-    """A finished evaluation of a finished run."""
+def scored(
+    layout: Layout, run: Run, cached: bool = True, stage: str = "evaluation", **changes: Any
+) -> Path:
+    """A finished evaluation of a finished run, or its `refinement`."""
     record = json.loads((layout.folder(run) / "run.json").read_text())
-    config = evaluation_settings(layout.study.experiments[run.experiment].evaluation)
-    code, data = score_code(record["config"]["context"]["source"]), record["data"]
-    for path in layout.score_files(run):
+    experiment = layout.study.experiments[run.experiment]
+    config = plain(experiment.refinement)
+    if stage == "evaluation":
+        config = evaluation_settings(experiment.evaluation)
+    code, data = score_code(record["config"]["context"]["source"], stage), record["data"]
+    for path in layout.score_files(run, stage):
         write_valid(Path(path), str(run))
     score = {
         **{key: record[key] for key in ("experiment", "stage", "seed", "kind", "split", "device")},
         **{"held_out": {}, "pass": {}, "metrics": {}, "partial": False, "predictions": 100},
-        **{"evaluation": config, "run_key": record["key"], "data": data, "seconds": 20.0},
+        **{stage: config, "run_key": record["key"], "data": data, "seconds": 20.0},
+        **{"methods": {}, "tasks_asked": 1, "weights_sha256": record["weights_sha256"]},
         "code": code_digests(*code),
         **changes,
     }
-    write(layout.score(run), json.dumps(score))
+    write(layout.score(run, stage), json.dumps(score))
     weights, digests = record["weights_sha256"], list(data.values())
-    key = evaluation_key(config, record["key"], weights, digests, code_digest(*code))
+    key = evaluation_key(config, record["key"], weights, digests, code_digest(*code), stage)
+    folder = layout.score(run, stage).parent
     if cached:
-        cache_result(layout.score(run).parent, SCORE_FILES, layout.cache(run, "evaluation"), key)
-    return layout.score(run).parent
+        cache_result(folder, RESULT_FILES[stage], layout.cache(run, stage), key)
+    return folder
 
 
 def made(layout: Layout, cached: bool = True) -> Layout:

@@ -152,6 +152,18 @@ def test_an_evaluation_scales_with_queries_variants_and_act_steps(tmp_path: Path
         assert seconds(costs(changed).of(job(FULL, "evaluate"))) == expected
 
 
+def test_a_refinement_takes_as_long_for_each_task(tmp_path: Path) -> None:
+    layout = study(tmp_path, refinement={"steps": [0, 2]})
+    for run in (STRICT, FULL):
+        trained(layout, run)
+    assert costs(layout).of(job(FULL, "refine")) == Cost(), "nothing has been measured"
+    scored(layout, FULL, stage="refinement", seconds=20.0, tasks_asked=2)
+    for steps, tasks, expected in (([0, 2], None, 30.0), ([0, 2], 1, 10.0), ([0, 4], None, None)):
+        changed = study(tmp_path, refinement={"steps": steps, "tasks": tasks})
+        assert seconds(costs(changed).of(job(FULL, "refine"))) == expected
+    assert costs(layout).of(job(FULL, "evaluate")).hours is None
+
+
 # --- from benchmarks ---
 
 

@@ -140,6 +140,29 @@ def test_first_weights_from_outside_count_by_content(tmp_path: Path) -> None:
         check_records(layout)
 
 
+def test_a_refinement_is_stale_by_its_own_settings(made: Layout, tmp_path: Path) -> None:
+    """And restorable from the cache where these are reverted; an evaluation has others."""
+    layout = study(tmp_path, refinement={"steps": [0, 2]})
+    assert layout.results() == [(FULL, "evaluation"), (FULL, "refinement")]
+    assert made.results() == [(FULL, "evaluation")]
+    assert StudyStatus(layout).score(FULL, "refinement").missing
+    folder = planning.scored(layout, FULL, stage="refinement")
+    status = StudyStatus(layout)
+    assert status.score(FULL, "refinement").up_to_date
+    assert status.score(FULL, "refinement").cached
+    assert status.score(FULL).up_to_date
+    other = StudyStatus(study(tmp_path, refinement={"steps": [0, 2], "lr": 0.5}))
+    changed = other.score(FULL, "refinement")
+    assert changed.differences() == ["refinement.lr 0.03 → 0.5"]
+    assert not changed.cached
+    assert other.score(FULL).up_to_date
+    (folder / "refinement.parquet").unlink()
+    assert StudyStatus(layout).score(FULL, "refinement").missing == ("refinement.parquet",)
+    (folder / "refinement.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="refinement"):
+        check_records(layout)
+
+
 def test_an_evaluation_of_another_run_or_setting_is_stale(made: Layout) -> None:
     layout = study(made.root.parent, evaluation={"variants": 3})
     assert StudyStatus(layout).score(FULL).differences() == ["evaluation.variants 1000 → 3"]

@@ -80,6 +80,7 @@ READERS: dict[str, Reader] = {
     "verdict.json": records.read_verdict,
     "predictions.parquet": records.read_predictions,
     "score.json": records.read_score,
+    "contexts.parquet": records.read_contexts,
     "refinement.parquet": records.read_refined_answers,
     "refinement.json": records.read_refinement,
     "submission.json": lambda path: records.read_record(path, {}, "a submission"),
