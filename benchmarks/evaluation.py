@@ -121,7 +121,7 @@ def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[Lane, LaneCost
         whole, step = now(setting.device) - begun, float(np.mean(steps[1:]))
         seconds = whole - sum(steps) + run.halting.max_steps * step
         batch = corpus.assemble(lane, chosen, torch.zeros_like(chosen))
-        flops = decoding_flops(run, lane.lane.cells, demo_lengths(run, batch, False), encodings=1)
+        flops = decoding_flops(run, lane.lane.cells, demo_lengths(batch, False), encodings=1)
         n = len(chosen)
         costs[lane.lane] = LaneCost(n, seconds / n, step / n, flops / n / GIGA)
     return costs
@@ -156,7 +156,7 @@ def _padded_cost(setting: Setting, model: str, dtype: str) -> LaneCost:
     batch = corpus.assemble(lane, chosen, torch.zeros_like(chosen))
     steps = _encode_every_step(net, batch, run, _timed_steps(setting), setting.device)
     n, count, step = len(chosen), run.halting.max_steps, float(np.mean(steps[1:]))
-    flops = decoding_flops(run, lane.lane.cells, demo_lengths(run, batch, True), encodings=count)
+    flops = decoding_flops(run, lane.lane.cells, demo_lengths(batch, True), encodings=count)
     return LaneCost(n, count * step / n, step / n, flops / n / GIGA)
 
 

@@ -20,6 +20,7 @@ from etrm.config.registry import context_source
 from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, training_questions
+from etrm.data.packing import TokenBounds
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.flops import GIGA
@@ -78,7 +79,7 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
     n, lengths = len(lane), _lengths(run, lane, layout)
     encodings = run.halting.max_steps if layout.padded else 1
     work = encoder(run, lengths)
-    tokens, demos = run.model.context_tokens + lane.lane.cells, float(lengths.sum() / n)
+    tokens, demos = run.model.context_tokens + lane.lane.cells, float(lengths.concat.sum() / n)
     kept = slot_bytes(run, net, lane)
     if layout.padded:
         kept = padded_bytes(run, net, lane)
@@ -94,15 +95,15 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
     )
 
 
-def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> np.ndarray:
+def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> TokenBounds:
     """Bounds of the demos' tokens, which are close; or all slots at full length."""
     most = run.episodes.max_demos
     if layout.padded:
-        return np.full((len(lane), most), 2 * lane.lane.cells)
+        return TokenBounds(*(np.full((len(lane), most), n * lane.lane.cells) for n in (2, 1)))
     shown = lane.truncate_demos(most)
     bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
     assert bounds is not None
-    return bounds.concat
+    return bounds
 
 
 def _moved(run: RunConfig, net: Model, tokens: int, demos: float) -> float:

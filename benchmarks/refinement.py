@@ -93,9 +93,9 @@ def _lane(
         seconds = timed(lambda: _search(net, batch, run, config))
         seconds += STEPS * timed(lambda: search.score(search.space, shift, True))
         demos = leave_one_out(batch).batch
-        encoding = encoder(run, demo_lengths(run, demos, False)).forward
+        encoding = encoder(run, demo_lengths(demos, False)).forward
         found = sum(Costs(net, batch, halting, config).step("search")) * STEPS + encoding
-    lengths = demo_lengths(run, batch, False)
+    lengths = demo_lengths(batch, False)
     flops = decoding_flops(run, lane.lane.cells, lengths, encodings=1)
     n = len(batch)
     return evaluation / n, seconds / n, flops / n / GIGA, found / n / GIGA

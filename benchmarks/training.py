@@ -110,7 +110,7 @@ def gflop_per_example(trainer: Trainer, layout: Layout) -> float:
     padded, total, slots = layout.packing == "none", 0.0, 0
     for lane in trainer.lane_slots:
         batch = lane.carry.batch
-        lengths = demo_lengths(trainer.run, batch, padded)
+        lengths = demo_lengths(batch, padded)
         total += training_flops(trainer.run, batch.lane.cells, lengths)
         slots += len(lane.slots)
     return total / slots / GIGA
@@ -122,7 +122,7 @@ def gflop_of_all(trainer: Trainer, layout: Layout, chunk: int = 128) -> float:
     for lane in (each.truncate_demos(most) for each in trainer.episodes):
         for index in torch.arange(len(lane), device=lane.task.device).split(chunk):
             batch = trainer.corpus.assemble(lane, index, torch.zeros_like(index))
-            lengths = demo_lengths(trainer.run, batch, layout.packing == "none")
+            lengths = demo_lengths(batch, layout.packing == "none")
             total += training_flops(trainer.run, lane.lane.cells, lengths)
     return total / sum(len(lane) for lane in trainer.episodes) / GIGA
 

@@ -28,6 +28,10 @@ class TokenBounds:
     concat: np.ndarray  # [B, K] int64: cells and EOS of both grids
     aligned: np.ndarray  # [B, K] int64: of their union
 
+    def of(self, pairing: str) -> np.ndarray:
+        """Return the tokens [B, K] of `concat` or `aligned` pairs."""
+        return {"concat": self.concat, "aligned": self.aligned}[pairing]
+
     def take(self, index: np.ndarray) -> TokenBounds:
         """Return bounds at places `index` of any shape, 0 where it is -1."""
         found = (np.where(index < 0, 0, each[index]) for each in (self.concat, self.aligned))
@@ -43,7 +47,7 @@ class TokenBounds:
 
         `rows`: a `pair` each [B·K], a `grid` each [B·K·2], or all demos of a `sample` [B].
         """
-        bounds = self.concat if pairing == "concat" else self.aligned
+        bounds = self.of(pairing)
         if rows == "sample":
             bounds = bounds.sum(axis=1)
         elif rows == "grid":  # a grid has no more cells than its pair

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from etrm.config.registry import context_source
-from etrm.config.study import RunConfig
+from etrm.config.study import ModelConfig, RunConfig
 from etrm.models.act import Model
 from etrm.models.decoder import Decoder
+from etrm.models.encoders.base import ContextSource
 from etrm.storage.checkpoint import load_weights
 
 
@@ -23,6 +26,14 @@ def build_model(run: RunConfig, num_puzzles: int) -> Model:
         decoder = Decoder(run.model)  # first: its weights are the same for every context source
         source = context_source(run.context.source)(run.context, run.model, num_puzzles)
     return Model(source, decoder)
+
+
+@cache
+def context_of_sizes(options: Any, model: ModelConfig, num_puzzles: int = 1) -> ContextSource:
+    """Return a context source with the shapes of its weights alone, which take no memory."""
+    with torch.device("meta"):
+        source: ContextSource = context_source(options.source)(options, model, num_puzzles)
+    return source
 
 
 def load_model(folder: Path, run: RunConfig, weights: str = "ema") -> Model:

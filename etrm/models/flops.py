@@ -1,12 +1,16 @@
 """Floating-point operations, counted from the sizes: what any implementation must do.
 
 A multiply-add counts as two. Norms, activations, rotations, softmax and lookups are left out: they
-are below one percent. `python -m benchmarks.floor` prints what they come to.
+are below one percent. Encoders count their own (`ContextSource.work`). `python -m benchmarks.floor`
+prints what they come to.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
 
 from etrm.arc.grid import VOCAB_SIZE
 from etrm.config.study import ModelConfig
@@ -25,17 +29,23 @@ class Work:
 
     linear: float = 0.0
     attention: float = 0.0
+    detached: float = 0.0  # without gradients: no backward pass
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.linear + other.linear, self.attention + other.attention)
+        linear, attention = self.linear + other.linear, self.attention + other.attention
+        return Work(linear, attention, self.detached + other.detached)
 
     def __mul__(self, times: float) -> Work:
-        return Work(self.linear * times, self.attention * times)
+        return Work(self.linear * times, self.attention * times, self.detached * times)
 
     @property
     def forward(self) -> float:
         """Return the FLOP of a forward pass."""
-        return self.linear + self.attention
+        return self.linear + self.attention + self.detached
+
+    def detach(self) -> Work:
+        """Return the same work without gradients."""
+        return Work(detached=self.forward)
 
     def backward(
         self, attention: float = ATTENTION_BACKWARD, linear: float = LINEAR_BACKWARD
@@ -50,7 +60,19 @@ def block(tokens: float, squares: float, width: int, expansion: float) -> Work:
     return Work(2.0 * weights * tokens, 4.0 * width * squares)
 
 
-def cross_block(queries: int, keys: int, width: int, expansion: float) -> Work:
+def blocks(lengths: np.ndarray, width: int, expansion: float) -> Work:
+    """Return a `Block` over sequences of `lengths` tokens each; 0: there is none."""
+    exact = lengths.astype(np.float64)
+    return block(float(exact.sum()), float((exact**2).sum()), width, expansion)
+
+
+def maps(module: nn.Module, vectors: float) -> Work:
+    """Return the linear maps in `module`, each of so many vectors."""
+    linear = (part for part in module.modules() if isinstance(part, nn.Linear))
+    return Work(2.0 * sum(part.weight.numel() for part in linear) * vectors)
+
+
+def cross_block(queries: float, keys: float, width: int, expansion: float) -> Work:
     """Return a `CrossBlock` of one sample."""
     of_queries = 2 * width**2 + 3 * width * inner_width(width, expansion)
     linear = 2.0 * (of_queries * queries + 2 * width**2 * keys)
@@ -76,3 +98,9 @@ def heads(model: ModelConfig, cells: int) -> Work:
 def act_step(model: ModelConfig, cells: int, context: int | None = None) -> Work:
     """One ACT step of the decoder on one sample."""
     return cycle(model, cells, context) * model.H_cycles + heads(model, cells)
+
+
+def training_step(model: ModelConfig, cells: int, context: int | None = None) -> Work:
+    """One ACT step of the decoder on one sample in training: the last H-cycle has gradients."""
+    one = cycle(model, cells, context)
+    return one.detach() * (model.H_cycles - 1) + one + heads(model, cells)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import decoding_flops, demo_lengths, training_flops
 from benchmarks.mix import Mix
 from benchmarks.setups import LANES, PADDED, Setting, make_trainer, run_config
+from etrm.data.packing import TokenBounds
 from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
 from tests.tiny import make_batch, make_tasks, make_variants
@@ -39,7 +40,7 @@ def test_training(model, layout, monkeypatch) -> None:
         trainer.step()
     [lane] = trainer.lane_slots
     batch = lane.carry.batch
-    lengths = demo_lengths(trainer.run, batch, layout.padded)
+    lengths = demo_lengths(batch, layout.padded)
     expected = training_flops(trainer.run, batch.lane.cells, lengths, attention=2.0)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
@@ -51,16 +52,17 @@ def test_decoding(model) -> None:
     net = build_model(run, 8).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         decode(net, batch, run.halting)
-    expected = decoding_flops(run, 36, demo_lengths(run, batch, padded=False), encodings=1)
+    expected = decoding_flops(run, 36, demo_lengths(batch, padded=False), encodings=1)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
 def test_padded_demos_count_at_full_length() -> None:
-    run = run_config(setting(), "etrm-standard", LANES, "fp32", 2)
     batch = make_batch(2, demos=3, side=6)
     batch.demo_mask[:, 2] = False
-    assert demo_lengths(run, batch, padded=True).tolist() == [[72, 72, 72]] * 2
-    assert demo_lengths(run, batch, padded=False).tolist() == [[72, 72, 0]] * 2
+    padded, real = (demo_lengths(batch, padded=padded) for padded in (True, False))
+    assert padded.concat.tolist() == [[72, 72, 72]] * 2
+    assert padded.aligned.tolist() == [[36, 36, 36]] * 2
+    assert real.concat.tolist() == [[72, 72, 0]] * 2
 
 
 def test_paper_sizes() -> None:
@@ -71,4 +73,5 @@ def test_paper_sizes() -> None:
     attention = 2 * 4 * 512 * 916**2
     heads = 3 * 2 * 512 * (12 * 900 + 2)
     expected = (21 + 2 * 7) * linear + (21 + 2.5 * 7) * attention + heads
-    assert training_flops(run, 900, np.zeros((1, 10))) == pytest.approx(expected)
+    none = TokenBounds(*np.zeros((2, 1, 10), dtype=np.int64))
+    assert training_flops(run, 900, none) == pytest.approx(expected)

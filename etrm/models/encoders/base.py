@@ -14,7 +14,8 @@ Everything else of a `ContextSource` has a default that a stateless, determinist
 outputs; padded demos and PAD cells change nothing; the order of demos changes nothing where
 `order_invariant` claims so, but cells moved from one demo to another change the output; every
 parameter gets a gradient from the task's loss; every option changes something; evaluation is
-deterministic.
+deterministic; `work` is what PyTorch counts. A source from outside the package may leave `work`
+out: `etrm plan` then counts the decoder alone, and says so.
 
 Shape suffixes: B batch, K demos, S grid tokens, P context tokens, D width of the decoder.
 """
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 
 from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
+from etrm.models.flops import Work
 
 
 @dataclass
@@ -118,6 +121,13 @@ class ContextSource(nn.Module):
         `tokens`: cells of all its demos; `item`: bytes of a number.
         """
         return 0.0
+
+    def work(self, demos: TokenBounds) -> Work | None:
+        """Return the FLOPs of encoding B samples once; None: they are not counted.
+
+        `demos`: tokens of each demo [B, K], by pairing; 0 where there is none.
+        """
+        return None
 
     def meet_unseen(self, puzzles: int) -> None:
         """Prepare for `puzzles` that were not trained on; whoever reads demos has nothing to do."""

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import EncoderOptions, SetEncoder
+from etrm.models.flops import Work
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class CrossAttentionEncoder(SetEncoder):
             return cells.demo_means(x, batch.demo_mask.shape[1])
 
         return self.cells.vectors(batch, encode)
+
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Count two blocks for each of `layers`; attention within pairs is masked, not skipped."""
+        return self.cells_work(demos) * 2
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count two blocks for each of `layers`."""

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import ContextSource, Encoded
+from etrm.models.flops import Work
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class PuzzleEmbedding(ContextSource):
         # TRM scales embeddings of tokens and of puzzles alike as they enter the stream.
         scaled = math.sqrt(self.model.width) * rows
         return Encoded(F.pad(scaled[:, None, :], (0, 0, 0, self.model.context_tokens - 1)))
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count nothing: rows are looked up."""
+        return Work()
 
     def meet_unseen(self, puzzles: int) -> None:
         """Replace the table by `puzzles` copies of its mean row."""

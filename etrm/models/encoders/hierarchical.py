@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
 from etrm.models.encoders.shared import EncoderOptions, SetEncoder
+from etrm.models.flops import Work, blocks
 from etrm.models.layers import learned
 
 
@@ -44,6 +47,13 @@ class HierarchicalEncoder(SetEncoder):
         self.pooling = Pooling(o.pooling, o.width, o.heads)
         self.roles = learned(2, o.width)  # tells the input's vector from the output's
         self.pair_blocks = self.stack(o.pair_layers)
+
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Count grids, each with half of a pair's tokens, their pooling, and the pairs of grids."""
+        o, grids = self.options, np.repeat(demos.concat[..., None] / 2, 2, axis=-1)  # [B, K, 2]
+        pairs = np.full(demos.concat.shape, 2)  # tokens: the two grids
+        cells = self.blocks_work(grids) + self.pooling.work(grids.sum(), (grids > 0).sum())
+        return cells + blocks(pairs, o.width, o.expansion) * o.pair_layers
 
     def demos(self, batch: Batch) -> Tensor:
         """Return a vector for each pair of grids [B, K, E]."""

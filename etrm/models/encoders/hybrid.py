@@ -12,8 +12,10 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
-from etrm.models.encoders.lpn import ClsEncoder
+from etrm.data.packing import TokenBounds
+from etrm.models.encoders.lpn import ClsEncoder, with_cls
 from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
+from etrm.models.flops import Work
 from etrm.models.layers import rms_norm
 
 
@@ -35,6 +37,10 @@ class HybridEncoder(SetEncoder):
         """Create the CLS encoder of a pair."""
         self.pairs = self.pair_tokens()
         self.encode = ClsEncoder(self, learned_positions=False)
+
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over CLS and the tokens of pairs."""
+        return self.blocks_work(with_cls(demos.of(self.options.pairing)))
 
     def demos(self, batch: Batch) -> Tensor:
         """Return the CLS vectors [B, K, E]."""

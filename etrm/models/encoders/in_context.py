@@ -18,9 +18,11 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import DemoCodes
 from etrm.models.encoders.shared import Encoder, EncoderOptions, default
+from etrm.models.flops import Work, maps
 from etrm.models.layers import STD_POSITION, learned, rms_norm
 
 
@@ -50,6 +52,12 @@ class InContextEncoder(Encoder):
     def context_size(self, most_cells: Mapping[str, int]) -> int:
         """Return the most cells of a sample in this lane, and one."""
         return 1 + most_cells[self.options.pairing]
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over cells and the projection; the decoder counts its context itself."""
+        tokens = len(demos.concat) * self.context_size(demos.most_cells())
+        codes = maps(self.codes, demos.concat.size)
+        return self.cells_work(demos) + codes + maps(self.project, tokens)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Encode the cells of each group of samples, padded to P."""

@@ -22,12 +22,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import LearnedPlaces, Sequences
 from etrm.models.encoders.shared import (
@@ -39,6 +41,7 @@ from etrm.models.encoders.shared import (
     default,
     mean_over,
 )
+from etrm.models.flops import Work, maps
 from etrm.models.layers import STD_POSITION, Angles, LayerNorm, learned, rms_norm
 
 
@@ -76,6 +79,11 @@ class ClsEncoder(nn.Module):
         return self.norm(self.blocks(x, rotary, mask)[:, 0])
 
 
+def with_cls(lengths: np.ndarray) -> np.ndarray:
+    """Return the lengths of pairs with a CLS token; those that do not exist have none."""
+    return np.where(lengths > 0, lengths + 1, 0)
+
+
 @dataclass(frozen=True)
 class LpnOptions(EncoderOptions):
     """`source: lpn`: LPN's encoder without its latent; small, 2 layers of width 128, by default."""
@@ -96,6 +104,11 @@ class LpnEncoder(Encoder):
         self.pairs = self.pair_tokens()
         self.encode = ClsEncoder(self, self.learned_positions)
         self.expand = Expand(getattr(self.options, "latent", self.options.width), self.model)
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over CLS and the tokens of pairs, and the map to all tokens."""
+        pairs = self.blocks_work(with_cls(demos.of(self.options.pairing)))
+        return pairs + maps(self.expand, len(demos.concat))
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Encode the pairs, average, expand."""
@@ -127,6 +140,11 @@ class LpnVariationalEncoder(Variational, LpnEncoder):
     def noise_size(self, demos: int) -> int:
         """Return K·Z or Z."""
         return int(self.options.latent) * (demos if self.per_demo else 1)
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the latents as well."""
+        latents = demos.concat.size if self.per_demo else len(demos.concat)
+        return super().work(demos) + maps(self.bottleneck, latents)
 
     def forward(self, batch: Batch, state: Tensor | None) -> Encoded:
         """Sample each demo and average, or average and sample."""

@@ -19,6 +19,7 @@ from etrm.config.lanes import MAX_SIDE, Lane
 from etrm.config.study import ModelConfig
 from etrm.data.batch import Batch
 from etrm.data.packing import Group, groups_of
+from etrm.models.flops import Work, maps
 from etrm.models.layers import (
     STD_POSITION,
     Angles,
@@ -239,6 +240,19 @@ class Pooling(nn.Module):
             self.attention = CrossAttention(width, heads)
         elif kind == "weighted":
             self.score = Linear(width, 1)
+
+    def work(self, tokens: float, rows: float) -> Work:
+        """Return the FLOPs of pooling so many tokens of so many rows."""
+        if self.kind == "attention":
+            attend = Work(attention=4.0 * len(self.query) * tokens)
+            keys = maps(self.attention.kv_proj, tokens)
+            return (
+                keys
+                + maps(self.attention.q_proj, rows)
+                + maps(self.attention.o_proj, rows)
+                + attend
+            )
+        return maps(self, tokens)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Pool where `mask` [n, T] is true, at least once in each row."""

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.pairs import DemoCodes, LearnedPlaces, Sequences
 from etrm.models.encoders.shared import EncoderOptions, SetEncoder, default
+from etrm.models.flops import Work, maps
 from etrm.models.layers import STD_POSITION, rms_norm
 
 
@@ -53,6 +55,12 @@ class PerceiverEncoder(SetEncoder):
             return self.set(tokens, cells.mask)
 
         return self.cells.vectors(batch, read)
+
+    def aggregate_work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over cells, and how the queries read all of them."""
+        samples, cells = len(demos.concat), self.mean_cells(demos)
+        read = self.reading_work(self.model.context_tokens, cells) * self.options.set_layers
+        return self.cells_work(demos) + maps(self.codes, demos.concat.size) + read * samples
 
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count the keys and values of all cells in each of `set_layers`, beside the blocks."""

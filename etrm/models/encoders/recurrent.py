@@ -16,9 +16,11 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import Encoder, EncoderOptions
+from etrm.models.flops import Work, block, maps
 from etrm.models.layers import CrossBlock, block_bytes, learned
 
 
@@ -72,6 +74,17 @@ class RecurrentEncoder(Encoder):
             z = self.think(self.read(z, tokens, mask))  # attention among the P vectors
         return z[:, None]
 
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over cells, the refinements of P vectors, and their projection."""
+        samples, P = len(demos.concat), self.model.context_tokens
+        think = block(P, P**2, self.options.width, self.options.expansion)
+        refined = self.refinement_work(self.reading_work(P, self.mean_cells(demos)) + think, think)
+        return self.cells_work(demos) + refined * samples + maps(self.project, samples * P)
+
+    def refinement_work(self, read: Work, think: Work) -> Work:
+        """Return the FLOPs of `refine` on one sample; `read`: a reading and a thought after it."""
+        return read * self.options.refinement_steps
+
     def activation_bytes(self, tokens: float, item: int) -> float:
         """Count the blocks over cells, and each reading of all their keys and values."""
         o = self.options  # readings with gradients; TRM's high level counts as one
@@ -98,6 +111,11 @@ class RecurrentTrmEncoder(RecurrentEncoder):
 
     Options = RecurrentTrmOptions
     states = 2
+
+    def refinement_work(self, read: Work, think: Work) -> Work:
+        """Count the H-cycles; only the last has gradients."""
+        cycle = read * self.options.L_cycles + think
+        return cycle.detach() * (self.options.H_cycles - 1) + cycle
 
     def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Run TRM's recursion, with gradients in the last H-cycle, as `Decoder.refine`."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.shared import Encoder
 from etrm.models.encoders.standard import StandardEncoder, StandardOptions
+from etrm.models.flops import Work
 from etrm.models.layers import CrossBlock, Stack, learned
 
 
@@ -50,6 +52,12 @@ class SetTransformerEncoder(StandardEncoder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.induced = Stack(InducedSetAttention(self) for _ in range(self.options.induced_layers))
+
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Count the pairs, and how the points read them and are read."""
+        (samples, count), points = demos.concat.shape, self.options.inducing_points
+        induced = self.reading_work(points, count) + self.reading_work(count, points)
+        return super().demos_work(demos) + induced * samples * self.options.induced_layers
 
     def demos(self, batch: Batch) -> Tensor:
         """Return the pairs after they saw each other [B, K, E]."""

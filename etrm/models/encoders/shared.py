@@ -11,12 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from etrm.config.schema import ConfigProblem, option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import ContextSource, Encoded, Representation
 from etrm.models.encoders.pairs import PAIRINGS, PairTokens
+from etrm.models.flops import Work, blocks, cross_block, maps
 from etrm.models.layers import Block, CrossBlock, Linear, Stack, block_bytes, learned, rms_norm
 
 LOG_VAR_BOUND = 10.0  # of log σ²: e¹⁰ neither overflows nor vanishes in float32
@@ -145,6 +148,22 @@ class Encoder(ContextSource):
         queries = self.model.context_tokens * getattr(o, "set_layers", 1)
         return (tokens * o.layers + queries) * block_bytes(o.width, o.expansion, item)
 
+    def blocks_work(self, lengths: np.ndarray) -> Work:
+        """Return the FLOPs of `layers` blocks over rows of `lengths` tokens."""
+        return blocks(lengths, self.options.width, self.options.expansion) * self.options.layers
+
+    def reading_work(self, queries: float, keys: float) -> Work:
+        """Return the FLOPs of a cross-attention block of one sample."""
+        return cross_block(queries, keys, self.options.width, self.options.expansion)
+
+    def cells_work(self, demos: TokenBounds) -> Work:
+        """Return the FLOPs of `layers` blocks over all demos of a sample in one row."""
+        return self.blocks_work(demos.of(self.options.pairing).sum(axis=1))
+
+    def mean_cells(self, demos: TokenBounds) -> float:
+        """Return the mean number of tokens of all demos of a sample."""
+        return float(demos.of(self.options.pairing).sum(axis=1).mean())
+
 
 class SetAggregator(nn.Module):
     """P learned queries that read vectors of all demos, or their cells, [B, M, E] → [B, P, E]."""
@@ -236,6 +255,21 @@ class SetEncoder(Encoder):
         """Return a vector for each demo [B, K, E]; those of padded demos are ignored."""
         raise NotImplementedError(f"{type(self).__name__} does not define demos")
 
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Return the FLOPs of `demos`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define demos_work")
+
+    def aggregate_work(self, demos: TokenBounds) -> Work:
+        """Return the FLOPs of `aggregate`."""
+        samples, count = demos.concat.shape
+        read = self.reading_work(self.model.context_tokens, count) * self.options.set_layers
+        return self.demos_work(demos) + read * samples
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the vectors of demos, their aggregation, and the projection of P tokens."""
+        vectors = len(demos.concat) * self.model.context_tokens
+        return self.aggregate_work(demos) + maps(self.project, vectors)
+
     def aggregate(self, batch: Batch) -> Tensor:
         """Return the context queries after they read the demos [B, P, E]."""
         return self.set(self.demos(batch), batch.demo_mask)
@@ -251,6 +285,12 @@ class VariationalSet(Variational, SetEncoder):
     def projection(self) -> nn.Module:
         """Return a linear map of the latent, Z → P × D."""
         return Expand(self.options.latent, self.model)
+
+    def work(self, demos: TokenBounds) -> Work:
+        """Count the aggregate, its latent, and the map of that to all tokens."""
+        samples = len(demos.concat)
+        latent = maps(self.bottleneck, samples) + maps(self.project, samples)
+        return self.aggregate_work(demos) + latent
 
     def pool(self, aggregate: Tensor) -> Tensor:
         """Average the queries, [B, P, E] → [B, E]."""

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from etrm.config.schema import option
 from etrm.data.batch import Batch
+from etrm.data.packing import TokenBounds
 from etrm.models.encoders.pairs import POOLINGS, Pooling, Sequences
 from etrm.models.encoders.shared import EncoderOptions, LatentOptions, SetEncoder, VariationalSet
+from etrm.models.flops import Work
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class StandardEncoder(SetEncoder):
         self.pairs = self.pair_tokens()
         self.blocks = self.stack(o.layers)
         self.pooling = Pooling(o.pooling, o.width, o.heads)
+
+    def demos_work(self, demos: TokenBounds) -> Work:
+        """Count the blocks over the tokens of pairs, and their pooling."""
+        lengths = demos.of(self.options.pairing)
+        return self.blocks_work(lengths) + self.pooling.work(lengths.sum(), (lengths > 0).sum())
 
     def demos(self, batch: Batch) -> Tensor:
         """Return the pooled tokens of each pair [B, K, E]."""

@@ -11,10 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.config.registry import context_source
+import torch
+
 from etrm.config.study import ExperimentConfig, ModelConfig, RunConfig
 from etrm.data.prepare import select_tasks
 from etrm.data.tables import read_tasks
+from etrm.models.build import context_of_sizes
+from etrm.models.decoder import Decoder
 from etrm.study.layout import Layout
 from etrm.study.plan.entries import Entry
 
@@ -123,12 +126,8 @@ def parameters(run: RunConfig, layout: Layout, sizes: Sizes) -> tuple[int, int]:
 
 @cache
 def _count(model: ModelConfig, context: Any, puzzles: int) -> tuple[int, int]:
-    import torch
-
-    from etrm.models.decoder import Decoder
-
-    with torch.device("meta"):  # shapes alone, no memory
-        source = context_source(context.source)(context, model, puzzles)
+    source = context_of_sizes(context, model, puzzles)
+    with torch.device("meta"):
         trained = [*source.parameters(), *Decoder(model).parameters()]
     table = getattr(source, "weights", None)
     return sum(p.numel() for p in trained), 0 if table is None else int(table.numel())
