@@ -36,6 +36,7 @@ from etrm.refinement.others import fine_tune, more_act_steps
 from etrm.refinement.scores import score_methods
 from etrm.refinement.search import Refined, refine
 from etrm.runtime.environment import environment
+from etrm.runtime.progress import Progress
 from etrm.storage.files import write_json_atomic, write_table_atomic
 from etrm.storage.records import read_refinement
 from etrm.storage.result_cache import REFINEMENT_FILES, cache_result, restore_result
@@ -93,7 +94,8 @@ def refine_run(
         log.warning("%s has diverged: there is nothing to refine", run_folder)
     else:
         model = prepare_model(evaluation, questions.corpus)
-        table, spent = refine_questions(model, questions, evaluation.run, config)
+        given = model, questions, evaluation.run, config
+        table, spent = refine_questions(*given, name=str(run_folder))
     result = _record(evaluation, questions) | {
         "methods": score_methods(table.to_pandas(), questions.tasks, spent),
         "device": device_name(target),
@@ -123,24 +125,28 @@ def _record(evaluation: Evaluation, questions: Questions) -> dict[str, Any]:
 
 
 def refine_questions(
-    model: Model, questions: Questions, run: RunConfig, config: RefinementConfig
+    model: Model, questions: Questions, run: RunConfig, config: RefinementConfig, name: str = ""
 ) -> tuple[pa.Table, Spent]:
-    """Return `refinement.parquet` of all questions by all methods, and what these have cost."""
+    """Return `refinement.parquet` of all questions by all methods, and what these have cost.
+
+    `name`: whose they are, in its progress; without one, none is shown.
+    """
     rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
     spent: Spent = defaultdict(lambda: defaultdict(lambda: {"seconds": 0.0, "gflop": 0.0}))
     corpus, done = questions.corpus, 0
     total = sum(len(index) for _, index, _ in questions.lanes)
-    for lane in questions.lanes:
-        size = max(1, config.batch_size // (config.starts * lane[0].most))
-        for episodes, index, variant, batch in batches(corpus, [lane], size):
-            costs = Costs(model, batch, run.halting, config)
-            for method, found in refine_batch(model, batch, run, config).items():
-                for steps, seconds in found.seconds.items():
-                    spent[method][steps]["seconds"] += seconds
-                    spent[method][steps]["gflop"] += costs.total(method, steps) / GIGA
-                _add_rows(rows, method, found, corpus, episodes, index, variant, batch)
-            done += len(index)
-            log.info("refined %d of %d questions", done, total)
+    with Progress(name, total, bool(name), True, "question") as progress:
+        for lane in questions.lanes:
+            size = max(1, config.batch_size // (config.starts * lane[0].most))
+            for episodes, index, variant, batch in batches(corpus, [lane], size):
+                costs = Costs(model, batch, run.halting, config)
+                for method, found in refine_batch(model, batch, run, config).items():
+                    for steps, seconds in found.seconds.items():
+                        spent[method][steps]["seconds"] += seconds
+                        spent[method][steps]["gflop"] += costs.total(method, steps) / GIGA
+                    _add_rows(rows, method, found, corpus, episodes, index, variant, batch)
+                done += len(index)
+                progress.pace(done)
     return pa.table(rows, schema=SCHEMA).sort_by(ORDER), spent
 
 

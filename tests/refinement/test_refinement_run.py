@@ -79,7 +79,7 @@ def test_a_finished_refinement_is_restored(
 ) -> None:
     result, rows = refined(runs["in_context"], tmp_path / "out")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr("etrm.refinement.run.refine_questions", fail)
