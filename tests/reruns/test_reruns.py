@@ -113,18 +113,12 @@ SCRATCH: Config = {"decoder": {"init": None}}
 EXP, ACT = "experiments", "halting.max_steps"
 STEPS: list[Step] = [
     (
-        "comments, and scripts and sources of another age",
+        "what changes no result: comments, scripts and sources of another age, prose, places",
         [
             append("\n# a remark\n", "etrm/models/losses.py", "etrm/evaluation/voting.py"),
             append("\n# a remark\n", "workflow/scripts/train.py"),
             touch("workflow/scripts/*.py"),
             touch("tasks/*/*.json"),
-        ],
-        set(),
-    ),
-    (
-        "what changes no result",
-        [
             change("figures.dpi", 60),
             change(f"{EXP}.one.description", "Does it?"),
             change("tracking.project", "other"),
@@ -134,18 +128,26 @@ STEPS: list[Step] = [
         {"figures", *record("one"), *CONFIG},
     ),
     (
-        "a new seed",
-        [change(f"{EXP}.two.seeds", [0, 1])],
-        {*runs("two 1"), *shown("two"), *CONFIG},
+        "a new seed, the code of a script, and of voting",
+        [
+            change(f"{EXP}.two.seeds", [0, 1]),
+            append("\nUNUSED = 1\n", "workflow/scripts/tables.py"),
+            votes_backwards,
+        ],
+        {*(f"evaluate_run {n}" for n in ("trm 0", "one 0", "two 0")), *runs("two 1")}
+        | {*shown("trm", "one", "two"), *CONFIG},
     ),
     (
-        "a seed replaced, the look of a figure, the evaluation of another experiment",
+        "a seed replaced, the look of a figure, another evaluation, an experiment and a sweep",
         [
             change(f"{EXP}.two.seeds", [0, 5]),
             change("figures.dpi", 55),
             change(f"{EXP}.one.evaluation", {"variants": 1}),
+            change(f"{EXP}.three", {"context": {"layers": 2}, **SCRATCH}),
+            change(f"{EXP}.grid", {"sweep": {"act": {"key": ACT, "values": [1]}}, **SCRATCH}),
         ],
-        {*runs("two 5"), "evaluate_run one 0", *shown("one", "two"), *CONFIG},
+        {*runs("two 5", "three 0", "grid_act1 0"), "evaluate_run one 0"}
+        | {*shown("one", "two", "three", "grid_act1"), *CONFIG},
     ),
     (
         "an overfit run removed, a verdict, weights, an evaluation, and what shows them",
@@ -161,13 +163,19 @@ STEPS: list[Step] = [
         | {*shown("one", "two", "trm", "stopped"), *CONFIG},
     ),
     (
-        "halting, the length of a stage",
+        "halting, the length of a stage, a sweep that grows, the rest of an experiment's keys",
         [
             change(f"{EXP}.two.halting.exploration_prob", 0.5),
             change(f"{EXP}.one.stages", {"full": {"steps": 3}}),
+            change(f"{EXP}.grid.sweep.act.values", [1, 2]),
+            change(f"{EXP}.grid.model", {"layers": 2}),
+            change(f"{EXP}.grid.health", {"stop_until": 400}),
+            change(f"{EXP}.three.context", {"layers": 1, "pooling": "max"}),
+            change(f"{EXP}.three.episodes", {"max_demos": 2}),
         ],
-        {*runs("two 0", "two 5"), "train_full one 0", "evaluate_run one 0"}
-        | {*shown("one", "two"), *CONFIG},
+        {*runs("two 0", "two 5", "three 0", "grid_act1 0", "grid_act2 0")}
+        | {"train_full one 0", "evaluate_run one 0"}
+        | {*shown("one", "two", "three", "grid_act1", "grid_act2"), *CONFIG},
     ),
     (
         "a gate that stops, and what is evaluated and refined elsewhere",
@@ -219,33 +227,11 @@ STEPS: list[Step] = [
         | {*shown("strict", "two"), *CONFIG},
     ),
     (
-        "the code of a script, and of voting",
-        [append("\nUNUSED = 1\n", "workflow/scripts/tables.py"), votes_backwards],
-        {*(f"evaluate_run {n}" for n in ("trm 0", "one 0", "two 0", "two 2"))}
-        | shown("trm", "one", "two"),
-    ),
-    (
-        "an experiment that is gone, one that is new, and a sweep",
-        [
-            drop("stopped"),
-            change(f"{EXP}.three", {"context": {"layers": 2}, **SCRATCH}),
-            change(f"{EXP}.grid", {"sweep": {"act": {"key": ACT, "values": [1]}}, **SCRATCH}),
-        ],
-        {*runs("three 0", "grid_act1 0"), *shown("three", "grid_act1"), *CONFIG},
-    ),
-    (
-        "a sweep that grows, the training of a parent, the rest of an experiment's keys",
-        [
-            change(f"{EXP}.grid.sweep.act.values", [1, 2]),
-            change(f"{EXP}.grid.model", {"layers": 2}),
-            change(f"{EXP}.grid.health", {"stop_until": 400}),
-            change(f"{EXP}.three.context", {"layers": 1, "pooling": "max"}),
-            change(f"{EXP}.three.episodes", {"max_demos": 2}),
-            change(f"{EXP}.strict.train", {"lr": 0.01}),
-        ],
+        "an experiment that is gone, the training of a parent",
+        [drop("stopped"), change(f"{EXP}.strict.train", {"lr": 0.01})],
         {f"train_pretrain strict {seed}" for seed in (0, 2)}
-        | runs("one 0", "two 0", "two 2", "three 0", "grid_act1 0", "grid_act2 0")
-        | {*shown("strict", "one", "two", "three", "grid_act1", "grid_act2"), *CONFIG},
+        | {*runs("one 0", "two 0", "two 2"), *shown("strict", "one", "two"), *CONFIG}
+        | record("three", "grid_act1", "grid_act2"),  # their baseline's overfit run is another
     ),
     (
         "another baseline",
