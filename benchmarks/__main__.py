@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         cases = select(options.only)
-        device = _device(options.device)
+        device = pick_device(options.device)
         setting = Setting(device, load_mix(options.tasks), options.tasks, options.seconds)
     except (UnknownCase, NoTasks, OSError, ValueError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _device(name: str | None) -> torch.device:
+def pick_device(name: str | None) -> torch.device:
+    """Return the device of a name; by default a GPU if there is one. Raises `ValueError`."""
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"found no GPU that PyTorch {torch.__version__} can use: --device cpu")

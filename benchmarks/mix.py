@@ -70,11 +70,11 @@ def load_mix(tasks: Path | None = None, variants: int = VARIANTS) -> Mix:
         records = read_tasks(tasks)
         halves = [[r.task for r in records if r.split == half] for half in HALVES]
         name = f"{len(halves[0])} training tasks of {tasks.name}"
-        return _mix(name, halves[0], halves[1], variants)
+        return make_mix(name, halves[0], halves[1], variants)
     loaded = {name: source.tasks for name, source in load_sources(paper_sources()).items()}
     training = loaded["arc1_training"] + loaded.get("concept", [])
     name = "ARC-AGI-1 training" + (" and ConceptARC" if "concept" in loaded else "")
-    return _mix(name, training, loaded["arc1_evaluation"], variants)
+    return make_mix(name, training, loaded["arc1_evaluation"], variants)
 
 
 def kaggle_files(folder: str, name: str) -> tuple[str, str]:
@@ -86,7 +86,10 @@ def _kaggle(challenges: str, solutions: str) -> KaggleSource:
     return KaggleSource(kind="kaggle", challenges=challenges, solutions=solutions)
 
 
-def _mix(name: str, training: list[Task], held_out: list[Task], variants: int) -> Mix:
+def make_mix(
+    name: str, training: list[Task], held_out: list[Task], variants: int = VARIANTS
+) -> Mix:
+    """Return tasks with recipes drawn for each."""
     drawn = {task.id: draw_variants(task, variants, 0) for task in training + held_out}
     return Mix(name, training, held_out, drawn)
 

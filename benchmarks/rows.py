@@ -48,6 +48,9 @@ class Row:
     micro_batches: dict[str, int] | None = None  # passes by canvas side
     peak_memory_bytes: int | None = None  # of the device; on a CPU, of the process
     bytes: int | None = None  # on disk
+    found: float | None = None  # a difference that is checked, a loss, a count
+    bound: float | None = None  # the most that `found` may be
+    ok: bool | None = None  # the check holds; false where it could not be made
     tasks: str | None = None  # whose questions were measured
     device: str = ""
     threads: int = field(default_factory=torch.get_num_threads)
@@ -98,7 +101,12 @@ def device_name(device: torch.device) -> str:
 
 def default_file(device: torch.device) -> Path:
     """Return the path of the results of a device."""
-    name = device_name(device).partition(" (")[0] if device.type != "cuda" else device_name(device)
+    return file_of(device_name(device))
+
+
+def file_of(device: str) -> Path:
+    """Return the path of the results of a device, by its name in rows."""
+    name = device.partition(" (")[0]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return Path(__file__).parent / "results" / f"{slug}.json"
 
@@ -140,6 +148,9 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds", "seconds", _number(3)),
     ("share", "share", _fixed(1, 100, " %")),
     ("efficiency", "efficiency", _fixed(0, 100, " %")),
+    ("found", "found", _number(3)),
+    ("bound", "bound", _number(3)),
+    ("ok", "ok", lambda value: "yes" if value else "NO"),
     ("peak GB", "peak_memory_bytes", _fixed(1, 1e-9)),
     ("disk MB", "bytes", _fixed(0, 1e-6)),
 )

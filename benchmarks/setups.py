@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from etrm.training.optim import AdamATan2
 from etrm.training.trainer import Trainer
 
 ONE = Ranks()
-SOURCES = {"trm": "embedding", "etrm-standard": "standard"}
-GPU_SLOTS = {"trm": 768, "etrm-standard": 256}
+SOURCES = {"trm": "embedding", "etrm-standard": "standard"}  # that are measured by default
+GPU_SLOTS = {"trm": 768}  # of TRM's paper; of ETRM's: 256
 # On a CPU a step of the paper's batch takes minutes. Thirty-five slots, shared out over the lanes,
 # cost the decoder on average what all questions do, to 0.7 %; in the official layout all samples
 # cost the same. `gflop_of_all` of a row tells how well the demos that this seed draws do.
@@ -50,6 +50,7 @@ class Layout:
     hoist: bool = True
     compile: str = "auto"
     flat: bool = True  # the optimizer works on one tensor for each part
+    micro_batch: int | None = None  # most slots in a pass; None: as many as memory holds
 
     @property
     def padded(self) -> bool:
@@ -85,21 +86,28 @@ class Setting:
         return self.device.type == "cuda"
 
 
+def source_of(model: str) -> str:
+    """Return the context source of a model: of `trm`, or of `etrm-<source>`."""
+    return "embedding" if model == "trm" else model.removeprefix("etrm-")
+
+
 def run_config(setting: Setting, model: str, layout: Layout, dtype: str, slots: int) -> RunConfig:
     """Return the paper's run, which is what the configuration defaults to, for a model by name."""
+    source = source_of(model)
     canvas = [30] if layout.padded else plain(EpisodesConfig().canvas)
     document: dict[str, dict[str, Any]] = {
         "episodes": {"canvas": canvas},
         "model": {},
-        "context": {"source": SOURCES[model]},
+        "context": {"source": source},
         "decoder": {},
         "halting": {},
         "train": {"batch_size": slots, "dtype": dtype},
         "health": plain(HealthConfig()),
     }
     for name, changes in setting.blocks.items():
-        if name != "context" or SOURCES[model] != "embedding":
-            document[name] = document[name] | dict(changes)
+        document[name] = document[name] | dict(changes)
+    known = {field.name for field in fields(context_source(source).Options)}
+    document["context"] = {k: v for k, v in document["context"].items() if k in known}
     head = {"experiment": model, "stage": "pretrain", "seed": SEED, "split": "strict"}
     head |= {"sources": None}
     run: RunConfig = parse(RunConfig, head | document)
@@ -111,7 +119,7 @@ def slots_of(setting: Setting, model: str, layout: Layout) -> int:
     if setting.slots is not None:
         return setting.slots
     if setting.gpu:
-        return GPU_SLOTS[model]
+        return GPU_SLOTS.get(model, 256)
     encoded = model != "trm" and layout.padded
     return CPU_SLOTS_ENCODED_PADDED if encoded else CPU_SLOTS[layout.name]
 
@@ -166,7 +174,7 @@ def _execution(
     ranks: Ranks,
 ) -> ExecutionConfig:
     """Ours, or, where demos are not packed, with the micro-batches that padded ones need."""
-    execution = ExecutionConfig(compile=layout.compile)
+    execution = ExecutionConfig(compile=layout.compile, micro_batch=layout.micro_batch)
     if layout.packing != "none":
         return execution
     largest = max(padded_bytes(run, model, lane) for lane in episodes)

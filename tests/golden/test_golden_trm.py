@@ -2,104 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import make_corpus, make_run, questions_of
+from tiny import make_corpus, questions_of
 from torch import Tensor
 
-from etrm.config.lanes import Lane
-from etrm.config.study import RunConfig
-from etrm.data.batch import Batch
-from etrm.models.act import Model, act_step, empty_carry
-from etrm.models.build import build_model
+from benchmarks.recorded import Recorded, Replay, ours
+from etrm.models.act import act_step, empty_carry
 from etrm.models.losses import SampleLoss, sample_losses
 from etrm.training.trainer import Trainer
 
-PREFIX = "_orig_mod.model.inner."
-IGNORED = -100  # of the official labels
 ABSOLUTE, LOSS, NORM = 1e-4, 1e-4, 1e-3
-
-
-@dataclass
-class Recorded:
-    """A recording: settings, tensors, and the run that they describe."""
-
-    folder: Path
-    settings: dict[str, Any]
-    tensors: dict[str, Tensor]
-    run: RunConfig
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """Weights by our names."""
-        return {ours(k): t for k, t in load_file(self.folder / f"{name}.safetensors").items()}
-
-    def model(self) -> Model:
-        """The official model before training."""
-        model = build_model(self.run, self.settings["config"]["num_puzzle_identifiers"])
-        model.load_state_dict(self.weights("trm_checkpoint_step0"))
-        return model
-
-    def batch(self, prefix: str = "") -> Batch:
-        """One recorded batch; labels that the official loss ignores are PAD here."""
-        inputs = self.tensors[f"{prefix}inputs"].long()
-        labels = self.tensors[f"{prefix}labels"].long()
-        puzzle = self.tensors[f"{prefix}puzzle_identifiers"].long()
-        none = torch.zeros(len(inputs), 1, inputs.shape[1], dtype=torch.int64)
-        mask = torch.zeros(len(inputs), 1, dtype=torch.bool)
-        labels = labels.masked_fill(labels == IGNORED, 0)
-        return Batch(puzzle, puzzle, inputs, labels, none, none, mask, Lane(30, 30))
-
-
-def ours(official: str) -> str:
-    """The name of a weight in our model."""
-    name = official.removeprefix("_orig_mod.").removeprefix("model.inner.")
-    return "context.weights" if name == "puzzle_emb.weights" else f"decoder.{name}"
 
 
 @pytest.fixture(scope="module")
 def recorded(golden: Path) -> Recorded:
-    settings = json.loads((golden / "trm_cases.json").read_text())
-    return Recorded(golden, settings, load_file(golden / "trm_cases.safetensors"), run_of(settings))
-
-
-def run_of(settings: dict[str, Any]) -> RunConfig:
-    config, optimizer = settings["config"], settings["optimizer"]
-    return make_run(
-        "embedding",
-        episodes={"canvas": [30]},
-        model={
-            "width": config["hidden_size"],
-            "heads": config["num_heads"],
-            "layers": config["L_layers"],
-            "expansion": float(config["expansion"]),
-            "context_tokens": config["puzzle_emb_len"],
-            "H_cycles": config["H_cycles"],
-            "L_cycles": config["L_cycles"],
-            "positions": config["pos_encodings"],
-        },
-        halting={
-            "max_steps": config["halt_max_steps"],
-            "exploration_prob": config["halt_exploration_prob"],
-            "loss_weight": 0.5,
-        },
-        train={
-            "batch_size": config["batch_size"],
-            "lr": optimizer["lr"],
-            "warmup_steps": 0,
-            "betas": optimizer["betas"],
-            "weight_decay": optimizer["weight_decay"],
-            "embedding_lr": optimizer["puzzle_emb_lr"],
-            "embedding_weight_decay": optimizer["puzzle_emb_weight_decay"],
-            "ema_decay": optimizer["ema_decay"],
-            "grad_clip": None,
-        },
-    )
+    return Recorded.read(golden)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -126,16 +47,6 @@ def test_evaluation_is_that_of_the_official_code(recorded: Recorded) -> None:
         expected = recorded.tensors[f"eval.final.{name}"]
         found = getattr(carry, name)[:, : expected.shape[1]]
         assert difference(found, expected) <= ABSOLUTE
-
-
-class Replay:
-    """Stands in for the sampler: the recorded batches, one after the other."""
-
-    def __init__(self, recorded: Recorded) -> None:
-        self.recorded = recorded
-
-    def batch(self, step: int) -> Batch:
-        return self.recorded.batch(f"train.step{max(step - 1, 0)}.")
 
 
 class Listening(Trainer):
