@@ -13,20 +13,12 @@ from typing import Any
 import torch
 
 from benchmarks.stage_tasks import process_peak
+from etrm.study.plan.devices import card_of
 
 GIGA = 1e9
 # Side of the square matrices whose product is timed beside every measurement.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = {"cpu": 3, "cuda": 20}
-# Dense peaks of the makers' data sheets, GFLOP/s, SXM where not named: first match of the name.
-# float32 without TensorFloat-32, which PyTorch leaves off.
-CARD_PEAKS = {
-    "H100 PCIe": {"bf16": 756e3, "fp32": 51e3},
-    "H100 NVL": {"bf16": 835e3, "fp32": 60e3},
-    "H100": {"bf16": 989e3, "fp32": 67e3},
-    "H200": {"bf16": 989e3, "fp32": 67e3},
-    "A100": {"bf16": 312e3, "fp32": 19.5e3},
-}
 
 
 def synchronise(device: torch.device) -> None:
@@ -57,11 +49,8 @@ def card_peak(device: torch.device, dtype: str) -> float | None:
     """Return the data sheet's dense rate of a GPU in GFLOP/s; None where it is not in the table."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    for card, peaks in CARD_PEAKS.items():
-        if card in name:
-            return peaks[dtype]
-    return None
+    card = card_of(torch.cuda.get_device_name(device))
+    return None if card is None else card.peak(dtype) / GIGA
 
 
 def seconds_per_call(

@@ -23,8 +23,7 @@ from etrm.data.episodes import group_by_lane, training_questions
 from etrm.data.packing import TokenBounds
 from etrm.models.act import Model
 from etrm.models.build import build_model
-from etrm.models.flops import GIGA
-from etrm.models.layers import block_bytes
+from etrm.models.flops import GIGA, bytes_moved
 from etrm.training.micro_batches import slot_bytes
 
 ITEM = 2  # bytes of a number in bf16
@@ -91,7 +90,7 @@ def _of_lane(run: RunConfig, net: Model, lane: Episodes, layout: Layout) -> tupl
         (work.forward + work.backward()) / n,
         decode / n,
         kept,
-        _moved(run, net, tokens, demos),
+        bytes_moved(run.model, tokens, net.context.activation_bytes(demos, ITEM), ITEM),
     )
 
 
@@ -104,19 +103,6 @@ def _lengths(run: RunConfig, lane: Episodes, layout: Layout) -> TokenBounds:
     bounds = shown.token_bounds(shown.members(torch.arange(len(shown))))
     assert bounds is not None
     return bounds
-
-
-def _moved(run: RunConfig, net: Model, tokens: int, demos: float) -> float:
-    """Bytes of activations written and read again by kernels that are not fused, in training.
-
-    A forward pass writes and reads once what it would keep; a backward pass reads it and its
-    gradients, and writes these: twice as much.
-    """
-    model = run.model
-    one = 2 * tokens * model.layers * block_bytes(model.width, model.expansion, ITEM)
-    cycle = model.L_cycles + 1
-    decoder = one * (model.H_cycles * cycle + 2 * cycle)
-    return decoder + 3 * 2 * net.context.activation_bytes(demos, ITEM)
 
 
 if __name__ == "__main__":

@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from etrm.study.plan.plan import Plan
 
 
-def plan(configfile: str, gpu: str | None = None) -> Plan:
+def plan(
+    configfile: str, gpu: str | None = None, gpus: int | None = None, price: float | None = None
+) -> Plan:
     """Return the jobs that Snakemake would run for a study, why, and their cost; run nothing.
 
-    `gpu` names the measured device whose hours are counted. Raises `PlanError` where Snakemake is
+    `gpu` names the device whose hours are counted, `gpus` how many work at once (for the wall
+    time), `price` is of an hour of one. Raises `PlanError` where Snakemake is
     not installed or cannot plan the study.
     """
     from etrm.study.plan.plan import make_plan  # late: a GPU node may lack Snakemake
 
-    return make_plan(configfile, gpu)
+    return make_plan(configfile, gpu, gpus, price)
 
 
 def prepare(study: StudyConfig) -> tuple[str, str]:

@@ -100,8 +100,13 @@ def _plan_options(parser: ArgumentParser) -> None:
         ("state", "only these: done, run, waits, stopped, stale"),
     ):
         add(f"--{name}", action="append", default=[], metavar="GLOB", help=words)
-    add("--gpu", metavar="NAME", help="count hours of this device, one that has been measured")
-    add("--all", action="store_true", help="a line for every experiment, also where they are alike")
+    words = (
+        "count hours of this device: one that has been measured, or h100, h200, a100, l40s, 4090"
+    )
+    add("--gpu", metavar="NAME", help=words)
+    add("--gpus", metavar="N", type=int, help="the wall time on so many devices at once")
+    add("--price", metavar="P", type=float, help="what it costs, where an hour of a device is P")
+    add("--all", action="store_true", help="a line for every experiment, also where all are done")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
 
 
@@ -132,7 +137,7 @@ def plan_text(given: Namespace) -> str:
     """Return the plan that the options ask for, as a screen or as JSON."""
     from etrm.study.plan.table import render
 
-    plan = api.plan(given.configfile, given.gpu)
+    plan = api.plan(given.configfile, given.gpu, given.gpus, given.price)
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
     if given.json:
         return json.dumps(plan.document(), indent=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NONE = "–"  # where one of the two has no such key
@@ -30,6 +30,23 @@ def in_words(change: tuple[str, Any, Any]) -> str:
     """Return a change as `train.lr 0.002 → 0.001`, values as YAML has them."""
     key, old, new = change
     return f"{key} {_value(old)} → {_value(new)}"
+
+
+# Blocks of a configuration by what their keys change most.
+ORDER = ("split", "model", "context", "decoder", "halting", "train", "episodes", "evaluation")
+
+
+def summary(found: Sequence[tuple[str, Any, Any]], most: int = 3) -> list[str]:
+    """Return changes in words; of more than `most`, their number and the most important."""
+
+    def rank(change: tuple[str, Any, Any]) -> int:
+        block = change[0].partition(".")[0]
+        return ORDER.index(block) if block in ORDER else len(ORDER)
+
+    if len(found) <= most:
+        return [in_words(change) for change in found]
+    first = "; ".join(in_words(change) for change in sorted(found, key=rank)[:most])
+    return [f"{len(found)} keys; the most important: {first}"]
 
 
 def _value(value: Any) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from etrm.arc.grid import VOCAB_SIZE
 from etrm.config.study import ModelConfig
-from etrm.models.layers import inner_width
+from etrm.models.layers import block_bytes, inner_width
 
 GIGA = 1e9
 # A backward pass relative to its forward pass. Linear maps: gradients of inputs and of weights, or
@@ -104,3 +104,17 @@ def training_step(model: ModelConfig, cells: int, context: int | None = None) ->
     """One ACT step of the decoder on one sample in training: the last H-cycle has gradients."""
     one = cycle(model, cells, context)
     return one.detach() * (model.H_cycles - 1) + one + heads(model, cells)
+
+
+def bytes_moved(
+    model: ModelConfig, tokens: int, encoder: float, item: int, trained: bool = True
+) -> float:
+    """Return the bytes that unfused kernels write and read again in an ACT step of one sample.
+
+    A forward pass writes and reads once what it would keep; a backward pass reads it and its
+    gradients, and writes these: twice as much. `tokens`: context and cells; `encoder`: bytes that
+    encoding keeps; `item`: bytes of a number.
+    """
+    one = 2 * tokens * model.layers * block_bytes(model.width, model.expansion, item)
+    last, backward = model.L_cycles + 1, 2 if trained else 0
+    return one * last * (model.H_cycles + backward) + 2 * encoder * (1 + backward)

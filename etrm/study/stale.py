@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.config.compare import changes, in_words
+from etrm.config.compare import changes, summary
 from etrm.config.load import evaluation_settings, plain
 from etrm.config.merging import TAGS
 from etrm.config.text import first_few
@@ -72,7 +72,7 @@ class Status:
 
     def differences(self) -> list[str]:
         """Return why it is stale, in words; the configuration first."""
-        found = first_few(map(in_words, self.config), SHOWN)
+        found = summary(self.config, SHOWN)
         found += first_few((f"code {name}".rstrip() for name in self.code), SHOWN)
         found += [f"new data ({name})" for name in self.data]
         return found + ([self.origin] if self.origin else [])

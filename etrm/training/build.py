@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from etrm.data.episodes import (
     held_out_questions,
     training_questions,
 )
-from etrm.data.tables import read_augmentations, read_tasks
+from etrm.data.tables import TaskRecord, read_augmentations, read_tasks
 from etrm.errors import UserError
 from etrm.evaluation.decode import LaneQuestions, all_variants
 from etrm.models.build import build_model
@@ -67,20 +68,11 @@ def training_data(
     without an encoder, TRM's protocol: it trains on all tasks, and no validation could be asked.
     """
     needs_demos = context_source(run.context.source).needs_demos
-    records = read_tasks(tasks, run.sources)
-    records = [r for r in records if r.answer_of is None]  # of no held-out test pair
-    held_out = [r for r in records if r.split == "evaluation"]
+    found = read_tasks(tasks, run.sources)
+    held_out = [r for r in found if r.split == "evaluation" and r.answer_of is None]
     numbers = demo_numbers(run.episodes, [r.task for r in held_out])
-    if run.split == "strict":
-        records = [r for r in records if r.split == "training" and r.duplicate_of is None]
-    elif needs_demos:
-        records = [r for r in records if r.split != "validation"]
-    if run.train.tasks is not None:  # the same subset for every seed, nested by size
-        order = sorted((r.task.id for r in records), key=lambda name: digest(["subset", name]))
-        chosen = set(order[: run.train.tasks])
-        records = [r for r in records if r.task.id in chosen]
-    # From here on, nothing has seen an answer of a held-out task.
-    used = [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
+    records = training_tasks(run, found)
+    used = visible_tasks(records)  # from here on, nothing has seen an answer of a held-out task
     if not used:
         named = ", ".join(run.sources or ()) or "the study"
         raise UserError(
@@ -96,6 +88,20 @@ def training_data(
     if renewal is not None:
         episodes = [without_bounds(each) for each in episodes]
     return corpus, episodes, renewal
+
+
+def training_tasks(run: RunConfig, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+    """Return those of a study's tasks that a run trains on, see `training_data`."""
+    records = [r for r in records if r.answer_of is None]  # of no held-out test pair
+    if run.split == "strict":
+        records = [r for r in records if r.split == "training" and r.duplicate_of is None]
+    elif context_source(run.context.source).needs_demos:
+        records = [r for r in records if r.split != "validation"]
+    if run.train.tasks is not None:  # the same subset for every seed, nested by size
+        order = sorted((r.task.id for r in records), key=lambda name: digest(["subset", name]))
+        chosen = set(order[: run.train.tasks])
+        records = [r for r in records if r.task.id in chosen]
+    return records
 
 
 def validation_data(
@@ -120,6 +126,11 @@ def validation_data(
     return corpus, all_variants(
         corpus, group_by_lane(corpus, questions, canvas, run.episodes.max_demos)
     )
+
+
+def visible_tasks(records: Sequence[TaskRecord]) -> list[Task]:
+    """Return the tasks, those that are held out without their answers."""
+    return [hide_answers(r.task) if r.split == "evaluation" else r.task for r in records]
 
 
 def hide_answers(task: Task) -> Task:

@@ -6,19 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planning import ETRM, FULL, STRICT, rewrite, scored, study, trained
 from tiny import make_tasks
 
+from etrm.arc.task import Pair, Task
 from etrm.config.load import load_study
 from etrm.data.tables import TaskRecord, write_tasks
 from etrm.models.build import build_model, num_parameters
+from etrm.models.encoders.base import ContextSource
 from etrm.storage.checkpoint import save_weights
 from etrm.study.layout import Layout, Run
-from etrm.study.plan.cost import BENCHMARKS, HOUR, Cost, Costs, chosen, devices, measured
+from etrm.study.plan.cost import HOUR, Cost, Costs, measured
+from etrm.study.plan.devices import ASSUMED, card_of, chosen, devices
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.jobs import PlanError
 from etrm.study.plan.sizes import ROW, Sizes, disk_of, free, parameters, sizes_of, used
+from etrm.study.plan.spread import ARC_AGI_1
 from etrm.study.stale import StudyStatus
 
 SIZES = Sizes(training=6, held_out=3, questions=5, cells=9.0)
@@ -27,7 +32,8 @@ CPU, CARD = "cpu-2-cores (x86_64)", "NVIDIA H100 80GB HBM3"
 
 def costs(layout: Layout, folder: Path = Path("none"), gpu: str | None = None) -> Costs:
     found = list(measured(layout, StudyStatus(layout)))
-    return Costs(layout, SIZES, chosen(devices(found, folder), gpu), found)
+    device = chosen(devices([each.device for each in found], folder), gpu)
+    return Costs(layout, SIZES, device, found)
 
 
 def job(run: Run, stage: str | None = None, **values: Any) -> Entry:
@@ -45,6 +51,7 @@ def rows(device: str, measured: str = "2026-01-01") -> list[dict[str, Any]]:
         {
             **{"case": case, "layout": layout, "dtype": "fp32"},
             **{"device": device, "measured": measured},
+            "gflop_per_example": 3.0,
             "examples_per_second": rate / (1 if layout == "lanes" else 5),
             "seconds_per_step": 0.9 / rate / 16,  # a tenth of the time is not of ACT steps
         }
@@ -88,9 +95,9 @@ def test_finished_runs_of_its_own_come_first(tmp_path: Path) -> None:
     trained(layout, STRICT)
     trained(layout, ETRM, seconds=50.0)
     found = costs(layout)
-    assert found.of(job(other)) == Cost(50 / HOUR, "finished runs of its own")
+    assert found.of(job(other)) == Cost(50 / HOUR, "finished runs of its own", 50 / HOUR)
     assert seconds(found.of(job(other, step=50))) == 25, "only the remaining steps"
-    assert found.of(job(FULL)) == Cost(50 / HOUR, "finished runs of the same model")
+    assert found.of(job(FULL)).measured == "finished runs of the same model"
     for free_of_cost in (
         *(job(ETRM, cached=True), job(ETRM, "gate")),
         Entry("etrm", "overfit", 0, "done"),
@@ -121,21 +128,22 @@ def test_hours_are_of_one_device_whatever_the_ranks(tmp_path: Path) -> None:
     trained(layout, STRICT)
     trained(layout, ETRM, seconds=50.0, ranks=4, device=CARD)
     found = costs(layout, gpu="h100")
-    assert found.device is not None
     assert found.device.unit == "GPU-hours"
     assert seconds(found.of(job(ETRM))) == 4 * 50
     assert costs(layout, gpu="cpu").of(job(ETRM)).hours is None, "measured on a GPU only"
 
 
-def test_a_run_that_may_end_early_takes_at_most(tmp_path: Path) -> None:
+def test_a_run_that_may_end_early_has_two_bounds(tmp_path: Path) -> None:
     early = {"target_exact_accuracy": 0.9, "eval_every": 10}
     layout = study(tmp_path, stages={"overfit": early})
     trained(layout, STRICT)
     trained(layout, ETRM, steps_done=50, seconds=50.0)
     found = costs(layout)
-    assert found.of(job(ETRM)).at_most
-    assert seconds(found.of(job(ETRM))) == 100, "all steps, at its pace"
-    assert not found.of(job(FULL)).at_most
+    for step, least in ((0, 10), (45, 5), (95, 5)):  # until the next evaluation, of every ten steps
+        cost = found.of(job(ETRM, step=step))
+        assert seconds(cost) == 100 - step, "all steps, at its pace"
+        assert cost.hours_least == pytest.approx(least / HOUR)
+    assert found.of(job(FULL)).hours_least == found.of(job(FULL)).hours
 
 
 def test_an_evaluation_scales_with_queries_variants_and_act_steps(tmp_path: Path) -> None:
@@ -164,62 +172,145 @@ def test_a_refinement_takes_as_long_for_each_task(tmp_path: Path) -> None:
     assert costs(layout).of(job(FULL, "evaluate")).hours is None
 
 
-# --- from benchmarks ---
+# --- from FLOPs ---
+
+NETWORK = 2 * (4 * 512**2 + 3 * 512 * 1536)  # FLOP of a layer and token, without attention
 
 
-def test_without_runs_the_benchmark_of_the_model_counts(tmp_path: Path) -> None:
-    folder = benchmarks(tmp_path / "b", h100=rows(CARD))
-    found = costs(paper(tmp_path), folder)
-    within = 4096 / 20  # one evaluation of training episodes, at the end
-    for entry, expected, case in (  # padded rows are five times as slow
-        (job(Run("trm", "pretrain", 0)), 1000 * 256 / 400, "train/trm"),
-        (job(FULL), 1000 * 256 / 200 + within, "train/etrm-standard"),
-        (job(FULL, "evaluate"), 5 * 1000 / 10, "eval/etrm-standard-heldout"),
-    ):
-        assert seconds(found.of(entry)) == expected
-        assert found.of(entry).measured == f"benchmark {case}"
-    found = costs(paper(tmp_path, halting={"max_steps": 8}, train={"eval_every": 100}), folder)
-    share = 0.1 + 0.9 / 2  # of half the ACT steps
-    assert seconds(found.of(job(FULL))) == 1000 * 256 / 200 + 10 * 4096 / 20 * share
-    assert seconds(found.of(job(FULL, "evaluate"))) == 5 * 1000 / 10 * share
+def by_hand(
+    config: Any, side: int, demos: int, concat: int, aligned: int, most: int
+) -> list[float]:
+    """FLOP of an ACT step of training and of a prediction: decoder and encoder, width 512."""
+    options, model = config.context, config.model
+    context, encoder = 16, [0.0, 0.0]
+    if options.source != "embedding":
+        tokens = aligned if options.pairing == "aligned" else concat
+        width, passes = options.width, options.layers * (1 + (options.source == "cross_attention"))
+        inner = {128: 512, 512: 1536, 768: 2048, 1024: 2816}[width]
+        whole = options.source in {"cross_attention", "perceiver", "in_context"}
+        whole = whole or options.source.startswith("recurrent")
+        squares = (demos * tokens) ** 2 if whole else demos * tokens**2
+        if options.source == "hierarchical":
+            squares /= 2
+        linear = passes * 2 * (4 * width**2 + 3 * width * inner) * demos * tokens
+        attention = passes * 4 * width * squares
+        encoder = [linear + attention, 2 * linear + 2.5 * attention]
+        context = 1 + most if options.source == "in_context" else 16
+    tokens = side**2 + context
+    one = [model.layers * NETWORK * tokens, model.layers * 4 * 512 * tokens**2]
+    cycle = model.L_cycles + 1
+    forward = model.H_cycles * cycle * sum(one)
+    frozen = 1 if config.decoder.frozen else 2
+    backward = cycle * (frozen * one[0] + 2.5 * one[1])
+    recurrent = options.source.startswith("recurrent")
+    steps = config.halting.max_steps
+    answer = steps * forward + encoder[0] * (steps if recurrent else 1)
+    return [forward + backward + sum(encoder), answer]
 
 
-def test_the_standard_encoder_stands_for_others_and_other_sizes_are_not_known(
-    tmp_path: Path,
-) -> None:
-    folder = benchmarks(tmp_path / "b", h100=rows(CARD))
-    for context in ({"source": "lpn"}, {"layers": 4}):
-        found = costs(paper(tmp_path, context=context), folder).of(job(FULL))
-        assert found.measured == "benchmark train/etrm-standard (as etrm-standard)"
-    for change in (
-        {"model": {"width": 256}},
-        {"episodes": {"canvas": [30]}},
-        {"train": {"dtype": "bf16"}},
-    ):
-        assert costs(paper(tmp_path, **change), folder).of(job(FULL)).hours is None, change
-
-
-def test_the_benchmarks_of_the_project_measure_the_paper_study() -> None:
+def test_the_sum_of_the_paper_study_is_that_of_a_hand_count() -> None:
+    """Of the sizes of samples of ARC-AGI-1: a clone that has no tasks and no measurement."""
     layout = Layout(load_study({"extends": "config/paper.yaml"}))
-    found = Costs(layout, SIZES, chosen(devices([], BENCHMARKS), "cpu"))
-    for run in (*layout.runs("pretrain"), *layout.runs("full")):
-        cost = found.of(job(run))
-        if layout.study.experiments[run.experiment].group == "ladder":  # of 4 L-cycles
-            assert cost.hours is None
-            continue
-        assert cost.hours is not None
-        assert cost.hours > 1
-        assert cost.measured is not None
+    sizes = Sizes(training=520, validation=40, held_out=400, questions=419, cells=170.0)
+    found = Costs(layout, sizes, chosen(devices([], Path("none")), None))
+    rate, hours, hand = 0.4 * 989e12, 0.0, 0.0
+    for run in (*layout.runs(), *layout.scored()):
+        experiment, config = layout.study.experiments[run.experiment], layout.config_of(run)
+        scored = run in layout.scored()
+        canvas = [lane.rows for lane in config.episodes.canvas]
+        rows = [
+            (min(s for s in canvas if s >= side), share, *rest) for side, share, *rest in ARC_AGI_1
+        ]
+        pairing = getattr(config.context, "pairing", "concat")
+        step, answer = (
+            sum(
+                row[1] * by_hand(config, row[0], *row[2:5], row[5 + (pairing == "aligned")])[which]
+                for row in rows
+            )
+            for which in (0, 1)
+        )
+        train = config.train
+        within = train.steps // train.eval_every * 4096 * (1 + (run.stage == "full"))
+        hand += (train.steps * train.batch_size * step + within * answer) / rate / HOUR
+        costs_of = [found.of(job(run))]
+        if scored:
+            hand += 419 * experiment.evaluation.variants * answer / rate / HOUR
+            costs_of.append(found.of(job(run, "evaluate")))
+        for cost in costs_of:
+            assert cost.hours is not None, run
+            assert "assumed" in (cost.measured or "")
+            hours += cost.hours
+    assert hours == pytest.approx(hand, rel=0.05)
+
+
+def test_a_small_study_is_that_of_a_hand_count(tmp_path: Path) -> None:
+    """One task of four pairs of 5×5 cells on a lane of 6×6, and the rate of a benchmark."""
+    rng = np.random.default_rng(0)
+    pairs = [Pair(*rng.integers(0, 10, (2, 5, 5)).astype(np.uint8)) for _ in range(4)]
+    tasks = [Task(name, tuple(pairs[:3]), tuple(pairs[3:])) for name in ("a", "b")]
+    records = [TaskRecord(tasks[0], "s", "training"), TaskRecord(tasks[1], "s", "evaluation")]
+    sizes = Sizes(training=1, held_out=1, questions=1, cells=25.0, records=records)
+    change = {"context": {"source": "standard"}, "episodes": {"canvas": [6]}}
+    layout = paper(tmp_path, **change, train={"dtype": "fp32", "eval_episodes": 100})
+    device = chosen(devices([], benchmarks(tmp_path / "b", h100=rows(CARD))), None)
+    found = Costs(layout, sizes, device)
+    # 52 tokens through two layers; three demos of 70 tokens: a lane's last corner has no EOS.
+    token, demo = 2 * NETWORK + 2 * 4 * 512 * 52, 2 * NETWORK + 2 * 4 * 512 * 70
+    readers = 2 * 16 * 2 * (2 * 512**2 + 3 * 512 * 1536)
+    heads = 2 * 512 * (12 * 36 + 2)
+    step = 52 * token * (21 + 2 * 7) + 210 * demo * 3 + readers * 3 + 3 * heads
+    answer = 16 * (52 * token * 21 + heads) + 210 * demo + readers
+    train, evaluate = (cost.hours * HOUR for cost in (found.of(job(FULL)), _evaluated(found)))
+    # 200 and 20 or 10 examples a second of 3 GFLOP.
+    assert train == pytest.approx(1000 * 256 * step / 600e9 + 100 * answer / 30e9, rel=0.05)
+    assert evaluate == pytest.approx(1000 * answer / 30e9, rel=0.05)
+
+
+def _evaluated(found: Costs) -> Cost:
+    return found.of(job(FULL, "evaluate"))
+
+
+def test_encoders_have_hours_of_their_own_and_the_rate_of_what_was_measured(tmp_path: Path) -> None:
+    folder = benchmarks(tmp_path / "b", h100=rows(CARD))
+    contexts = ({}, {"layers": 4}, {"source": "lpn"}, {"source": "in_context"})
+    found = [costs(paper(tmp_path, context=c), folder).of(job(FULL)) for c in contexts]
+    assert {cost.measured for cost in found} == {
+        "FLOPs at the rate of benchmark train/etrm-standard"
+    }
+    standard, deep, small, cells = (cost.hours for cost in found)
+    assert small < standard < deep < cells
+    trm = costs(paper(tmp_path), folder).of(job(Run("trm", "pretrain", 0)))
+    assert trm.measured == "FLOPs at the rate of benchmark train/trm"
+    bf16 = costs(paper(tmp_path, train={"dtype": "bf16"}), folder).of(job(FULL))
+    assert "assumed 40 % of the bf16 peak of H100" in (bf16.measured or "")
+
+
+def test_a_source_from_outside_that_counts_nothing_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = costs(paper(tmp_path)).of(job(FULL))
+    monkeypatch.setattr("etrm.models.encoders.standard.StandardEncoder.work", ContextSource.work)
+    without = costs(paper(tmp_path)).of(job(FULL))
+    assert without.hours < whole.hours
+    assert "without those of the encoder" in without.measured
+    assert "without" not in whole.measured
+
+
+def test_small_models_wait_for_the_memory() -> None:
+    card = chosen(devices([], Path("none")), "h100")
+    assert card.rate([], "bf16", 1000.0).flops == ASSUMED["bf16"] * 989e12
+    assert card.rate([], "bf16", 10.0).flops == 10 * 3.35e12
 
 
 # --- devices ---
 
 
-def test_the_device_is_that_of_the_runs_else_the_latest_gpu_else_the_cpu(tmp_path: Path) -> None:
+def test_the_device_is_that_of_the_runs_else_the_latest_gpu_else_an_h100(tmp_path: Path) -> None:
     layout = study(tmp_path)
-    assert costs(layout).device is None
+    assert costs(layout).device.card == card_of("H100")
     folder = benchmarks(tmp_path / "b", cpu=rows(CPU, "2026-03-01"))
-    assert costs(layout, folder).device.unit == "hours on cpu-2-cores"
+    assert costs(layout, folder).device.card == card_of("H100"), "assumed, rather than a CPU"
+    assert costs(layout, folder, "cpu").device.unit == "hours on cpu-2-cores"
     benchmarks(folder, h100=rows(CARD, "2026-01-01"), l4=rows("NVIDIA L4", "2026-02-01"))
     assert costs(layout, folder).device.name == "NVIDIA L4"
     trained(layout, STRICT, device=CARD)
@@ -230,12 +321,13 @@ def test_the_device_is_that_of_the_runs_else_the_latest_gpu_else_the_cpu(tmp_pat
 def test_a_device_is_named_by_a_part_and_errors_list_the_known_ones(tmp_path: Path) -> None:
     folder = benchmarks(tmp_path / "b", h100=rows(CARD), l4=rows("NVIDIA L4"))
     known = devices([], folder)
+    for name in ("H200", "a100", "l40s", "4090"):
+        assert name.upper() in chosen(known, name).name, "not measured, but in the table"
     for name in ("H100", "nvidia-h100-80gb-hbm3", CARD):
         assert chosen(known, name).name == CARD
     for among, name, words in (
-        (known, "A100", "no device.*NVIDIA L4"),
+        (known, "B200", "no device.*NVIDIA L4"),
         (known, "nvidia", "several devices"),
-        ([], "A100", "python -m benchmarks"),
     ):
         with pytest.raises(PlanError, match=words):
             chosen(among, name)

@@ -10,12 +10,13 @@ import planning
 import pytest
 from planning import STRICT, judged, study
 
+from etrm.config.compare import summary
 from etrm.config.load import load_study
 from etrm.study.layout import Layout
-from etrm.study.plan.cost import Device
+from etrm.study.plan.devices import Device
 from etrm.study.plan.entries import NEVER_RUN, RESTORABLE, Entry, entries_of
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs, PlanError
-from etrm.study.plan.plan import Plan
+from etrm.study.plan.plan import Plan, longest_path
 from etrm.study.plan.sizes import Disk
 from etrm.study.plan.table import render
 from etrm.study.stale import StudyStatus
@@ -123,14 +124,15 @@ def plan(count: int = 5, gpu: bool = True, **changes: Any) -> Plan:
     for name in names:
         bench: dict[str, Any] = {"job": True, "gpus": 1, "measured": "bench"}
         stages += [
-            Entry(name, "overfit", 0, "run", never, hours=2.0, at_most=True, **bench),
+            Entry(name, "overfit", 0, "run", never, hours=2.0, hours_least=0.5, **bench),
             Entry(name, "gate", 0, "run", never, job=True),
-            Entry(name, "full", 0, "waits", never, hours=8.0, **bench),
-            Entry(name, "evaluate", 0, "waits", never, job=True, hours=None),
+            Entry(name, "full", 0, "waits", never, hours=8.0, hours_least=8.0, **bench),
+            Entry(name, "evaluate", 0, "waits", never, job=True, hours=None, hours_least=None),
         ]
     changed = ("train.lr 0.0001 → 0.001",)
+    hours: dict[str, Any] = {"hours": 1.5, "hours_least": 1.5, "measured": "own"}
     stages += [
-        Entry("other", "overfit", 0, "run", changed, True, 2, hours=1.5, measured="own"),
+        Entry("other", "overfit", 0, "run", changed, True, 2, **hours),
         Entry("other", "gate", 0, "run", ("its overfit run is rerun",), True),
         Entry("other", "full", 0, "stopped", ("exact match 0.0% < 90%",)),
     ]
@@ -153,23 +155,59 @@ def layout_of(experiments: dict[str, Any]) -> Layout:
     return Layout(load_study({"study": "s", "defaults": defaults, "experiments": experiments}))
 
 
-def test_experiments_that_are_alike_share_a_line_with_the_sum_of_hours() -> None:
+def test_experiments_that_have_work_keep_their_names_and_hours() -> None:
     text = render(plan(), 120)
-    lines = [line for line in text.splitlines() if "experiments" in line]
-    assert lines[0] == "many: 5 experiments, 10 runs, 5 evaluations, ≤ 50 + ? GPU-hours"
-    cells = "5 experiments  1  run 1  run 1  waits 1  waits 1  1  ≤ 50 + ?  never run"
-    assert lines[1].split() == cells.split()
-    assert "etrm_0" not in text
+    lines = text.splitlines()
+    heading = "many: 5 experiments, 10 runs, 5 evaluations, 42.5-50 + ? GPU-hours"
+    assert heading in lines
+    cells = "etrm_0  1  run 1  run 1  waits 1  waits 1  1  8.5-10 + ?  never run"
+    assert lines[lines.index(heading) + 1].split() == cells.split()
     alone = next(line for line in render(plan(), 160).splitlines() if "  other" in line)
     assert alone.endswith("train.lr 0.0001 → 0.001; exact match 0.0% < 90%")
     assert "its overfit" not in alone, "it follows from a reason that is shown"
 
 
-def test_all_and_filters_show_every_experiment() -> None:
-    assert render(plan(), 120, every=True).count("  etrm_") == 5
+def test_experiments_that_are_done_share_a_line() -> None:
+    done = tuple(Entry(f"etrm_{i}", "full", 0, "done") for i in range(5))
+    shown = plan(stages=done, jobs=Jobs(()))
+    assert "5 experiments" in render(shown, 120)
+    assert render(shown, 120, every=True).count("\netrm_") == 5
+
+
+def test_wall_time_is_the_longest_chain_or_the_share_of_a_device_and_hours_have_a_price() -> None:
+    shown = plan(gpus=2, price=3.0)
+    assert shown.wall_hours == pytest.approx(51.5 / 2), "two devices share the work"
+    assert plan(gpus=100).wall_hours == 10.0, "overfit, then full"
+    assert shown.document()["totals"]["price"] == pytest.approx(3 * 51.5)
+    text = render(shown, 120)
+    assert "132-154, at 3 for an hour of one device" in text  # 44 to 51.5 hours
+    assert "25.8 hours" in text
+    assert "Wall" not in render(plan(), 120)
+
+
+def test_a_chain_begins_with_the_parent_and_cut_evaluations_run_side_by_side(
+    tmp_path: Path,
+) -> None:
+    layout = study(tmp_path, evaluation={"jobs": 4})
+    names = (("strict", "pretrain"), ("etrm", "overfit"), ("etrm", "full"), ("etrm", "evaluate"))
+    stages = [Entry(*name, 0, "run", job=True, gpus=1, hours=8.0) for name in names]
+    assert longest_path(layout, stages, gpus=100) == 8 + 8 + 8 + 2
+    assert longest_path(layout, stages, gpus=2) == 8 + 8 + 8 + 4
+
+
+def test_many_changed_keys_are_folded() -> None:
+    changes = [(f"figures.key{i}", 0, 1) for i in range(20)] + [("model.width", 256, 512)]
+    (text,) = summary(changes, most=2)
+    assert text.startswith("21 keys")
+    assert "model.width 256 → 512" in text
+    assert text.count("→") == 2
+    assert summary(changes[-2:]) == ["figures.key19 0 → 1", "model.width 256 → 512"]
+
+
+def test_filters_select_stages() -> None:
     text = render(plan().select(["etrm_[12]"]), 120)
     assert text.count("  etrm_") + text.count("\netrm_") == 2
-    assert "≤ 20 + ? GPU-hours of the selected stages" in text
+    assert "17-20 + ? GPU-hours of the selected stages" in text
     assert {entry.stage for entry in plan().select(stages=["full"]).stages} == {"full"}
     assert [e.experiment for e in plan().select(states=["stopped"]).stages] == ["other"]
     assert len(plan().select(groups=["o*"]).stages) == 3
@@ -186,7 +224,7 @@ def test_totals_have_jobs_hours_by_measurement_and_disk() -> None:
     text = " ".join(render(plan(), 200).split())
     for words in (
         "Jobs: 25, as `snakemake -n` counts them: 6 overfit, 6 gate, 5 full, 5 evaluate, 3 others",
-        "Hours: ≤ 51.5 + ? GPU-hours, of them 40 behind gates; 50 by bench, 1.5 by own",
+        "Hours: 44-51.5 + ? GPU-hours, of them 40 behind gates; 50 by bench, 1.5 by own",
         "1.5 GB to write, states of a run up to 2 MB while it trains; 0 B used, 1 TB free",
         "Others: data run, figures run (figures.dpi 200 → 100), tables done",
         "Note: a note",
@@ -231,12 +269,13 @@ def test_the_document_has_every_stage_and_is_json() -> None:
     assert document["stages"][0] == {
         **{"experiment": "etrm_0", "group": "many", "stage": "overfit", "seed": 0},
         **{"state": "run", "why": ["never run"], "job": True, "gpus": 1, "kept": False},
-        **{"step": 0, "hours": 2.0, "at_most": True, "measured": "bench"},
+        **{"step": 0, "hours": 2.0, "hours_least": 0.5, "measured": "bench"},
     }
     job = {"rule": "train_overfit", "experiment": "etrm_0", "seed": 0, "why": []}
     assert document["jobs"][0] == job
     measured = {"bench": 50.0, "own": 1.5}
-    totals = {"jobs": 22, "hours": 51.5, "unmeasured": 5, "by_measurement": measured}
+    totals = {"jobs": 22, "hours": 51.5, "hours_least": 44.0, "unmeasured": 5}
+    totals |= {"by_measurement": measured, "wall_hours": None, "price": None}
     assert document["totals"] == totals
     assert document["counts"]["train_full"] == 5
     assert document["unit"] == "GPU-hours"

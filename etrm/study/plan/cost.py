@@ -1,33 +1,29 @@
-"""Expected hours of stages, and the measurement that each number comes from.
+"""Expected hours of stages, and the measurement or assumption that each number comes from.
 
 Finished runs of the study come first: of the same experiment, else of the same model and batch.
-Without them, the project's benchmarks of the device count, as far as they are of the same sizes.
-Nothing is guessed that has not been measured.
+Without them, FLOPs are counted (`work`), over the rate of the device (`devices`): as the project's
+benchmarks measured it, else of its data sheet at an assumed utilisation.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from etrm.config.data import EpisodesConfig
 from etrm.config.load import plain
-from etrm.config.registry import context_options
-from etrm.config.study import HaltingConfig, ModelConfig, RunConfig
+from etrm.config.study import RunConfig
 from etrm.study.layout import Layout, Run
+from etrm.study.plan.devices import Device
 from etrm.study.plan.entries import Entry
-from etrm.study.plan.jobs import PlanError
 from etrm.study.plan.sizes import Sizes
+from etrm.study.plan.spread import Spreads
+from etrm.study.plan.work import Demand, Demands
 from etrm.study.stale import StudyStatus
 
-# Of the project, not of the package: an installed copy has none.
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
-HOW = "python -m benchmarks"
 HOUR = 3600  # seconds
 
 Row = Mapping[str, Any]
@@ -42,29 +38,6 @@ class Measured:
     kind: str  # equal where a sample costs the same
     per_second: float  # samples (of an evaluation: samples × ACT steps) on one device
     device: str
-
-
-@dataclass(frozen=True)
-class Device:
-    """The device whose hours are counted."""
-
-    name: str  # as PyTorch calls it
-    rows: Sequence[Row] = field(default=(), repr=False)  # its benchmarks
-
-    @property
-    def gpu(self) -> bool:
-        """Return whether it is a GPU, whose hours are GPU-hours."""
-        return family(self.name) != "cpu"
-
-    @property
-    def measured(self) -> str:
-        """Return the date of its latest benchmark."""
-        return max(str(row.get("measured")) for row in self.rows)
-
-    @property
-    def unit(self) -> str:
-        """Return `GPU-hours`, or hours on that CPU."""
-        return "GPU-hours" if self.gpu else f"hours on {slug(self.name)}"
 
 
 def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
@@ -116,62 +89,13 @@ def _kind(config: Row, *more: Any) -> str:
     return json.dumps([*blocks, *more], sort_keys=True)
 
 
-def devices(found: Sequence[Measured], folder: Path = BENCHMARKS) -> list[Device]:
-    """Return the devices of finished runs, most used first, then benchmarked ones, GPUs first."""
-    benchmarks = sorted(_read(folder), key=lambda d: (d.gpu, d.measured), reverse=True)
-    rows = {family(device.name): device.rows for device in reversed(benchmarks)}
-    used = [name for name, _ in Counter(m.device for m in found).most_common()]
-    of_runs = [Device(name, rows.get(family(name), ())) for name in used]
-    known = {family(name) for name in used}  # those have their benchmarks already
-    return of_runs + [device for device in benchmarks if family(device.name) not in known]
-
-
-def chosen(known: Sequence[Device], name: str | None) -> Device | None:
-    """Return the first device, or the one that `name`, or a part of its name, fits.
-
-    Raises `PlanError` with the names of all where none fits, or several do.
-    """
-    if name is None:
-        return known[0] if known else None
-    exact = [device for device in known if slug(device.name) == slug(name)]
-    fitting = exact or [device for device in known if slug(name) in slug(device.name)]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = ", ".join(device.name for device in known) or f"none: {HOW} measures one"
-    found = "several devices" if fitting else "no device"
-    raise PlanError(f"--gpu {name}: found {found} of that name; measured are {names}")
-
-
-def family(name: str) -> str:
-    """Return a key of devices that are as fast: runs and benchmarks name CPUs differently."""
-    return "cpu" if slug(name).startswith("cpu") else slug(name)
-
-
-def slug(name: str) -> str:
-    """Return `cpu-2-cores` for `cpu-2-cores (x86_64)`, as benchmarks name their files."""
-    plain = name.partition(" (")[0] if name.startswith("cpu") else name
-    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-
-
-def _read(folder: Path) -> Iterator[Device]:
-    for path in sorted(folder.glob("*.json")):
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            yield Device(str(rows[0]["device"]), rows)
-        except (OSError, ValueError, LookupError, TypeError):
-            raise PlanError(
-                f"{path}: found no rows of benchmarks, expected a file of {HOW}: measure again, or"
-                " remove the file"
-            ) from None
-
-
 @dataclass(frozen=True)
 class Cost:
     """Cost of an entry, in its fields of the same names."""
 
-    hours: float | None = None  # of one device; None: nothing of its size has been measured
-    measured: str | None = None  # the measurement
-    at_most: bool = False  # it may end early
+    hours: float | None = None  # of one device; None: nothing says how fast it is
+    measured: str | None = None  # the measurement, or the assumption
+    hours_least: float | None = None  # where it ends as early as it may
 
 
 @dataclass(frozen=True)
@@ -179,14 +103,19 @@ class Costs:
     """Expected hours of a study's stages on a device."""
 
     layout: Layout
-    sizes: Sizes  # of evaluations
-    device: Device | None  # None: nothing has been measured on any
+    sizes: Sizes
+    device: Device
     measured: Sequence[Measured] = ()  # finished runs and evaluations, on all devices
+
+    @cached_property
+    def demands(self) -> Demands:
+        """Return the work of the study's runs on its tasks."""
+        return Demands(Spreads(self.sizes.records))
 
     def of(self, entry: Entry) -> Cost:
         """Return the remaining cost of a stage: none for a verdict, or a restored result."""
         if entry.stage == "gate" or not entry.job or entry.cached:
-            return Cost(0.0)
+            return Cost(0.0, hours_least=0.0)
         if entry.stage == "refine":
             return self._refinement(entry)
         return self._evaluation(entry) if entry.stage == "evaluate" else self._training(entry)
@@ -199,26 +128,42 @@ class Costs:
         if found is None or not held_out:
             return Cost()
         tasks = min(experiment.refinement.tasks or held_out, held_out)
-        return Cost(tasks / found[0] / HOUR, found[1])
+        hours = tasks / found[0] / HOUR
+        return Cost(hours, found[1], hours)
 
     def _training(self, entry: Entry) -> Cost:
         config = self.layout.config_of(entry.run)
-        train, halting, steps = config.train, config.halting, config.train.steps - entry.step
-        early = train.target_exact_accuracy is not None or train.stop_on_health
-        samples = max(0, steps) * train.batch_size
+        train, steps = config.train, max(0, config.train.steps - entry.step)
         found = self._of_runs(entry.experiment, entry.stage, training_kind(plain(config)))
         if found is not None:
-            return Cost(samples / found[0] / HOUR, found[1], early)
-        row, within = self._row(config, "train"), self._row(config, "eval")
-        if row is None:
-            return Cost()
-        seconds = samples / row["examples_per_second"]
-        # Evaluations on training and validation tasks; the seconds of finished runs include them.
-        if within is not None and train.eval_episodes is not None:
-            times = max(1, steps // train.eval_every) if train.eval_every else 1
-            times *= 1 + (entry.stage == "full" and self.sizes.validation > 0)
-            seconds += times * train.eval_episodes * _seconds(within, halting)
-        return Cost(seconds / HOUR, _basis(row, config), early)
+            hours, basis = steps * train.batch_size / found[0] / HOUR, found[1]
+        else:
+            samples, answers = steps * train.batch_size, self._answers_within(config, entry)
+            cost = self._by_flops(config, "train", self.demands.of(config, True), samples)
+            # Evaluations within; the seconds of finished runs include them.
+            more = self._by_flops(config, "eval", self.demands.of(config, False), answers)
+            if cost.hours is None or more.hours is None:
+                return Cost()
+            hours, basis = cost.hours + more.hours, cost.measured or ""
+        return Cost(hours, basis, hours * self._least(config, entry.step))
+
+    def _answers_within(self, config: RunConfig, entry: Entry) -> float:
+        """Return the predictions that a run makes of training and validation tasks."""
+        train, steps = config.train, max(0, config.train.steps - entry.step)
+        puzzles = self.sizes.puzzles(config, self.layout.study.data.variants)
+        questions = self.demands.spreads.of(config).questions or 0
+        every = questions * puzzles / max(1, self.sizes.training)
+        episodes = min(train.eval_episodes or every, every or math.inf)
+        times = max(1, steps // train.eval_every) if train.eval_every else 1
+        return episodes * times * (1 + (entry.stage == "full" and self.sizes.validation > 0))
+
+    def _least(self, config: RunConfig, step: int) -> float:
+        """Return the share of the remaining steps after which a run may end, or 1."""
+        train, left = config.train, config.train.steps - step
+        early = train.target_exact_accuracy is not None or train.stop_on_health
+        if not early or not train.eval_every or left <= 0:
+            return 1.0
+        return min(1.0, (train.eval_every - step % train.eval_every) / left)
 
     def _evaluation(self, entry: Entry) -> Cost:
         experiment = self.layout.study.experiments[entry.experiment]
@@ -232,16 +177,28 @@ class Costs:
         # Rates of evaluations are in ACT steps, which another number of them scales with.
         found = self._of_runs(entry.experiment, "evaluate", kind)
         if found is not None:
-            return Cost(samples * config.halting.max_steps / found[0] / HOUR, found[1])
-        row = self._row(config, "eval", "-heldout") or self._row(config, "eval")
-        if row is None:
+            hours = samples * config.halting.max_steps / found[0] / HOUR
+            return Cost(hours, found[1], hours)
+        demand = self.demands.of(config, False, held_out=True)
+        return self._by_flops(config, "eval", demand, samples)
+
+    def _by_flops(self, config: RunConfig, case: str, demand: Demand, samples: float) -> Cost:
+        """Return the cost of so many samples at the rate of the device; `case`: train or eval."""
+        models = ["etrm-standard", "trm"]
+        if config.context.source == "embedding":
+            models.reverse()
+        endings = ("-heldout", "") if case == "eval" else ("",)
+        cases = [f"{case}/{model}{ending}" for model in models for ending in endings]
+        rate = self.device.rate(cases, config.train.dtype, demand.intensity)
+        if rate is None:
             return Cost()
-        return Cost(samples * _seconds(row, config.halting) / HOUR, _basis(row, config))
+        hours = samples * demand.flops / rate.flops / HOUR
+        basis = rate.measured + ("" if demand.counted else ", without those of the encoder")
+        return Cost(hours, basis, hours)
 
     def _of_runs(self, experiment: str, stage: str, kind: str) -> tuple[float, str] | None:
         """Return samples per second of the nearest finished runs of this kind, and their name."""
-        device = self.device.name if self.device else None
-        same = [m for m in self.measured if m.kind == kind and m.device == device]
+        same = [m for m in self.measured if m.kind == kind and m.device == self.device.name]
         # Training and decoding are never compared; stages of training are, as the last resort.
         same = [
             m for m in same if m.stage == stage or not {m.stage, stage} & {"evaluate", "refine"}
@@ -254,28 +211,3 @@ class Costs:
         # Harmonic mean: the seconds of each sample are averaged, since hours are their sum.
         rate = len(nearest) / sum(1 / m.per_second for m in nearest)
         return rate, f"finished runs of {'its own' if own else 'the same model'}"
-
-    def _row(self, config: RunConfig, case: str, suffix: str = "") -> Row | None:
-        """Return the benchmark of this model on canvas lanes, if it is of these sizes.
-
-        Benchmarks have the default decoder and canvas, with the `standard` encoder or a table of
-        embeddings; the first stands for all other encoders.
-        """
-        same_model = config.model == ModelConfig(context_tokens=config.model.context_tokens)
-        same_canvas = config.episodes.canvas == EpisodesConfig().canvas
-        model = "trm" if config.context.source == "embedding" else "etrm-standard"
-        wanted = (f"{case}/{model}{suffix}", "lanes", config.train.dtype)
-        rows = self.device.rows if self.device and same_model and same_canvas else ()
-        return next((r for r in rows if (r["case"], r["layout"], r["dtype"]) == wanted), None)
-
-
-def _basis(row: Row, config: RunConfig) -> str:
-    source = config.context.source
-    same = source == "embedding" or config.context == context_options()["standard"]()()
-    return f"benchmark {row['case']}" + ("" if same else " (as etrm-standard)")
-
-
-def _seconds(row: Row, halting: HaltingConfig) -> float:
-    """Return seconds of a sample through all ACT steps; benchmarks take the default number."""
-    whole, step = 1 / row["examples_per_second"], row["seconds_per_step"]
-    return float(whole + (halting.max_steps - HaltingConfig().max_steps) * step)

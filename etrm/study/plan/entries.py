@@ -36,9 +36,9 @@ class Entry:
     gpus: int = 0  # that its job asks for, on all nodes
     cached: bool = False  # restored from the cache, not computed
     step: int = 0  # where an interrupted run resumes
-    hours: float | None = 0.0  # of one device; None: nothing of its size has been measured
-    at_most: bool = False  # it may end before its last step
-    measured: str | None = None  # the measurement that `hours` comes from
+    hours: float | None = 0.0  # of one device; None: nothing says how fast it is
+    hours_least: float | None = 0.0  # where it ends as early as it may
+    measured: str | None = None  # the measurement or assumption that `hours` comes from
 
     @property
     def run(self) -> Run:

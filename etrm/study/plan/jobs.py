@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etrm.config.compare import changes, in_words
+from etrm.config.compare import changes, summary
 from etrm.config.files import located
 from etrm.config.text import first_few
 from etrm.errors import UserError
@@ -210,7 +210,8 @@ def changed_params(params: Mapping[str, Any], old: Sequence[Any], new: Sequence[
     Snakemake records values without names. `params` are those of now by name, of which `new` are
     not in the record; `old` are values in the record that are gone.
     """
-    left, found = list(old), []  # old values that no parameter has taken yet
+    left, found = list(old), list[str]()  # old values that no parameter has taken yet
+    changed: list[tuple[str, Any, Any]] = []
     for name, value in params.items():
         if value not in new:
             continue  # unchanged
@@ -223,8 +224,8 @@ def changed_params(params: Mapping[str, Any], old: Sequence[Any], new: Sequence[
         prefix = PARAMS.get(name, name)
         there, here = (v if isinstance(v, Mapping) else {"": v} for v in (before, value))
         for key, then, now in changes(here, there):
-            found.append(in_words((".".join(filter(None, (prefix, key))), then, now)))
-    return found or ["parameters"]
+            changed.append((".".join(filter(None, (prefix, key))), then, now))
+    return [*summary(changed), *found] or ["parameters"]
 
 
 def _nearest(value: Any, candidates: Iterable[Any]) -> Any:

@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from etrm.config.load import read_study
-from etrm.study.layout import Layout
-from etrm.study.plan.cost import HOW, Costs, Device, chosen, devices, measured
+from etrm.study.layout import Layout, Run
+from etrm.study.plan.cost import Costs, measured
+from etrm.study.plan.devices import HOW, Device, chosen, devices
 from etrm.study.plan.entries import RESULTS, STAGES, STATES, Entry, entries_of
 from etrm.study.plan.jobs import Jobs, PlanError, snakemake_jobs
 from etrm.study.plan.sizes import Disk, disk_of, sizes_of
@@ -30,10 +31,12 @@ class Plan:
     layout: Layout
     jobs: Jobs  # of Snakemake's dry run
     stages: tuple[Entry, ...]  # in the order of the configuration
-    device: Device | None  # whose hours are counted; None: nothing has been measured
+    device: Device  # whose hours are counted
     disk: Disk
     notes: tuple[str, ...]  # warnings and advice
     selected: bool = False  # whether `stages` is a selection
+    gpus: int | None = None  # devices at once, for the wall time
+    price: float | None = None  # of an hour of one device
 
     def select(
         self,
@@ -68,6 +71,14 @@ class Plan:
         given = bool(experiments or groups or stages or states)
         return replace(self, stages=kept, selected=given)
 
+    @property
+    def wall_hours(self) -> float | None:
+        """Return the least hours in which that many devices can compute the selected stages."""
+        if self.gpus is None:
+            return None
+        path = longest_path(self.layout, self.stages, self.gpus)
+        return max(path, hours(self.stages) / self.gpus)
+
     def document(self) -> dict[str, Any]:
         """Return the plan as JSON.
 
@@ -77,11 +88,13 @@ class Plan:
           `state` (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to
           date, but Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`,
           `kept` (restored from the cache), `step` (it resumes there), `hours` (of one device; null:
-          not measured), `at_most`, `measured` (the measurement).
+          nothing says how fast it is), `hours_least` (where it ends as early as it may), `measured`
+          (the measurement or assumption).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
           (null where the rule has none), `why`. `counts`: the jobs of each rule.
-        - `totals` of the stages above: `jobs`, `hours`, `unmeasured` (jobs without a number),
-          `by_measurement` (hours).
+        - `totals` of the stages above: `jobs`, `hours`, `hours_least`, `unmeasured` (jobs without a
+          number), `by_measurement` (hours), `wall_hours` on so many devices, and `price` of all
+          hours (both null unless asked for).
         - `device`: whose hours are counted; `unit`: `GPU-hours`, or hours on a CPU.
         - `disk`: bytes to `write`, of the largest `state`, `used` and `free`.
         - `notes`: warnings and advice.
@@ -102,25 +115,34 @@ class Plan:
             "totals": {
                 "jobs": sum(entry.job for entry in self.stages),
                 "hours": hours(self.stages),
+                "hours_least": hours_least(self.stages),
                 "unmeasured": sum(entry.hours is None for entry in self.stages),
                 "by_measurement": by_measurement(self.stages),
+                "wall_hours": self.wall_hours,
+                "price": None if self.price is None else self.price * hours(self.stages),
             },
-            "device": self.device.name if self.device else None,
-            "unit": self.device.unit if self.device else None,
+            "device": self.device.name,
+            "unit": self.device.unit,
             "disk": asdict(self.disk),
             "notes": list(self.notes),
         }
 
 
-def make_plan(configfile: str, gpu: str | None = None) -> Plan:
+def make_plan(
+    configfile: str, gpu: str | None = None, gpus: int | None = None, price: float | None = None
+) -> Plan:
     """Return the plan of a study; `gpu`: the device whose hours count, or a part of its name.
+
+    `gpus`: devices at once, for the wall time; `price`: of an hour of one.
 
     Raises `ConfigError`, or `PlanError` where it cannot be planned.
     """
+    if gpus is not None and gpus < 1:
+        raise PlanError(f"--gpus {gpus}: expected a number of devices, 1 at least")
     layout = Layout(read_study(configfile))
     status = StudyStatus(layout)
     found = list(measured(layout, status))  # before the dry run: an unknown GPU fails at once
-    device = chosen(devices(found), gpu)
+    device = chosen(devices([each.device for each in found]), gpu)
     jobs = snakemake_jobs(configfile)
     sizes = sizes_of(layout, again=any(job.rule == "tasks" for job in jobs.jobs))
     costs = Costs(layout, sizes, device, found)
@@ -128,12 +150,40 @@ def make_plan(configfile: str, gpu: str | None = None) -> Plan:
     entries = [replace(entry, **vars(costs.of(entry))) for entry in entries]
     notes = (*sizes.missing, *_notes(layout, jobs, entries))
     disk = disk_of(layout, entries, sizes)
-    return Plan(configfile, layout, jobs, tuple(entries), device, disk, notes)
+    plan = Plan(configfile, layout, jobs, tuple(entries), device, disk, notes)
+    return replace(plan, gpus=gpus, price=price)
 
 
 def hours(stages: Sequence[Entry]) -> float:
     """Return the sum of the hours that are known."""
     return sum(entry.hours or 0.0 for entry in stages)
+
+
+def hours_least(stages: Sequence[Entry]) -> float:
+    """Return that sum where each ends as early as it may."""
+    return sum(entry.hours_least or 0.0 for entry in stages)
+
+
+def longest_path(layout: Layout, stages: Sequence[Entry], gpus: int) -> float:
+    """Return the hours of the longest chain of stages that wait for each other.
+
+    A stage that has several devices, or an evaluation that is cut into jobs, is as much faster.
+    """
+    ends: dict[Run, float] = {}  # hours until each run is done
+    longest = 0.0
+    for entry in sorted(stages, key=lambda entry: STAGES.index(entry.stage)):
+        experiment = layout.study.experiments[entry.experiment]
+        cuts = experiment.evaluation.jobs if entry.stage == "evaluate" else 1
+        at_once = max(1, min(gpus, entry.gpus * cuts))
+        before = [Run(entry.experiment, stage, entry.seed) for stage in ("overfit", "full")]
+        if entry.stage in RESULTS:
+            before.append(Run(entry.experiment, str(experiment.scored_stage), entry.seed))
+        elif entry.stage != "gate" and (parent := layout.parent(entry.run)) is not None:
+            before.append(parent)
+        start = max((ends.get(run, 0.0) for run in before), default=0.0)
+        ends[entry.run] = start + (entry.hours or 0.0) / at_once
+        longest = max(longest, ends[entry.run])
+    return longest
 
 
 def by_measurement(stages: Sequence[Entry]) -> dict[str, float]:
@@ -168,7 +218,7 @@ def _notes(layout: Layout, jobs: Jobs, stages: Sequence[Entry]) -> list[str]:
     unmeasured = sum(entry.hours is None for entry in stages)
     if unmeasured:
         notes.append(
-            f"{unmeasured} jobs have no hours (?), because nothing of their size has been measured:"
-            f" a finished run measures it, and `{HOW}` does at the paper's sizes"
+            f"{unmeasured} jobs have no hours (?): their tasks are not there yet, or nothing says"
+            f" how fast the device is; a finished run measures it, and `{HOW}`"
         )
     return notes

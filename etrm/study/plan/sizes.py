@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from etrm.config.study import ExperimentConfig, ModelConfig, RunConfig
 from etrm.data.prepare import select_tasks
-from etrm.data.tables import read_tasks
+from etrm.data.tables import TaskRecord, read_tasks
 from etrm.models.build import context_of_sizes
 from etrm.models.decoder import Decoder
 from etrm.study.layout import Layout
@@ -36,6 +36,7 @@ class Sizes:
     held_out: int = 0  # tasks
     questions: int | None = None  # queries of the held-out tasks
     cells: float = 0.0  # mean size of their input grids
+    records: Sequence[TaskRecord] = field(default=(), repr=False, compare=False)
     missing: tuple[str, ...] = ()  # sources whose files are missing, and where to get them
 
     def predictions(self, config: ExperimentConfig, variants: int) -> int | None:
@@ -86,6 +87,7 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
         held_out=len(held_out),
         questions=None if set(missing) & set(data.evaluation) else len(cells),
         cells=sum(cells) / max(1, len(cells)),
+        records=records,
         missing=tuple(missing.values()),
     )
 

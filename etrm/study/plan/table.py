@@ -1,4 +1,4 @@
-"""The plan on one screen: a line for each experiment, or for those of a group that are alike."""
+"""The plan on a screen: a line for each experiment; those that are done alike share one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etrm.config.compare import NONE
 from etrm.config.text import first_few
 from etrm.study.plan.entries import STATES, Entry
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
-from etrm.study.plan.plan import Plan, by_measurement, hours
+from etrm.study.plan.plan import Plan, by_measurement, hours, hours_least, longest_path
 
 # Columns, and the stages in them: an experiment has either `pretrain` or `overfit`.
 COLUMNS = {
@@ -36,8 +36,11 @@ Row = tuple[str, ...]
 
 
 def render(plan: Plan, width: int, every: bool = False) -> str:
-    """Return the screen of a plan, no wider than `width`; `every`: a line for each experiment."""
-    unit = "GPU-hours" if plan.device and plan.device.gpu else "hours"
+    """Return the screen of a plan, no wider than `width`.
+
+    `every`: a line for each experiment, also for those that have nothing to do.
+    """
+    unit = "GPU-hours" if plan.device.gpu else "hours"
     head = ("experiment", "seeds", *COLUMNS, "GPUs", unit, "why")
     rows: list[Row | str] = []  # a text is the heading of a group
     experiments = plan.layout.study.experiments
@@ -73,7 +76,7 @@ def _heading(name: str, stages: Sequence[Entry], unit: str) -> str:
 
 
 def _rows(stages: Sequence[Entry], every: bool, indent: str) -> list[Row]:
-    """Return the rows of experiments; those that are alike share one, unless `every`."""
+    """Return the rows of experiments; those that are done alike share one, unless `every`."""
     folded: dict[tuple[str, ...], list[list[Entry]]] = {}
     for name, own in _by(stages, lambda entry: entry.experiment).items():
         gpus = sorted({entry.gpus for entry in own if entry.job and entry.gpus})
@@ -83,7 +86,8 @@ def _rows(stages: Sequence[Entry], every: bool, indent: str) -> list[Row]:
             "–".join(map(str, dict.fromkeys((gpus[0], gpus[-1])))) if gpus else NONE,
             _why(own),
         )
-        folded.setdefault((*alike, name) if every else alike, []).append(own)
+        alone = every or any(entry.job for entry in own)
+        folded.setdefault((*alike, name) if alone else alike, []).append(own)
     rows = []
     for alike, same in folded.items():
         name = same[0][0].experiment if len(same) == 1 else f"{len(same)} experiments"
@@ -129,12 +133,13 @@ def _totals(plan: Plan, width: int) -> list[str]:
     text = f", as `snakemake -n` counts them: {split}" if counts else ": there is nothing to do"
     texts = [f"Jobs:   {counts.total()}{text}"]
     if any(entry.job for entry in shown):
-        text = f"Hours:  {_hours(shown)} {plan.device.unit if plan.device else 'hours'}"
+        text = f"Hours:  {_hours(shown)} {plan.device.unit}"
         text += " of the selected stages" if plan.selected else ""
         waiting = [entry for entry in shown if entry.state == "waits" and entry.hours]
         text += f", of them {_hours(waiting)} behind gates" if waiting else ""
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
         texts.append(text + (f"; {', '.join(found)}" if found else ""))
+        texts += _wall_and_price(plan)
     text = f"Disk:   {_bytes(disk.write)} to write"
     text += f", states of a run up to {_bytes(disk.state)} while it trains" if disk.state else ""
     texts.append(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free")
@@ -142,14 +147,28 @@ def _totals(plan: Plan, width: int) -> list[str]:
     return [line for text in texts for line in wrapped(text, width)]
 
 
+def _wall_and_price(plan: Plan) -> list[str]:
+    texts = []
+    if plan.wall_hours is not None and plan.gpus is not None:
+        path = longest_path(plan.layout, plan.stages, plan.gpus)
+        text = f"Wall:   {_number(plan.wall_hours)} hours at most on {plan.gpus} devices at once"
+        texts.append(f"{text}; the longest chain of stages takes {_number(path)}")
+    if plan.price is not None:
+        ends = (plan.price * total(plan.stages) for total in (hours_least, hours))
+        low, high = (f"{end:,.0f}" for end in ends)
+        money = high if low == high else f"{low}-{high}"
+        texts.append(f"Price:  {money}, at {plan.price:g} for an hour of one device")
+    return texts
+
+
 def _hours(stages: Sequence[Entry]) -> str:
-    """Return a sum and how far it is known: `≤ 12`, `12 + ?`, `?`."""
+    """Return a sum and how far it is known: `1.2-3.4`, `12 + ?`, `?`."""
     jobs = [entry for entry in stages if entry.job and entry.stage != "gate"]  # a gate is free
     unknown = [entry for entry in jobs if entry.hours is None]
     if jobs and len(unknown) == len(jobs):
         return "?"
-    text = "≤ " if any(entry.at_most for entry in jobs) else ""
-    return text + _number(hours(jobs)) + (" + ?" if unknown else "")
+    low, high = _number(hours_least(jobs)), _number(hours(jobs))
+    return (high if low == high else f"{low}-{high}") + (" + ?" if unknown else "")
 
 
 def _number(value: float) -> str:
