@@ -51,15 +51,15 @@ class LaneCost:
 def evaluation_rows(setting: Setting, model: str, cases: set[str]) -> Iterator[Row]:
     """`eval/<model>` in both layouts and formats; with `-heldout`, of the held-out tasks' sizes."""
     own, held_out = f"eval/{model}", f"eval/{model}-heldout"
-    shares = {own: _shares(setting, model, False)}
+    shares = {own: shares_of(setting, model, False)}
     if setting.mix.held_out:
-        shares[held_out] = _shares(setting, model, True)
+        shares[held_out] = shares_of(setting, model, True)
     for dtype in ("fp32", "bf16"):
         rates, memory = [rate_beside(setting, dtype)], PeakMemory(setting.device)
         padded, padded_peak = _padded_cost(setting, model, dtype), memory.bytes()
         rates.append(rate_beside(setting, dtype))
         memory = PeakMemory(setting.device)
-        lanes, peak = _lane_costs(setting, model, dtype), memory.bytes()
+        lanes, peak = lane_costs(setting, model, dtype), memory.bytes()
         later = [rates[-1], rate_beside(setting, dtype)]
         for case in (case for case in shares if case in cases):
             if any(lane not in lanes for lane in shares[case]):
@@ -98,14 +98,14 @@ def _row(
     )
 
 
-def _shares(setting: Setting, model: str, held_out: bool) -> dict[Lane, float]:
+def shares_of(setting: Setting, model: str, held_out: bool) -> dict[Lane, float]:
     """Each lane's share of the test inputs, by its shape."""
     _, _, episodes = questions_of_tests(setting, model, LANES, "fp32", held_out)
     total = sum(len(lane) for lane in episodes)
     return {lane.lane: len(lane) / total for lane in episodes}
 
 
-def _lane_costs(setting: Setting, model: str, dtype: str) -> dict[Lane, LaneCost]:
+def lane_costs(setting: Setting, model: str, dtype: str) -> dict[Lane, LaneCost]:
     """By the shape of a lane, through the evaluation that a run has."""
     run, corpus, episodes = questions_of_tests(setting, model, LANES, dtype)
     net = build_model(run, corpus.num_puzzles).to(setting.device)

@@ -121,7 +121,9 @@ def _file(options: argparse.Namespace, rows: Sequence[Row]) -> Path | None:
 
 
 def _write(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    path = _file(options, rows)
+    path, names = _file(options, rows), [row.device for row in rows if row.device]
+    for row in rows:  # a part that did not end has not told its device
+        row.device = row.device or next(iter(names), "")
     if path is not None:
         write_rows(path, rows, rows_of_other_cases(path, [row.case for row in rows]))
 

@@ -42,16 +42,19 @@ def device_rows(setting: Setting) -> Iterator[Row]:
 
 
 def training_rows(setting: Setting, model: str) -> Iterator[Row]:
-    """Measure training as a run does it, without and with compilation."""
+    """Measure training without compilation, and, as a run does it there, with it.
+
+    The plan of a study reads the row of the case `train/<model>`: the one that is compiled.
+    """
     first: Row | None = None
-    for name, layout in (("eager", EAGER), ("compiled", COMPILED)):
+    for case, layout in ((f"eager/{model}", EAGER), (f"train/{model}", COMPILED)):
         begun = now(setting.device)
         trainer = make_trainer(setting, model, layout, PARTS_DTYPE)
         trainer.step()
         started = now(setting.device) - begun  # the first step compiles
         row = measure(setting, trainer, model, layout, PARTS_DTYPE)
         first = first or row
-        row.part, row.seconds = name, started
+        row.case, row.seconds = case, started
         row.note = "seconds: until the first step is done, compilation included; no ratio to padded"
         if row.examples_per_second and first.examples_per_second:
             row.found = row.examples_per_second / first.examples_per_second
