@@ -151,7 +151,7 @@ def _wall_and_price(plan: Plan) -> list[str]:
     texts = []
     if plan.wall_hours is not None and plan.gpus is not None:
         path = longest_path(plan.layout, plan.stages, plan.gpus)
-        text = f"Wall:   {_number(plan.wall_hours)} hours at most on {plan.gpus} devices at once"
+        text = f"Wall:   {_number(plan.wall_hours)} hours at least on {plan.gpus} devices at once"
         texts.append(f"{text}; the longest chain of stages takes {_number(path)}")
     if plan.price is not None:
         ends = (plan.price * total(plan.stages) for total in (hours_least, hours))
