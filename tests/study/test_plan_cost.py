@@ -23,7 +23,7 @@ from etrm.study.plan.devices import ASSUMED, card_of, chosen, devices
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.jobs import PlanError
 from etrm.study.plan.sizes import ROW, Sizes, disk_of, free, parameters, sizes_of, used
-from etrm.study.plan.spread import ARC_AGI_1
+from etrm.study.plan.spread import ARC_AGI_1, Spreads
 from etrm.study.stale import StudyStatus
 
 SIZES = Sizes(training=6, held_out=3, questions=5, cells=9.0)
@@ -294,6 +294,21 @@ def test_a_source_from_outside_that_counts_nothing_is_said_to(
     assert without.hours < whole.hours
     assert "without those of the encoder" in without.measured
     assert "without" not in whole.measured
+
+
+def test_a_spread_is_told_by_some_of_many_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [TaskRecord(task, "s", "training") for task in make_tasks(12)]
+    config = paper(tmp_path, episodes={"canvas": [4]}).config_of(FULL)
+    (whole,) = Spreads(records).of(config).lanes
+    assert (whole.cells, whole.share) == (16, 1.0)
+    all_questions = sum(len(r.task.demos) + len(r.task.queries) for r in records)
+    assert Spreads(records).of(config).questions == all_questions == len(whole.demos.concat)
+    monkeypatch.setattr("etrm.study.plan.spread.MOST_TASKS", 2)
+    few = Spreads(records).of(config)
+    assert len(few.lanes[0].demos.concat) < 15
+    assert few.questions == pytest.approx(all_questions, rel=0.4)
 
 
 def test_small_models_wait_for_the_memory() -> None:

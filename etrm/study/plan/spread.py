@@ -47,6 +47,8 @@ ARC_AGI_1 = (
     (30, 0.0413, 3, 1103, 610, 7200, 3600),
 )
 
+MOST_TASKS = 1000  # of a run, by which its spread is told
+
 
 @dataclass(frozen=True)
 class LaneShare:
@@ -86,17 +88,17 @@ class Spreads:
         key = (shown, held_out, () if held_out else kind)
         if key not in self._known:
             try:
-                episodes = self._held_out(run) if held_out else self._training(run)
+                episodes, every = self._held_out(run) if held_out else self._training(run)
             except UserError:  # training reports it
-                episodes = []
-            self._known[key] = _spread(episodes) if episodes else arc_agi_1(run.episodes)
+                episodes, every = [], 1
+            self._known[key] = _spread(episodes, every) if episodes else arc_agi_1(run.episodes)
         return self._known[key]
 
-    def _training(self, run: RunConfig) -> list[Episodes]:
+    def _training(self, run: RunConfig) -> tuple[list[Episodes], int]:
         own = [r for r in self.records if run.sources is None or r.source in run.sources]
-        records = training_tasks(run, own)
+        records, every = _some(training_tasks(run, own))
         if not records:
-            return []
+            return [], every
         corpus = _corpus(visible_tasks(records))
         held_out = [r for r in own if r.split == "evaluation"]
         numbers = demo_numbers(run.episodes, [r.task for r in held_out])
@@ -107,22 +109,29 @@ class Spreads:
             context_source(run.context.source).needs_demos,
         )
         most, canvas = run.episodes.max_demos, run.episodes.canvas
-        return group_by_lane(corpus, questions, canvas, most, see_answers=True, numbers=numbers)
+        lanes = group_by_lane(corpus, questions, canvas, most, see_answers=True, numbers=numbers)
+        return lanes, every
 
-    def _held_out(self, run: RunConfig) -> list[Episodes]:
-        records = [r for r in self.records if r.split == "evaluation"]
+    def _held_out(self, run: RunConfig) -> tuple[list[Episodes], int]:
+        records, every = _some([r for r in self.records if r.split == "evaluation"])
         if not records:
-            return []
+            return [], every
         corpus, episodes = _corpus([r.task for r in records]), run.episodes
         questions = held_out_questions(corpus)
-        return group_by_lane(corpus, questions, episodes.canvas, episodes.max_demos)
+        return group_by_lane(corpus, questions, episodes.canvas, episodes.max_demos), every
+
+
+def _some(records: Sequence[TaskRecord]) -> tuple[Sequence[TaskRecord], int]:
+    """Return one of so many tasks, and that number: a study of worlds may have a million."""
+    every = max(1, len(records) // MOST_TASKS)
+    return records[::every], every
 
 
 def _corpus(tasks: Sequence[Task]) -> Corpus:
     return Corpus(tasks, {task.id: draw_variants(task, 1, 0) for task in tasks})
 
 
-def _spread(episodes: Sequence[Episodes]) -> Spread:
+def _spread(episodes: Sequence[Episodes], every: int) -> Spread:
     total = sum(lane.total_weight for lane in episodes)
     lanes = []
     for lane in episodes:
@@ -131,7 +140,7 @@ def _spread(episodes: Sequence[Episodes]) -> Spread:
         assert demos is not None
         share = lane.total_weight / total
         lanes.append(LaneShare(lane.lane.cells, share, demos, lane.most_cells() or {}))
-    return Spread(tuple(lanes), sum(map(len, episodes)))
+    return Spread(tuple(lanes), every * sum(map(len, episodes)))
 
 
 def arc_agi_1(episodes: EpisodesConfig) -> Spread:
