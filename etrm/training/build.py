@@ -68,11 +68,10 @@ def training_data(
     without an encoder, TRM's protocol: it trains on all tasks, and no validation could be asked.
     """
     needs_demos = context_source(run.context.source).needs_demos
-    found = read_tasks(tasks, run.sources)
-    held_out = [r for r in found if r.split == "evaluation" and r.answer_of is None]
+    records, held_out = training_tasks(run, read_tasks(tasks, run.sources))
     numbers = demo_numbers(run.episodes, [r.task for r in held_out])
-    records = training_tasks(run, found)
-    used = visible_tasks(records)  # from here on, nothing has seen an answer of a held-out task
+    # From here on, nothing has seen an answer of a held-out task.
+    used = visible_tasks(records)
     if not used:
         named = ", ".join(run.sources or ()) or "the study"
         raise UserError(
@@ -90,9 +89,12 @@ def training_data(
     return corpus, episodes, renewal
 
 
-def training_tasks(run: RunConfig, records: Sequence[TaskRecord]) -> list[TaskRecord]:
-    """Return those of a study's tasks that a run trains on, see `training_data`."""
+def training_tasks(
+    run: RunConfig, records: Sequence[TaskRecord]
+) -> tuple[list[TaskRecord], list[TaskRecord]]:
+    """Return the tasks that a run trains on, see `training_data`, and those that are held out."""
     records = [r for r in records if r.answer_of is None]  # of no held-out test pair
+    held_out = [r for r in records if r.split == "evaluation"]
     if run.split == "strict":
         records = [r for r in records if r.split == "training" and r.duplicate_of is None]
     elif context_source(run.context.source).needs_demos:
@@ -101,7 +103,7 @@ def training_tasks(run: RunConfig, records: Sequence[TaskRecord]) -> list[TaskRe
         order = sorted((r.task.id for r in records), key=lambda name: digest(["subset", name]))
         chosen = set(order[: run.train.tasks])
         records = [r for r in records if r.task.id in chosen]
-    return records
+    return records, held_out
 
 
 def validation_data(

@@ -96,11 +96,11 @@ class Spreads:
 
     def _training(self, run: RunConfig) -> tuple[list[Episodes], int]:
         own = [r for r in self.records if run.sources is None or r.source in run.sources]
-        records, every = _some(training_tasks(run, own))
+        used, held_out = training_tasks(run, own)
+        records, every = _some(used)
         if not records:
             return [], every
         corpus = _corpus(visible_tasks(records))
-        held_out = [r for r in own if r.split == "evaluation"]
         numbers = demo_numbers(run.episodes, [r.task for r in held_out])
         questions = training_questions(
             corpus,
