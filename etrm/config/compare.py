@@ -33,7 +33,7 @@ def in_words(change: tuple[str, Any, Any]) -> str:
 
 
 # Blocks of a configuration by what their keys change most.
-ORDER = ("split", "model", "context", "decoder", "halting", "train", "episodes", "evaluation")
+ORDER = ("split", "context", "model", "decoder", "halting", "train", "episodes", "evaluation")
 
 
 def summary(found: Sequence[tuple[str, Any, Any]], most: int = 3) -> list[str]:
