@@ -50,6 +50,9 @@ CONTEXT_SOURCES = {
     "in_context": "etrm.models.encoders.in_context:InContextEncoder",
 }
 
+# The step of search in training: runs that take none do not depend on its code.
+SEARCH_STEP = "etrm.refinement.step:search_step"
+
 
 def register_encoder(name: str, place: str) -> None:
     """Let `context.source: name` mean an encoder outside this package, in this process.
@@ -84,7 +87,12 @@ def encoders() -> list[str]:
 
 def context_source(name: str) -> Any:
     """Return the class of a context source; its `Options` are its config block."""
-    module, _, attribute = CONTEXT_SOURCES[name].partition(":")  # "package.module:Class"
+    return load_definition(CONTEXT_SOURCES[name])
+
+
+def load_definition(place: str) -> Any:
+    """Return the class or function at a `place`, "package.module:name"."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

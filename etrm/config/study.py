@@ -8,6 +8,7 @@ that the official TRM code has for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +151,20 @@ class TrainConfig:
     context_frozen_steps: int = option("train only the decoder for this long", 0, "steps", ge=0)
     grad_clip: float | None = option("largest total gradient norm; null: no clipping", 1.0, gt=0)
     ema_decay: float = option("decay of the averaged weights", 0.999, ge=0, lt=1)  # ema_rate
+    search_from: int | None = option(
+        "steps after which the query is answered from a searched context: one step of latent"
+        " search on the demos at every encoding, without a gradient through it, as in LPN; a step"
+        " then answers every demo, too. null: never",
+        None,
+        "steps",
+        ge=0,
+    )
+    search_lr: float = option(
+        "length of that step, RMS, in units of the RMS of the context (or of 1, that of the"
+        " decoder's stream, where it is smaller), as `refinement.lr`",
+        0.03,
+        gt=0,
+    )
     cache_context: bool = option(
         "cache a sample's first encoding over its ACT steps: later steps give the encoder no"
         " gradient. Wrong, and here as the negative control only",
@@ -290,8 +305,16 @@ class ExperimentConfig:
     )
 
     def problems(self) -> list[ConfigProblem]:
-        """Return what of refinement the context source has not."""
+        """Return what of refinement, and of search in training, the context source has not."""
         wanted, found = self.refinement, []
+        for stage in self.stage_names if self.is_trm else ():
+            own = self.stages.get(stage)
+            own = own if isinstance(own, Mapping) and "search_from" in own else None
+            search_from = self.train.search_from if own is None else own["search_from"]
+            if search_from is not None:
+                path = "train.search_from" if own is None else f"stages.{stage}.search_from"
+                expected = "null: a table of embeddings reads no demos"
+                found.append(ConfigProblem(path, str(search_from), expected))
         if wanted.space == "latent" and not hasattr(self.context, "latent"):
             expected = "`tokens`, or a variational context.source, which has a latent"
             found.append(ConfigProblem("refinement.space", "'latent'", expected))

@@ -9,6 +9,7 @@ Shape suffixes: B slots of one lane, P context tokens, S grid tokens, D width, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,7 +55,7 @@ class StepOutput:
     q_halt: Tensor  # [B]
     losses: dict[str, Tensor]  # of the context source, per sample [B]
     encoded: Tensor  # [B] bool: the context of this sample carries gradients
-    encoding: Encoded  # read by the decoder
+    encoding: Encoded  # of the demos, before any search
     loss_type: str  # by which logits become probabilities
 
 
@@ -81,13 +82,16 @@ def act_step(
     incoming: Batch,
     cache_context: bool = False,
     encoded: Encoded | None = None,
+    search: Callable[[Batch, Encoded], Tensor] | None = None,
 ) -> tuple[Carry, StepOutput]:
     """Give free slots their sample of `incoming`, then do one ACT step of every slot.
 
     The returned carry is detached and its `steps` counted, but its `halted` is still the old one:
     the caller decides halting (`decide_halting` in training, the step limit in evaluation).
     `encoded` replaces encoding anew (evaluation). `cache_context` reuses the encoding of a
-    sample's first step, so the later steps send it no gradient (the negative control).
+    sample's first step, so the later steps send it no gradient (the negative control). `search`
+    gives a shift of the contexts [B, P, D], which the decoder reads them with; `encoding` is
+    without it.
     """
     free = carry.halted
     column = free[:, None, None]
@@ -105,8 +109,11 @@ def act_step(
     if cache_context:
         old = torch.zeros_like(encoded.tokens) if carry.context is None else carry.context
         encoded, fresh = replace(encoded, tokens=torch.where(column, encoded.tokens, old)), free
+    read = encoded.tokens
+    if search is not None:
+        read = read + search(batch, encoded).to(read.dtype)
     z_H, z_L, logits, q = model.decoder(
-        batch.inputs, encoded.tokens, z_H, z_L, batch.lane, encoded.real, encoded.places
+        batch.inputs, read, z_H, z_L, batch.lane, encoded.real, encoded.places
     )
     after = Carry(
         batch=batch,

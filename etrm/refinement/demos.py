@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from etrm.arc.grid import PAD
 from etrm.data.batch import Batch
 from etrm.data.packing import TokenBounds
 from etrm.models.act import Model, StepOutput
@@ -46,6 +47,26 @@ def leave_one_out(batch: Batch) -> Demos:
     fields |= {"inputs": batch.demo_inputs[sample, demo], "demo_mask": shown}
     fields |= {"labels": batch.demo_outputs[sample, demo]}
     return Demos(_like(batch, fields, sample), sample, count)
+
+
+def left_out(batch: Batch, number: int) -> Demos:
+    """Return the demo of this `number` of every sample as a query, shown the others.
+
+    `leave_one_out` in a shape that is known without a look at the demos: a sample with fewer demos
+    is asked for nothing.
+    """
+    count = batch.demo_mask.sum(dim=1)
+    slots = torch.arange(batch.demo_mask.shape[1], device=count.device)
+    shown = batch.demo_mask & ((slots != number) | (count == 1)[:, None])
+    asked = batch.demo_mask[:, number]
+    queries = replace(
+        batch,
+        inputs=batch.demo_inputs[:, number],
+        labels=torch.where(asked[:, None], batch.demo_outputs[:, number], PAD),
+        demo_mask=shown,
+        noise=None,  # variational sources give their mean
+    )
+    return Demos(queries, torch.arange(len(batch), device=count.device), asked.long())
 
 
 def expanded(batch: Batch, copies: int) -> Batch:

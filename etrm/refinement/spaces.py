@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ class Space:
 
     def __init__(self, model: Model, batch: Batch, demos: Demos, act_steps: int) -> None:
         self.model, self.batch, self.demos, self.steps = model, batch, demos, act_steps
-        self.keys = content_keys(batch)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Return the numbers of the samples [B] int64 from which their random numbers follow."""
+        return content_keys(self.batch)
 
     @property
     def unit(self) -> Tensor:
@@ -80,9 +85,10 @@ class TokenSpace(Space):
     alone is moved. A recurrent encoder's contexts have the same shift at every ACT step.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, encoded: Encoded | None = None) -> None:
+        """Encode the batch, unless `encoded` is its encoding, and the leave-one-out queries."""
         super().__init__(*args)
-        self.all = encodings(self.model, self.batch, 1)[0]
+        self.all = encodings(self.model, self.batch, 1)[0] if encoded is None else encoded
         self.others = encodings(self.model, self.demos.batch, self.steps)
         self.origin = self.all.tokens.float()
         self.free = self.origin.new_ones(*self.origin.shape[:2], 1)  # [B, P, 1]: may be moved

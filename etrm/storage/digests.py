@@ -10,7 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.config.registry import CONTEXT_SOURCES, outside_file, outside_packages
+from etrm.config.registry import (
+    CONTEXT_SOURCES,
+    SEARCH_STEP,
+    outside_file,
+    outside_packages,
+)
+from etrm.config.study import RunConfig
 from etrm.storage.code_digest import ModuleCode, reachable, read_code, read_definitions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -139,9 +145,17 @@ def evaluation_key(
     return digest([RESULT_FORMAT, stage, config, run_key, [weights, *tables], code])
 
 
-def train_code(source: str) -> tuple[str, ...]:
-    """Return the definitions that determine a run with this context source."""
-    return (*TRAINING, CONTEXT_SOURCES[source])
+def train_code(source: str, searches: bool = False) -> tuple[str, ...]:
+    """Return the definitions that determine a run with this context source.
+
+    `searches`: it takes steps of latent search in training.
+    """
+    return (*TRAINING, CONTEXT_SOURCES[source], *((SEARCH_STEP,) if searches else ()))
+
+
+def run_code(run: RunConfig) -> tuple[str, ...]:
+    """Return the definitions that determine a run of this configuration."""
+    return train_code(run.context.source, run.train.search_from is not None)
 
 
 def score_code(source: str, stage: str = "evaluation") -> tuple[str, ...]:

@@ -23,10 +23,10 @@ from etrm.storage.digests import (
     code_digest,
     code_digests,
     evaluation_key,
+    run_code,
     run_key,
     score_code,
     source_file,
-    train_code,
 )
 from etrm.storage.files import file_digest, table_digest, truth_digest
 from etrm.storage.first_weights import ParentError
@@ -100,9 +100,9 @@ class StudyStatus:
         return self._runs[run]
 
     def _run(self, run: Run) -> Status:
-        today, key = plain(self.layout.config_of(run)), self.key(run)
-        code = train_code(today["context"]["source"])
-        found = self._compared(self.layout.run_files(run), "run.json", today, code)
+        config, key = self.layout.config_of(run), self.key(run)
+        files, code = self.layout.run_files(run), run_code(config)
+        found = self._compared(files, "run.json", plain(config), code)
         then, now = ((found.record or {}).get("init") or {}).get("sha256"), self.first_weights(run)
         states = (self.layout.state / key[:16]).glob(STATES) if key else ()
         steps = [path.stem.removeprefix("step") for path in states]
@@ -165,9 +165,9 @@ class StudyStatus:
         tables, weights = self._tables(), self.first_weights(run)
         if len(tables) < 2 or (weights is None and self.layout.parent_path(run) is not None):
             return None
-        today = plain(self.layout.config_of(run))
-        code = code_digest(*train_code(today["context"]["source"]))
-        return run_key(today, list(tables.values()), weights, code)
+        config = self.layout.config_of(run)
+        code = code_digest(*run_code(config))
+        return run_key(plain(config), list(tables.values()), weights, code)
 
     def weights(self, run: Run) -> str | None:
         """Return the SHA-256 of the current run's weights, in its folder or in the cache."""

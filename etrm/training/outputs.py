@@ -19,7 +19,7 @@ from etrm.models.compute import device_name
 from etrm.runtime.disk_wait import obstacle, until_written
 from etrm.runtime.environment import environment, versions
 from etrm.storage.checkpoint import clear_states, save_weights
-from etrm.storage.digests import code_digest, code_digests, commit, train_code
+from etrm.storage.digests import code_digest, code_digests, commit, run_code
 from etrm.storage.files import file_digest, write_json_atomic
 from etrm.storage.result_cache import RUN_FILES, cache_result
 from etrm.training.initial_weights import Parent
@@ -47,7 +47,7 @@ def run_record(
     identity of those that the tasks came from.
     """
     trainer, run, ranks = recorder.trainer, recorder.trainer.run, recorder.ranks
-    tasks, code = trainer.corpus.tasks, train_code(run.context.source)
+    tasks, code = trainer.corpus.tasks, run_code(run)
     parents = [] if parent is None or parent.record is None else [parent.record]
     if ranks.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(ranks.device)

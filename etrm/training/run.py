@@ -25,7 +25,7 @@ from etrm.runtime.interruption import Interruption
 from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease
 from etrm.storage.checkpoint import CheckpointError, clear_states, remove_temporaries
-from etrm.storage.digests import code_digest, run_key, train_code
+from etrm.storage.digests import code_digest, run_code, run_key
 from etrm.storage.files import table_digest
 from etrm.storage.records import read_run
 from etrm.storage.result_cache import RUN_FILES, restore_result
@@ -85,7 +85,7 @@ def train_run(
             tables = paths.tasks, paths.augmentations
             data = {table.stem: table_digest(table) for table in tables}
             weights = None if parent is None else parent.sha256
-            code = code_digest(*train_code(run.context.source))
+            code = code_digest(*run_code(run))
             key = run_key(plain(run), list(data.values()), weights, code)
             states, store = paths.state / key[:16], paths.state / "finished" / name
             while ranks.max_(int(not lease.take(key))):

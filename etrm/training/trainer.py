@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from etrm.config.execution import ExecutionConfig
+from etrm.config.registry import SEARCH_STEP, load_definition
 from etrm.config.study import HaltingConfig, RunConfig
 from etrm.data import counter_random as random
+from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.evaluation.decode import LaneQuestions, all_variants, mean_metrics, thin_out
 from etrm.models.act import Carry, Model, StepOutput, act_step, decide_halting
 from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
+from etrm.models.encoders.base import Encoded
 from etrm.models.losses import SampleLoss, sample_losses
 from etrm.runtime.distributed import Ranks
 from etrm.training.contrast import Contrast
@@ -225,8 +228,9 @@ class Trainer:
     def _forward_backward(self, group: LaneSlots) -> tuple[StepOutput, SampleLoss, Tensor]:
         """Do an ACT step of a micro-batch; return its output, losses, and who halted [B] bool."""
         incoming = group.batch(self.step_number)
-        with computing(self.model, self.compute):
-            carry, output = act_step(self.model, group.carry, incoming, self.train.cache_context)
+        model, cache = self.model, self.train.cache_context
+        with computing(model, self.compute):
+            carry, output = act_step(model, group.carry, incoming, cache, search=self._search())
             if self.contrast.active:
                 output.losses["contrastive"] = self.contrast.loss(carry.batch, output.encoding)
         losses = sample_losses(output, carry.batch.labels)
@@ -238,6 +242,14 @@ class Trainer:
         if group.host_tracker is not None:
             group.host_tracker.record_halted(carry.halted)
         return output, losses, carry.halted
+
+    def _search(self) -> Callable[[Batch, Encoded], Tensor] | None:
+        """Return the search that this step's contexts are moved by; None before there is any."""
+        start = self.train.search_from
+        if start is None or self.step_number <= start:
+            return None
+        step = load_definition(SEARCH_STEP)
+        return partial(step, self.model, lr=self.train.search_lr, dtype=self.compute.dtype)
 
     def _halting(
         self, carry: Carry, q_halt: Tensor, slots: Tensor, halting: HaltingConfig

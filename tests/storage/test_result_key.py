@@ -30,6 +30,7 @@ KEYS = {f"train {s}": train_code(s) for s in SOURCES} | {
     f"score {s}": score_code(s) for s in SOURCES
 }
 KEYS["refine standard"] = score_code("standard", "refinement")
+KEYS["train searching standard"] = train_code("standard", searches=True)
 MODULES = {
     ".".join(("etrm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
         ".__init__"
@@ -126,12 +127,15 @@ OTHER = {
         "solved.min(0)",
         "score *|refine *",
     ),
-    "the steps of a search": ("refinement/search.py", "(0.9, 0.999)", "(0.9, 0.99)", "refine *"),
+    "the steps of a search": (
+        *("refinement/search.py", "(0.9, 0.999)", "(0.9, 0.99)", "refine *|train searching *"),
+    ),
+    "search in training": ("refinement/step.py", "score / count", "score", "train searching *"),
     "the objective of a search": (
         "refinement/demos.py",
         "-losses.lm.double()",
         "losses.lm",
-        "refine *",
+        "refine *|train searching *",
     ),
     "the choice of attempts": (
         "refinement/scores.py",

@@ -29,6 +29,8 @@ def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
     train = {"steps": STEPS, "batch_size": 7, "log_every": 5, "grad_clip": 0.5, **train}
+    if source == "standard":
+        train |= {"search_from": 14}  # after what is resumed
     draw = {"embedding": "question", "standard": "task"}[source]
     episodes = {"draw": draw, "canvas": [3, [4, 5]]}
     blocks: dict[str, Any] = {"halting": {"max_steps": 4}, "episodes": episodes}

@@ -18,7 +18,7 @@ from etrm.storage.first_weights import ParentError
 from etrm.study.stale import StudyStatus, check_records
 from etrm.storage.result_cache import REFINEMENT_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, score_code, script_digest, train_code
+from etrm.storage.digests import code_digest, run_code, score_code, script_digest
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
@@ -45,8 +45,8 @@ config["resolved"] = resolved = to_yaml(STUDY)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def run_code(run):
-    return code_digest(*train_code(STUDY.experiments[run.experiment].context.source))
+def code_of_run(run):
+    return code_digest(*run_code(LAYOUT.config_of(run)))
 
 
 # As this process began: whether each gate was open (without a verdict, a pass is expected), and
@@ -127,7 +127,7 @@ def config_of(stage):
 
 
 def code_of(wildcards):
-    return run_code(run_of(wildcards, "full"))
+    return code_of_run(run_of(wildcards, "full"))
 
 
 def code_of_evaluation(wildcards):

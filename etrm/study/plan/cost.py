@@ -70,6 +70,8 @@ def training_kind(config: Row) -> str:
     """Return a key that is equal for runs whose steps cost the same for each sample."""
     train = config["train"]
     some = [train[key] for key in ("batch_size", "dtype", "cache_context")]
+    if train.get("search_from") is not None:
+        some += [train["search_from"], train["steps"]]
     return _kind(config, some, config["decoder"]["frozen"])
 
 

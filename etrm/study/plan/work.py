@@ -44,7 +44,7 @@ class Demands:
     def of(self, run: RunConfig, trained: bool, held_out: bool = False) -> Demand:
         """Return the work of an ACT step of training, or of a prediction."""
         spread = self.spreads.of(run, held_out)
-        settings = (run.decoder.frozen, run.train.dtype, run.halting.max_steps)
+        settings = (run.decoder.frozen, run.train.dtype, run.halting.max_steps, searching(run))
         key = (run.model, run.context, *settings, trained, id(spread))
         if key not in self._known:
             self._known[key] = training(run, spread) if trained else answer(run, spread)
@@ -62,9 +62,17 @@ def training(run: RunConfig, spread: Spread) -> Demand:
         if of.source.loss_weights.get("contrastive"):  # its query's own pair is encoded as well
             encoder *= 1 + 1 / max(1.0, float((lane.demos.concat > 0).sum(axis=1).mean()))
         backward = decoder.backward(linear=linear) + encoder.backward()
-        return decoder.forward + encoder.forward + backward
+        demo = decoder.forward + decoder.backward(linear=FROZEN_BACKWARD) + encoder.forward
+        search = searching(run) * lane.demos.concat.shape[1] * demo  # as many as any sample has
+        return decoder.forward + encoder.forward + backward + search
 
     return Demand(spread.mean(flops), spread.mean(lambda lane: of.moved(lane, True)), of.counted)
+
+
+def searching(run: RunConfig) -> float:
+    """Return the share of a run's steps that search."""
+    start, steps = run.train.search_from, run.train.steps
+    return 0.0 if start is None else max(0.0, 1.0 - start / steps)
 
 
 def answer(run: RunConfig, spread: Spread) -> Demand:

@@ -463,11 +463,12 @@ def test_every_setting_is_read(config: type) -> None:
 # Settings that change a run of a few steps, each with another value.
 DIFFERENT: dict[str, dict[str, Any]] = yaml.safe_load("""
 model: {width: 32, heads: 4, layers: 2, expansion: 40.0, context_tokens: 3, H_cycles: 3,
-    L_cycles: 2, positions: rope_2d, rope_theta: 10.0}
+    L_cycles: 2, positions: rope_2d, rope_theta: 10.0,
+    loss_type: softmax_cross_entropy}
 halting: {max_steps: 1, exploration_prob: 0.0, loss_weight: 0.1}
 train: {batch_size: 7, lr: 2.0e-3, warmup_steps: 3, betas: [0.8, 0.95], weight_decay: 0.5,
     context_lr_scale: 0.5, context_frozen_steps: 2, grad_clip: 1.0e-3, ema_decay: 0.5,
-    cache_context: true, dtype: bf16}
+    search_from: 1, cache_context: true, dtype: bf16}
 episodes: {queries: test_pairs, draw: task, max_demos: 1, translate: false, translate_once: true,
     canvas: [5]}
 decoder: {frozen_steps: 2, frozen: true}
@@ -477,7 +478,7 @@ ELSEWHERE = {
     "episodes": "order shown min_demos",
     "train": "steps tasks variants hoist_casts embedding_lr embedding_weight_decay log_every"
     " save_every eval_every eval_episodes probe_every probe_tasks target_exact_accuracy"
-    " stop_on_health",
+    " stop_on_health new_tasks_every search_lr",
     "decoder": "init weights init_seed init_trust init_differs init_sha256",
 }
 
