@@ -106,6 +106,7 @@ def _parts(values: Iterable[ast.expr]) -> list[Any]:
 # --- definitions that results depend on, without text for people ---
 
 LOGGERS = {"log", "logging", "warnings"}  # a call of these, as a statement, changes no number
+COUNT = "Work"  # the class of `etrm.models.flops`
 TEXT_KEYWORDS = {"help", "unit", "doc", "description"}  # arguments of `option` for people
 
 
@@ -254,6 +255,15 @@ def is_prose(text: str) -> bool:
     return any(map(str.isspace, text)) and any(map(str.isalpha, text))
 
 
+def _counts(statement: ast.stmt) -> bool:
+    """Return whether it is a method that returns `Work`."""
+    returned = statement.returns if isinstance(statement, ast.FunctionDef) else None
+    names = (
+        [] if returned is None else [n.id for n in ast.walk(returned) if isinstance(n, ast.Name)]
+    )
+    return COUNT in names
+
+
 class _Numbers(ast.NodeTransformer):
     """Remove from a tree all that changes no number: text for people, annotations, log lines."""
 
@@ -307,6 +317,12 @@ class _Numbers(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
         return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        # A method that counts FLOPs tells what a plan costs, and no result.
+        if node.name != COUNT:
+            node.body = [part for part in node.body if not _counts(part)] or [ast.Pass()]
+        return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None

@@ -78,6 +78,10 @@ SAME = {
     "the reader of records": ("storage/records.py", None, "X = 1"),
     "how files are written": ("storage/files.py", "ZSTD_LEVEL = 9", "ZSTD_LEVEL = 3"),
     "a meaning in the tables": ("data/tables.py", '"rows of the input grid', '"height of the grid'),
+    "a count of FLOPs": (
+        *("models/encoders/lpn.py", "maps(self.bottleneck, latents)"),
+        "maps(self.expand, latents)",
+    ),
     "a helper that nothing uses": ("models/layers.py", None, "def unused(): return 1"),
 }
 # Every trainer has the code of TRM's table, which has an optimizer of its own.
