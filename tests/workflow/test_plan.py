@@ -184,7 +184,7 @@ def test_the_reason_is_the_change(finished: Path, tmp_path: Path, name: str) -> 
     jobs = [(job["rule"], job["experiment"], job["seed"]) for job in found["jobs"]]
     assert sum(found["counts"].values()) == len(jobs)
     own = {rule for rule, _, _ in jobs} & {"train_pretrain", "train_overfit", "verdict"}
-    own |= {rule for rule, _, _ in jobs} & {"train_full", "evaluate_run"}
+    own |= {rule for rule, _, _ in jobs} & {"train_full", "evaluate_run", "refine_run"}
     counted = sum(count for rule, count in found["counts"].items() if rule in own)
     assert found["totals"]["jobs"] == counted == sum(s["job"] for s in found["stages"])
     for (experiment, stage), (state, why) in whys.items():

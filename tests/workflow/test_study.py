@@ -14,6 +14,7 @@ import pytest
 from projects import STUDY, copy_project, planned, snakemake, variant
 
 from etrm.report.registry import FIGURES
+from etrm.storage.result_cache import SCORE_FILES
 
 PASSING, OTHER, CONTROL = "etrm_act4", "etrm_act2", "etrm_cached"
 
@@ -116,7 +117,7 @@ def test_an_evaluation_is_shared_by_jobs_and_a_failed_one_costs_itself(study: Pa
     run = snakemake(study, "--cores", "1", target, config=config)
     assert run.returncode == 0, run.stdout + run.stderr
     shared = contents(folder)
-    assert set(shared) == {"predictions.parquet", "score.json", "submission.json"}
+    assert set(shared) == set(SCORE_FILES)
     assert planned(snakemake(study, "-n", target, config=config)) == {}
 
     # Another number of jobs finds the evaluation finished.
