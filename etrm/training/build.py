@@ -83,7 +83,7 @@ def training_data(
     questions = training_questions(corpus, hidden, run.episodes, needs_demos)
     # A lane must hold the answer too, where the loss needs it.
     episodes = group_by_lane(corpus, questions, canvas, see_answers=True, numbers=numbers)
-    renewal = make_renewal(run, tasks, records, held_out, device)
+    renewal = make_renewal(run, tasks, records, held_out, numbers, device)
     if renewal is not None:
         episodes = [without_bounds(each) for each in episodes]
     return corpus, episodes, renewal

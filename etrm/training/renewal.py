@@ -41,6 +41,7 @@ class Renewal:
 
     run: RunConfig
     worlds: tuple[tuple[WorldSource, int], ...]
+    numbers: tuple[int, ...]  # of demos that training draws from; (): all are shown
     device: torch.device
     unproven: tuple[str, ...]  # sources of new tasks that may hold held-out ones
 
@@ -59,7 +60,8 @@ class Renewal:
         variants = {task.id: draw_variants(task, 1, seed=0) for task in tasks}
         corpus = Corpus(tasks, variants, self.device)
         questions = training_questions(corpus, (), self.run.episodes, needs_demos=True)
-        (episodes,) = group_by_lane(corpus, questions, self.run.episodes.canvas, see_answers=True)
+        canvas, numbers = self.run.episodes.canvas, self.numbers
+        [episodes] = group_by_lane(corpus, questions, canvas, see_answers=True, numbers=numbers)
         return corpus, without_bounds(episodes)
 
 
@@ -76,6 +78,7 @@ def make_renewal(
     tasks: Path,
     used: Sequence[TaskRecord],
     held_out: Sequence[TaskRecord],
+    numbers: tuple[int, ...],
     device: torch.device,
 ) -> Renewal | None:
     """Return the renewal of the training tasks `used`; None for a run that keeps its tasks.
@@ -86,9 +89,9 @@ def make_renewal(
     """
     if run.train.new_tasks_every is None:
         return None
-    options = {name: each["options"] for name, each in read_sources(tasks).items()}
+    options = {name: each.get("options") for name, each in read_sources(tasks).items()}
     counts = Counter(record.source for record in used)
-    fixed = [name for name in counts if options[name] is None or options[name]["augment"]]
+    fixed = [name for name in counts if (options[name] or {"augment": True})["augment"]]
     found = None
     if fixed:
         found = f"tasks of {', '.join(fixed)}, expected worlds alone, of tasks without variants"
@@ -104,7 +107,7 @@ def make_renewal(
     worlds = tuple((parse(WorldSource, options[name]), count) for name, count in counts.items())
     families = {_family(options[record.source]) for record in (*used, *held_out)}
     unproven = () if len(families) == 1 else tuple(f"new tasks of {name}" for name in counts)
-    return Renewal(run, worlds, device, unproven)
+    return Renewal(run, worlds, numbers, device, unproven)
 
 
 def _family(options: Mapping[str, Any] | None) -> str:

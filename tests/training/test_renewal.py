@@ -50,7 +50,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 
 def run_of(**changes: Any) -> RunConfig:
     train = {"new_tasks_every": EVERY, "steps": 8, **changes.pop("train", {})}
-    return make_run(changes.pop("source", "perceiver"), train=train, episodes=EPISODES, **changes)
+    episodes = EPISODES | changes.pop("episodes", {})
+    return make_run(changes.pop("source", "perceiver"), train=train, episodes=episodes, **changes)
 
 
 def trainer_of(run: RunConfig, paths: RunPaths) -> Trainer:
@@ -99,6 +100,26 @@ def test_a_run_with_new_tasks_resumes_bit_for_bit(paths: RunPaths) -> None:
         whole.step()
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_new_tasks_show_as_many_demos_as_the_first(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uniform numbers of demos are drawn in every period."""
+    shown: dict[int, set[int]] = {}
+    batch_of = LaneSlots.batch
+
+    def spy(self: LaneSlots, step: int) -> Batch:
+        batch = batch_of(self, step)
+        shown[step] = set(batch.demo_mask.sum(dim=1).tolist())
+        return batch
+
+    monkeypatch.setattr(LaneSlots, "batch", spy)
+    numbers = {"shown": "uniform", "min_demos": 1, "max_demos": 3}
+    trainer = trainer_of(run_of(train={"batch_size": 64}, episodes=numbers), paths)
+    for _ in range(5):
+        trainer.step()
+    assert shown[1] == shown[5] == {1, 2, 3}
 
 
 def test_without_the_option_tasks_stay(paths: RunPaths, taken: dict[int, set[bytes]]) -> None:
