@@ -59,7 +59,7 @@ def contexts(study: StudyView) -> Figure:
         legend: dict[str, Line2D] = {}
         for (left, right), view, frame in zip(panels, shown, frames, strict=False):
             groups = _groups(frame, view, colours)
-            x = np.stack(frame["context"].to_list())
+            x = np.array(frame["context"].to_list())  # [T, F]; of a diverged run [0]
             _draw(left, _pca(x, 2), groups, f"{wrap(view.experiment, 24)}\nPCA")
             _draw(right, _tsne(x), groups, "t-SNE")
             legend |= {group.label: _mark(group) for group in groups if group.rows.any()}
@@ -92,13 +92,13 @@ def _colours(frames: Sequence[pd.DataFrame]) -> dict[str, str]:
 
 def _groups(frame: pd.DataFrame, view: RunView, colours: dict[str, str]) -> list[Group]:
     held_out = (frame["split"] == "evaluation").to_numpy()
-    if colours:
+    if colours and frame["rule"].notna().any():  # a study may have tasks of both kinds
         rule = frame["rule"].to_numpy()
         rare = ~np.isin(rule.astype(str), list(colours))
         named = [Group(name, colour, "o", rule == name) for name, colour in colours.items()]
         return [Group("other rules", PALE, "o", rare), *named]
     ranks: dict[str, Any] = (view.score or {}).get("ranks") or {}
-    right = np.array([all(r == 1 for r in ranks.get(t, [None])) for t in frame["task"]])
+    right = np.array([all(r == 1 for r in ranks.get(t, [None])) for t in frame["task"]], bool)
     return [
         Group("training or validation task", PALE, "o", ~held_out),
         Group("held-out task, wrong", WRONG, "X", held_out & ~right),

@@ -113,6 +113,16 @@ def test_every_run_has_two_panels(tmp_path: Path, known: bool) -> None:
     assert points == [60] * 6
 
 
+def test_tasks_of_unknown_rules_keep_their_marks_beside_a_world(tmp_path: Path) -> None:
+    world, arc = records(30), records(30, known=False)
+    views = [
+        with_contexts(tmp_path, "world", world, by_rule(world, 0.3)),
+        with_contexts(tmp_path, "arc", arc, by_rule(arc, 0.3), right=2),
+    ]
+    labels = {text.get_text() for text in drawn(views).legends[0].get_texts()}
+    assert labels >= {*RULES, "held-out task, right", "held-out task, wrong"}
+
+
 def test_collapsed_and_damaged_contexts_are_no_error(tmp_path: Path) -> None:
     tasks = records(12)
     one = with_contexts(tmp_path, "collapsed", tasks, np.ones((12, 40)))
@@ -121,5 +131,8 @@ def test_collapsed_and_damaged_contexts_are_no_error(tmp_path: Path) -> None:
     fig = drawn([one, with_contexts(tmp_path, "diverged", tasks, broken)])
     words = " ".join(t.get_text() for axes in fig.axes for t in axes.texts)
     assert "differ" in words
+    gone = with_contexts(tmp_path, "gone", tasks, np.full((12, 40), np.nan))
+    assert sum("differ" in t.get_text() for a in drawn([gone]).axes for t in a.texts) == 2
+    assert neighbours([gone]).text.empty
     assert len(neighbours([one]).text) == 1
     assert drawn([]).axes
