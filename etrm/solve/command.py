@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -27,13 +27,22 @@ def add_solve_options(parser: ArgumentParser) -> None:
     add("tasks", nargs="+", metavar="TASK", help=f"{forms}; test outputs may be missing")
     add("--run", required=True, metavar="FOLDER", help="a run folder, as …/full/seed0")
     few = "augmented puzzles that vote; default: 32, or 1 of a run that was trained without"
-    add("--variants", type=int, metavar="N", help=few)
+    add("--variants", type=_at_least(1), metavar="N", help=few)
     searched = "steps of latent search for contexts by which the demos are likely; default: none"
-    add("--search", type=int, default=0, metavar="K", help=searched)
+    add("--search", type=_at_least(0), default=0, metavar="K", help=searched)
     add("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     add("--weights", choices=("ema", "raw"), default="ema", help="%(default)s by default")
     add("--out", default=OUT, metavar="FOLDER", help="of submission.json and pictures: %(default)s")
     add("--skip", action="store_true", help="leave out tasks that are too large for the run")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"found {text}, expected a whole number from {least}")
+        return int(text)
+
+    return number
 
 
 def run(given: Namespace) -> int:
