@@ -140,10 +140,7 @@ def evaluate_run(
     seconds = None if shards else round(time.perf_counter() - began, 3)
     made_on = {"device": device_name(target), "seconds": seconds, "environment": environment()}
     result = score_run(evaluation, questions, table) | made_on
-    if config.shuffled and context_source(evaluation.run.context.source).needs_demos:
-        result["shuffled"] = score_shuffled(evaluation, target, compile)
-    if (readout := score_readout(evaluation)) is not None:
-        result["readout"] = readout
+    result |= score_controls(evaluation, target, compile)
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "predictions.parquet", table)
     write_json_atomic(out / "submission.json", submission(voting_rows(table), questions.tasks))
@@ -323,6 +320,17 @@ def score_run(
         **score(voting_rows(predictions), tasks, ks=config.pass_k, variants=config.variants),
         "by_step": means_by_step(predictions),
     }
+
+
+def score_controls(evaluation: Evaluation, device: torch.device, compile: str) -> dict[str, Any]:
+    """Return `shuffled` and `readout`, of an encoder and where they are asked for or known."""
+    reads = context_source(evaluation.run.context.source).needs_demos
+    found: dict[str, Any] = {}
+    if evaluation.config.shuffled and reads:
+        found["shuffled"] = score_shuffled(evaluation, device, compile)
+    if (readout := score_readout(evaluation)) is not None:
+        found["readout"] = readout
+    return found
 
 
 def score_shuffled(evaluation: Evaluation, device: torch.device, compile: str) -> dict[str, Any]:
