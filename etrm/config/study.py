@@ -47,7 +47,7 @@ class ModelConfig:
     rope_theta: float = option("base of the rotary frequencies", 10000.0, gt=0)
     loss_type: str = option(
         "how logits become the probabilities of an answer, in the loss: `stablemax_cross_entropy`,"
-        " in float64, as TRM; `softmax_cross_entropy`, which learns rule worlds in half the steps",
+        " in float64, as TRM; `softmax_cross_entropy`",
         "stablemax_cross_entropy",
         choices=("stablemax_cross_entropy", "softmax_cross_entropy"),
     )
