@@ -80,9 +80,9 @@ SHIPPED = (
 )
 
 
-def python(folder: Path, *arguments: str) -> str:
-    """Return the output of a process of its own, with the code of that folder."""
-    run = subprocess.run(
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a process of its own, with the code of that folder."""
+    return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{folder}:{folder}/tests"},
@@ -90,7 +90,6 @@ def python(folder: Path, *arguments: str) -> str:
         text=True,
         timeout=300,
     )
-    return run.stdout + run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_contract_finds_options_that_nothing_reads(copy: Path) -> None:
     (copy / "etrm/models/encoders/average.py").write_text(BAD)
-    found = python(copy, *CONTRACT)
+    found = python(copy, *CONTRACT).stdout
     for option in ("sharpness", "layers"):
         name = f"test_every_option_changes_the_weights_or_the_output[average-{option}=2]"
         assert name in found, found
@@ -123,7 +122,6 @@ def test_a_new_encoder_is_a_file_and_a_line(copy: Path) -> None:
     python(copy, "-m", "etrm.config.json_schema", "config/schema.json")
     python(copy, "docs/code_map.py", "docs/code-map.md")
     for command in (CONTRACT, (*PYTEST, *SHIPPED)):
-        found = python(copy, *command)
-        assert " passed" in found, found
-        assert "failed" not in found, found
-        assert "error" not in found, found
+        run = python(copy, *command)
+        # By its exit code: 5 where no test was found. Its warnings may have any word in them.
+        assert run.returncode == 0, run.stdout + run.stderr
