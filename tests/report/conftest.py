@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fake
 import pytest
+import synthetic
 
-from etrm.report.run_view import RunView
+from etrm.report.run_view import RunView, StudyView
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,8 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
 @pytest.fixture(scope="session")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
     return fake.study(tmp_path_factory.mktemp("seeded"), seeds=3, steps=1000)
+
+
+@pytest.fixture(scope="session")
+def synthetic_study(tmp_path_factory: pytest.TempPathFactory) -> StudyView:
+    return synthetic.study(tmp_path_factory.mktemp("synthetic"))

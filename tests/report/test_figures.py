@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
+from readable import assert_readable, words_of
 
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
@@ -39,38 +37,6 @@ def study(views: list[RunView], style: FigureStyle = STYLE) -> StudyView:
     return StudyView(views, style, HealthConfig())
 
 
-def texts(fig: Figure) -> list[tuple[str, Bbox]]:
-    """All visible text of a figure with its box in pixels, without ticks outside of the view."""
-    fig.draw_without_rendering()
-    hidden = set()
-    for axes in fig.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
-                shown = axes.axison and low <= tick.get_loc() <= high
-                hidden |= {label for label in (tick.label1, tick.label2) if not shown}
-        if not axes.axison:
-            hidden |= {axes.xaxis.label, axes.yaxis.label}
-    found = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    found = [text for text in found if text not in hidden]
-    return [(text.get_text(), text.get_window_extent()) for text in found]
-
-
-def assert_readable(fig: Figure) -> None:
-    """No text over text, none outside of the page, and the legend beside the panels."""
-    found = texts(fig)
-    assert found
-    for (one, box), (other, its) in itertools.combinations(found, 2):
-        assert not box.padded(-0.5).overlaps(its.padded(-0.5)), f"{one!r} lies over {other!r}"
-    for text, box in found:
-        inside = fig.bbox.padded(1.0)
-        assert inside.contains(box.x0, box.y0), f"{text!r} leaves the page"
-        assert inside.contains(box.x1, box.y1), f"{text!r} leaves the page"
-    for legend in fig.legends:
-        for axes in fig.axes:
-            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
-
-
 def test_text_over_text_would_be_found(views: list[RunView]) -> None:
     fig = training_curves(study(views))
     fig.axes[0].text(0.5, 1.08, "in the way", transform=fig.axes[0].transAxes, ha="center")
@@ -85,10 +51,6 @@ def labelled(axes: Axes) -> dict[str, Any]:
 
 def legend_of(fig: Figure) -> list[str]:
     return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
-
-
-def words_of(fig: Figure) -> str:
-    return " ".join(text.replace("\n", " ") for text, _ in texts(fig))
 
 
 def test_training_curves_show_each_stage_with_trm_dashed(views: list[RunView]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import fake
 import numpy as np
 import pytest
-from test_figures import assert_readable, study, words_of
+from readable import assert_readable, words_of
+from test_figures import study
 
 from etrm.report.correlation import rank_correlation
 from etrm.report.predictors import LEAST, predictors, strata

@@ -8,7 +8,8 @@ from typing import Any
 
 import fake
 import pytest
-from test_figures import assert_readable, study
+from readable import assert_readable
+from test_figures import study
 
 from etrm.evaluation.statistics import clopper_pearson
 from etrm.report.refinement import refinement

@@ -1,0 +1,45 @@
+"""Whether the text of a figure can be read: by matplotlib's own extents, at its own size."""
+
+from __future__ import annotations
+
+import itertools
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+
+def texts(fig: Figure) -> list[tuple[str, Bbox]]:
+    """All visible text of a figure with its box in pixels, without ticks outside of the view."""
+    fig.draw_without_rendering()
+    hidden = set()
+    for axes in fig.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                shown = axes.axison and low <= tick.get_loc() <= high
+                hidden |= {label for label in (tick.label1, tick.label2) if not shown}
+        if not axes.axison:
+            hidden |= {axes.xaxis.label, axes.yaxis.label}
+    found = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    found = [text for text in found if text not in hidden]
+    return [(text.get_text(), text.get_window_extent()) for text in found]
+
+
+def assert_readable(fig: Figure) -> None:
+    """No text over text, none outside of the page, and the legend beside the panels."""
+    found = texts(fig)
+    assert found
+    for (one, box), (other, its) in itertools.combinations(found, 2):
+        assert not box.padded(-0.5).overlaps(its.padded(-0.5)), f"{one!r} lies over {other!r}"
+    for text, box in found:
+        inside = fig.bbox.padded(1.0)
+        assert inside.contains(box.x0, box.y0), f"{text!r} leaves the page"
+        assert inside.contains(box.x1, box.y1), f"{text!r} leaves the page"
+    for legend in fig.legends:
+        for axes in fig.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def words_of(fig: Figure) -> str:
+    return " ".join(text.replace("\n", " ") for text, _ in texts(fig))
