@@ -16,13 +16,20 @@ NONE = "–"
 MARK = "†"  # of a mean over the seeds that passed the gate, where others did not
 SURVIVORS = f"{MARK} Mean over the seeds that passed the gate only; the others were stopped before."
 TERMINAL_WIDTH = 160  # columns
+WRAPPED = 32  # letters of a LaTeX cell, above which its column breaks lines
+ROWS = 40  # of one LaTeX `tabular`; more go on in another, which may stand on the next page
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "≥": r"$\geq$", "†": r"\dag{}"},
-    "−": "$-$",
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
+    **{"–": "--", "—": "---", "†": r"\dag{}", "…": r"\ldots{}", "−": "$-$", "≥": r"$\geq$"},
+    **{"≤": r"$\leq$", "→": r"$\to$", "×": r"$\times$", "±": r"$\pm$", "·": r"$\cdot$"},
+    **{"σ": r"$\sigma$", "μ": r"$\mu$", "²": "$^2$", "√": r"$\surd$", "≈": r"$\approx$"},
 }
+_NO_WIDER = (
+    r"\noindent\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi\par\medskip"
+)
 _CSS = (
     "body{font:13px sans-serif;margin:1em}table{border-collapse:collapse}"
     "th,td{padding:.4em .7em;border-bottom:1px solid #ddd;vertical-align:top;text-align:left}"
@@ -49,21 +56,45 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a `tabular` as wide as the text, and the notes; needs booktabs and graphicx."""
-    rows = [list(table.text.columns), *table.text.to_numpy().tolist()]
-    head, *body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
-    lines = [r"\resizebox{\linewidth}{!}{%"]
-    lines += [r"\begin{tabular}{" + "l" * len(table.text.columns) + "}"]
-    lines += [r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}%", "}"]
-    notes = [rf"\par\noindent{{\footnotesize {escape_latex(note)}\par}}" for note in table.notes]
-    return "\n".join([*lines, *notes, ""])
+    """Return `tabular`s no wider than the text, and the notes.
+
+    Needs the packages booktabs, graphicx and array.
+    """
+    text = table.text
+    long = [max(map(len, text[name]), default=0) > WRAPPED for name in text]
+    columns = "".join(r">{\raggedright\arraybackslash}p{16em}" if each else "l" for each in long)
+    head, *body = [_latex_row(row) for row in (list(text.columns), *text.to_numpy().tolist())]
+    lines = [r"\begingroup"]
+    for start in range(0, max(1, len(body)), ROWS):
+        lines += [r"\setbox0\hbox{\begin{tabular}{" + columns + "}", r"\toprule", head, r"\midrule"]
+        lines += [*body[start : start + ROWS], r"\bottomrule", r"\end{tabular}}%"]
+        lines += [
+            r"\noindent\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi\par"
+        ]
+    notes = [rf"\noindent{{\footnotesize {escape_latex(note)}\par}}" for note in table.notes]
+    return "\n".join([*lines, *notes, r"\endgroup", ""])
+
+
+def _latex_row(cells: list[str]) -> str:
+    # Behind the `\\` of the row before, a bracket or an asterisk would be its argument.
+    guard = "{}" if cells and cells[0].startswith(("[", "*")) else ""
+    return guard + " & ".join(map(escape_latex, cells)) + r" \\"
 
 
 def to_html(table: Table) -> str:
-    """Return a page with the table and its notes, for the report."""
+    """Return a page with the table and its notes, for Snakemake's report."""
+    head = f'<!doctype html><meta charset="utf-8"><style>{_CSS}</style>'
+    return f"{head}{html_fragment(table)}\n"
+
+
+def html_fragment(table: Table) -> str:
+    """Return the table and its notes as HTML to put into a page, which has the style.
+
+    A `<div class="table">` that may scroll, and a `<p class="note">` for each note.
+    """
     body = table.text.to_html(index=False, border=0, justify="left")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    return f'<!doctype html><meta charset="utf-8"><style>{_CSS}</style>{body}{notes}\n'
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
+    return f'<div class="table">{body}</div>{notes}'
 
 
 def to_terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
@@ -95,5 +126,12 @@ def write_table(table: Table, stem: Path | str) -> list[Path]:
 
 
 def escape_latex(text: str) -> str:
-    """Return text that LaTeX shows as it is."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    """Return text that LaTeX shows as it is; of a letter that its fonts lack, the code point."""
+    return "".join(map(_latex_letter, text))
+
+
+def _latex_letter(letter: str) -> str:
+    if letter in _LATEX:
+        return _LATEX[letter]
+    known = letter == "\n" or " " <= letter <= "~" or "À" <= letter <= "ÿ"
+    return letter if known else f"[U+{ord(letter):04X}]"

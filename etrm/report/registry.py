@@ -31,6 +31,7 @@ TABLES = {
     "refinement": "etrm.report.refinement:refinement",
     "rules": "etrm.report.rules:rules",
     "neighbours": "etrm.report.neighbours:neighbours",
+    "published": "etrm.report.published:published",
 }
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 
