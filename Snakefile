@@ -27,6 +27,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
+        LAYOUT.page,
         LAYOUT.report,
         everything_absent,
     localrule: True

@@ -69,7 +69,8 @@ TARGETS = (
         "evaluate",
         "figures",
     ),
-    *("tables", "record", "records", "report", "train_pretrain", "train_overfit", "train_full"),
+    *("tables", "record", "records", "page", "report"),
+    *("train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
     *("refine", "refine_run"),
 )

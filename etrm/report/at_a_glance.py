@@ -12,7 +12,7 @@ from etrm.arc.parse import count
 from etrm.config.text import first_few
 from etrm.evaluation.pass_at_k import RULES_IN_WORDS
 from etrm.report.experiment_record import environment_text, held_out_text
-from etrm.report.formats import NONE
+from etrm.report.formats import NONE, percent
 from etrm.report.run_view import RunView
 from etrm.report.side_by_side import METRICS
 from etrm.report.tables import outcome
@@ -58,11 +58,11 @@ def _rows(folder: Path, view: RunView) -> Iterator[tuple[str, str]]:
     if view.verdict is not None:
         passed = "passed" if view.verdict["passed"] else "stopped"
         exact, bar = view.verdict["exact_accuracy"], view.verdict["threshold"]
-        yield "verdict", f"{passed}: exact match {_percent(exact)}, the bar is {_percent(bar)}"
+        yield "verdict", f"{passed}: exact match {percent(exact)}, the bar is {percent(bar)}"
     if view.score is not None:
         yield "score", _score(view.score)
         if exact := view.score.get("by_step", {}).get("exact_accuracy"):
-            shown = f"{_percent(exact[0])} after the first, {_percent(exact[-1])} after the last"
+            shown = f"{percent(exact[0])} after the first, {percent(exact[-1])} after the last"
             yield "ACT steps", f"{len(exact)}; exact match of single answers {shown}"
         yield "held out", held_out_text(view.score["held_out"])
     yield "made with", _made_with(run)
@@ -144,7 +144,7 @@ def _score(score: Mapping[str, Any]) -> str:
     parts = []
     for k, rules in score["pass"].items():
         values = [rules[rule]["value"] for rule in rules]
-        parts.append(f"pass@{k} {' / '.join(_percent(value) for value in values)}")
+        parts.append(f"pass@{k} {' / '.join(percent(value) for value in values)}")
     first = next(iter(score["pass"].values()))["task_fraction"]
     words = f"({' / '.join(RULES_IN_WORDS)}; {first['denominator']} tasks,"
     return f"{', '.join(parts)} {words} {score.get('variants', NONE)} variants)"
@@ -174,7 +174,3 @@ def _files(folder: Path) -> str:
 def _size(size: float) -> str:
     unit, scale = next((u, s) for u, s in _BYTES if size >= s or s == 1)
     return f"{size / scale:.3g} {unit}" if scale > 1 else f"{size:.0f} {unit}"
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f} %"

@@ -9,7 +9,7 @@ from typing import Any
 from etrm.config.compare import changes, flat
 from etrm.config.text import first_few
 from etrm.evaluation.pass_at_k import CREDIT_RULES, RULES_IN_WORDS
-from etrm.report.formats import NONE
+from etrm.report.formats import NONE, percent
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import ATTEMPTS, outcome
 from etrm.storage.files import atomic_write
@@ -95,8 +95,8 @@ def _configuration(view: RunView) -> list[str]:
 def _results(view: RunView) -> list[str]:
     run, verdict = view.run, view.verdict
     lines = [
-        f"- Train exact match at the end: {_percent(view.final('train/exact_accuracy'))}",
-        f"- Train token accuracy at the end: {_percent(view.final('train/accuracy'))}",
+        f"- Train exact match at the end: {percent(view.final('train/exact_accuracy'))}",
+        f"- Train token accuracy at the end: {percent(view.final('train/accuracy'))}",
         f"- Average ACT steps at the end: {_number(view.final('train/steps'))}",
         f"- Steps: {run.get('steps_done', NONE)} in {_number(run.get('seconds'))} s",
     ]
@@ -106,7 +106,7 @@ def _results(view: RunView) -> list[str]:
         threshold, evaluated = verdict["threshold"], view.series("all.exact_accuracy")
         reached = evaluated.index[evaluated >= threshold]
         first = reached[0] if len(reached) else "not reached at an evaluation"
-        gate = f"{_percent(verdict['exact_accuracy'])} (gate: {_percent(threshold)})"
+        gate = f"{percent(verdict['exact_accuracy'])} (gate: {percent(threshold)})"
         lines += [f"- Exact match over the episodes: {gate}", f"- Steps to reach the gate: {first}"]
         issues = [_finding(finding) for finding in verdict["diagnosis"]]
         lines += ["- Issues encountered: " + ("none" if not issues else ""), *issues]
@@ -138,9 +138,9 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
         for rule, one in rules.items():
             counted = f"{one['numerator']:.4g}/{one['denominator']}"
             counted += ", partial" if score["partial"] else ""
-            text = f"{_percent(one['value'])} ({counted})"
+            text = f"{percent(one['value'])} ({counted})"
             if one["ci95"]:
-                bounds = " to ".join(_percent(bound) for bound in one["ci95"])
+                bounds = " to ".join(percent(bound) for bound in one["ci95"])
                 text += f", 95 % interval {bounds} ({one['ci95_method']})"
             lines.append(f"- Test pass@{k} ({_RULES[rule]}): {text}")
     single, gain = score["single_variant_exact"], score["voting_gain"]["difference"]
@@ -151,8 +151,8 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
         asked += f" (**subset** of {score['tasks_of_split']})"
     return [
         *lines,
-        f"- Test exact match, predictions one by one: {_percent(single['value'])} ({counted})",
-        f"- Test token accuracy: {_percent(score['metrics'].get('all.accuracy'))}",
+        f"- Test exact match, predictions one by one: {percent(single['value'])} ({counted})",
+        f"- Test token accuracy: {percent(score['metrics'].get('all.accuracy'))}",
         f"- Voting gain: {NONE if gain is None else f'{100 * gain:+.1f} points'}",
         f"- Average ACT steps: {_number(score['metrics'].get('all.steps'))}",
         f"- Evaluated: {asked}, {score['variants']} variants",
@@ -175,8 +175,8 @@ def _judgement(view: RunView) -> str:
     if view.score["partial"]:
         return f"{outcome(view)} (not judged: exact match is of the answers that there are)"
     sign = "≥" if exact >= PASSING_TEST else "<"
-    used = f"test exact match {_percent(exact)} {sign} {_percent(PASSING_TEST)}, by single answers"
-    voted = [f"pass@{k} {_percent(view.test_metric(f'ARC/pass@{k}'))}" for k in ATTEMPTS]
+    used = f"test exact match {percent(exact)} {sign} {percent(PASSING_TEST)}, by single answers"
+    voted = [f"pass@{k} {percent(view.test_metric(f'ARC/pass@{k}'))}" for k in ATTEMPTS]
     text = f"({used}; voted: {', '.join(voted)})"
     if exact >= PASSING_TEST:
         return f"✅ pass {text}"
@@ -252,10 +252,6 @@ def environment_text(environment: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     return str(NONE if value is None else value).replace("|", "\\|")
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f} %"
 
 
 def _number(value: float | None) -> str:

@@ -97,6 +97,11 @@ def html_fragment(table: Table) -> str:
     return f'<div class="table">{body}</div>{notes}'
 
 
+def read_html(path: Path) -> str:
+    """Return the fragment in a page that `to_html` has made."""
+    return path.read_text(encoding="utf-8").partition("</style>")[2]
+
+
 def to_terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
     """Return aligned plain text, whose last column and notes are wrapped to the width."""
     cells = [list(table.text.columns), *table.text.to_numpy().tolist()]
@@ -123,6 +128,16 @@ def write_table(table: Table, stem: Path | str) -> list[Path]:
         with atomic_write(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return paths
+
+
+def number_of(number: int, noun: str) -> str:
+    """Render a number of things: `1 seed`, `3 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(value: float | None) -> str:
+    """Render a share as `5.0 %`."""
+    return NONE if value is None or pd.isna(value) else f"{100 * value:.1f} %"
 
 
 def escape_latex(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 FIGURES = {
@@ -33,6 +34,7 @@ TABLES = {
     "neighbours": "etrm.report.neighbours:neighbours",
     "published": "etrm.report.published:published",
 }
+PAGE = Path(__file__).parent / "page" / "page.html.jinja"  # the template of `index.html`
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 
 

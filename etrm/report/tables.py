@@ -97,7 +97,13 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_text(table: Table) -> str:
-    """Return the results for a terminal: the columns that decide, without seeds one by one."""
+    """Return the results for a terminal."""
+    exact = "Overfit, train, valid.: exact match."
+    return to_terminal(Table(table.numbers, brief(table), (exact, *table.notes)))
+
+
+def brief(table: Table) -> pd.DataFrame:
+    """Return of the results the columns that decide, as text, without seeds one by one."""
     rows = [row for _, row in table.numbers.iterrows()]
     text = table.text[["Experiment", "Stage"]].copy()
     text["Split"] = [_split(row, brief=True) for row in rows]
@@ -113,8 +119,7 @@ def to_text(table: Table) -> str:
         if not rows or set(cells) != {NONE}:
             text[title] = cells
     text["Status"] = table.text["Status"]
-    exact = "Overfit, train, valid.: exact match."
-    return to_terminal(Table(table.numbers, text, (exact, *table.notes)))
+    return text
 
 
 def outcome(view: RunView) -> str:

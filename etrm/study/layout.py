@@ -48,7 +48,8 @@ class Layout:
         self.root = Path(study.results) / study.study
         self.tasks = self.root / "data" / "tasks.parquet"
         self.augmentations = self.root / "data" / "augmentations.parquet"
-        self.report = self.root / "report.html"  # all in one page
+        self.page = self.root / "index.html"  # the study on one page, for a reader
+        self.report = self.root / "report.html"  # Snakemake's own: provenance
         self.config = self.root / "config.yaml"  # resolved: with every default
         self.state = self.root / "state"  # of interrupted runs, with leases and the cache
         self.wandb = self.root / "wandb"  # logs of W&B, also offline

@@ -122,7 +122,7 @@ def test_a_copied_study_says_its_own_name(study: Path) -> None:
     config = copy.deepcopy(STUDY) | {"study": "moved"}
     write(study, config)
     told = jobs_of(snakemake(study, "-n"))
-    assert {rule for rule, _, _ in told} == {"resolved_config", "report"}
+    assert {rule for rule, _, _ in told} == {"resolved_config", "page", "report"}
     assert planned_jobs(study) == told
     assert jobs_of(snakemake(study, "--cores", "1")) == told
     resolved = yaml.safe_load((study / "results/moved/config.yaml").read_text(encoding="utf-8"))

@@ -24,8 +24,8 @@ from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake,
 
 Config = dict[str, Any]
 Change = Callable[[Config, Path], object]
-SHOWN = {"figures", "tables", "report"}
-CONFIG = {"resolved_config", "report"}  # any change of the configuration
+SHOWN = {"figures", "tables", "page", "report"}
+CONFIG = {"resolved_config", "page", "report"}  # any change of the configuration
 
 
 def change(path: str, value: Any) -> Change:

@@ -12,13 +12,14 @@ from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
 from etrm.config.merging import merge
 from etrm.storage.result_cache import RUN_FILES
 from etrm.storage.records import DamagedFileError
-from etrm.report.registry import FIGURES, TABLES, modules
+from etrm.report.registry import FIGURES, PAGE, TABLES, modules
 from etrm.study.layout import SHARD_FILE, Layout, Run
 from etrm.storage.first_weights import ParentError
 from etrm.study.stale import StudyStatus, check_records
 from etrm.storage.result_cache import REFINEMENT_FILES, SCORE_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, run_code, score_code, script_digest
+from etrm.storage.digests import code_digest, digest, run_code, score_code, script_digest
+from etrm.storage.files import file_digest
 
 try:
     # Snakemake has read them already, and has kept the last of keys that stand twice.
@@ -120,6 +121,12 @@ def refinements_of(runs):
 def code_of_script(name):
     """Digest of a script's code. Its time says nothing: a fresh checkout is not another script."""
     return script_digest(CHECKOUT / "workflow/scripts" / f"{name}.py")
+
+
+def look_of_page():
+    """Digest of the page's template and of all captions."""
+    captions = sorted((CHECKOUT / "workflow/report").glob("*.rst"))
+    return digest([file_digest(path) for path in (PAGE, *captions)])[:16]
 
 
 def config_of(stage):

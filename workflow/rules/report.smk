@@ -91,6 +91,30 @@ rule resolved_config:
         "../scripts/config.py"
 
 
+rule page:
+    input:
+        LAYOUT.figure_files(),
+        LAYOUT.table_files(),
+        records(),
+        LAYOUT.config,
+        runs=finished,
+    output:
+        LAYOUT.page,
+    log:
+        ROOT / "logs/page.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        baseline=STUDY.baseline,
+        finalists=STUDY.finalists,
+        code=code_digest("etrm.report.page.build", "etrm.report.collect"),
+        look=look_of_page(),
+        script=code_of_script("page"),
+    script:
+        "../scripts/page.py"
+
+
 rule report:
     input:
         rules.figures.output,

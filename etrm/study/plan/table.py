@@ -21,7 +21,7 @@ DERIVED = "its "  # how a reason begins that follows from another job's
 # Jobs of no single stage, by their rules.
 OTHERS = {
     "data": ("tasks", "augment"),
-    **{name: (name,) for name in ("figures", "tables")},
+    **{name: (name,) for name in ("figures", "tables", "page")},
     "records": ("record",),
     "report": ("resolved_config", "report"),
 }
