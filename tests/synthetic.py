@@ -210,6 +210,7 @@ def _metrics(
             "validation.accuracy": 0.5 + 0.3 * done,
             "validation.lm_loss": 2 - done,
             "validation.tasks": 100.0,
+            "validation.count": 100.0 * VARIANTS,
         }
     first = []
     if encoder:

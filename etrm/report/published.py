@@ -103,10 +103,14 @@ def find(metric: str, benchmark: str = ARC1, split: str | None = None) -> list[P
 
 def published(views: Sequence[RunView] = (), baseline: str | None = None) -> Table:
     """Return the table of published numbers, which no run and no `baseline` changes."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for each in PUBLISHED:
         low, high = each.interval or (None, None)
-        row = {"name": each.name, "benchmark": each.benchmark, "split": each.split}
+        row: dict[str, object] = {
+            "name": each.name,
+            "benchmark": each.benchmark,
+            "split": each.split,
+        }
         rows.append(row | {"metric": each.metric, "published": each.value, "published_low": low})
         rows[-1] |= {"published_high": high, "tasks": each.tasks, "source": each.source}
     text = pd.DataFrame(
@@ -115,14 +119,14 @@ def published(views: Sequence[RunView] = (), baseline: str | None = None) -> Tab
             "Benchmark": [each.benchmark for each in PUBLISHED],
             "Evaluation tasks": [SPLITS[each.split] for each in PUBLISHED],
             "Metric": [each.metric for each in PUBLISHED],
-            "Published value": [_value(each) for each in PUBLISHED],
+            "Published value": [value_text(each) for each in PUBLISHED],
             "Source": [each.source for each in PUBLISHED],
         }
     )
     return Table(pd.DataFrame(rows), text, NOTES)
 
 
-def _value(each: Published) -> str:
+def value_text(each: Published) -> str:
     """Render `7.75 % [5.3, 10.8] (of 400)`, or a variance as it is."""
     if each.metric == VARIANCE:
         return f"{each.value:.3g}"

@@ -26,6 +26,15 @@ FIGURES = {
 }
 TABLES = {
     "results": "etrm.report.tables:results",
+    "splits": "etrm.report.setup_tables:splits",
+    "design_space": "etrm.report.setup_tables:design_space",
+    "hyperparameters": "etrm.report.setup_tables:hyperparameters",
+    "trm": "etrm.report.main_tables:trm",
+    "etrm": "etrm.report.main_tables:etrm",
+    "collapse": "etrm.report.collapse:collapse",
+    "mechanisms": "etrm.report.mechanisms:mechanisms",
+    "ablations": "etrm.report.ablations:ablations",
+    "compute": "etrm.report.compute:compute",
     "comparisons": "etrm.report.comparisons:comparisons",
     "selection": "etrm.report.selection:selection",
     "predictors": "etrm.report.predictors:predictors",

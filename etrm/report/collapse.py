@@ -1,0 +1,121 @@
+"""The table `collapse`: cross-sample variance beside train accuracy, and what is free of scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from etrm.report.estimates import (
+    OVER_TASKS,
+    STUDENT,
+    bracketed,
+    by_experiment,
+    over_seeds,
+    score_of,
+)
+from etrm.report.formats import NONE, Table
+from etrm.report.published import (
+    DETERMINISTIC,
+    EXACT,
+    RECURRENT,
+    SUBSET,
+    TRAINING,
+    VARIANCE,
+    VARIATIONAL,
+    find,
+)
+from etrm.report.run_view import RunView
+
+GUIDE = ((0.1, "collapsed"), (0.3, "limited"))  # variances below these; above: diverse
+BETWEEN, RANK, SWAP = (
+    f"encoder/{name}" for name in ("between_task_ratio", "effective_rank", "context_swap_drop")
+)
+MEASURES = {"variance": VARIANCE, "between_task": BETWEEN, "rank": RANK, "swap_drop": SWAP}
+NOTES = (
+    f"Brackets are 95 % intervals: of measures and of train exact match by {STUDENT} (none of a"
+    f" single seed), of pass@1 by {OVER_TASKS}.",
+    "By the guide: cross-sample variance below 0.1 collapsed, to 0.3 limited, above diverse. It has"
+    " a scale; the between-task ratio and the swap drop have none. Untrained: the ratio before the"
+    " first step, its floor. Swap drop: token accuracy lost with the contexts of other tasks.",
+    "Rows that are marked as published are the original ETRM's, of one run each.",
+)
+
+
+def collapse(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return the table of collapse; no experiment is compared with the `baseline`."""
+    numbers = collapse_table(views)
+    return Table(numbers, rendered(numbers), NOTES)
+
+
+def collapse_table(views: Sequence[RunView]) -> pd.DataFrame:
+    """Return a row for each experiment with an encoder, of its last stage, then published ones."""
+    rows = [_row(name, mine) for name, mine in by_experiment(views).items() if not mine[0].is_trm]
+    for model in (DETERMINISTIC, VARIATIONAL, RECURRENT):
+        row: dict[str, Any] = {"experiment": model, "stage": "published", "seeds": 1}
+        for name, metric, benchmark in (
+            ("variance", VARIANCE, TRAINING),
+            ("train_exact", EXACT, TRAINING),
+            ("pass@1", "pass@1", SUBSET),
+        ):
+            (number,) = (p for p in find(metric, benchmark) if p.name == model)
+            row[name] = number.value
+            if number.interval:
+                row |= {f"{name}_low": number.interval[0], f"{name}_high": number.interval[1]}
+                row["tasks"] = number.tasks
+        rows.append(row)
+    names = (*MEASURES, "between_task_untrained", "train_exact", "pass@1")
+    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["experiment", "stage", "seeds", *columns, "tasks"])
+
+
+def _row(name: str, views: Sequence[RunView]) -> dict[str, Any]:
+    row: dict[str, Any] = {"experiment": name, "stage": views[0].stage, "seeds": len(views)}
+    for key, metric in MEASURES.items():
+        row |= over_seeds((view.final(metric) for view in views), key)
+    row |= over_seeds((_untrained(view) for view in views), "between_task_untrained")
+    row |= over_seeds((train_exact(view) for view in views), "train_exact", share=True)
+    if (score := score_of(views)) is not None:
+        row |= {"pass@1": score.value, "pass@1_low": score.low, "pass@1_high": score.high}
+        row["tasks"] = score.tasks
+    return row
+
+
+def _untrained(view: RunView) -> float | None:
+    values = view.series(BETWEEN)
+    return float(values.loc[0]) if 0 in values.index else None
+
+
+def train_exact(view: RunView) -> float | None:
+    """Return the last exact match over all episodes, else that of the last training samples."""
+    evaluated = view.last("all.exact_accuracy")
+    return view.final("train/exact_accuracy") if evaluated is None else evaluated
+
+
+def zone(variance: float) -> str:
+    """Return the guide's word for a cross-sample variance."""
+    return next((word for bound, word in GUIDE if variance < bound), "diverse")
+
+
+def rendered(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as text, with column names for people."""
+    rows = [row for _, row in table.iterrows()]
+    tasks = ["" if pd.isna(row["tasks"]) else f" (of {row['tasks']:.0f})" for row in rows]
+    return pd.DataFrame(
+        {
+            "Model": [str(row["experiment"]) for row in rows],
+            "Stage": [str(row["stage"]) for row in rows],
+            "Seeds": [str(row["seeds"]) for row in rows],
+            "Cross-sample variance": [bracketed(row, "variance", "{:.3f}", "") for row in rows],
+            "By the guide": [
+                NONE if pd.isna(row["variance"]) else zone(row["variance"]) for row in rows
+            ],
+            "Train exact match": [bracketed(row, "train_exact") for row in rows],
+            "pass@1": [bracketed(row, "pass@1") + n for row, n in zip(rows, tasks, strict=True)],
+            "Between-task ratio": [bracketed(row, "between_task", "{:.2f}", "") for row in rows],
+            "Untrained": [bracketed(row, "between_task_untrained", "{:.2f}", "") for row in rows],
+            "Effective rank": [bracketed(row, "rank", "{:.1f}", "") for row in rows],
+            "Swap drop": [bracketed(row, "swap_drop", "{:.2f}", "") for row in rows],
+        }
+    )

@@ -1,0 +1,97 @@
+"""The tables `trm` and `etrm`: the baseline with its ladder, and the encoders, as a paper has them.
+
+Both are rows of the table `results`, with the columns that a paper shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from etrm.config.compare import changes, summary
+from etrm.report.comparisons import METHODS, paired, render_difference, render_p
+from etrm.report.estimates import by_experiment, changed_keys, settings
+from etrm.report.formats import NONE, Table
+from etrm.report.published import ARC1, find
+from etrm.report.published import value_text as published_text
+from etrm.report.run_view import RunView
+from etrm.report.tables import results
+
+ETRM_COLUMNS = (
+    *("Experiment", "Context", "Seeds", "Parameters", "Overfit exact match", "Gate"),
+    *("Train exact match", "Validation exact match", "pass@1", "pass@2"),
+    *("pass@1, demos of other tasks", "Test token accuracy", "Status"),
+)
+TRM_COLUMNS = ("Experiment", "Split", "Seeds", "Parameters", "Train exact match", "pass@1")
+CHANGE, GAIN = "Change", "Difference in pass@1, points"
+
+
+def etrm(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return the results of the experiments with an encoder; the `baseline` is marked."""
+    return _selected(results([v for v in views if not v.is_trm], baseline), ETRM_COLUMNS)
+
+
+def trm(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return the results of TRM, what each rung changes and what that does, and published scores.
+
+    A rung is compared with the TRM experiment above it that differs from it in the fewest keys, the
+    nearest of these.
+    """
+    table = _selected(results([v for v in views if v.is_trm], baseline), TRM_COLUMNS)
+    rungs = pd.DataFrame(_rungs(views), columns=RUNG_COLUMNS)
+    numbers = table.numbers.merge(rungs, on="experiment", how="left")
+    added: dict[str, Any] = {
+        "pass@2": results([v for v in views if v.is_trm], baseline).text["pass@2"],
+        CHANGE: [NONE if pd.isna(c) else str(c) for c in numbers["change"]],
+        GAIN: [render_difference(row) for _, row in numbers.iterrows()],
+        "p": [render_p(value) for value in numbers["p"]],
+    }
+    text = table.text.assign(**added)
+    known = set(rungs["method"].dropna())
+    notes = [words for method, words in METHODS.items() if method in known]
+    if notes:
+        notes.insert(0, "Change and difference: from the experiment that the change names.")
+    text = pd.concat([text, _published(list(text.columns))], ignore_index=True)
+    notes.append("Rows that are marked as published are no runs of this study.")
+    return Table(numbers, text, (*table.notes, *notes))
+
+
+RUNG_COLUMNS = (
+    "experiment",
+    *("compared_with", "change", "difference", "difference_low", "difference_high", "p", "method"),
+)
+
+
+def _rungs(views: Sequence[RunView]) -> list[dict[str, Any]]:
+    runs = {name: mine for name, mine in by_experiment(views).items() if mine[0].is_trm}
+    rows: list[dict[str, Any]] = []
+    above: list[str] = []
+    for name, mine in runs.items():
+        if mine[0].only_initialises:
+            continue
+        if above:
+            # Of the same number of keys, the last: a ladder goes on from the rung before.
+            near = min(reversed(above), key=lambda n: len(changed_keys(mine[0], runs[n][0])))
+            found = summary(changes(settings(mine[0]), settings(runs[near][0])))
+            row = {"experiment": name, "compared_with": near}
+            rows.append(row | {"change": f"from {near}: " + "; ".join(found or ["nothing"])})
+            pair = paired(mine, runs[near], 1)
+            rows[-1] |= {key: pair.get(key) for key in RUNG_COLUMNS[3:]}
+        above.append(name)
+    return rows
+
+
+def _published(columns: list[str]) -> pd.DataFrame:
+    rows = []
+    for each in [p for k in (1, 2) for p in find(f"pass@{k}", ARC1, "transductive")]:
+        row = dict.fromkeys(columns, NONE) | {each.metric: published_text(each)}
+        name = f"{each.name} (published, {each.source})"
+        rows.append(row | {"Experiment": name, "Split": "transductive: evaluation demos seen"})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _selected(table: Table, columns: Sequence[str]) -> Table:
+    shown = [name for name in columns if name in table.text]
+    return Table(table.numbers, table.text[shown], table.notes)

@@ -1,0 +1,177 @@
+"""The tables of an experiment section: `splits`, `design_space` and `hyperparameters`.
+
+All from the resolved configuration and the counts in each `run.json` and `score.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from etrm.config.compare import flat
+from etrm.report.estimates import by_experiment, settings
+from etrm.report.formats import NONE, Table
+from etrm.report.run_view import STAGES, RunView, asked, distinct
+
+MOST = 6  # values of a key that are shown one by one
+SPLIT_COLUMNS = (
+    "stage split sources experiments training_tasks puzzles questions validation_tasks"
+    " held_out_tasks of_split test_outputs not_fitting variants held_out seen"
+)
+
+
+def splits(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return what runs were trained on and asked about, a row for each kind of run."""
+    groups: dict[Any, list[RunView]] = {}
+    for view in views:
+        tasks = view.run.get("config", {}).get("train", {}).get("tasks")
+        groups.setdefault((view.stage, *asked(view), tasks), []).append(view)
+    ordered = sorted(groups.values(), key=lambda mine: STAGES.index(mine[0].stage))
+    numbers = pd.DataFrame(map(_split_row, ordered), columns=SPLIT_COLUMNS.split())
+    notes = (
+        "Counts, without error: tasks and their augmented puzzles; pairs that are asked about, in"
+        " every puzzle; test outputs that exceed their canvas count as wrong. Seen: held-out tasks"
+        " that have touched a weight, by id or by content, through parents too; – is not scored.",
+    )
+    return Table(numbers, _splits_text(numbers), notes)
+
+
+def _split_row(views: Sequence[RunView]) -> dict[str, Any]:
+    scores = [view.score for view in views if view.score is not None]
+    (split, sources), runs = asked(views[0]), [view.run for view in views]
+    validation = [view.last("validation.tasks") for view in views]
+    held_out = [score["held_out"] for score in scores]
+    statuses = {one["status"] for one in held_out}
+    weakest = next((s for s in ("seen", "not proven", "proven") if s in statuses), None)
+
+    def most(records: Iterable[dict[str, Any]], key: str) -> Any:
+        return max((record[key] for record in records if record.get(key) is not None), default=None)
+
+    return {
+        **{"stage": views[0].stage, "split": split},
+        "sources": "all" if sources is None else " ".join(sources),
+        "experiments": len({view.experiment for view in views}),
+        "training_tasks": max((len(run["tasks"]) for run in runs if "tasks" in run), default=None),
+        "puzzles": most(runs, "puzzles"),
+        "questions": max((sum(r["lanes"].values()) for r in runs if "lanes" in r), default=None),
+        "validation_tasks": max((n for n in validation if n is not None), default=None),
+        **{
+            "held_out_tasks": most(scores, "tasks_asked"),
+            "of_split": most(scores, "tasks_of_split"),
+        },
+        "test_outputs": most(scores, "test_outputs"),
+        "not_fitting": most(scores, "outputs_not_fitting_canvas"),
+        **{
+            "variants": most(scores, "variants"),
+            "held_out": weakest,
+            "seen": most(held_out, "seen"),
+        },
+    }
+
+
+def _splits_text(table: pd.DataFrame) -> pd.DataFrame:
+    rows = [row for _, row in table.iterrows()]
+
+    def column(name: str) -> list[str]:
+        return [NONE if pd.isna(row[name]) else f"{row[name]:,.0f}" for row in rows]
+
+    return pd.DataFrame(
+        {
+            "Stage": [str(row["stage"]) for row in rows],
+            "Split": [str(row["split"]) for row in rows],
+            "Sources": [str(row["sources"]) for row in rows],
+            "Experiments": column("experiments"),
+            "Training tasks": column("training_tasks"),
+            "Augmented puzzles": column("puzzles"),
+            "Pairs asked about": column("questions"),
+            "Validation tasks": column("validation_tasks"),
+            "Held-out tasks": [
+                asked_tasks if whole in (asked_tasks, NONE) else f"{asked_tasks} of {whole}"
+                for asked_tasks, whole in zip(
+                    column("held_out_tasks"), column("of_split"), strict=True
+                )
+            ],
+            "Test outputs": column("test_outputs"),
+            "Too large for their canvas": column("not_fitting"),
+            "Variants that vote": column("variants"),
+            "Seen": [
+                NONE if pd.isna(row["seen"]) else f"{row['seen']:.0f} ({row['held_out']})"
+                for row in rows
+            ],
+        }
+    )
+
+
+def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return every key in which experiments with an encoder differ, its values and the baseline's.
+
+    The configuration of an experiment is that of its last stage.
+    """
+    runs = {name: mine[0] for name, mine in by_experiment(views).items() if not mine[0].is_trm}
+    stages = {view.stage for view in runs.values()}
+    found = {name: settings(view) for name, view in runs.items()}
+    if len(stages) > 1:  # what a stage sets, `stages` of the study, is no choice of an experiment
+        found = {name: _not_of_stages(each) for name, each in found.items()}
+    rows, own = [], found.get(baseline or "", {})
+    for key in distinct(key for each in found.values() for key in each):
+        values = [_shown(each[key]) for each in found.values() if key in each]
+        counts = pd.Series(values).value_counts(sort=False)
+        if len(counts) > 1:
+            row = {"key": key, "values": len(counts), "experiments": len(values)}
+            row["explored"] = ", ".join(f"{value} ({n})" for value, n in counts.items())
+            rows.append(row | {"baseline": _shown(own[key]) if key in own else NONE})
+    numbers = pd.DataFrame(rows, columns=["key", "values", "explored", "experiments", "baseline"])
+    text = pd.DataFrame(
+        {
+            "Dimension": numbers["key"].astype(str),
+            "Values (experiments)": numbers["explored"].astype(str),
+            "Baseline": numbers["baseline"].astype(str),
+        }
+    )
+    count = f"{len(found)} experiments with an encoder"
+    return Table(numbers, text, (f"Of {count}; counts, without error.",))
+
+
+def _not_of_stages(each: dict[str, Any]) -> dict[str, Any]:
+    set_by_stages = ("train.steps", "train.tasks", "train.eval_", "train.target", "train.stop_")
+    return {key: value for key, value in each.items() if not key.startswith(set_by_stages)}
+
+
+def hyperparameters(views: Sequence[RunView], baseline: str | None = None) -> Table:
+    """Return every setting of TRM's pretraining and of both stages of ETRM, side by side."""
+    kinds: dict[str, Callable[[RunView], bool]] = {
+        "TRM": lambda view: view.is_trm,
+        "ETRM, overfit": lambda view: not view.is_trm and view.stage == "overfit",
+        "ETRM, full": lambda view: not view.is_trm and view.stage == "full",
+    }
+    found: dict[str, dict[str, list[str]]] = {}
+    for title, belongs in kinds.items():
+        for view in filter(belongs, views):
+            evaluation = {"evaluation": (view.score or {}).get("evaluation", {})}
+            for key, value in (settings(view) | dict(flat(evaluation))).items():
+                values = found.setdefault(key, {}).setdefault(title, [])
+                if (shown := _shown(value)) not in values:
+                    values.append(shown)
+    rows = [
+        {"key": key, **{title: _values(of.get(title, [])) for title in kinds}}
+        for key, of in found.items()
+    ]
+    numbers = pd.DataFrame(rows, columns=["key", *kinds])
+    notes = (
+        "Settings as resolved, without error. Where experiments differ, all values, or their number"
+        " (the table `design_space` has them).",
+    )
+    return Table(numbers, numbers.rename(columns={"key": "Setting"}), notes)
+
+
+def _values(values: Sequence[str]) -> str:
+    if len(values) > MOST:
+        return f"{len(values)} values"
+    return "; ".join(values) or NONE
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
