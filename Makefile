@@ -34,11 +34,9 @@ $(GENERATORS): envs/generators.txt $(STAMP)
 
 run: setup ## run the mini study, and print where its results are
 	$(THREADS) $(BIN)/snakemake --cores $(CORES)
-	@$(BIN)/etrm summary
 
 worlds: setup ## run the study of rule worlds: which encoders learn to read a rule, and what decides it
 	$(THREADS) $(BIN)/snakemake --cores $(CORES) --configfile config/worlds.yaml
-	@$(BIN)/etrm summary --configfile config/worlds.yaml
 
 test: setup ## run all tests but those on a real SLURM
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder --ignore tests/slurm tests

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -14,10 +13,9 @@ from pathlib import Path
 from etrm import api
 from etrm.config.load import read_study
 from etrm.errors import UserError, is_explained
-from etrm.runtime.terminal import use_stand_ins
+from etrm.runtime.terminal import use_stand_ins, width
 from etrm.solve.command import add_solve_options
-from etrm.storage.records import read_verdict
-from etrm.study.gate import describe
+from etrm.study.gate import outcome
 from etrm.study.layout import Layout, Run
 
 
@@ -145,43 +143,10 @@ def plan_text(given: Namespace) -> str:
 
 
 def _summary(given: Namespace) -> None:
-    """Print the results of a study, its verdicts, and where its files are."""
-    from etrm.report.collect import collect
-    from etrm.report.tables import results, to_text
+    """Print the results of a study, its verdicts, and what to open next."""
+    from etrm.study.summary import summary
 
-    study = read_study(given.configfile)
-    layout = Layout(study)
-    paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
-    verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
-    # A full run behind a gate that has since closed is not shown.
-    passed = {path.parent for path, verdict in verdicts.items() if verdict["passed"]}
-    runs = [
-        run
-        for run in layout.runs()
-        if run.stage != "full" or layout.verdict(run.experiment, run.seed).parent in passed
-    ]
-    files = [f for run in runs for f in layout.run_files(run)]
-    files += [f for run in layout.scored() if run in runs for f in layout.score_files(run)]
-    there = [f for f in [*files, *map(str, verdicts)] if Path(f).is_file()]
-    views = collect(there, study.finalists)
-    if not views:
-        print(f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study")
-        return
-    lines = [f"Study {study.study}", "", to_text(results(views, study.baseline)), "Gates"]
-    lines += [f"  {_outcome(verdict)}" for verdict in verdicts.values()]
-    formats = study.figures.formats
-    shown = "png" if "png" in formats else formats[0]  # one file for each figure
-    figures = [f for f in layout.figure_files() if f.endswith(shown)]
-    lines += ["", "Files"]
-    tables = [f for f in layout.table_files() if f.endswith(".md")]
-    for name in (*figures, *tables, str(layout.report)):
-        lines.append(f"  {name}{'' if Path(name).is_file() else '  (not made yet)'}")
-    print("\n".join(lines))
-
-
-def _outcome(verdict: dict[str, object]) -> str:
-    word = "passed " if verdict["passed"] else "stopped"
-    return f"{word}  {verdict['experiment']}, seed {verdict['seed']}: {describe(verdict)}"
+    print(summary(read_study(given.configfile)))
 
 
 def _doctor(given: Namespace) -> int:
@@ -214,7 +179,7 @@ def _run(given: Namespace) -> None:
         )
     verdict = api.train_all(study, given.experiment, given.seed, **options)
     if verdict is not None:
-        print(_outcome(verdict))
+        print(outcome(verdict))
         if not verdict["passed"]:
             path = Layout(study).verdict(given.experiment, given.seed)
             print(f"The full run has not been started; the reasons are in {path}")
@@ -222,7 +187,7 @@ def _run(given: Namespace) -> None:
 
 def _gate(given: Namespace) -> None:
     study = read_study(given.configfile)
-    print(_outcome(api.gate(study, given.experiment, given.seed)))
+    print(outcome(api.gate(study, given.experiment, given.seed)))
     print(Layout(study).verdict(given.experiment, given.seed))
 
 
@@ -251,7 +216,7 @@ def _show(given: Namespace) -> None:
 
 
 def _width() -> int:
-    return shutil.get_terminal_size(fallback=(120, 40)).columns
+    return width(otherwise=120)
 
 
 def _vote(given: Namespace) -> None:

@@ -16,6 +16,7 @@ NONE = "–"
 MARK = "†"  # of a mean over the seeds that passed the gate, where others did not
 SURVIVORS = f"{MARK} Mean over the seeds that passed the gate only; the others were stopped before."
 TERMINAL_WIDTH = 160  # columns
+LAST_COLUMN = 20  # at least: it is wrapped
 WRAPPED = 32  # letters of a LaTeX cell, above which its column breaks lines
 ROWS = 40  # of one LaTeX `tabular`; more go on in another, which may stand on the next page
 _LATEX = {
@@ -107,7 +108,7 @@ def to_terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
     cells = [list(table.text.columns), *table.text.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]  # in letters
     start = sum(widths[:-1]) + 2 * (len(widths) - 1)  # of the last column
-    room = max(20, width - start)
+    room = max(LAST_COLUMN, width - start)
     cells.insert(1, ["─" * each for each in (*widths[:-1], min(widths[-1], room))])
     lines = []
     for row in cells:

@@ -14,8 +14,17 @@ import pandas as pd
 
 from etrm.evaluation.pass_at_k import CREDIT_RULES, INTERVAL
 from etrm.evaluation.statistics import mean_interval, share_interval
-from etrm.report.formats import MARK, NONE, SURVIVORS, Table, to_terminal
+from etrm.report.formats import (
+    LAST_COLUMN,
+    MARK,
+    NONE,
+    SURVIVORS,
+    TERMINAL_WIDTH,
+    Table,
+    to_terminal,
+)
 from etrm.report.run_view import STAGES, RunView, credits_of, distinct, gate_counts
+from etrm.runtime.terminal import cut
 
 ATTEMPTS = (1, 2)
 OVER_SEEDS = f"{INTERVAL} at the effective number of tasks (Korn-Graubard)"
@@ -96,10 +105,39 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
     return text if table["shuffled_pass@1"].notna().any() else text.drop(columns=SHUFFLED)
 
 
-def to_text(table: Table) -> str:
-    """Return the results for a terminal."""
+def to_text(table: Table, width: int = TERMINAL_WIDTH) -> str:
+    """Return the results for a terminal.
+
+    Where they do not fit the `width`, those beside pass@1 are words in the last column.
+    """
+    text = brief(table)
+    if _least_width(text) > width:
+        text = _narrow(text)
+        names = text["Experiment"]
+        room = max(map(len, names), default=0) - max(0, _least_width(text) - width)
+        text["Experiment"] = [cut(name, max(room, len("Experiment"))) for name in names]
     exact = "Overfit, train, valid.: exact match."
-    return to_terminal(Table(table.numbers, brief(table), (exact, *table.notes)))
+    return to_terminal(Table(table.numbers, text, (exact, *table.notes)), width)
+
+
+def _least_width(text: pd.DataFrame) -> int:
+    """Return the columns of a terminal that a table needs, whose last column is wrapped."""
+    return sum(max(map(len, (name, *text[name]))) + 2 for name in text.columns[:-1]) + LAST_COLUMN
+
+
+def _narrow(text: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a terminal with all but pass@1 in the last one, in words."""
+    names = ("pass@2 %", "Valid. %", "Train %", "Overfit %", "Seeds")
+    beside = [name for name in names if name in text]
+    words = [
+        ", ".join(
+            [row["Split"], row["Status"]]
+            + [f"{n.rstrip(' %').lower()} {row[n]}" for n in beside if row[n] not in (NONE, "1")]
+        )
+        for _, row in text.iterrows()
+    ]
+    left = [name for name in ("Experiment", "Stage", "pass@1 %") if name in text]
+    return text[left].assign(**{"Beside it": words})
 
 
 def brief(table: Table) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from etrm.runtime.logs import say
+from etrm.runtime.terminal import is_taken
 
 EXIT_INTERRUPTED = 75  # tells the scheduler that the run resumes when it is started again
 
@@ -83,7 +84,7 @@ class Interruption:
         if self._at_once:
             self._at_once = False  # a second signal does not disturb the clearing up
             raise Interrupted(number, self.advanced)
-        if self._tell:  # not by print, which it may have interrupted
+        if self._tell and not is_taken():  # not by print, which it may have interrupted
             with suppress(OSError):  # of a file on a full disk
                 os.write(2, f"\n{self.why or signal_name(number)}: {self.doing}\n".encode())
 

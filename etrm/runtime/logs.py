@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etrm.errors import is_explained
+from etrm.runtime.terminal import is_taken
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -16,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def say(text: str, level: int = logging.INFO) -> None:
-    """Write a line to the log and to the terminal; once, where the log is the terminal."""
+    """Write a line to the log and to the terminal; once, where the log is the terminal.
+
+    A display of the study that has the terminal reads the log itself.
+    """
     log.log(level, "%s", text)
     streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
     if sys.stderr not in streams or not log.isEnabledFor(level):
@@ -25,8 +29,9 @@ def say(text: str, level: int = logging.INFO) -> None:
 
 def _print(text: str) -> None:
     """Print a line on the terminal, which may be a file on a full disk: that ends nothing."""
-    with suppress(OSError):
-        print(text, file=sys.stderr)
+    if not is_taken():
+        with suppress(OSError):
+            print(text, file=sys.stderr)
 
 
 def history_of(path: Path) -> Path:
@@ -59,8 +64,9 @@ def job_log(
     except Exception as error:
         if not is_explained(error):
             logging.exception("unexpected error")
-            raise
-        if path is not None:
+            if not is_taken():
+                raise
+        elif path is not None:
             logging.error("%s", error)
         _print(f"error: {name}{error}")
         sys.exit(1)

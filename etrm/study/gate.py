@@ -54,3 +54,9 @@ def describe(verdict: Mapping[str, Any]) -> str:
     if failed:
         return f"{text}, failed {failed}"
     return f"{text} ({hints})" if hints and not verdict["passed"] else text
+
+
+def outcome(verdict: Mapping[str, Any]) -> str:
+    """Return whose verdict it is, and whether it is passed, in one line."""
+    word = "passed " if verdict["passed"] else "stopped"
+    return f"{word}  {verdict['experiment']}, seed {verdict['seed']}: {describe(verdict)}"

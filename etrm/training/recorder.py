@@ -86,7 +86,8 @@ class Recorder:
             if not found.metric.startswith(CLOCKED):  # rows are the same in every run
                 self.tracker.log({"step": row["step"], f"health/{name}": LEVELS[severity]})
             if self.ranks.is_rank_zero:
-                log.warning("health, step %d: %s: %s", found.step, name, found.message)
+                level = logging.INFO if severity == "warn" else logging.WARNING
+                log.log(level, "health, step %d: %s: %s", found.step, name, found.message)
 
     def log_evaluation(self, result: Row) -> None:
         """Record an evaluation at the trainer's step."""

@@ -52,7 +52,7 @@ def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
     file = str(ROOT / "config" / f"{name}.yaml")
     command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(folder)]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--configfile", file]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ETRM_TERMINAL": "snakemake"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     stats = run.stdout.split("Job stats:")[1]

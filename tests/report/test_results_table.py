@@ -306,7 +306,10 @@ def test_the_terminal_is_wide_enough_for_the_paper_study(tmp_path: Path) -> None
         views.append(validated(full, [0.31], 120))
     trm = {"stage": "pretrain", "kind": "trm", "split": "transductive"}
     views.append(fake.run(tmp_path, experiment="trm", steps=200, scored=scored, **trm))
-    assert max(map(len, to_text(results(views, name)).splitlines())) <= 160
+    for width in (160, 80):
+        text = to_text(results(views, name), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "37.5 [" in text
 
 
 @given(st.text(max_size=20))

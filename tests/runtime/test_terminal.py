@@ -56,6 +56,8 @@ def test_the_summary_of_a_study(folder: Path, encoding: str) -> None:
     run = etrm(folder, encoding, "summary", "--configfile", "study.yaml")
     assert run.returncode == 0, run.stderr
     assert "passed   etrm, seed 0: exact match 95.0% >= 90%" in run.stdout
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    assert "results/s/index.html" in run.stdout
     assert "----------" in run.stdout  # the rules of the table
     assert "?" not in run.stdout
 

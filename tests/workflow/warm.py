@@ -40,6 +40,8 @@ def _command(folder: str, module: str, arguments: tuple[str, ...], files: list[s
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
     os.chdir(folder)
     os.environ |= {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    # Snakemake's own listings of jobs, unless a test asks for the display.
+    os.environ.setdefault("ETRM_TERMINAL", "snakemake")
     sys.path.insert(0, folder)
     sys.argv = [module, *arguments]
     from snakemake.script import PythonScript

@@ -5,7 +5,7 @@ from pathlib import Path
 from etrm.config.health import GateConfig, HealthConfig
 from etrm.config.schema import parse
 from etrm.runtime.logs import job_log, say
-from etrm.study.gate import describe
+from etrm.study.gate import outcome
 from etrm.training.health import write_verdict
 
 with job_log(snakemake.log[0]):
@@ -13,5 +13,4 @@ with job_log(snakemake.log[0]):
     gate = parse(GateConfig, snakemake.params.gate, "gate")
     folder, out = Path(snakemake.input.run).parent, Path(snakemake.output[0])
     verdict = write_verdict(folder, out, health, gate)
-    outcome = "passed" if verdict["passed"] else "stopped"
-    say(f"{verdict['experiment']}, seed {verdict['seed']}: {outcome}: {describe(verdict)}")
+    say(outcome(verdict))

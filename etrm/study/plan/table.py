@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from etrm.config.compare import NONE
 from etrm.config.text import first_few
+from etrm.runtime.terminal import cut
 from etrm.study.plan.entries import STATES, Entry
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
 from etrm.study.plan.plan import Plan, by_measurement, hours, hours_least, longest_path
@@ -205,7 +206,7 @@ def aligned(head: Row, rows: Sequence[Row | str], width: int) -> list[str]:
         if isinstance(row, str):
             lines += wrapped(row, width)
             continue
-        fixed = (_cut(row[i], size).ljust(size) for i, size in zip(columns, sizes, strict=True))
+        fixed = (cut(row[i], size).ljust(size) for i, size in zip(columns, sizes, strict=True))
         line = GAP.join(fixed)
         if beside:
             why = textwrap.wrap(row[last], left + given, max_lines=MOST, placeholder=" …") or [""]
@@ -215,12 +216,6 @@ def aligned(head: Row, rows: Sequence[Row | str], width: int) -> list[str]:
             lines.append(line.rstrip())
             lines += wrapped(row[last], width, "    ") if row is not head else []
     return lines
-
-
-def _cut(text: str, width: int) -> str:
-    """Shorten a name in its middle: names differ at their end as well as at their beginning."""
-    end = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:

@@ -1,0 +1,68 @@
+"""The summary of a study on a screen: results, verdicts, and what to open next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from etrm.config.study import StudyConfig
+from etrm.report.collect import collect
+from etrm.report.run_view import RunView
+from etrm.report.tables import results, to_text
+from etrm.runtime.terminal import fit, width
+from etrm.storage.records import read_verdict
+from etrm.study.gate import outcome
+from etrm.study.layout import Layout
+
+
+def summary(study: StudyConfig, columns: int | None = None) -> str:
+    """Return the summary, no wider than `columns` (those of the terminal, without)."""
+    columns, layout = columns or width(), Layout(study)
+    paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
+    verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
+    views = _views(layout, study, verdicts)
+    if not views:
+        text = f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study"
+        return "\n".join(fit(text, columns))
+    lines = [f"Study {study.study}", "", to_text(results(views, study.baseline), columns)]
+    if verdicts:
+        lines += ["Gates"]
+        for verdict in verdicts.values():
+            lines += fit(f"  {outcome(verdict)}", columns, " " * 9)
+        lines.append("")
+    return "\n".join([*lines, *_next(layout, views, columns)])
+
+
+def _views(layout: Layout, study: StudyConfig, verdicts: dict[Path, Any]) -> list[RunView]:
+    # A full run behind a gate that has since closed is not shown.
+    passed = {path.parent for path, verdict in verdicts.items() if verdict["passed"]}
+    runs = [
+        run
+        for run in layout.runs()
+        if run.stage != "full" or layout.verdict(run.experiment, run.seed).parent in passed
+    ]
+    files = [f for run in runs for f in layout.run_files(run)]
+    files += [f for run in layout.scored() if run in runs for f in layout.score_files(run)]
+    return collect([f for f in [*files, *map(str, verdicts)] if Path(f).is_file()], study.finalists)
+
+
+def _next(layout: Layout, views: list[RunView], columns: int) -> list[str]:
+    """Return what to open next, and where the rest is."""
+    lines = [f"Open next: {_state(layout.page, [str(layout.page)])}"]
+    for name, files in (("figures", layout.figure_files()), ("tables", layout.table_files())):
+        lines.append(f"  {name}: {_state(Path(files[0]).parent, files)}")
+    lines.append(f"  provenance: {_state(layout.report, [str(layout.report)])}")
+    records = [str(layout.root / "records" / f"{name}.md") for name in layout.study.experiments]
+    lines.append(f"  records: {_state(layout.root / 'records', records)}")
+    first = next((v.experiment for v in views if v.score is not None), views[0].experiment)
+    lines.append(f"One run at a glance: etrm show {first}. Jobs to do, and their cost: etrm plan.")
+    return [part for line in lines for part in fit(line, columns)]
+
+
+def _state(place: Path | str, files: list[str]) -> str:
+    """Return a place, and whether its files are there."""
+    missing = sum(not Path(file).is_file() for file in files)
+    if not missing:
+        return str(place)
+    of = f"{missing} of {len(files)} files are" if missing < len(files) else ""
+    return f"{place}  ({of} not made yet)".replace("( ", "(")

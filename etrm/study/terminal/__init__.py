@@ -1,0 +1,1 @@
+"""The terminal while Snakemake runs a study: running jobs, outcomes, failures, interruptions."""
