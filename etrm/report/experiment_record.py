@@ -1,8 +1,13 @@
-"""Experiment records: the experiment guide's tracking template, filled from the numbers."""
+"""Experiment records: the experiment guide's tracking template, filled from the numbers.
+
+What follows from numbers is written anew each time. The analysis is a person's: all text below
+`YOURS` stays as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,10 @@ from etrm.storage.files import atomic_write
 # `all.exact_accuracy`); it asks for 5 to 10 %. pass@k is told beside it, and decides nothing.
 PASSING_TEST = 0.05
 _SHOWN = 5  # packages that differ from the locked ones; run.json has all
+YOURS = "<!-- Yours: all text below this line is kept when the record is written anew. -->"
+ANALYSIS = "".join(
+    f"\n### {part}\n\n" for part in ("Key observations", "Why it worked or failed", "Next steps")
+)
 _RULES = dict(zip(CREDIT_RULES, RULES_IN_WORDS, strict=True))
 _TITLES = {
     "pretrain": "Pretraining results",
@@ -26,21 +35,51 @@ _TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """The baseline that a study names, and a run of it in the first stage of the experiment."""
+
+    name: str
+    run: RunView | None = None
+
+
 def write_record(
-    path: Path, views: Sequence[RunView], *, goal: str = "", baseline: RunView | None = None
+    path: Path,
+    views: Sequence[RunView],
+    *,
+    goal: str = "",
+    baseline: Baseline | None = None,
+    wandb: Path | None = None,
 ) -> Path:
-    """Write the record of one experiment, from the runs given (one seed's or all)."""
+    """Write the record of one experiment, from the runs given (one seed's or all).
+
+    The analysis in a record that is there already is kept.
+    """
+    analysis = analysis_in(path.read_text(encoding="utf-8")) if path.is_file() else ANALYSIS
+    text = record(views, goal=goal, baseline=baseline, wandb=wandb)
     with atomic_write(path) as temporary:
-        temporary.write_text(record(views, goal=goal, baseline=baseline), encoding="utf-8")
+        temporary.write_text(f"{text}\n## Analysis\n\n{YOURS}\n{analysis}", encoding="utf-8")
     return path
 
 
-def record(views: Sequence[RunView], *, goal: str = "", baseline: RunView | None = None) -> str:
-    """Return the record as Markdown.
+def analysis_in(text: str) -> str:
+    """Return the analysis in a record: all that is below the line `YOURS`."""
+    _, line, analysis = text.partition(f"{YOURS}\n")
+    return analysis if line else ANALYSIS
 
-    `goal` is the experiment's question; `baseline` a run of another experiment in the same stage as
-    one of `views`, against whose configuration the changes are listed. Raises `ValueError` unless
-    `views` are runs of one experiment.
+
+def record(
+    views: Sequence[RunView],
+    *,
+    goal: str = "",
+    baseline: Baseline | None = None,
+    wandb: Path | None = None,
+) -> str:
+    """Return the record as Markdown, without its analysis.
+
+    `goal` is the experiment's question; `baseline` that of the study, against whose configuration
+    the changes are listed; `wandb` the folder of W&B's logs. Raises `ValueError` unless `views` are
+    runs of one experiment.
     """
     names = distinct(view.experiment for view in views)
     if len(names) != 1:
@@ -56,21 +95,26 @@ def record(views: Sequence[RunView], *, goal: str = "", baseline: RunView | None
             lines += [f"## {title}", ""]
             for view in of_stage:
                 lines += [f"### Seed {view.seed}", "", *_results(view), ""]
-    lines += ["## Analysis", "", *_analysis(views), ""]
-    lines += ["## Provenance", "", *_provenance(views)]
+    lines += ["## Gaps and collapse", "", *_measured(views), ""]
+    lines += ["## Provenance", "", *_provenance(views), ""]
+    lines += ["## W&B runs", "", *(f"- {_name(view)}: {_wandb(view, wandb)}" for view in views)]
     return "\n".join(lines) + "\n"
 
 
-def _changes(views: Sequence[RunView], baseline: RunView | None) -> list[str]:
-    if baseline is None or baseline.experiment == views[0].experiment:
-        return ["- none: this is the baseline" if baseline is not None else f"- {NONE}"]
-    same_stage = [view for view in views if view.stage == baseline.stage]
-    if not same_stage:
-        return [f"- {NONE} (no {baseline.stage} run to compare with {baseline.experiment})"]
+def _changes(views: Sequence[RunView], baseline: Baseline | None) -> list[str]:
+    if baseline is None:
+        return ["- the study names no baseline"]
+    if baseline.name == views[0].experiment:
+        return [f"- none: `{baseline.name}` is the baseline of the study"]
+    theirs = baseline.run
+    mine = next((view for view in views if theirs and view.stage == theirs.stage), None)
+    if theirs is None or mine is None:
+        stages = ", ".join(distinct(view.stage for view in views))
+        return [f"- {NONE} (the baseline `{baseline.name}` has no finished run of {stages})"]
     own_names = ("experiment", "stage", "seed")  # differ between any two runs
-    found = changes(same_stage[0].run.get("config", {}), baseline.run.get("config", {}))
+    found = changes(mine.run.get("config", {}), theirs.run.get("config", {}))
     lines = [f"- `{key}`: {old} → {new}" for key, old, new in found if key not in own_names]
-    against = f"Against `{baseline.experiment}` ({baseline.stage}; scores: tables/comparisons.md):"
+    against = f"Against `{baseline.name}` ({theirs.stage}; scores: tables/comparisons.md):"
     return [against, "", *(lines or ["- none"])]
 
 
@@ -108,11 +152,12 @@ def _results(view: RunView) -> list[str]:
         first = reached[0] if len(reached) else "not reached at an evaluation"
         gate = f"{percent(verdict['exact_accuracy'])} (gate: {percent(threshold)})"
         lines += [f"- Exact match over the episodes: {gate}", f"- Steps to reach the gate: {first}"]
-        issues = [_finding(finding) for finding in verdict["diagnosis"]]
-        lines += ["- Issues encountered: " + ("none" if not issues else ""), *issues]
     if view.score is not None:
         lines += _test_results(view.score)
-    return [line.rstrip() for line in [*lines, f"- Status: {_judgement(view)}"]]
+    found = (run.get("health") or []) if verdict is None else verdict["diagnosis"]
+    issues = [_finding(finding) for finding in found]
+    lines += ["- Issues encountered:" + ("" if issues else " none"), *issues]
+    return [*lines, f"- Status: {outcome(view)}", *_criterion(view)]
 
 
 def held_out_text(held_out: Mapping[str, Any]) -> str:
@@ -161,33 +206,33 @@ def _test_results(score: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _judgement(view: RunView) -> str:
-    """Return the template's judgement: pass, some generalisation or fail."""
+def _criterion(view: RunView) -> list[str]:
+    """Return the template's judgement by the guide's criterion: pass, some generalisation, fail."""
     if view.stage == "overfit" and view.verdict is not None:
-        return "✅ pass" if view.verdict["passed"] else f"❌ fail ({outcome(view)})"
+        return ["- Criterion 1: " + ("✅ pass" if view.verdict["passed"] else "❌ fail")]
     exact = view.test_metric("all.exact_accuracy")  # 0-1
     if view.score is None or exact is None:
-        return outcome(view)
+        return []
     if view.is_trm:
-        return f"{outcome(view)} (its embeddings have seen the evaluation demos)"
+        return ["- Criterion 2: not judged (its embeddings have seen the evaluation demos)"]
     if view.score["held_out"]["status"] == "seen":
-        return f"{outcome(view)} (no measure of generalisation: held-out tasks were seen)"
+        return ["- Criterion 2: no measure of generalisation (held-out tasks were seen)"]
     if view.score["partial"]:
-        return f"{outcome(view)} (not judged: exact match is of the answers that there are)"
+        return ["- Criterion 2: not judged (exact match is of the answers that there are)"]
     sign = "≥" if exact >= PASSING_TEST else "<"
     used = f"test exact match {percent(exact)} {sign} {percent(PASSING_TEST)}, by single answers"
     voted = [f"pass@{k} {percent(view.test_metric(f'ARC/pass@{k}'))}" for k in ATTEMPTS]
-    text = f"({used}; voted: {', '.join(voted)})"
+    word = "⚠️ some generalisation" if exact > 0 else "❌ fail"
     if exact >= PASSING_TEST:
-        return f"✅ pass {text}"
-    return f"⚠️ some generalisation {text}" if exact > 0 else f"❌ fail {text}"
+        word = "✅ pass"
+    return [f"- Criterion 2: {word} ({used}; voted: {', '.join(voted)})"]
 
 
-def _analysis(views: Sequence[RunView]) -> list[str]:
+def _measured(views: Sequence[RunView]) -> list[str]:
+    """Return the gaps between training and unseen tasks, and the measures of collapse."""
     lines = []
     for view in views:
-        where = f"seed {view.seed}, {view.stage}"
-        lines.append(f"- {where}: {outcome(view)}.")
+        where = _name(view)
         train = view.final("train/exact_accuracy")
         unseen = {
             "validation": view.last("validation.exact_accuracy"),
@@ -202,7 +247,23 @@ def _analysis(views: Sequence[RunView]) -> list[str]:
         if variance is not None and gradient is not None:
             numbers = f"cross-sample variance {variance:.3g}, gradient norm {gradient:.3g}"
             lines.append(f"- {where}: the encoder ends with {numbers}.")
-    return lines
+    return lines or [f"- {NONE}"]
+
+
+def _wandb(view: RunView, folder: Path | None) -> str:
+    """Return the link to a W&B run; where it is offline, the folder that can be sent."""
+    run_id = str(view.run.get("key") or "")[:16]  # as `etrm.training.run` gives it
+    if folder is None or not run_id:
+        return NONE
+    link = folder / f"{run_id}.url"
+    if link.is_file():
+        return f"<{link.read_text(encoding='utf-8').strip()}>"
+    offline = sorted(folder.glob(f"wandb/offline-run-*-{run_id}"))
+    return f"offline: `{offline[-1]}`" if offline else NONE
+
+
+def _name(view: RunView) -> str:
+    return f"seed {view.seed}, {view.stage}"
 
 
 def _provenance(views: Sequence[RunView]) -> list[str]:

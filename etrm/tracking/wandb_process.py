@@ -56,6 +56,11 @@ def _mirror(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
         _answer(answers, problem=problem)
         return
     _answer(answers, folder=str(run.settings.sync_dir), problem=asked.get("problem"))
+    if url := getattr(run, "url", None):  # of one that is online: the record of the run links to it
+        with open(
+            os.path.join(asked["folder"], f"{asked['id']}.url"), "w", encoding="utf-8"
+        ) as file:
+            file.write(url)
     try:
         for line in given:
             _send(run, line)

@@ -222,7 +222,8 @@ def verdict(rows: Sequence[Row], health: HealthConfig, gate: GateConfig) -> dict
         findings.append(stop)
         known.add(stop.finding)
     name = _shortfall(exact, rows, health)
-    if not reached and name not in known:
+    unexplained = stop is None or name != "not_converged"  # a rule ended it, not its steps
+    if not reached and name not in known and unexplained:
         # Falling short is already why it did not pass; this only adds the root cause.
         text = f"{metric} = {exact:.3g}: {ROOT_CAUSES[name]}"
         findings.append(Finding(name, "warn", metric, exact, None, last, text))

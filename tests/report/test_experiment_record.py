@@ -9,8 +9,9 @@ import fake
 import pytest
 
 from etrm.config.compare import changes
-from etrm.report.experiment_record import record, write_record
-from etrm.report.run_view import RunView
+from etrm.report.experiment_record import YOURS, Baseline, record, write_record
+from etrm.report.run_view import RunView, distinct
+from etrm.report.tables import results_table
 
 
 def of(views: list[RunView], name: str) -> list[RunView]:
@@ -30,13 +31,16 @@ def test_a_record_has_every_part_of_the_template(views: list[RunView]) -> None:
         "- halt_exploration_prob: 0.5",
         "## Phase 1 results (overfit)",
         "- Exact match over the episodes: 95.0 % (gate: 90.0 %)",
-        "- Status: ✅ pass",
+        "- Issues encountered: none",
+        "- Status: passed",
+        "- Criterion 1: ✅ pass",
         "## Phase 2 results (full dataset)",
         "- Test pass@2 (all tests right): 5.0 % (1/20), 95 % interval 0.1 % to 24.9 %"
         " (Clopper-Pearson)",
         "- Test token accuracy: 75.0 %",
-        "- Status: ✅ pass (test exact match 5.0 % ≥ 5.0 %",
-        "## Analysis",
+        "- Status: evaluated",
+        "- Criterion 2: ✅ pass (test exact match 5.0 % ≥ 5.0 %",
+        "## W&B runs",
         "| overfit | 0 | 2026-01-09T10:00:00+00:00 | cpu | 512 MiB | 0123456789ab |",
         "\nEnvironment: venv .venv, as locked\n",
     ):
@@ -55,7 +59,8 @@ def test_a_stopped_run_tells_its_finding(views: list[RunView]) -> None:
     text = record(of(views, "etrm_cached_control"))
     assert "fail: gradient_starvation. The encoder gets next to no gradient." in text
     assert "`grad/encoder_norm` is 0, the bound 0.05, at step 500" in text
-    assert "Status: ❌ fail (stopped: gradient_starvation, exact match 12.5 % < 90 %)" in text
+    assert "- Status: stopped: gradient_starvation, exact match 12.5 % < 90 %\n" in text
+    assert "- Criterion 1: ❌ fail\n" in text
     assert "not reached at an evaluation" in text
     assert "Phase 2" not in text
 
@@ -67,27 +72,27 @@ def test_a_stopped_run_tells_its_finding(views: list[RunView]) -> None:
 def test_phase_2_is_judged_as_the_guide_does(tmp_path: Path, solved: int, words: str) -> None:
     scored = fake.score(solved=solved, tasks=100)
     view = fake.run(tmp_path, stage="full", steps=200, scored=scored)
-    assert f"- Status: {words}" in record([view])
+    assert f"- Criterion 2: {words}" in record([view])
 
 
 def test_phase_2_is_judged_by_exact_match_not_by_the_vote(tmp_path: Path) -> None:
     """As the guide does; the votes are told beside it."""
     scored = fake.score(solved=9, tasks=100, exact=0.03)
     text = record([fake.run(tmp_path, stage="full", steps=200, scored=scored)])
-    [status] = re.findall(r"- Status: (⚠️.*)", text)
-    assert "test exact match 3.0 % < 5.0 %" in status
-    assert "pass@1 9.0 %" in status
+    [judged] = re.findall(r"- Criterion 2: (⚠️.*)", text)
+    assert "test exact match 3.0 % < 5.0 %" in judged
+    assert "pass@1 9.0 %" in judged
 
 
 def test_a_partial_score_is_not_judged(tmp_path: Path) -> None:
     """A subset is."""
     partial = fake.score(solved=9, tasks=100, evaluated=90)
     text = record([fake.run(tmp_path, stage="full", steps=200, scored=partial)])
-    assert "- Status: partial: 90 of 100 tasks (not judged" in text
+    assert "- Status: partial: 90 of 100 tasks\n- Criterion 2: not judged" in text
     assert "- Evaluated: 90 of 100 tasks asked for (**partial**), 8 variants" in text
     subset = fake.score(solved=9, tasks=32, of_split=100)
     text = record([fake.run(tmp_path, seed=1, stage="full", steps=200, scored=subset)])
-    assert "- Status: ✅ pass" in text
+    assert "- Status: subset: 32 of 100 tasks\n- Criterion 2: ✅ pass" in text
     assert "- Evaluated: 32 of 32 tasks asked for (**subset** of 100), 8 variants" in text
 
 
@@ -120,10 +125,17 @@ def test_changes_from_a_baseline_are_dotted_keys(views: list[RunView], tmp_path:
     config = {"halting": {"max_steps": 8, "exploration_prob": 0.5}}
     other = fake.run(tmp_path, experiment="shorter", steps=1000, config=config)
     baseline = next(view for view in of(views, "etrm_standard_h16") if view.stage == "overfit")
-    text = record([other], baseline=baseline)
+    text = record([other], baseline=Baseline("etrm_standard_h16", baseline))
     assert "Against `etrm_standard_h16` (overfit" in text
     assert ":\n\n- `halting.max_steps`: 16 → 8\n\n" in text
-    assert "this is the baseline" in record([baseline], baseline=baseline)
+    own = record([baseline], baseline=Baseline("etrm_standard_h16"))
+    assert "`etrm_standard_h16` is the baseline" in own
+
+
+def test_a_baseline_without_a_run_to_compare_with_is_named(views: list[RunView]) -> None:
+    assert "`trm` has no finished run of overfit" in record(
+        [view for view in of(views, "etrm_cached_control")], baseline=Baseline("trm")
+    )
 
 
 def test_changes_name_what_only_one_side_has() -> None:
@@ -142,8 +154,53 @@ def test_runs_of_two_experiments_are_no_record(views: list[RunView]) -> None:
 
 def test_a_record_is_written_whole(views: list[RunView], tmp_path: Path) -> None:
     path = write_record(tmp_path / "records" / "trm.md", of(views, "trm"))
-    assert path.read_text() == record(of(views, "trm"))
+    assert path.read_text().startswith(record(of(views, "trm")))
+    parts = re.findall("^### (Key observations|Why it .*|Next steps)$", path.read_text(), re.M)
+    assert len(parts) == 3
     assert [file.name for file in path.parent.iterdir()] == ["trm.md"]
+
+
+def test_the_analysis_is_kept_when_the_numbers_change(tmp_path: Path) -> None:
+    first = fake.run(tmp_path / "1", stage="full", steps=200, scored=fake.score(solved=1, tasks=50))
+    then = fake.run(tmp_path / "2", stage="full", steps=200, scored=fake.score(solved=9, tasks=50))
+    path = write_record(tmp_path / "record.md", [first])
+    above, _, analysis = path.read_text().partition(YOURS)
+    mine = analysis.replace(
+        "### Next steps\n", "### Next steps\n\nMore data.\n\n## A table\n| a |\n"
+    )
+    assert mine != analysis
+    path.write_text(f"{above}{YOURS}{mine}", encoding="utf-8")
+    write_record(path, [then])
+    again = path.read_text()
+    assert again.partition(YOURS)[2] == mine
+    assert "18.0 % (9/50)" in again
+    assert "2.0 % (1/50)" not in again
+    assert write_record(path, [then]).read_text() == again
+
+
+def test_a_status_is_the_same_in_the_record_and_in_the_table(views: list[RunView]) -> None:
+    table = results_table(views).set_index("experiment")
+    for name in distinct(view.experiment for view in views):
+        assert f"- Status: {table.loc[name, 'status']}\n" in record(of(views, name))
+
+
+def test_issues_of_a_full_run_are_its_findings(tmp_path: Path) -> None:
+    view = fake.run(tmp_path, stage="full", steps=110, stopped_early=fake.EVENT["finding"])
+    assert "- Issues encountered:\n  - stop: gradient_starvation." in record([view])
+
+
+def test_wandb_runs_are_linked_or_where_they_can_be_sent_from(tmp_path: Path) -> None:
+    views = [fake.run(tmp_path, seed=seed, steps=100) for seed in range(3)]
+    views = [RunView(v.run | {"key": f"{v.seed}" * 64}, v.metrics, v.verdict) for v in views]
+    folder = tmp_path / "logs of W&B"
+    (folder / "wandb/offline-run-20260101_000000-1111111111111111").mkdir(parents=True)
+    (folder / "0000000000000000.url").write_text("https://example.org/runs/0\n", encoding="utf-8")
+    lines = [line for line in record(views, wandb=folder).splitlines() if line.startswith("- seed")]
+    assert "- seed 0, overfit: <https://example.org/runs/0>" in lines
+    assert any(
+        "seed 1" in x and "offline-run-20260101_000000-1111111111111111`" in x for x in lines
+    )
+    assert "- seed 2, overfit: –" in lines
 
 
 def test_a_sparse_run_still_has_a_record(views: list[RunView]) -> None:

@@ -102,6 +102,20 @@ def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
     assert text.count("alert(1)") == text.count("&lt;script&gt;alert(1)") >= 2
 
 
+def test_the_analysis_of_a_person_is_shown_once_there_is_one(
+    page: Path, views: list[RunView]
+) -> None:
+    assert ">Next steps<" not in page.read_text(encoding="utf-8")
+    record = page.parent / "records" / "trm.md"
+    before = record.read_text(encoding="utf-8")
+    record.write_text(f"{before}- train **longer** {HOSTILE}\n", encoding="utf-8")
+    text = write_page(page.with_name("other.html"), views, CAPTIONS).read_text(encoding="utf-8")
+    record.write_text(before, encoding="utf-8")
+    assert ">Next steps<" in text
+    assert "train <strong>longer</strong> &lt;script&gt;" in text
+    assert "&lt;!--" not in text
+
+
 def test_a_figure_that_no_browser_shows_is_named(page: Path, views: list[RunView]) -> None:
     (page.parent / "figures" / "refinement.png").rename(page.parent / "figures" / "refinement.pdf")
     try:
@@ -148,6 +162,23 @@ def test_the_answer_without_validation_says_that_the_best_was_chosen(tmp_path: P
     assert "`better`" in answer(views)[0]
     assert "too good" in answer(views)[1]
     assert "too good" not in " ".join(answer(views[:1]))
+
+
+def test_runs_on_other_sources_answer_another_question(tmp_path: Path) -> None:
+    """A control on easy tasks is not the answer, however well it does."""
+
+    def on(*sources: str, name: str, solved: int) -> RunView:
+        view = validated(tmp_path, name, solved, exact=solved / 40)
+        return replace(view, run=view.run | {"config": {**view.run["config"], "sources": sources}})
+
+    control = on("world", name="control", solved=40)
+    views = [control, on("arc", name="etrm", solved=0), on("arc", name="other", solved=1)]
+    lines = answer(views, "etrm")
+    assert "`other`" in lines[0]
+    assert "of 2 encoders" in lines[1]
+    (last,) = [line for line in lines if "`control`" in line]
+    assert last.startswith("With tasks of `world`: ")
+    assert "100.0 % of 40" in last
 
 
 def test_a_study_without_a_score_answers_with_its_gates(tmp_path: Path) -> None:

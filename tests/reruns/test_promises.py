@@ -116,6 +116,32 @@ def test_a_full_run_starts_behind_a_verdict_on_todays_overfit_run_only(study: Pa
     assert "is the verdict on an earlier overfit run" in text
 
 
+def test_a_person_s_analysis_in_a_record_outlives_the_record(study: Path) -> None:
+    """Snakemake removes what a job has made before; and a job that fails loses nothing, either."""
+    path = study / ROOT / "records/one.md"
+    path.write_text(path.read_text(encoding="utf-8") + "- train longer\n", encoding="utf-8")
+    assert jobs_of(snakemake(study, "--cores", "1")) == [
+        ("page", None, None),
+        ("report", None, None),
+    ]
+    changed(study, one={"description": "Another question?"})
+    jobs_of(snakemake(study, "--cores", "1"))
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("- train longer\n")
+    assert "Another question?" in text
+    assert "train longer" in (study / ROOT / "index.html").read_text(encoding="utf-8")
+
+
+def test_another_template_or_caption_makes_the_page_alone(study: Path) -> None:
+    for name in ("etrm/report/page/page.html.jinja", "workflow/report/contexts.rst"):
+        path = study / name
+        before = path.read_text(encoding="utf-8")
+        path.write_text(f"{before}\n", encoding="utf-8")
+        assert jobs_of(snakemake(study, "-n")) == [("page", None, None)]
+        path.write_text(before, encoding="utf-8")
+    assert jobs_of(snakemake(study, "-n")) == []
+
+
 def test_a_copied_study_says_its_own_name(study: Path) -> None:
     """Of the copy Snakemake has no record; nothing else is made again."""
     shutil.copytree(study / ROOT, study / "results/moved", symlinks=True)

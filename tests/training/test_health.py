@@ -358,6 +358,14 @@ def test_the_gate_decides_and_falling_short_has_a_root_cause(
     assert bool(check_plateau(rows, CONFIG)) == (finding not in (None, "not_converged"))
 
 
+def test_a_run_that_a_rule_has_ended_is_not_still_improving() -> None:
+    rows = healthy(110, 0.3, grad__encoder_coverage=0.2)
+    assert find_stop(rows, CONFIG) is not None
+    found = [each["finding"] for each in verdict(rows, CONFIG, GATE)["diagnosis"]]
+    assert found[0] == "gradient_starvation"
+    assert "not_converged" not in found
+
+
 def test_the_last_evaluation_counts() -> None:
     rows = [*healthy(500, 0.99), *healthy(1000, 0.4)[50:]]
     result = verdict(rows, CONFIG, GATE)

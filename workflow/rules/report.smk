@@ -44,11 +44,14 @@ rule record:
     input:
         runs=of_experiment,
     output:
-        report(
-            ROOT / "records/{experiment}.md",
-            caption="../report/record.rst",
-            category="3 Experiment records",
-            labels={"experiment": "{experiment}"},
+        # Not removed before it is written anew: its analysis is a person's.
+        update(
+            report(
+                ROOT / "records/{experiment}.md",
+                caption="../report/record.rst",
+                category="3 Experiment records",
+                labels={"experiment": "{experiment}"},
+            )
         ),
     log:
         ROOT / "logs/{experiment}/record.log",

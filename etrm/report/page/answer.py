@@ -10,7 +10,7 @@ import pandas as pd
 from etrm.report.comparisons import RULE, comparisons_table, render_difference, render_p
 from etrm.report.experiment_record import PASSING_TEST
 from etrm.report.formats import number_of, percent
-from etrm.report.run_view import RunView, gate_counts
+from etrm.report.run_view import RunView, asked, gate_counts
 from etrm.report.tables import ATTEMPTS, results_table
 
 _IN_WORDS = {1: "one attempt", 2: "two attempts"}
@@ -21,7 +21,25 @@ def answer(views: Sequence[RunView], baseline: str | None = None) -> list[str]:
 
     It is about one encoder that has seen no held-out task: the best on validation tasks, for the
     best of many on test is too good. Only where they were not validated is it the best on test.
+    Runs on other sources of tasks than the baseline's answer another question: they come last.
     """
+    groups: dict[tuple[str, ...] | None, list[RunView]] = {}
+    for view in sorted(views, key=lambda view: view.experiment != baseline):
+        groups.setdefault(asked(view)[1], []).append(view)
+    scored = [(sources, of) for sources, of in groups.items() if any(v.score for v in of)]
+    (_, first), *others = scored or [(None, list(views))]
+    lines = _of_tasks(first, views, baseline)
+    for sources, of in others:
+        named = ", ".join(f"`{name}`" for name in sources or ())
+        sentence, *rest = _of_tasks(of, views, baseline)
+        lines += [f"With tasks of {named}: {sentence}", *rest]
+    return lines
+
+
+def _of_tasks(
+    views: Sequence[RunView], every: Sequence[RunView], baseline: str | None
+) -> list[str]:
+    """Return the answer of runs on the same sources; p-values are corrected over `every` run."""
     table = results_table(views)
     k = max((k for k in ATTEMPTS if table[_score(k)].notna().any()), default=ATTEMPTS[-1])
     scored = table[table[_score(k)].notna()]
@@ -31,7 +49,7 @@ def answer(views: Sequence[RunView], baseline: str | None = None) -> list[str]:
     else:
         row, chosen = _lead(encoders, k)
         lines = [_sentence(row, k), _bar(row) + chosen]
-        lines += _compared(views, str(row["experiment"]), baseline, k)
+        lines += _compared(every, str(row["experiment"]), baseline, k)
     return [*lines, *(_yardstick(row, k) for _, row in scored[scored["kind"] == "trm"].iterrows())]
 
 

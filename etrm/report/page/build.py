@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from etrm.report.experiment_record import ANALYSIS, YOURS, analysis_in
 from etrm.report.formats import Table, html_fragment, read_html
 from etrm.report.page.answer import answer, facts
 from etrm.report.page.sections import cost, health, looked_at_test, verdicts
@@ -138,8 +139,11 @@ def _table(root: Path, captions: Path, name: str) -> Part:
 
 def _record(path: Path) -> Markup:
     """Return a record as HTML, without its title, its headings below those of the page."""
-    reader = _markdown()
-    tokens = reader.parse(path.read_text(encoding="utf-8"))
+    reader, text = _markdown(), path.read_text(encoding="utf-8")
+    known, _, _ = text.partition(YOURS)
+    if analysis_in(text) == ANALYSIS:  # nobody has written it yet
+        text = known.removesuffix("## Analysis\n\n")
+    tokens = reader.parse(text.replace(YOURS, ""))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + DEEPER)}"

@@ -52,7 +52,7 @@ def verdicts(views: Sequence[RunView]) -> Rows:
                 outcome(view).partition(":")[0],
                 percent(verdict["exact_accuracy"]),
                 f"≥ {percent(verdict['threshold'])}",
-                "; ".join(findings) or "no rule of health was broken",
+                "\\\n".join(findings) or "no rule of health was broken",
             )
         )
     return Rows(columns, rows)
