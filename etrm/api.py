@@ -219,6 +219,29 @@ def _scored_run(study: StudyConfig, experiment: str, seed: int) -> Run:
     return run
 
 
+def figures(study: StudyConfig, names: Sequence[str] = ()) -> list[Path]:
+    """Draw figures of a study by name (all without any), from its finished runs; return the files.
+
+    As Snakemake draws them, and in their place, but without its checks of what is stale. Raises
+    `UserError` for a name that no figure has.
+    """
+    from etrm.report.registry import FIGURES
+    from etrm.report.write import write_figures
+    from etrm.study.views import study_views
+
+    if unknown := [name for name in names if name not in FIGURES]:
+        known = ", ".join(FIGURES)
+        raise UserError(f"{', '.join(unknown)}: found no such figure, expected of {known}")
+    layout = Layout(study)
+    if not Path(layout.tasks).is_file():
+        raise MissingFileError(f"{layout.tasks}: found no tasks; `snakemake` prepares and trains")
+    health = next(iter(study.experiments.values())).health
+    where, drawn = layout.root / "figures", list(names) or list(FIGURES)
+    return write_figures(
+        study_views(study), Path(layout.tasks), where, study.figures, health, drawn
+    )
+
+
 def score(
     submission: str | Path | Mapping[str, Any], tasks: Sequence[str] | Sequence[Task]
 ) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def _add_result_commands(command: Callable[..., ArgumentParser]) -> None:
     compare.add_argument("b", metavar="B", help="another, compared with A")
     show = command("show", _show, "show what a run is, and how it went, at a glance")
     show.add_argument("run", metavar="RUN", help=words)
+    figures = command("figures", _figures, "draw figures of a study again, all or by name")
+    figures.add_argument("names", nargs="*", metavar="NAME", help="as in figures/NAME.png")
     score = command("score", _score, "score any submission in Kaggle's form", False)
     score.add_argument("submission", help="a JSON file in Kaggle's form")
     places = "task file, folder, Kaggle challenges file, or public set, as in arcagi or arcagi2"
@@ -213,6 +215,11 @@ def _show(given: Namespace) -> None:
 
     views = find_views(given.run, given.configfile)
     print("\n\n".join(to_text(folder, view, _width()) for folder, view in views.items()))
+
+
+def _figures(given: Namespace) -> None:
+    for path in api.figures(read_study(given.configfile), given.names):
+        print(path)
 
 
 def _width() -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ PLANS = (
 )
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path, plans: Sequence[Plan] = PLANS) -> list[Path]:
     """Write the study's tasks, runs, verdicts and evaluations; return all files."""
     tasks = fake.tasks(TASKS, side=8)
     tasks = [Task(t.id, t.demos, t.queries, Rule(RULES[i % 3], "{}")) for i, t in enumerate(tasks)]
@@ -104,7 +104,7 @@ def write(folder: Path) -> list[Path]:
     (folder / "data").mkdir(parents=True)
     files = [folder / "data" / "tasks.parquet"]
     write_tasks(files[0], records)
-    for plan in PLANS:
+    for plan in plans:
         for stage in ("pretrain",) if plan.kind == "trm" else ("overfit", "full"):
             for seed in SEEDS:
                 if (stage, seed) not in plan.missing:
@@ -257,7 +257,8 @@ def _evaluation(
     named = {"task": [t.id for t in tasks], "split": "evaluation", "rule": [*_rules(records)]}
     pd.DataFrame(named | {"context": list(seen_as)}).to_parquet(files[2])
     if plan.name in ("etrm_cross_attention", "etrm_standard"):
-        files.append(place / "refinement.json")
+        files.append(folder / "refinement" / plan.name / f"seed{seed}" / "refinement.json")
+        files[-1].parent.mkdir(parents=True)
         named = {"experiment": plan.name, "stage": stage, "seed": seed, "run_key": "k"}
         more = {"held_out": content["held_out"], "refinement": {}, "device": "cpu"}
         files[-1].write_text(json.dumps({**named, **more, "methods": _refined(plan.solves)}))

@@ -13,8 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from etrm.report.neighbours import contexts_frame
-from etrm.report.run_view import RunView, StudyView, distinct
-from etrm.report.style import PALETTE, RIGHT, WRONG, legend_below, say, theme, wrap
+from etrm.report.run_view import RunView, StudyView, distinct, last_stage
+from etrm.report.style import (
+    PALETTE,
+    RIGHT,
+    WRONG,
+    empty_figure,
+    heading,
+    legend_below,
+    letters_across,
+    say,
+    theme,
+    wrap,
+)
 
 RUNS = 12  # that are drawn: the first seed of each experiment, in the order of the study
 POINTS = 400  # tasks of a panel: held-out ones first
@@ -45,13 +56,12 @@ def contexts(study: StudyView) -> Figure:
     shown, style = found[:RUNS], study.style
     with theme(style):
         if not shown:
-            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
-            say(fig.subplots(), "no run has been evaluated on held-out tasks yet")
-            return fig
+            return empty_figure(style, "no run has been evaluated on held-out tasks yet")
         across = 1 if len(shown) == 1 else 2
         down = -(-len(shown) // across)
         height = (0.5 / across * down + 0.12) * style.width
         fig = Figure(figsize=(style.width, height), layout="constrained")
+        heading(fig, last_stage(shown)[1], style)
         grid = fig.subplots(down, 2 * across, squeeze=False)
         panels = grid.reshape(-1, 2)
         frames = [_frame(view) for view in shown]
@@ -60,7 +70,8 @@ def contexts(study: StudyView) -> Figure:
         for (left, right), view, frame in zip(panels, shown, frames, strict=False):
             groups = _groups(frame, view, colours)
             x = np.array(frame["context"].to_list())  # [T, F]; of a diverged run [0]
-            _draw(left, _pca(x, 2), groups, f"{wrap(view.experiment, 24)}\nPCA")
+            room = letters_across(0.8 * style.width / (2 * across), 8.5 * style.font_scale)
+            _draw(left, _pca(x, 2), groups, f"{wrap(view.experiment, room)}\nPCA")
             _draw(right, _tsne(x), groups, "t-SNE")
             legend |= {group.label: _mark(group) for group in groups if group.rows.any()}
         for axes in panels[len(shown) :].ravel():

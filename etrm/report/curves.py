@@ -1,13 +1,14 @@
 """The parts of figures over training: curves of runs, marks, thresholds, axes.
 
 Curves are means over samples smoothed over a twentieth of the run; several seeds of an experiment
-become their mean with a band from the lowest to the highest. TRM is dashed, ETRM solid.
+become their mean with a band from the lowest to the highest. TRM is dashed, ETRM solid, and an
+encoder whose contexts are cached, so that no gradient reaches it through them, dash-dotted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 
 
 def draw_curves(
-    axes: Axes, views: Sequence[RunView], metric: str, look_of: dict[str, Look]
+    axes: Axes, views: Sequence[RunView], metric: str, look_of: Mapping[str, Look]
 ) -> list[RunView]:
     """Draw one line per experiment; return the runs that have the metric."""
     shown = [view for view in views if len(view.series(metric))]
@@ -65,8 +66,8 @@ def draw_curves(
             curve.index,
             curve["mean"],
             color=look.colour,
-            linestyle="--" if seeds[0].is_trm else "-",
-            marker=look.marker,
+            linestyle=line_of(seeds[0]),
+            marker=look.marker or "." * (len(curve) == 1),  # a line of one point cannot be seen
             markevery=max(1, len(curve) // 8),
             label=name,
             zorder=2.5,
@@ -74,17 +75,24 @@ def draw_curves(
     return shown
 
 
+def line_of(view: RunView) -> str:
+    """Return the style of a run's line."""
+    return "--" if view.is_trm else "-." if view.is_cached else "-"
+
+
 def mark_last(axes: Axes, values: pd.Series, marker: str, colour: str) -> None:
     """Mark the last value, if any."""
+    if not len(values):
+        return  # an empty line without a clip would have no extent, and break the layout
     (mark,) = axes.plot(values.index[-1:], values[-1:], marker=marker, ms=6, mec="white", zorder=4)
     mark.set(color=colour, clip_on=False)  # whole also at the edge of a panel
 
 
-def legend_entries(views: Sequence[RunView], look_of: dict[str, Look]) -> list[Line2D]:
+def legend_entries(views: Sequence[RunView], look_of: Mapping[str, Look]) -> list[Line2D]:
     """Return legend entries of the experiments, in the order given."""
     handles = {}
     for view in views:
-        name, line = view.experiment, "--" if view.is_trm else "-"
+        name, line = view.experiment, line_of(view)
         look = look_of[name]
         handles[name] = Line2D([], [], label=name, color=look.colour, marker=look.marker, ls=line)
     return list(handles.values())

@@ -6,34 +6,42 @@ An experiment has the same colour in every figure of a study.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
-from etrm.config.health import HealthConfig, guide_rules
 from etrm.report.curves import (
     draw_curves,
-    draw_threshold,
     label_steps,
     legend_entries,
-    make_logarithmic,
     mark_last,
     over_seeds,
     smoothed,
 )
+from etrm.report.panels import Panel, bounds, draw_panels
 from etrm.report.run_view import STAGES, RunView, StudyView, distinct
-from etrm.report.style import GUIDE, Look, legend_below, looks, say, theme
+from etrm.report.style import GUIDE, Look, legend_below, looks, percent, say, theme
 
+TITLES = {"pretrain": "Pretraining", "overfit": "Overfit", "full": "Full"}
 SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
 VALIDATION = "validation.exact_accuracy"
 DOTTED: Any = (0, (1, 1.5))
-PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
+OVERFIT = "ETRM overfit run"
+PROBES = {
+    "puzzle_knn_accuracy": "Nearest neighbour: same puzzle",
+    "task_knn_accuracy": "Nearest neighbour: same task",
+    "between_puzzle_ratio": "Variance between puzzles",
+    "between_task_ratio": "Variance between tasks",
+    "effective_rank": "Effective rank",
+    "context_swap_drop": "Loss by another's context",
+}
+DASHBOARD = (  # metrics of the experiment guide, after those with thresholds
+    "grad/total_norm",
+    *("train/lm_loss", "train/q_halt_loss", "train/steps"),
+    *("train/encoder_output_norm", "train/encoder_output_std", "train/encoder_token_std"),
+)
 
 
 def training_curves(study: StudyView) -> Figure:
@@ -46,12 +54,11 @@ def training_curves(study: StudyView) -> Figure:
     """
     look_of, style = looks(view.experiment for view in study.runs), study.style
     with theme(style):
-        fig = Figure(figsize=(style.width, 0.4 * style.width), layout="constrained")
+        fig = Figure(figsize=(style.width, 0.36 * style.width), layout="constrained")
         panels = fig.subplots(1, len(STAGES), sharey=True)
         drawn: list[RunView] = []
         for axes, stage in zip(panels, STAGES, strict=True):
-            title = {"pretrain": "pretraining"}.get(stage, stage)
-            axes.set_title(title.capitalize())
+            axes.set_title(TITLES[stage])
             runs = [view for view in study.runs if view.stage == stage]
             shown = draw_curves(axes, runs, "train/exact_accuracy", look_of)
             _validation_curves(axes, runs, look_of)
@@ -60,9 +67,9 @@ def training_curves(study: StudyView) -> Figure:
             label_steps(axes)
             drawn += shown
             if not shown:
-                say(axes, f"no {title} run has finished yet")
+                say(axes, f"no {TITLES[stage].lower()} run has finished yet")
         panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
-        panels[0].yaxis.set_major_formatter(PERCENT())
+        panels[0].yaxis.set_major_formatter(percent)
         first = next((axes for axes in panels if axes.axison), panels[0])
         first.set_ylabel("exact match")
         first.tick_params(labelleft=True)  # sharing the axis has taken its labels
@@ -71,29 +78,51 @@ def training_curves(study: StudyView) -> Figure:
         )
         ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
         for label, marker, used in (
-            ("stopped", "X", any(view.stopped for view in drawn)),
-            ("all episodes", "o", any(not view.stopped for view in ended)),
+            ("end of a stopped run", "X", any(view.stopped for view in drawn)),
+            ("all episodes, averaged weights", "o", any(not view.stopped for view in ended)),
         ):
             if used:
                 mark: dict[str, Any] = {"color": GUIDE, "marker": marker, "ms": 6, "ls": "none"}
                 handles.append(Line2D([], [], label=label, **mark))
         if any(len(view.series(VALIDATION)) for view in drawn):
-            line = {"color": GUIDE, "linestyle": DOTTED, "marker": ".", "ms": 4}
-            handles.append(Line2D([], [], label="validation tasks", **line))
+            handles.append(_validation_entry())
         legend_below(fig, handles, style)
     return fig
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One metric over steps, with thresholds (value, words) and its axis."""
+def learning(study: StudyView) -> Figure:
+    """Draw token accuracy and the loss of answers over steps, by stage: train against validation.
 
-    metric: str
-    title: str
-    lines: tuple[tuple[float, str], ...] = ()
-    linear_below: float | None = None  # logarithmic above; None: linear
-    percent: bool = False
-    floor: bool = False  # the value before the first step is a dashed line
+    Dotted lines are those of validation tasks, with averaged weights.
+    """
+    look_of, style = looks(view.experiment for view in study.runs), study.style
+    metrics = {"accuracy": "token accuracy", "lm_loss": "loss of the answer"}
+    with theme(style):
+        fig = Figure(figsize=(style.width, 0.55 * style.width), layout="constrained")
+        grid = fig.subplots(2, len(STAGES), sharey="row")
+        drawn: list[RunView] = []
+        for column, stage in zip(grid.T, STAGES, strict=True):
+            column[0].set_title(TITLES[stage])
+            runs = [view for view in study.runs if view.stage == stage]
+            for axes, name in zip(column, metrics, strict=True):
+                shown = draw_curves(axes, runs, f"train/{name}", look_of)
+                _validation_curves(axes, runs, look_of, f"validation.{name}")
+                label_steps(axes, labelled=name == "lm_loss")
+                drawn += shown
+                if not shown:
+                    say(axes, f"no {TITLES[stage].lower()} run has finished yet")
+        for row, words in zip(grid, metrics.values(), strict=True):
+            first = next((axes for axes in row if axes.axison), row[0])
+            first.set_ylabel(words)
+            first.tick_params(labelleft=True)
+        grid[0, 0].set_ylim(top=1.02)
+        grid[0, 0].yaxis.set_major_formatter(percent)
+        grid[1, 0].set_ylim(bottom=0.0)
+        handles = legend_entries(drawn, look_of)
+        if any(len(view.series("validation.accuracy")) for view in drawn):
+            handles.append(_validation_entry())
+        legend_below(fig, handles, style)
+    return fig
 
 
 def encoder_statistics(study: StudyView) -> Figure:
@@ -102,7 +131,7 @@ def encoder_statistics(study: StudyView) -> Figure:
     Spread and norm are those before normalisation: after it they are all but constants.
     """
     fail, warn = bounds(study.health, "collapse")
-    return _overfit_panels(
+    return _of_overfit_runs(
         study,
         Panel(
             "train/encoder_cross_sample_var",
@@ -118,10 +147,15 @@ def encoder_statistics(study: StudyView) -> Figure:
 
 
 def gradient_flow(study: StudyView) -> Figure:
-    """Draw the gradient that reaches the encoder in overfit runs: its norm, and its share."""
+    """Draw the gradient that reaches the encoder in overfit runs: norm, share and coverage.
+
+    Coverage is the share of samples whose contexts carry a gradient: all of them where demos are
+    encoded anew at every ACT step, few where contexts are cached. Beside it stands the decoder's.
+    """
     fail, warn = bounds(study.health, "gradient_starvation")
     least, _ = bounds(study.health, "low_gradient_share")
-    return _overfit_panels(
+    covered, _ = bounds(study.health, "gradient_coverage")
+    return _of_overfit_runs(
         study,
         Panel(
             "grad/encoder_norm",
@@ -135,6 +169,13 @@ def gradient_flow(study: StudyView) -> Figure:
             ((least, f"bad\n< {100 * least:g} %"),),
             percent=True,
         ),
+        Panel(
+            "grad/encoder_coverage",
+            "Samples whose context carries a gradient",
+            ((covered, f"starved\n< {100 * covered:g} %"),),
+            percent=True,
+        ),
+        Panel("grad/inner_norm", "Gradient norm of the decoder"),
         subject="gradient norms",
     )
 
@@ -144,14 +185,12 @@ def encoder_probe(study: StudyView) -> Figure:
 
     The value of an experiment's untrained encoder is a dashed line of its colour.
     """
-    return _overfit_panels(
+    return _of_overfit_runs(
         study,
-        Panel(
-            "encoder/puzzle_knn_accuracy", "Nearest neighbour: same puzzle", (), None, True, True
+        *(
+            Panel(f"encoder/{name}", title, (), None, name != "effective_rank", floor=True)
+            for name, title in PROBES.items()
         ),
-        Panel("encoder/task_knn_accuracy", "Nearest neighbour: same task", (), None, True, True),
-        Panel("encoder/between_puzzle_ratio", "Variance between puzzles", (), None, True, True),
-        Panel("encoder/context_swap_drop", "Loss by another's context", (), None, True, True),
         subject="probes",
     )
 
@@ -161,7 +200,7 @@ def overfit_dynamics(study: StudyView) -> Figure:
 
     The threshold of the rule is a line, and a cross is the end of a run that it ended.
     """
-    return _overfit_panels(
+    return _of_overfit_runs(
         study,
         Panel("train/lm_loss", "Loss of the answer"),
         Panel("train/q_halt_loss", "Loss of the halting head"),
@@ -169,6 +208,49 @@ def overfit_dynamics(study: StudyView) -> Figure:
         *_stopping_panels(study.runs),
         subject="losses",
     )
+
+
+def dashboard(study: StudyView) -> Figure:
+    """Draw the experiment guide's dashboard: its four panels are the rows, over overfit runs.
+
+    pass@1 is that of the experiment's scored runs, at the seed's place from left to right.
+    """
+    fail, warn = bounds(study.health, "collapse")
+    starved, _ = bounds(study.health, "gradient_starvation")
+    scores = {
+        name: [v.test_metric("ARC/pass@1") for v in study.runs if v.experiment == name]
+        for name in distinct(view.experiment for view in study.runs)
+    }
+
+    def passes(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+        found = {name: [s for s in scores[name] if s is not None] for name in scores}
+        shown = [n for n in distinct(view.experiment for view in views) if found[n]]
+        if not shown:
+            say(axes, "no score yet")
+        for place, name in enumerate(shown):
+            look = look_of[name]
+            mark: dict[str, Any] = {"color": look.colour, "marker": look.marker or "o", "ls": ""}
+            axes.plot([place] * len(found[name]), found[name], **mark)
+        axes.set_xticks([])
+        axes.yaxis.set_major_formatter(percent)
+
+    panels = [
+        Panel("train/exact_accuracy", "train/exact_accuracy", percent=True),
+        Panel("all.exact_accuracy", "all.exact_accuracy", percent=True),
+        Panel("ARC/pass@1", "ARC/pass@1 (held out)", draw=passes),
+        Panel(
+            "train/encoder_cross_sample_var",
+            "train/encoder_cross_sample_var",
+            ((fail, f"< {fail:g}"), (warn, f"> {warn:g}")),
+            linear_below=min(fail, warn) / 10,
+        ),
+        Panel("grad/encoder_norm", "grad/encoder_norm", ((starved, f"< {starved:g}"),)),
+        *(Panel(name, name) for name in DASHBOARD),
+    ]
+    rows = ("success", "encoder health", "learning", "encoder output")
+    views = _of_encoders(study.runs)
+    shape: dict[str, Any] = {"columns": 3, "rows": rows, "height": 0.22}
+    return draw_panels(study, views, panels, runs="Overfit runs", subject=OVERFIT, **shape)
 
 
 def _stopping_panels(runs: Sequence[RunView]) -> list[Panel]:
@@ -196,73 +278,23 @@ def _of_encoders(runs: Sequence[RunView]) -> list[RunView]:
     return [view for view in runs if view.stage == "overfit" and not view.is_trm]
 
 
-def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
-    """Return where a rule fails and where it warns; the guide's if the study has no such rule."""
-    rule = health.rules.get(finding) or guide_rules()[finding]
-    given = [bound for bound in (rule.fail, rule.warn, rule.stop) if bound is not None]
-    return (given[0], given[min(1, len(given) - 1)]) if given else (0.0, 0.0)
+def _of_overfit_runs(study: StudyView, *panels: Panel, subject: str) -> Figure:
+    views, subject = _of_encoders(study.runs), f"ETRM overfit run with {subject}"
+    return draw_panels(study, views, panels, runs="Overfit runs", subject=subject)
 
 
-def _overfit_panels(study: StudyView, *panels: Panel, subject: str) -> Figure:
-    """Draw metrics of ETRM's overfit runs, two panels a row."""
-    look_of, style = looks(view.experiment for view in study.runs), study.style
-    logged, rows = _of_encoders(study.runs), -(-len(panels) // 2)
-    views = [view for view in logged if any(len(view.series(panel.metric)) for panel in panels)]
-    with theme(style):
-        if not views:
-            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
-            say(fig.subplots(), f"no ETRM overfit run with {subject} has finished yet")
-            return fig
-        height = (0.15 + 0.27 * rows) * style.width
-        fig = Figure(figsize=(style.width, height), layout="constrained")
-        grid = fig.subplots(rows, 2, sharex=True, squeeze=False)
-        for axes in grid.ravel()[len(panels) :]:
-            axes.set_axis_off()
-        for axes, panel in zip(grid.ravel(), panels, strict=False):
-            axes.set_title(panel.title)
-            if not draw_curves(axes, views, panel.metric, look_of):
-                say(axes, f"no run has logged {panel.metric}")
-                continue
-            if panel.floor:
-                _floors(axes, views, panel.metric, look_of)
-            for value, words in panel.lines:
-                draw_threshold(axes, value, words)
-            for view in views:
-                if (by := view.stopped_by) is not None and by["metric"] == panel.metric:
-                    mark_last(
-                        axes, smoothed(view, panel.metric), "X", look_of[view.experiment].colour
-                    )
-            low, high = axes.get_ylim()
-            if panel.linear_below is not None:
-                make_logarithmic(axes, panel.linear_below)
-            elif panel.percent:
-                axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
-                axes.yaxis.set_major_formatter(PERCENT())
-            else:
-                axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
-        for axes in grid.ravel():
-            label_steps(axes, labelled=axes in list(grid[-1]))
-        handles = legend_entries(views, look_of)
-        if any(panel.floor for panel in panels):
-            handles.append(Line2D([], [], color=GUIDE, linestyle="--", label="untrained"))
-        legend_below(fig, handles, style)
-    return fig
+def _validation_entry() -> Line2D:
+    line: dict[str, Any] = {"color": GUIDE, "linestyle": DOTTED, "marker": ".", "ms": 4}
+    return Line2D([], [], label="validation tasks", **line)
 
 
-def _floors(axes: Axes, views: Sequence[RunView], metric: str, look_of: dict[str, Look]) -> None:
-    """Draw each experiment's value before the first step, the mean over its seeds."""
-    for name in distinct(view.experiment for view in views):
-        series = [view.series(metric) for view in views if view.experiment == name]
-        if first := [values.loc[0] for values in series if 0 in values.index]:
-            look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
-            axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)
-
-
-def _validation_curves(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
-    """Draw exact match on validation tasks, one dotted line per experiment: the mean over seeds."""
-    shown = [view for view in views if len(view.series(VALIDATION))]
+def _validation_curves(
+    axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look], metric: str = VALIDATION
+) -> None:
+    """Draw a metric of validation tasks, one dotted line per experiment: the mean over seeds."""
+    shown = [view for view in views if len(view.series(metric))]
     for name in distinct(view.experiment for view in shown):
-        seeds = [view.series(VALIDATION) for view in shown if view.experiment == name]
+        seeds = [view.series(metric) for view in shown if view.experiment == name]
         curve, colour = over_seeds(seeds)["mean"], look_of[name].colour
         line: dict[str, Any] = {"linestyle": DOTTED, "marker": ".", "ms": 4, "zorder": 2.6}
         axes.plot(curve.index, curve, color=colour, **line)

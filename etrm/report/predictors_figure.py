@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from etrm.report.predictors import (
     SCORE,
@@ -19,7 +18,7 @@ from etrm.report.predictors import (
     words,
 )
 from etrm.report.run_view import StudyView, distinct
-from etrm.report.style import Look, legend_below, looks, say, theme
+from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, theme
 
 PANELS = {  # a choice: the table has all measures
     "train/encoder_cross_sample_var": "Cross-sample variance",
@@ -33,7 +32,6 @@ PANELS = {  # a choice: the table has all measures
     "all.exact_accuracy": "Train exact match",
 }
 COLUMNS = 3
-PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
 
 
 def predictors(study: StudyView) -> Figure:
@@ -45,14 +43,15 @@ def predictors(study: StudyView) -> Figure:
     groups = strata(study.runs)
     with theme(style):
         if not groups:
-            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
-            say(fig.subplots(), "no full run with an encoder has a score or a validation yet")
-            return fig
+            return empty_figure(
+                style, "no full run with an encoder has a score or a validation yet"
+            )
         shown = max(groups, key=lambda group: len(group.runs))
         panels = {name: found for name in PANELS if (found := points(shown, name))}
         rows = max(1, -(-len(panels) // COLUMNS))
         height = (0.12 + 0.3 * rows) * style.width
         fig = Figure(figsize=(style.width, height), layout="constrained")
+        heading(fig, "Full runs, a mark each", style)
         grid = fig.subplots(rows, COLUMNS, sharey=True, squeeze=False)
         for axes in grid.ravel()[len(panels) :]:
             axes.set_axis_off()
@@ -62,7 +61,7 @@ def predictors(study: StudyView) -> Figure:
             axes.set_ylabel("pass@1" if shown.outcome == SCORE else "validation")
         top = max(0.05, *(outcome for _, outcome in shown.runs))
         grid[0, 0].set_ylim(-0.04 * top, 1.06 * top)  # shared by all panels
-        grid[0, 0].yaxis.set_major_formatter(PERCENT())
+        grid[0, 0].yaxis.set_major_formatter(percent)
         names = distinct(view.experiment for view, _ in shown.runs)
         legend_below(fig, [_mark(name, look_of[name]) for name in names], style)
     return fig

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etrm.evaluation.voting import to_array, vote
-from etrm.report.run_view import StudyView
-from etrm.report.style import RIGHT, WRONG, draw_grid, say, theme, wrap
+from etrm.report.failures import failure
+from etrm.report.run_view import StudyView, last_stage
+from etrm.report.style import GUIDE, RIGHT, WRONG, draw_grid, say, theme, wrap
 from etrm.storage.records import read_predictions
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 PER_LINE = 5  # experiments beside each other; further ones go on the next line
 LARGEST_PANEL = 1.0  # inches
-LABEL, CLOSE, APART, FOOT, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.15, 0.1, 0.03  # inches
+LABEL, CLOSE, APART, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.1, 0.03  # inches
 LONGEST_LABEL = 8  # letters
 HEADS = ("demo input", "demo output", "test input", "truth")
 
@@ -44,7 +45,8 @@ def qualitative(study: StudyView) -> Figure:
         partial = " (partial)" if view.score is not None and view.score["partial"] else ""
         if view.predictions is not None and view.experiment + partial not in answers:
             answers[view.experiment + partial] = read_predictions(view.predictions).to_pandas()
-    return draw_answers(study.tasks, answers, study.style)
+    scored = [view for view in study.runs if view.predictions is not None]
+    return draw_answers(study.tasks, answers, study.style, runs=last_stage(scored)[1])
 
 
 def draw_answers(
@@ -53,13 +55,16 @@ def draw_answers(
     style: FigureStyle,
     *,
     seed: int = 0,
+    runs: str = "",
 ) -> Figure:
     """Draw test queries in rows; a demo pair, test input, truth and attempts in columns.
+
+    `runs`, above them, says whose answers they are.
 
     `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`). The
     tasks are drawn with `seed` among those that have a known output and, if there are such, that
     all experiments predicted: never by how well they were answered. Under an attempt: right or
-    wrong, and its votes out of all predictions.
+    wrong, its votes out of all predictions, and the class of the failure (`failures.py`).
     """
     chosen = choose(tasks, predictions, style.qualitative_tasks, seed)
     with theme(style):
@@ -72,7 +77,7 @@ def draw_answers(
             )
             return fig
         attempts = {name: _attempts(frame, chosen) for name, frame in predictions.items()}
-        return _Page(style, list(predictions)).draw(chosen, attempts)
+        return _Page(style, list(predictions), runs).draw(chosen, attempts)
 
 
 def choose(
@@ -132,11 +137,13 @@ class _Page:
     grids, as high as a panel is wide.
     """
 
-    def __init__(self, style: FigureStyle, names: Sequence[str]) -> None:
+    def __init__(self, style: FigureStyle, names: Sequence[str], runs: str) -> None:
+        self.runs = runs
         self.font = 6.5 * style.font_scale  # points
         self.per_line = min(PER_LINE, len(names))
         starts = range(0, len(names), self.per_line)
         self.lines = [list(names[i : i + self.per_line]) for i in starts]
+        self.foot = (2 * 1.25 * self.font + 3) / 72  # inches: votes, and the class of a failure
         gaps = LABEL + CLOSE * (1 + self.per_line) + 2 * APART + MARGIN
         panels = len(HEADS) + self.per_line
         self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)  # inches
@@ -155,13 +162,17 @@ class _Page:
         rows = [_Row(task, query, attempts) for task, query in chosen]
         tops, self.height = self._tops(rows)
         self.fig = Figure(figsize=(self.width, self.height))
+        above: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": self.font}
+        self.fig.text(
+            0.5, 1 - MARGIN / self.height, self.runs, style="italic", color=GUIDE, **above
+        )
         for i, row in enumerate(rows):
             self._row(row, tops[i], titled=i == 0 or len(self.lines) > 1)
         return self.fig
 
     def _tops(self, rows: Sequence[_Row]) -> tuple[list[list[float]], float]:
         """Return the top of every panel line of every row, and the height of the page."""
-        y = MARGIN
+        y = MARGIN + bool(self.runs) * 1.6 * self.font / 72
         tops: list[list[float]] = []
         for i, row in enumerate(rows):
             tops.append([])
@@ -171,7 +182,7 @@ class _Page:
                     lines = max(self.titles[name].count("\n") + 1 for name in shown)
                     y += (lines * 1.25 * self.font + 4) / 72
                 tops[-1].append(y)
-                y += row.height * self.panel + FOOT + BETWEEN
+                y += row.height * self.panel + self.foot + BETWEEN
         return tops, y
 
     def _row(self, row: _Row, tops: Sequence[float], titled: bool) -> None:
@@ -197,11 +208,13 @@ class _Page:
             draw_grid(axes, None, row.frame, "not\npredicted", self.font)
             return
         draw_grid(axes, attempt.grid, row.frame, "empty", self.font)
-        right = np.array_equal(attempt.grid, row.truth)
-        mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
+        found = failure(attempt.grid, row.truth)
+        mark, colour = ("✓", RIGHT) if found == "right" else ("✗", WRONG)
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
         place |= {"ha": "center", "va": "top", "fontsize": self.font, "color": colour}
+        place |= {"linespacing": 1.1}
         votes = f"{mark} {attempt.votes}/{attempt.predictions}"
+        votes += f"\n{found}" * (found != "right")
         axes.annotate(votes, xy=(0.5, 0), xytext=(0, -3), **place)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from etrm.report.refinement import METHODS, refinement_table
-from etrm.report.run_view import StudyView, distinct
-from etrm.report.style import Look, legend_below, looks, say, theme
+from etrm.report.run_view import StudyView, distinct, last_stage
+from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, theme
 
-PERCENT = partial(PercentFormatter, 1.0, decimals=0, symbol=" %")
 LINES = {"search": "-", "random": ":", "act_steps": "--", "fine_tuning": "-."}
 TITLES = ("pass@1", "pass@2", "Likelihood of demos", "pass@1 by cost")
 
@@ -30,10 +27,9 @@ def refinement(study: StudyView) -> Figure:
     look_of = looks(view.experiment for view in study.runs)
     with theme(style):
         if table.empty:
-            fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
-            say(fig.subplots(), "no experiment has refined answers")
-            return fig
+            return empty_figure(style, "no experiment has refined answers")
         fig = Figure(figsize=(style.width, 0.72 * style.width), layout="constrained")
+        heading(fig, last_stage([v for v in study.runs if v.refinement])[1], style)
         grid = fig.subplots(2, 2).ravel()
         names = distinct(str(name) for name in table["experiment"])
         methods = [m for m in METHODS if m in set(table["method"])]
@@ -70,7 +66,7 @@ def _axes(grid: Any, places: dict[int, int]) -> None:
         axes.set_xticks(list(places.values()), [str(steps) for steps in places])
         axes.set_xlabel("steps")
     for axes in (grid[0], grid[1], grid[3]):
-        axes.yaxis.set_major_formatter(PERCENT())
+        axes.yaxis.set_major_formatter(percent)
         _from_zero(axes)
     grid[2].set_ylabel("log, mean over cells")
     grid[3].set_xscale("log")

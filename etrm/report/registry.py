@@ -13,16 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FIGURES = {
+FIGURES = {  # in the order of a reader
+    "answer": "etrm.report.answer_figure:answer",
     "training_curves": "etrm.report.figures:training_curves",
+    "learning": "etrm.report.figures:learning",
+    "dashboard": "etrm.report.figures:dashboard",
     "encoder_statistics": "etrm.report.figures:encoder_statistics",
-    "gradient_flow": "etrm.report.figures:gradient_flow",
     "encoder_probe": "etrm.report.figures:encoder_probe",
+    "gradient_flow": "etrm.report.figures:gradient_flow",
     "overfit_dynamics": "etrm.report.figures:overfit_dynamics",
+    "halting": "etrm.report.halting_figure:halting",
+    "halting_grid": "etrm.report.halting_figure:halting_grid",
+    "encoders": "etrm.report.encoders_figure:encoders",
     "predictors": "etrm.report.predictors_figure:predictors",
+    "voting": "etrm.report.voting_figure:voting",
     "refinement": "etrm.report.refinement_figure:refinement",
     "contexts": "etrm.report.contexts_figure:contexts",
     "qualitative": "etrm.report.qualitative:qualitative",
+    "failures": "etrm.report.failures:failures",
+    "examples": "etrm.report.examples_figure:examples",
+    "pipeline": "etrm.report.schematics:pipeline",
+    "trm_and_etrm": "etrm.report.schematics:trm_and_etrm",
+    "encoder_families": "etrm.report.schematics:encoder_families",
 }
 TABLES = {
     "results": "etrm.report.tables:results",

@@ -64,6 +64,11 @@ class RunView:
         return bool(self.run["kind"] == "trm")
 
     @property
+    def is_cached(self) -> bool:
+        """Return whether contexts were cached in training: the negative control."""
+        return bool(self.run.get("config", {}).get("train", {}).get("cache_context", False))
+
+    @property
     def only_initialises(self) -> bool:
         """Return whether it has no embedding of a held-out task, so that nothing is evaluated."""
         asked = self.run.get("config", {}).get("context", {}).get("unseen", "none") != "none"
@@ -186,6 +191,19 @@ def gate_counts(views: Iterable[RunView]) -> tuple[int, int]:
     """Return how many of the seeds that were judged have passed the gate, and of how many."""
     verdicts = [view.verdict for view in views if view.verdict is not None]
     return sum(bool(verdict["passed"]) for verdict in verdicts), len(verdicts)
+
+
+def last_stage(runs: Sequence[RunView]) -> tuple[list[RunView], str]:
+    """Return the runs of the last stage that ETRM has finished, with TRM's, and a title for them.
+
+    The two stages of a study answer different questions: a figure shows one of them.
+    """
+    etrm = {view.stage for view in runs if not view.is_trm}
+    stage = next((s for s in reversed(STAGES) if s in etrm), "pretrain")
+    shown = [view for view in runs if view.stage == stage or view.is_trm]
+    words = {"full": "Full runs", "overfit": "Overfit runs", "pretrain": "Pretraining"}[stage]
+    with_trm = etrm and any(view.is_trm for view in shown)
+    return shown, words + " (TRM: pretraining)" * bool(with_trm)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,19 +14,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from etrm.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from etrm.config.execution import FigureStyle
 
-# Okabe and Ito's colour-blind-safe colours without their yellow, which is too pale for lines.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-MARKERS = ("", "o", "s", "^", "D", "v", "P")  # tell experiments apart once colours repeat
+# Okabe and Ito's colour-blind-safe colours without black, and without their yellow, which is too
+# pale for lines; then those that are each time farthest from all before, in OKLab as it is and as
+# deuteranopes see it. The order counts: a name's colour is a place in it.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#99095C", "#5A590F",
+    "#A053E1", "#3DCB47", "#6228BB", "#E078FF", "#C50124", "#7F588B", "#44C3A5", "#A09753",
+    "#3C74FB", "#DB327B", "#067971", "#FB817C", "#9288DB", "#94563E", "#A624A0", "#207E27",
+)  # fmt: skip
+INK = "#222222"  # TRM, in every figure
+MARKERS = ("", "s", "^", "D", "v", "P", "<", ">", "p")  # not `o` and `X`, which mark ends of runs
 ARC_COLOURS = (
     "#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00",
     "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25",
@@ -68,25 +77,34 @@ def theme(style: FigureStyle) -> Iterator[None]:
         yield
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return a look for each name, all different.
+def colour_of(name: str) -> str:
+    """Return the colour of an experiment: a function of its name alone, in whatever study.
 
-    A name starts from a colour of its own (a hash), so that adding an experiment leaves most
-    others as they are; once all colours are taken, lines get markers.
+    TRMs are dark: names with the word `trm`, but not `etrm`.
     """
-    free = [Look(colour, marker) for marker in MARKERS for colour in PALETTE]  # best first
+    words = re.split(r"[\W_]+", name.lower())
+    if "trm" in words and not any(word.startswith("etrm") for word in words):
+        return INK
+    return PALETTE[_hash(name) % len(PALETTE)]
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Return a look for each name: its own colour, and a marker.
+
+    Markers tell names of one colour apart, up to nine; a name has the one of its hash if it can.
+    """
     chosen: dict[str, Look] = {}
-    for i, name in enumerate(sorted(set(names))):
-        if not free:  # beyond 49 experiments, looks repeat
-            chosen[name] = Look(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % 7])
-            continue
-        start = zlib.crc32(name.encode()) % len(PALETTE)  # hash() differs from process to process
-        marker = free[0].marker
-        colours = [look.colour for look in free if look.marker == marker]
-        wanted = next(c for c in (*PALETTE[start:], *PALETTE[:start]) if c in colours)
-        chosen[name] = Look(wanted, marker)
-        free.remove(chosen[name])
+    for name in sorted(set(names)):
+        colour = colour_of(name)
+        start = 0 if colour == INK else _hash(name) // len(PALETTE) % len(MARKERS)
+        wanted = [Look(colour, m) for m in (*MARKERS[start:], *MARKERS[:start])]
+        taken = set(chosen.values())
+        chosen[name] = next((look for look in wanted if look not in taken), wanted[0])
     return chosen
+
+
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode())  # hash() differs from process to process
 
 
 def wrap(name: str, width: int) -> str:
@@ -103,8 +121,8 @@ def wrap(name: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> None:
-    """Put a legend under all panels, where it covers no data; needs a constrained layout."""
+def legend_below(fig: Figure, handles: Sequence[Artist], style: FigureStyle) -> None:
+    """Put a legend under all panels, and make the figure higher by it; in a constrained layout."""
     if not handles:
         return
     for handle in handles:
@@ -113,7 +131,55 @@ def legend_below(fig: Figure, handles: Sequence[Line2D], style: FigureStyle) -> 
     inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72  # an entry: letters and its line
     columns = max(1, min(len(handles), int(style.width / inches)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of equal length
-    fig.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+    legend = fig.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+    box = legend.get_window_extent(FigureCanvasAgg(fig).get_renderer())
+    fig.set_figheight(fig.get_figheight() + box.height / fig.dpi)
+
+
+def letters_across(inches: float, points: float) -> int:
+    """Return how many letters of a font of `points` fit on a line of `inches`."""
+    return max(6, int(inches * 72 / (0.62 * points)))
+
+
+def title(axes: Axes, words: str, style: FigureStyle, columns: int) -> None:
+    """Set the title of a panel, one of `columns` across the figure, in lines that fit."""
+    room = 0.8 * style.width / columns  # the rest is for axes and what stands beside them
+    axes.set_title(wrap(words, letters_across(room, 8.5 * style.font_scale)))
+
+
+def heading(fig: Figure, words: str, style: FigureStyle) -> None:
+    """Say above all panels which runs they show."""
+    fig.suptitle(words, fontsize=8 * style.font_scale, style="italic", color=GUIDE)
+
+
+def percent(value: float, _place: float | None = None) -> str:
+    """Return a fraction as the label of an axis: `7.5 %`."""
+    return f"{100 * value:g} %"
+
+
+def empty_figure(style: FigureStyle, words: str) -> Figure:
+    """Return a figure that says in words why it shows nothing."""
+    fig = Figure(figsize=(style.width, 0.25 * style.width), layout="constrained")
+    say(fig.subplots(), words)
+    return fig
+
+
+class Rows:
+    """Names one below the other, broken into lines: their places, in inches from the top."""
+
+    def __init__(self, names: Sequence[str], style: FigureStyle, width: int = 26) -> None:
+        self.labels = [wrap(name, width) for name in names]
+        line = 1.35 * 7 * style.font_scale / 72
+        heights = [line * (label.count("\n") + 1) + 0.05 for label in self.labels]
+        ends = np.cumsum([0.0, *heights])
+        self.height, self.at = float(ends[-1]), (ends[1:] + ends[:-1]) / 2
+
+    def label(self, axes: Axes) -> None:
+        """Put the names beside the axis of a panel, the first one at the top."""
+        axes.set_ylim(self.height, 0)
+        axes.set_yticks(list(self.at), self.labels)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
 
 
 def say(axes: Axes, words: str) -> None:

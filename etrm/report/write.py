@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from etrm.config.execution import FigureStyle
@@ -20,15 +20,17 @@ def write_figures(
     folder: Path,
     style: FigureStyle,
     health: HealthConfig,
-) -> None:
-    """Write every figure of a study, as `<folder>/<name>.<format>`.
+    names: Collection[str] = FIGURES,
+) -> list[Path]:
+    """Write the figures `names` of a study as `<folder>/<name>.<format>`; return their paths.
 
     The thresholds drawn are those of the study's health rules.
     """
     held_out = [r.task for r in read_tasks(tasks_path) if r.split == "evaluation"]
     study = StudyView(views, style, health, held_out)
-    for name, draw in load(FIGURES).items():
-        save(draw(study), folder / name, style.formats, style.dpi)
+    draw = load({name: FIGURES[name] for name in names})
+    saved = (save(draw[name](study), folder / name, style.formats, style.dpi) for name in names)
+    return [path for paths in saved for path in paths]
 
 
 def write_tables(views: Sequence[RunView], folder: Path, baseline: str | None = None) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from etrm.config.study import StudyConfig
-from etrm.report.collect import collect
 from etrm.report.run_view import RunView
 from etrm.report.tables import results, to_text
 from etrm.runtime.terminal import fit, width
 from etrm.storage.records import read_verdict
 from etrm.study.gate import outcome
 from etrm.study.layout import Layout
+from etrm.study.views import study_views
 
 
 def summary(study: StudyConfig, columns: int | None = None) -> str:
@@ -20,7 +19,7 @@ def summary(study: StudyConfig, columns: int | None = None) -> str:
     columns, layout = columns or width(), Layout(study)
     paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
     verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
-    views = _views(layout, study, verdicts)
+    views = study_views(study)
     if not views:
         text = f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study"
         return "\n".join(fit(text, columns))
@@ -31,19 +30,6 @@ def summary(study: StudyConfig, columns: int | None = None) -> str:
             lines += fit(f"  {outcome(verdict)}", columns, " " * 9)
         lines.append("")
     return "\n".join([*lines, *_next(layout, views, columns)])
-
-
-def _views(layout: Layout, study: StudyConfig, verdicts: dict[Path, Any]) -> list[RunView]:
-    # A full run behind a gate that has since closed is not shown.
-    passed = {path.parent for path, verdict in verdicts.items() if verdict["passed"]}
-    runs = [
-        run
-        for run in layout.runs()
-        if run.stage != "full" or layout.verdict(run.experiment, run.seed).parent in passed
-    ]
-    files = [f for run in runs for f in layout.run_files(run)]
-    files += [f for run in layout.scored() if run in runs for f in layout.score_files(run)]
-    return collect([f for f in [*files, *map(str, verdicts)] if Path(f).is_file()], study.finalists)
 
 
 def _next(layout: Layout, views: list[RunView], columns: int) -> list[str]:

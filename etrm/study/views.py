@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from etrm.config.load import read_study
+from etrm.config.study import StudyConfig
 from etrm.config.text import first_few, nearest
 from etrm.errors import MissingFileError, UserError
 from etrm.report.collect import collect
 from etrm.report.run_view import RunView, load_run
-from etrm.storage.records import read_score
+from etrm.storage.records import read_score, read_verdict
 from etrm.study.layout import Layout, Run
 
 _OF_RUN = ("experiment", "stage", "seed", "kind", "split")  # what score.json says of its run
@@ -35,6 +36,22 @@ def find_views(name: str, configfile: str) -> dict[Path, RunView]:
             " run, or of an evaluation"
         )
     return _of_study(name, configfile)
+
+
+def study_views(study: StudyConfig) -> list[RunView]:
+    """Return the finished runs of a study with their verdicts, evaluations and refinements.
+
+    Without full runs behind a gate that has since closed.
+    """
+    layout = Layout(study)
+    verdicts = {r: layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")}
+    judged = {(r.experiment, r.seed): read_verdict(p) for r, p in verdicts.items() if p.is_file()}
+    passed = {run for run, verdict in judged.items() if verdict["passed"]}
+    runs = [r for r in layout.runs() if r.stage != "full" or (r.experiment, r.seed) in passed]
+    files = [*map(str, verdicts.values()), *(f for run in runs for f in layout.run_files(run))]
+    scored = [(run, stage) for run, stage in layout.results() if run in runs]
+    files += [file for run, stage in scored for file in layout.score_files(run, stage)]
+    return collect([file for file in files if Path(file).is_file()], study.finalists)
 
 
 def _of_run(folder: Path) -> RunView:

@@ -29,6 +29,7 @@ from etrm.report.qualitative import choose, draw_answers
 from etrm.report.run_view import RunView, StudyView
 
 STYLE = FigureStyle()
+ENDS = ("end of a stopped run", "all episodes, averaged weights")
 ETRM = ("etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control")
 LONG = "etrm_hierarchical_encoder_with_contrastive_loss_and_frozen_decoder"
 
@@ -61,7 +62,7 @@ def test_training_curves_show_each_stage_with_trm_dashed(views: list[RunView]) -
     assert set(labelled(full)) == set(ETRM[:2])
     assert {line.get_linestyle() for line in labelled(pretrain).values()} == {"--"}
     assert {line.get_linestyle() for line in labelled(overfit).values()} == {"-"}
-    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", "stopped", "all episodes"]
+    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", *ENDS]
     assert_readable(fig)
 
 
@@ -128,8 +129,8 @@ def test_encoder_statistics_are_two_by_two_for_etrm_only(views: list[RunView]) -
 
 def test_gradient_flow_shows_the_starved_control(views: list[RunView]) -> None:
     fig = gradient_flow(study(views))
-    norm, share = fig.axes
-    for axes, bound in ((norm, 0.05), (share, 0.1)):
+    norm, share, coverage, _ = fig.axes
+    for axes, bound in ((norm, 0.05), (share, 0.1), (coverage, 0.5)):
         lines = labelled(axes)
         assert np.median(lines["etrm_cached_control"].get_ydata()) < bound
         assert np.median(lines["etrm_standard_h8"].get_ydata()) > bound
@@ -319,7 +320,7 @@ def test_a_dot_is_the_last_evaluation_of_a_run_that_was_not_stopped(tmp_path: Pa
     dots = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
     last = good.series("all.exact_accuracy")
     assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in dots] == [(last.index[-1], last.iloc[-1])]
-    assert "all episodes" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ENDS[1] in legend_of(figure)
 
 
 def test_the_full_panel_has_a_dotted_curve_of_validation(views: list[RunView]) -> None:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from etrm.config.execution import FigureStyle
-from etrm.report.style import ARC_COLOURS, ARC_MAP, ARC_NORM, looks, save, theme, wrap
+from etrm.report.style import (
+    ARC_COLOURS,
+    ARC_MAP,
+    ARC_NORM,
+    INK,
+    PALETTE,
+    looks,
+    save,
+    theme,
+    wrap,
+)
 
 
 def figure() -> Figure:
@@ -28,12 +38,33 @@ def test_colours_of_grids_are_the_official_ones() -> None:
     assert shown == [colour.lower() for colour in ARC_COLOURS]
 
 
-@given(st.sets(st.text("abcdef_123", min_size=1), max_size=45))
+@given(st.sets(st.text("abcdef_123", min_size=1), max_size=30))
 @settings(max_examples=30, deadline=None)
 def test_looks_are_distinct_and_do_not_depend_on_the_order(names: set[str]) -> None:
     chosen = looks(names)
     assert len(set(chosen.values())) == len(names)
     assert chosen == looks(sorted(names, reverse=True))
+
+
+@given(st.sets(st.text("abcdef_123", min_size=1), max_size=30), st.text("abc_", min_size=1))
+@settings(max_examples=30, deadline=None)
+def test_a_name_keeps_its_colour_whatever_else_there_is(others: set[str], name: str) -> None:
+    assert looks({*others, name})[name].colour == looks([name])[name].colour
+
+
+def test_trm_is_dark_in_every_study_and_nothing_else_is() -> None:
+    dark = ("trm", "trm_strict", "world_trm")
+    chosen = looks([*dark, "etrm", "etrm_trm", "etrm_standard", "strm"])
+    assert {name for name, look in chosen.items() if look.colour == INK} == set(dark)
+    assert len({chosen[name].marker for name in dark}) == 3
+    assert chosen["trm"].marker == ""
+
+
+def test_colours_differ_to_the_eye() -> None:
+    rgb = np.array([mpl.colors.to_rgb(colour) for colour in (*PALETTE, INK)])
+    apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1) + np.eye(len(rgb))
+    assert apart.min() > 0.14
+    assert (rgb @ [0.2126, 0.7152, 0.0722]).max() < 0.8  # none too pale for a line on white
 
 
 def test_more_experiments_than_looks_still_get_one() -> None:

@@ -1,0 +1,162 @@
+"""The figure `answer`: pass@k on held-out tasks, TRM, every ETRM, and published results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from etrm.report.estimates import score_of
+from etrm.report.published import find
+from etrm.report.run_view import RunView, StudyView, distinct, last_stage
+from etrm.report.style import (
+    GUIDE,
+    Rows,
+    empty_figure,
+    heading,
+    legend_below,
+    looks,
+    percent,
+    theme,
+)
+from etrm.report.tables import ATTEMPTS
+
+ARC1 = "ARC-AGI-1 evaluation"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its interval in one panel."""
+
+    value: float
+    low: float | None
+    high: float | None
+    seen: bool  # demos of the tasks were trained on
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the figure."""
+
+    label: str
+    colour: str
+    marker: str
+    marks: Mapping[int, Mark]  # by k
+    words: str = ""  # in place of marks
+
+
+def answer(study: StudyView) -> Figure:
+    """Draw pass@1 and pass@2 on held-out tasks: TRM, ETRM from the best on, published results.
+
+    A mark is the mean over seeds, with its 95 % interval over seeds and tasks; it is hollow where
+    demos of the tasks were trained on. Published values are diamonds on dotted lines, and stand
+    beside studies of the same benchmark only.
+    """
+    style = study.style
+    ours, theirs = _experiments(study.runs), _published(study.runs)
+    with theme(style):
+        if not any(line.marks for line in ours):
+            return empty_figure(style, "no experiment has a score on held-out tasks yet")
+        lines = [*ours, *theirs]
+        rows = Rows([line.label for line in lines], style)
+        size = style.width, rows.height + 0.75 * style.font_scale
+        fig = Figure(figsize=size, layout="constrained")
+        heading(fig, last_stage([v for v in study.runs if v.score is not None])[1], style)
+        panels = fig.subplots(1, len(ATTEMPTS), sharey=True)
+        for axes, k in zip(panels, ATTEMPTS, strict=True):
+            axes.set_title(f"pass@{k}, held-out tasks")
+            for y, line in zip(rows.at, lines, strict=True):
+                _draw(axes, float(y), line, k, published=line in theirs)
+            _axis(axes)
+            if theirs:
+                border = (rows.at[len(ours) - 1] + rows.at[len(ours)]) / 2
+                axes.axhline(border, color=GUIDE, linewidth=0.6)
+            rows.label(axes)
+        legend_below(fig, _legend(lines, bool(theirs)), style)
+    return fig
+
+
+def _experiments(runs: Sequence[RunView]) -> list[Line]:
+    """Return a line for each experiment that is or could have been evaluated."""
+    look_of = looks(view.experiment for view in runs)
+    lines = []
+    for name in distinct(view.experiment for view in runs):
+        mine = [view for view in runs if view.experiment == name]
+        if all(view.only_initialises for view in mine):
+            continue
+        scores = [view.score for view in mine if view.score is not None]
+        seen = any(score["held_out"]["status"] == "seen" for score in scores)
+        found = {k: score_of(mine, k) for k in ATTEMPTS if scores}
+        marks = {k: Mark(e.value, e.low, e.high, seen) for k, e in found.items() if e is not None}
+        label = name + " (partial)" * any(score["partial"] for score in scores)
+        words = "" if marks else "stopped" if any(v.stopped for v in mine) else "not evaluated"
+        look = look_of[name]
+        first = 0 if mine[0].is_trm else 1 if marks else 2
+        best = -marks[min(marks)].value if marks else 0.0
+        lines.append((first, best, Line(label, look.colour, look.marker or "o", marks, words)))
+    return [line for *_, line in sorted(lines, key=lambda each: each[:2])]
+
+
+def _published(runs: Sequence[RunView]) -> list[Line]:
+    """Return a line for each published model, if the study's tasks are of their benchmark."""
+    sources = [source for view in runs for source in (view.run.get("sources") or {}).values()]
+    if sources and not any(ARC1 in (source["revision"] or "") for source in sources):
+        return []
+    found = {k: {p.name: p for p in find(f"pass@{k}")} for k in ATTEMPTS}
+    lines = []
+    for name in distinct(name for of in found.values() for name in of):
+        marks = {}
+        for k in ATTEMPTS:
+            if (p := found[k].get(name)) is not None:
+                low, high = p.interval or (None, None)
+                marks[k] = Mark(p.value, low, high, p.split != "strict")
+        lines.append(Line(name, GUIDE, "d", marks))
+    return lines
+
+
+def _draw(axes: Axes, y: float, line: Line, k: int, published: bool) -> None:
+    if line.words:
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+        axes.annotate(line.words, (0.02, y), color=GUIDE, style="italic", **place)
+    if (mark := line.marks.get(k)) is None:
+        return
+    if published:
+        axes.axvline(mark.value, color=GUIDE, linestyle=":", linewidth=0.7, alpha=0.6, zorder=1.1)
+    if mark.low is not None and mark.high is not None:
+        ends: dict[str, Any] = {"color": line.colour, "linewidth": 1.2, "alpha": 0.7}
+        axes.plot([mark.low, mark.high], [y, y], zorder=2, **ends)
+    face = "white" if mark.seen else line.colour
+    look: dict[str, Any] = {"marker": line.marker, "ms": 5, "ls": "", "mec": line.colour}
+    axes.plot([mark.value], [y], mfc=face, zorder=3, **look)
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+    beside |= {"textcoords": "offset points", "annotation_clip": False, "color": GUIDE}
+    axes.annotate(f"{100 * mark.value:.1f}", (1, y), xytext=(3, 0), fontsize="small", **beside)
+
+
+def _axis(axes: Axes) -> None:
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(percent)
+    axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # a mark at zero is whole
+
+
+def _legend(lines: Sequence[Line], published: bool) -> list[Line2D]:
+    seen = {mark.seen for line in lines for mark in line.marks.values()}
+    mark: dict[str, Any] = {"color": GUIDE, "ls": "", "ms": 5}
+    entries = []
+    if False in seen:
+        entries.append(Line2D([], [], marker="o", label="tasks never seen", **mark))
+    if True in seen:
+        words = "demos of the tasks trained on"
+        entries.append(Line2D([], [], marker="o", mfc="white", label=words, **mark))
+    entries.append(Line2D([], [], color=GUIDE, lw=1.2, label="95 % interval"))
+    if published:
+        look: dict[str, Any] = {"marker": "d", "ls": ":", "color": GUIDE, "lw": 0.7}
+        entries.append(Line2D([], [], label="published, by others", **look))
+    return entries

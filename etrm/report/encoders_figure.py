@@ -1,0 +1,154 @@
+"""The figure `encoders`: what an encoder reaches, against its parameters and FLOPs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
+
+from etrm.report.estimates import by_experiment, score_of
+from etrm.report.run_view import RunView, StudyView, distinct
+from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, say, theme
+
+DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of ARC-AGI-1
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an encoder costs."""
+
+    parameters: int
+    gflop: float | None  # of encoding one task once; None: it does not count its own
+
+
+@dataclass(frozen=True)
+class Point:
+    """An encoder's outcome, with its 95 % interval where there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def encoders(study: StudyView) -> Figure:
+    """Draw each experiment's outcome against its encoder's parameters and FLOPs.
+
+    The outcome is pass@1 on held-out tasks; while nothing is scored, exact match of overfit runs.
+    FLOPs are those of encoding three demos of 12 × 12 cells once, without the decoder's.
+    """
+    style, look_of = study.style, looks(view.experiment for view in study.runs)
+    points, outcome, runs = _points([view for view in study.runs if not view.is_trm])
+    with theme(style):
+        sizes = {name: size_of(_first(study.runs, name)) for name in points}
+        sized = {name: size for name, size in sizes.items() if size is not None}
+        if not sized:
+            return empty_figure(style, "no run with an encoder has finished yet")
+        fig = Figure(figsize=(style.width, 0.42 * style.width), layout="constrained")
+        heading(fig, runs, style)
+        left, right = fig.subplots(1, 2, sharey=True)
+        panels: list[tuple[Axes, str, Callable[[Size], float | None]]] = [
+            (left, "parameters of the encoder", lambda size: float(size.parameters)),
+            (right, "GFLOP of encoding a task", lambda size: size.gflop),
+        ]
+        for axes, words, of in panels:
+            places = _apart({name: of(size) for name, size in sized.items()})
+            for name, x in places.items():
+                _draw(axes, x, points[name], look_of[name])
+            if places:
+                _axis(axes, list(places.values()), words)
+            else:
+                say(axes, "no encoder here counts its FLOPs")
+        left.set_ylabel(outcome)
+        left.yaxis.set_major_formatter(percent)
+        left.set_ylim(bottom=-0.02)
+        entries = [_mark(look_of[name], label=name) for name in sized]
+        legend_below(fig, entries, style)
+    return fig
+
+
+def _first(runs: Sequence[RunView], name: str) -> RunView:
+    return next(view for view in runs if view.experiment == name)
+
+
+def _apart(places: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the places that are known, equal ones a little beside each other."""
+    known = {name: x for name, x in places.items() if x is not None}
+    count = Counter(known.values())
+    before: Counter[float] = Counter()
+    found = {}
+    for name, x in known.items():
+        found[name] = x * (1 + 0.012 * (before[x] - (count[x] - 1) / 2))
+        before[x] += 1
+    return found
+
+
+def _axis(axes: Axes, places: Sequence[float], words: str) -> None:
+    axes.set_xlabel(words)
+    if max(places) > 10 * min(places):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.1)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _points(views: Sequence[RunView]) -> tuple[dict[str, Point], str, str]:
+    """Return the outcome of each experiment, its name, and the runs that have it."""
+    scored = by_experiment(view for view in views if view.score is not None)
+    found = {name: score_of(mine) for name, mine in scored.items()}
+    if points := {n: Point(e.value, e.low, e.high) for n, e in found.items() if e is not None}:
+        return points, "pass@1, held-out tasks", "Full runs"
+    overfit = [view for view in views if view.verdict is not None]
+    exact: dict[str, Point] = {}
+    for name in distinct(view.experiment for view in overfit):
+        verdicts = [v.verdict for v in overfit if v.experiment == name and v.verdict is not None]
+        values = [verdict["exact_accuracy"] for verdict in verdicts]
+        exact[name] = Point(float(np.mean(values)), min(values), max(values))
+    return exact, "exact match", "Overfit runs, with the range of seeds"
+
+
+def size_of(view: RunView) -> Size | None:
+    """Return what the encoder of a run costs; None where its configuration is not known here.
+
+    Counted from the shapes of its weights, which take no memory.
+    """
+    # Late: a report whose runs have no encoder needs no torch.
+    from etrm.config.registry import context_options
+    from etrm.config.schema import ConfigError, parse
+    from etrm.config.study import ModelConfig
+    from etrm.data.packing import TokenBounds
+    from etrm.models.build import context_of_sizes
+
+    config = view.run.get("config", {})
+    options = context_options().get(config.get("context", {}).get("source"))
+    if options is None:
+        return None
+    try:
+        context = parse(options(), config["context"], "context")
+        source = context_of_sizes(context, parse(ModelConfig, config["model"], "model"))
+    except (ConfigError, KeyError):  # of another version, or an encoder of elsewhere
+        return None
+    tokens = np.full((1, DEMOS), CELLS + 1)
+    work = source.work(TokenBounds(2 * tokens, tokens))
+    parameters = sum(each.numel() for each in source.parameters())
+    return Size(parameters, None if work is None else work.forward / 1e9)
+
+
+def _draw(axes: Axes, x: float, point: Point, look: Look) -> None:
+    if point.low is not None and point.high is not None:
+        ends: dict[str, Any] = {"color": look.colour, "linewidth": 0.8, "alpha": 0.4}
+        axes.plot([x, x], [point.low, point.high], **ends)
+    mark = _mark(look)
+    axes.plot([x], [point.value], marker=mark.get_marker(), ms=4.5, color=look.colour, zorder=3)
+
+
+def _mark(look: Look, **more: Any) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker or "o", ms=4.5, ls="", **more)

@@ -1,0 +1,198 @@
+"""The figures `halting` and `halting_grid`: when runs stop thinking, and what the options do."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from etrm.report.panels import Panel, bounds, draw_panels
+from etrm.report.run_view import RunView, StudyView, distinct, last_stage
+from etrm.report.style import (
+    PALETTE,
+    Look,
+    empty_figure,
+    legend_below,
+    percent,
+    say,
+    theme,
+    title,
+)
+
+UNLIKE = ("experiment", "stage", "seed", "health", "halting")  # where runs of a group may differ
+Grid = dict[tuple[int, float], list[RunView]]  # by max_steps and exploration_prob
+
+
+def halting(study: StudyView) -> Figure:
+    """Draw ACT steps and the halting head over training, and held-out answers by ACT step."""
+    views, runs = last_stage(study.runs)
+    bound, _ = bounds(study.health, "unsure_halting")
+    panels = [
+        Panel("train/steps", "ACT steps of a sample in training"),
+        Panel(
+            "train/q_halt_accuracy",
+            "Accuracy of the halting head",
+            ((bound, f"good\n> {100 * bound:g} %"),),
+            percent=True,
+        ),
+        Panel("train/q_halt_loss", "Loss of the halting head"),
+        Panel("steps", "ACT steps of held-out answers", draw=_histogram),
+        Panel("exact", "Exact match by ACT step", draw=partial(_by_step, "exact_accuracy")),
+        Panel("accuracy", "Token accuracy by ACT step", draw=partial(_by_step, "accuracy")),
+    ]
+    return draw_panels(study, views, panels, runs=runs, subject="run")
+
+
+def _line(look: Look, view: RunView) -> dict[str, Any]:
+    style = "--" if view.is_trm else "-"
+    return {"color": look.colour, "marker": look.marker, "ls": style, "zorder": 2.5}
+
+
+def _histogram(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+    """Draw the shares of answers by the steps that they took, where any stopped early."""
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    for view in views:
+        if view.predictions is not None:
+            columns = pq.read_table(view.predictions, columns=["steps"])
+            found[view.experiment].append(columns["steps"].to_numpy())
+    answers = {n: np.concatenate(each) for n, each in found.items() if sum(map(len, each))}
+    if not answers:
+        say(axes, "no answers to held-out tasks yet")
+    elif all(steps.min() == steps.max() for steps in answers.values()):
+        say(axes, "every answer took all of its steps: evaluations do not halt early")
+    else:
+        for name, steps in answers.items():
+            view = next(view for view in views if view.experiment == name)
+            counts = np.bincount(steps)[1:]
+            line = _line(look_of[name], view) | {"drawstyle": "steps-mid", "markevery": 0.2}
+            axes.plot(np.arange(1, len(counts) + 1), counts / counts.sum(), **line)
+        axes.yaxis.set_major_formatter(percent)
+        _steps(axes)
+
+
+def _by_step(
+    metric: str, axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]
+) -> None:
+    """Draw a metric of held-out answers after each ACT step, the mean over seeds."""
+    for name in distinct(view.experiment for view in views):
+        mine = [view for view in views if view.experiment == name]
+        curves = [((view.score or {}).get("by_step") or {}).get(metric) for view in mine]
+        if known := [curve for curve in curves if curve]:
+            mean = np.mean([curve[: min(map(len, known))] for curve in known], axis=0)
+            line = _line(look_of[name], mine[0]) | {"markevery": max(1, len(mean) // 6)}
+            axes.plot(np.arange(1, len(mean) + 1), mean, **line)
+    if not axes.lines:
+        say(axes, "no evaluation on held-out tasks has recorded its steps yet")
+        return
+    axes.yaxis.set_major_formatter(percent)
+    _steps(axes)
+
+
+def _steps(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("ACT step")
+    axes.set_ylim(bottom=0)
+
+
+def halting_grid(study: StudyView) -> Figure:
+    """Draw exact match by `max_steps` and `exploration_prob`, as heat maps and as curves.
+
+    Of experiments that differ in nothing else, the largest group: overfit runs (the guide found a U
+    over exploration), and pass@1 of their full runs.
+    """
+    style = study.style
+    overfit, full = _group(study.runs)
+    with theme(style):
+        if len(overfit) + len(full) == 0 or len({*overfit, *full}) < 2:
+            words = "no two experiments differ in max_steps and exploration_prob alone"
+            return empty_figure(style, words)
+        fig = Figure(figsize=(style.width, 0.38 * style.width), layout="constrained")
+        left, right, curves = fig.subplots(1, 3)
+        _heat_map(left, overfit, _exact, "Overfit runs: exact match", study)
+        _heat_map(right, full, _pass, "Full runs: pass@1, held out", study)
+        title(curves, "Overfit runs by exploration", style, 3)
+        entries = _curves(curves, overfit)
+        legend_below(fig, entries, style)
+    return fig
+
+
+def _group(runs: Sequence[RunView]) -> tuple[Grid, Grid]:
+    """Return the overfit and the full runs of the largest group that differs in halting alone."""
+    groups: dict[str, tuple[Grid, Grid]] = {}
+    etrm = [view for view in runs if not view.is_trm and "halting" in view.run.get("config", {})]
+    for name in distinct(view.experiment for view in etrm):
+        mine = [view for view in etrm if view.experiment == name]
+        config = mine[0].run["config"]  # of its overfit run, where it has one
+        others = {k: v for k, v in config.items() if k not in UNLIKE}
+        key = json.dumps([mine[0].stage, others], sort_keys=True)
+        cell = int(config["halting"]["max_steps"]), float(config["halting"]["exploration_prob"])
+        for view in mine:
+            both = groups.setdefault(key, (defaultdict(list), defaultdict(list)))
+            both[view.stage == "full"][cell].append(view)
+    return max(groups.values(), key=lambda of: len({*of[0], *of[1]}), default=({}, {}))
+
+
+def _exact(view: RunView) -> float | None:
+    if view.verdict is not None:
+        return float(view.verdict["exact_accuracy"])
+    return view.last("all.exact_accuracy")
+
+
+def _pass(view: RunView) -> float | None:
+    return view.test_metric("ARC/pass@1")
+
+
+def _mean(views: Sequence[RunView], value: Callable[[RunView], float | None]) -> float:
+    known = [found for view in views if (found := value(view)) is not None]
+    return float(np.mean(known)) if known else np.nan
+
+
+def _heat_map(
+    axes: Axes, grid: Grid, value: Callable[[RunView], float | None], words: str, study: StudyView
+) -> None:
+    """Draw a cell for each pair of options, with its percentage; a dash where there is no run."""
+    title(axes, words, study.style, 3)
+    cells = {cell: _mean(views, value) for cell, views in grid.items()}
+    if not np.isfinite(list(cells.values())).any():
+        say(axes, "no run has finished yet")
+        return
+    down, across = sorted({m for m, _ in cells}), sorted({p for _, p in cells})
+    table = np.array([[cells.get((m, p), np.nan) for p in across] for m in down])
+    low, high = np.nanmin(table), np.nanmax(table)
+    shown = np.ma.masked_invalid(table)
+    axes.imshow(shown, cmap="viridis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+    for row, column in np.ndindex(table.shape):
+        share = table[row, column]
+        text = "–" if np.isnan(share) else f"{100 * share:.0f}"
+        dark = np.isnan(share) or share > low + 0.6 * (high - low)
+        place: dict[str, Any] = {"ha": "center", "va": "center"}
+        axes.text(column, row, text, color="#222222" if dark else "white", **place)
+    axes.set_xticks(range(len(across)), [f"{p:g}" for p in across])
+    axes.set_yticks(range(len(down)), [str(m) for m in down])
+    axes.set(xlabel="exploration", ylabel="max. ACT steps")
+    axes.grid(False)
+
+
+def _curves(axes: Axes, grid: Grid) -> list[Line2D]:
+    """Draw exact match over exploration, one line for each number of steps."""
+    entries = []
+    for colour, steps in zip(PALETTE, sorted({m for m, _ in grid}), strict=False):
+        cells = {p: _mean(views, _exact) for (m, p), views in sorted(grid.items()) if m == steps}
+        look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4}
+        axes.plot(list(cells), list(cells.values()), **look)
+        entries.append(Line2D([], [], label=f"{steps} steps at most", **look))
+    axes.set_xlabel("exploration")
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(percent)
+    if not entries:
+        say(axes, "no overfit run has finished yet")
+    return entries

@@ -1,0 +1,136 @@
+"""Small multiples over training: one metric a panel, with thresholds, untrained values and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from etrm.config.health import HealthConfig, guide_rules
+from etrm.report.curves import (
+    draw_curves,
+    draw_threshold,
+    label_steps,
+    legend_entries,
+    make_logarithmic,
+    mark_last,
+    smoothed,
+)
+from etrm.report.run_view import RunView, StudyView, distinct
+from etrm.report.style import (
+    GUIDE,
+    Look,
+    empty_figure,
+    heading,
+    legend_below,
+    letters_across,
+    looks,
+    percent,
+    say,
+    theme,
+    title,
+)
+
+DrawPanel = Callable[[Axes, Sequence[RunView], Mapping[str, Look]], None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric over steps, with thresholds (value, words) and its axis."""
+
+    metric: str
+    title: str
+    lines: tuple[tuple[float, str], ...] = ()
+    linear_below: float | None = None  # logarithmic above; None: linear
+    percent: bool = False
+    floor: bool = False  # the value before the first step is a dashed line
+    draw: DrawPanel | None = None  # instead of curves
+
+
+def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
+    """Return where a rule fails and where it warns; the guide's if the study has no such rule."""
+    rule = health.rules.get(finding) or guide_rules()[finding]
+    given = [bound for bound in (rule.fail, rule.warn, rule.stop) if bound is not None]
+    return (given[0], given[min(1, len(given) - 1)]) if given else (0.0, 0.0)
+
+
+def draw_panels(
+    study: StudyView,
+    views: Sequence[RunView],
+    panels: Sequence[Panel],
+    *,
+    runs: str,
+    subject: str,
+    columns: int = 2,
+    rows: Sequence[str] = (),
+    height: float = 0.27,
+) -> Figure:
+    """Draw metrics of runs, some panels a row; `runs` names their stage, `rows` each row.
+
+    `height`: of a row, in widths of the figure.
+    """
+    look_of, style = looks(view.experiment for view in study.runs), study.style
+    views = [v for v in views if any(p.draw or len(v.series(p.metric)) for p in panels)]
+    with theme(style):
+        if not views:
+            return empty_figure(style, f"no {subject} has finished yet")
+        down = -(-len(panels) // columns)
+        size = style.width, (0.07 + height * down) * style.width
+        fig = Figure(figsize=size, layout="constrained")
+        heading(fig, runs, style)
+        grid = fig.subplots(down, columns, squeeze=False)
+        for axes in grid.ravel()[len(panels) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(grid.ravel(), panels, strict=False):
+            title(axes, panel.title, style, columns)
+            if panel.draw is not None:
+                panel.draw(axes, views, look_of)
+                continue
+            _draw(axes, panel, views, look_of)
+            below = grid[-1] if len(panels) % columns == 0 else grid[-2:].ravel()
+            label_steps(axes, labelled=axes in list(below))
+        room = letters_across(height * style.width, 7.5 * style.font_scale)
+        for axes, words in zip(grid[:, 0], rows, strict=False):
+            axes.set_ylabel(words[:room])
+        handles = legend_entries(views, look_of)
+        if any(panel.floor for panel in panels):
+            handles.append(Line2D([], [], color=GUIDE, linestyle="--", label="untrained"))
+        if any(view.is_cached for view in views):
+            handles.append(Line2D([], [], color=GUIDE, linestyle="-.", label="contexts cached"))
+        legend_below(fig, handles, style)
+    return fig
+
+
+def _draw(axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+    if not draw_curves(axes, views, panel.metric, look_of):
+        say(axes, f"no run has logged {panel.metric}")
+        return
+    if panel.floor:
+        _floors(axes, views, panel.metric, look_of)
+    for value, words in panel.lines:
+        draw_threshold(axes, value, words)
+    for view in views:
+        if (by := view.stopped_by) is not None and by["metric"] == panel.metric:
+            mark_last(axes, smoothed(view, panel.metric), "X", look_of[view.experiment].colour)
+    low, high = axes.get_ylim()
+    if panel.linear_below is not None:
+        make_logarithmic(axes, panel.linear_below)
+    elif panel.percent:
+        axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
+        axes.yaxis.set_major_formatter(percent)
+    else:
+        axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
+
+
+def _floors(axes: Axes, views: Sequence[RunView], metric: str, look_of: Mapping[str, Look]) -> None:
+    """Draw each experiment's value before the first step, the mean over its seeds."""
+    for name in distinct(view.experiment for view in views):
+        series = [view.series(metric) for view in views if view.experiment == name]
+        if first := [values.loc[0] for values in series if 0 in values.index]:
+            look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
+            axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)
