@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 
 
 def plan(
-    configfile: str, gpu: str | None = None, gpus: int | None = None, price: float | None = None
+    configfile: str,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    price: float | None = None,
+    budget: float | None = None,
 ) -> Plan:
     """Return the jobs that Snakemake would run for a study, why, and their cost; run nothing.
 
     `gpu` names the device whose hours are counted, `gpus` how many work at once (for the wall
-    time), `price` is of an hour of one. Raises `PlanError` where Snakemake is
-    not installed or cannot plan the study.
+    time), `price` is of an hour of one, `budget` the hours that the study may take. Raises
+    `PlanError` where Snakemake is not installed or cannot plan the study.
     """
     from etrm.study.plan.plan import make_plan  # late: a GPU node may lack Snakemake
 
-    return make_plan(configfile, gpu, gpus, price)
+    return make_plan(configfile, gpu, gpus, price, budget)
 
 
 def prepare(study: StudyConfig) -> tuple[str, str]:
@@ -100,6 +104,7 @@ def train(
         state=layout.state,
         wandb=layout.wandb,
         strict_parents=tuple(layout.strict_parents()),
+        keep_state=stage == "full" and experiment in layout.continued(),
     )
     job = Job(layout.config_of(run), paths, study.tracking, study.execution, device)
     nodes = nodes or study.execution.nodes
@@ -113,14 +118,15 @@ def train_all(
     """Train all stages of an experiment in turn, with the gate between overfit and full.
 
     `options` are those of `train`. Return the verdict: where it did not pass, the full run has not
-    been started. None for TRM, which is pretrained and has no gate.
+    been started. None for TRM, which is pretrained, and after a selection: they have no gate.
     """
     if experiment not in study.experiments:
         known = ", ".join(study.experiments)
         raise UserError(f"the study has no experiment {experiment!r}, but {known}")
     verdict = None
-    for stage in study.experiments[experiment].stage_names:
-        if stage == "full":
+    config = study.experiments[experiment]
+    for stage in config.stage_names:
+        if stage == "full" and config.after is None:
             verdict = gate(study, experiment, seed)
             if not verdict["passed"]:
                 break  # a result, no error
@@ -208,8 +214,9 @@ def _scored_run(study: StudyConfig, experiment: str, seed: int) -> Run:
     if run is None and any(r.seed == seed for r in layout.scorable(experiment)):
         raise UserError(
             f"{experiment} is not among the finalists of the study, which alone are evaluated on"
-            f" held-out tasks ({', '.join(study.finalists or ()) or 'none'}): choose by validation,"
-            f" as in {layout.root / 'tables/selection.md'}, and add its name to `finalists`"
+            f" held-out tasks ({', '.join({r.experiment: 0 for r in layout.scored()}) or 'none'}):"
+            f" choose by validation, as in {layout.root / 'tables/selection.md'}, and add its name"
+            " to `finalists`"
         )
     if run is None:
         known = ", ".join(f"{name} --seed {number}" for name, number in scored) or "no other"

@@ -103,6 +103,8 @@ def _plan_options(parser: ArgumentParser) -> None:
     )
     add("--gpu", metavar="NAME", help=words)
     add("--gpus", metavar="N", type=int, help="the wall time on so many devices at once")
+    budget = "hours of one device that it may take: what fits, and what is cut (the study's budget)"
+    add("--budget", metavar="H", type=float, help=budget)
     add("--price", metavar="P", type=float, help="what it costs, where an hour of a device is P")
     add("--all", action="store_true", help="a line for every experiment, also where all are done")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
@@ -137,7 +139,7 @@ def plan_text(given: Namespace) -> str:
     """Return the plan that the options ask for, as a screen or as JSON."""
     from etrm.study.plan.table import render
 
-    plan = api.plan(given.configfile, given.gpu, given.gpus, given.price)
+    plan = api.plan(given.configfile, given.gpu, given.gpus, given.price, given.budget)
     plan = plan.select(given.experiments, given.group, given.stage, given.state)
     if given.json:
         return json.dumps(plan.document(), indent=2)

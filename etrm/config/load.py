@@ -19,6 +19,7 @@ import yaml
 from etrm.config.data import DataConfig
 from etrm.config.entry import Entry
 from etrm.config.files import read_file
+from etrm.config.following import follow, selection_problems
 from etrm.config.health import HealthConfig
 from etrm.config.merging import REMOVED, merge
 from etrm.config.parents import parent_problems, unknown_experiment, unknown_parent
@@ -70,6 +71,7 @@ def load_study(document: Mapping[str, Any], name: str = "configuration") -> Stud
     experiments = _experiments(document, problems)
     if study is not None:
         problems += _unusable_sources(study.data, experiments)
+        problems += selection_problems(study, experiments)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), name)
     assert study is not None
@@ -89,6 +91,13 @@ def run_config(study: StudyConfig, experiment: str, stage: str, seed: int) -> Ru
 def evaluation_settings(config: EvaluationConfig) -> dict[str, Any]:
     """Return everything that can change the result of an evaluation: not the number of jobs."""
     return {key: value for key, value in plain(config).items() if key != "jobs"}
+
+
+def validation_settings(config: EvaluationConfig) -> dict[str, Any]:
+    """Return everything that can change the result of a validation."""
+    return {
+        key: getattr(config, key) for key in ("variants", "batch_size", "weights", "halt_early")
+    }
 
 
 def to_yaml(study: StudyConfig) -> str:
@@ -157,8 +166,10 @@ def _experiments(
         problems.append(ConfigProblem("defaults.sweep", show(inherited.pop("sweep")), expected))
     _, shared = _experiment(inherited)  # problems that no experiment adds
     expansion = expand(given, problems)
+    follow(expansion, document.get("selections"), inherited, problems)
     problems += _one_folder(expansion.entries)  # macOS and Windows fold case
-    known = {*given, *expansion.entries} - set(expansion.sweeps)  # a sweep itself is no experiment
+    # A sweep itself is no experiment, nor is one that stands for many.
+    known = {*given, *expansion.entries} - set(expansion.sweeps) - expansion.templates
     experiments: dict[str, ExperimentConfig] = {}
     for name, entry in expansion.entries.items():
         problems += entry.problems(inherited)
@@ -194,7 +205,8 @@ def _unusable_names(
     finalists = document.get("finalists")
     listed = finalists if isinstance(finalists, list | tuple) else ()
     named = {"baseline": document.get("baseline")}
-    named |= {f"finalists[{i}]": name for i, name in enumerate(listed)}
+    groups = {config.group for config in experiments.values()}
+    named |= {f"finalists[{i}]": name for i, name in enumerate(listed) if name not in groups}
     for path, name in named.items():
         if not isinstance(name, str) or expansion.may_have(name):
             continue

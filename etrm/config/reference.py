@@ -46,6 +46,7 @@ def render() -> str:
     parts.append(_section(2, EXPERIMENT, ExperimentConfig, "", [SWEEP_ROW]))
     parts.append(_section(3, "`sweep.<axis>`", AxisConfig, "sweep.<axis>"))
     parts += _children(3, "", ExperimentConfig)
+    parts += _block(2, "selections", keys["selections"])
     for name in ("tracking", "execution", "figures"):
         parts += _block(2, name, keys[name])
     return "\n".join(parts).rstrip() + "\n"

@@ -72,7 +72,7 @@ TARGETS = (
     *("tables", "record", "records", "page", "report"),
     *("train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
-    *("refine", "refine_run"),
+    *("refine", "refine_run", "validate", "validate_run", "select"),
 )
 GROUP = Rule(
     f"a name of letters, digits, - and _, up to {MAX_NAME}, that is no other target"

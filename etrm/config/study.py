@@ -8,7 +8,7 @@ that the official TRM code has for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from etrm.config.refinement import RefinementConfig
 from etrm.config.registry import context_options
 from etrm.config.rules import ASCENDING, DISTINCT, GROUP, MAX_SEED, NAME, NONE_TWICE, TWO
 from etrm.config.schema import ConfigProblem, option, tagged
+from etrm.config.selection import SelectionConfig
 
 STAGES = ("pretrain", "overfit", "full")  # in the order in which they run
 
@@ -215,6 +216,13 @@ class TrainConfig:
         return [ConfigProblem("eval_every", "null", expected)]
 
 
+# Keys of `train` that no step depends on: runs that differ in these alone take the same steps.
+BESIDE_STEPS = (
+    *("steps", "log_every", "save_every", "eval_every", "eval_episodes", "probe_every"),
+    *("target_exact_accuracy", "stop_on_health"),
+)
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Voting over augmented puzzles of the held-out tasks."""
@@ -278,6 +286,20 @@ class ExperimentConfig:
         " experiments",
         factory=ExperimentSources,
     )
+    after: str | None = option(
+        "a selection: one experiment for each of its candidates, with the keys of the candidate and"
+        " the differences given here, which is trained where that is chosen; `{candidate}` in its"
+        " description is the name. It has no overfit run and no gate of its own",
+        None,
+    )
+    candidate: str | None = option(
+        "the candidate that an experiment `after` a selection follows; null: each of them", None
+    )
+    continues: bool = option(
+        "continue the full run of the candidate from its last step, with more `steps`, instead of"
+        " beginning anew: successive halving over several selections",
+        False,
+    )
     seeds: tuple[int, ...] = option(
         "one run per seed", factory=lambda: (0,), ge=0, le=MAX_SEED, rule=DISTINCT
     )
@@ -331,6 +353,8 @@ class ExperimentConfig:
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The training stages of this experiment, in order."""
+        if self.after is not None:  # a selection takes the place of the gate
+            return ("full",)
         return ("pretrain",) if self.is_trm else ("overfit", "full")
 
     @property
@@ -344,6 +368,11 @@ class ExperimentConfig:
             asked = self.split == "transductive" or self.context.unseen == "mean"
             return "pretrain" if asked else None
         return "full"
+
+
+def candidates_of(of: Sequence[str], experiments: Mapping[str, ExperimentConfig]) -> list[str]:
+    """Return the experiments that are named, or of a group that is, in the order of the study."""
+    return [name for name, config in experiments.items() if name in of or config.group in of]
 
 
 @dataclass(frozen=True)
@@ -361,14 +390,34 @@ class StudyConfig:
         None,
     )
     finalists: tuple[str, ...] | None = option(
-        "experiments that are evaluated on the held-out tasks, chosen by their validation; all"
-        " others end with their full run. null: all are evaluated",
+        "experiments, or groups of them, that are evaluated on the held-out tasks, chosen by their"
+        " validation; all others end with their full run. null: all but the candidates of"
+        " `selections`",
         None,
         rule=NONE_TWICE,
+    )
+    selections: dict[str, SelectionConfig] = option(
+        "choices among experiments by rule, and what follows them", factory=dict
+    )
+    budget: float | None = option(
+        "device-hours that the study may take: `etrm plan` shows what fits and what is cut; changes"
+        " no result, and stops nothing",
+        None,
+        "hours",
+        gt=0,
     )
     tracking: TrackingConfig = option("where metrics go", factory=TrackingConfig)
     execution: ExecutionConfig = option("speed and memory", factory=ExecutionConfig)
     figures: FigureStyle = option("the look of the figures", factory=FigureStyle)
+
+    def candidates(self, selection: str) -> list[str]:
+        """Return the experiments that a selection chooses from, in the order of the study."""
+        return candidates_of(self.selections[selection].of, self.experiments)
+
+    @property
+    def all_candidates(self) -> set[str]:
+        """The candidates of all selections."""
+        return {name for selection in self.selections for name in self.candidates(selection)}
 
 
 @dataclass(frozen=True, kw_only=True)

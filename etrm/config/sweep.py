@@ -74,6 +74,7 @@ class Expansion:
     entries: dict[str, Entry] = field(default_factory=dict)
     sweeps: dict[str, list[str]] = field(default_factory=dict)  # names of points by sweep
     incomplete: set[str] = field(default_factory=set)  # sweeps with problems: points may be missing
+    templates: set[str] = field(default_factory=set)  # experiments in whose place others stand
 
     def may_have(self, name: str) -> bool:
         """Return whether this could be a point of a sweep that cannot be read."""

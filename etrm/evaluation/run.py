@@ -17,8 +17,7 @@ import pyarrow as pa
 import torch
 
 from etrm.arc.task import Task
-from etrm.config.load import evaluation_settings, plain
-from etrm.config.refinement import RefinementConfig
+from etrm.config.load import evaluation_settings
 from etrm.config.registry import context_source
 from etrm.config.schema import parse
 from etrm.config.study import EvaluationConfig, RunConfig
@@ -69,7 +68,7 @@ class Evaluation:
     config: EvaluationConfig
     provenance: dict[str, Any]  # in score.json: compared later to see whether the score is stale
     key: str  # digest of everything that determines its result
-    stage: str = "evaluation"  # or `refinement`
+    stage: str = "evaluation"  # or `refinement`, or `validation`
 
     @property
     def run(self) -> RunConfig:
@@ -194,18 +193,18 @@ def identify_evaluation(
     run_folder: Path,
     tables: tuple[Path, Path],
     config: EvaluationConfig,
-    refinement: RefinementConfig | None = None,
+    stage: str = "evaluation",
+    settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Read a run's record, and take the digest of everything that determines its evaluation.
 
-    Or its `refinement`, of which `config` then says what is asked.
+    Or another `stage`, its refinement or its validation, of these `settings`; `config` then says
+    what is asked.
 
     Raises `DamagedFileError` where the weights are not those that the run has written.
     """
     record = read_seen_run(run_folder)
-    stage, settings = "evaluation", evaluation_settings(config)
-    if refinement is not None:
-        stage, settings = "refinement", plain(refinement)
+    settings = dict(evaluation_settings(config) if settings is None else settings)
     # Modules that determine the result.
     code = score_code(record["config"]["context"]["source"], stage)
     weights = check_weights(run_folder, record)

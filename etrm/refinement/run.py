@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from etrm.config.load import plain
 from etrm.config.refinement import RefinementConfig
 from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
@@ -82,7 +83,7 @@ def refine_run(
     began = time.perf_counter()
     asked = EvaluationConfig(config.variants, config.tasks, weights=config.weights)
     tables = tasks_path, augmentations_path
-    evaluation = identify_evaluation(run_folder, tables, asked, config)
+    evaluation = identify_evaluation(run_folder, tables, asked, "refinement", plain(config))
     store = None if state is None else evaluation.store(state)
     if store is not None and restore_result(out, REFINEMENT_FILES, store, evaluation.key):
         log.info("the same refinement was finished before: restored from %s", store)

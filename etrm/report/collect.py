@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from etrm.report.run_view import RunView, load_run
-from etrm.storage.records import DESCRIBED, read_refinement, read_run, read_score
+from etrm.storage.records import DESCRIBED, read_refinement, read_run, read_score, read_selection
 
 BESIDE = ("predictions", "contexts")  # tables beside a score
 
@@ -18,6 +19,7 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
     A run's verdict is the `verdict.json` in its folder; its score, what is beside that, and its
     refinement are those whose JSON names its experiment, stage and seed: each only if it is among
     the files.
+    The places of its experiment in selections are those in the records of these.
     `finalists`: experiments that are evaluated on held-out tasks (None: all).
     """
     paths = [Path(f) for f in files]
@@ -32,6 +34,7 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
         if path.name == "refinement.json":
             content = read_refinement(path)
             refined[content["experiment"], content["stage"], content["seed"]] = content
+    choices = _choices(path for path in paths if path.parent.name == "selections")
     views = []
     for path in paths:
         if path.name != "run.json":
@@ -44,5 +47,17 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
         view = load_run(path.parent, verdict=verdict, score=score, **tables)
         finalist = finalists is None or view.experiment in finalists
         key = view.experiment, view.stage, view.seed
-        views.append(replace(view, finalist=finalist, refinement=refined.get(key)))
+        view = replace(view, finalist=finalist, refinement=refined.get(key))
+        views.append(replace(view, choices=choices.get(view.experiment, ())))
     return views
+
+
+def _choices(records: Iterable[Path]) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Return the places of each experiment in selections, from the records of these."""
+    found: dict[str, tuple[dict[str, Any], ...]] = {}
+    for record in map(read_selection, records):
+        for choice in record["choices"]:
+            name = choice["experiment"]
+            place = {**choice, "selection": record["selection"], "of": len(record["choices"])}
+            found[name] = (*found.get(name, ()), place)
+    return found

@@ -42,6 +42,7 @@ class RunView:
     refinement: dict[str, Any] | None = None  # of a run whose answers were refined
     contexts: Path | None = None  # of tasks, as the run sees them
     finalist: bool = True  # to be evaluated on held-out tasks, if it can be
+    choices: tuple[dict[str, Any], ...] = ()  # its places in selections
 
     @property
     def experiment(self) -> str:

@@ -1,11 +1,12 @@
 """The table `selection`: experiments by their exact match on validation tasks, the best first.
 
 Finalists, which are evaluated on held-out tasks, are chosen by it: it has no score on those tasks.
+Where the study has `selections`, it says what these have chosen and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,9 +17,10 @@ from etrm.report.run_view import RunView, distinct
 EXACT = "validation.exact_accuracy"
 COLUMNS = (
     *("experiment", "seeds", "validation_exact", "validation_exact_sd", "numerators"),
-    *("questions", "train_exact", "gap", "finalist"),
+    *("questions", "train_exact", "gap", "finalist", "choices"),
 )
 WORDS = ("Experiment", "Seeds", "Validation exact match", "Right answers", "Train exact match")
+MORE = ("Gap", "Finalist", "Selections")
 
 
 def selection(views: Sequence[RunView], baseline: str | None = None) -> Table:
@@ -32,7 +34,8 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
 
     `validation_exact`, `train_exact` and `gap` are means over seeds, `validation_exact_sd` the
     sample standard deviation (from two seeds); `numerators`: right answers of each seed, of as many
-    `questions` (a test input of a validation task in a variant).
+    `questions` (a test input of a validation task in a variant); `choices`: its place in each
+    selection, in words: points are of exact match, means over validation tasks, ± a standard error.
     """
     validated = [view for view in views if view.last(EXACT) is not None]
     rows = []
@@ -45,7 +48,8 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
         right = (exact * questions).round().astype(int)
         row = (name, len(mine), exact.mean(), exact.std(), " ".join(map(str, right)))
         gap = train.mean() - exact.mean()
-        rows.append((*row, int(questions.min()), train.mean(), gap, mine[0].finalist))
+        choices = "; ".join(map(_place, mine[0].choices))
+        rows.append((*row, int(questions.min()), train.mean(), gap, mine[0].finalist, choices))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.sort_values("validation_exact", ascending=False, kind="stable", ignore_index=True)
 
@@ -53,7 +57,7 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
 def rendered(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table as text, with column names for people."""
     rows = [_cells(row) for _, row in table.iterrows()]
-    return pd.DataFrame(rows, columns=[*WORDS, "Gap", "Finalist"])
+    return pd.DataFrame(rows, columns=[*WORDS, *MORE])
 
 
 def _cells(row: pd.Series) -> tuple[Any, ...]:
@@ -61,4 +65,15 @@ def _cells(row: pd.Series) -> tuple[Any, ...]:
     spread = f" ± {100 * row['validation_exact_sd']:.1f}" if row["seeds"] > 1 else ""
     right = f"{', '.join(row['numerators'].split())} of {row['questions']:,}"
     shown = (f"{exact:.1f} %{spread}", right, f"{train:.1f} %", f"{gap:.1f} points")
-    return row["experiment"], str(row["seeds"]), *shown, "yes" if row["finalist"] else "no"
+    finalist = "yes" if row["finalist"] else "no"
+    return row["experiment"], str(row["seeds"]), *shown, finalist, row["choices"]
+
+
+def _place(choice: Mapping[str, Any]) -> str:
+    """Return `half: best (2 of 8)`, or `half: behind by 3.1 ± 1.2 points (5 of 8)`."""
+    place = f"{choice['rank']} of {choice['of']}"
+    if choice["why"] not in ("near tie", "behind", "over at_most"):
+        return f"{choice['selection']}: {choice['why']} ({place})"
+    behind = f"by {100 * choice['behind']:.1f} ± {100 * choice['error']:.1f} points"
+    word = choice["why"] if choice["why"] == "behind" else f"{choice['why']}, behind"
+    return f"{choice['selection']}: {word} {behind} ({place})"

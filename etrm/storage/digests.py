@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from etrm.config.registry import (
     outside_file,
     outside_packages,
 )
-from etrm.config.study import RunConfig
+from etrm.config.study import BESIDE_STEPS, RunConfig
 from etrm.storage.code_digest import ModuleCode, reachable, read_code, read_definitions
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -47,6 +47,10 @@ REFINEMENT = (
     *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:choose_questions"),
     *("etrm.evaluation.run:prepare_model", "etrm.refinement.run:refine_questions"),
     "etrm.refinement.scores:score_methods",
+)
+VALIDATION = (
+    *("etrm.evaluation.run:Evaluation", "etrm.evaluation.run:decode_questions"),
+    *("etrm.evaluation.validation:validation_questions", "etrm.evaluation.validation:shares"),
 )
 
 
@@ -130,6 +134,18 @@ def run_key(config: Any, tables: Sequence[str], parent: str | None, code: str) -
     return digest([RESULT_FORMAT, config, [*tables, *([] if parent is None else [parent])], code])
 
 
+def trajectory_key(
+    config: Mapping[str, Any], tables: Sequence[str], parent: str | None, code: str
+) -> str:
+    """Return the digest of all that determines the steps of a run, but not how many there are.
+
+    A run may continue from the last state of a shorter one with the same. Arguments of `run_key`.
+    """
+    train = {key: v for key, v in config["train"].items() if key not in BESIDE_STEPS}
+    steps = {key: v for key, v in config.items() if key not in ("experiment", "health")}
+    return run_key({**steps, "train": train}, tables, parent, code)
+
+
 def evaluation_key(
     config: Any,
     run_key: str,
@@ -138,7 +154,7 @@ def evaluation_key(
     code: str,
     stage: str = "evaluation",
 ) -> str:
-    """Return the digest of all that determines the `evaluation` or `refinement` of a run.
+    """Return the digest of all that determines a result (`stage`) of a run.
 
     `weights`: of model.safetensors.
     """
@@ -159,8 +175,8 @@ def run_code(run: RunConfig) -> tuple[str, ...]:
 
 
 def score_code(source: str, stage: str = "evaluation") -> tuple[str, ...]:
-    """Return the definitions that determine the `evaluation` or `refinement` of such a run."""
-    roots = {"evaluation": EVALUATION, "refinement": REFINEMENT}
+    """Return the definitions that determine a result (`stage`) of such a run."""
+    roots = {"evaluation": EVALUATION, "refinement": REFINEMENT, "validation": VALIDATION}
     return (*roots[stage], CONTEXT_SOURCES[source])
 
 

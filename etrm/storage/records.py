@@ -40,6 +40,12 @@ REFINEMENT: Keys = {
     **IDENTITY,
     **{"refinement": dict, "run_key": str, "held_out": dict, "methods": dict, "device": str},
 }
+VALIDATION: Keys = {
+    **IDENTITY,
+    **{"validation": dict, "run_key": str, "tasks": dict, "exact": (*NUMBER, type(None))},
+    **{"seen": list, "device": str},
+}
+SELECTION: Keys = {"selection": str, "rule": dict, "runs": list, "tasks": int}
 REMEDY = "delete it and run its study again, which restores it or makes it anew"
 _MISSING = object()  # None is a value of JSON
 
@@ -70,6 +76,16 @@ def read_score(path: Path) -> dict[str, Any]:
 def read_refinement(path: Path) -> dict[str, Any]:
     """Return a `refinement.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
     return read_record(path, REFINEMENT, "the refinement of a run")
+
+
+def read_validation(path: Path) -> dict[str, Any]:
+    """Return a `validation.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(path, VALIDATION, "the validation of a run")
+
+
+def read_selection(path: Path) -> dict[str, Any]:
+    """Return the record of a selection; raise `DamagedFileError`, or `FileNotFoundError`."""
+    return read_record(path, SELECTION, "the record of a selection")
 
 
 def check_weights(folder: Path, record: Mapping[str, Any]) -> str:

@@ -19,7 +19,12 @@ from etrm.storage.files import file_digest, write_json_atomic
 RUN_FILES = ("model.safetensors", "metrics.parquet", "run.json")
 SCORE_FILES = ("predictions.parquet", "score.json", "submission.json", "contexts.parquet")
 REFINEMENT_FILES = ("refinement.parquet", "refinement.json")
-RESULT_FILES = {"evaluation": SCORE_FILES, "refinement": REFINEMENT_FILES}  # of a finished run
+VALIDATION_FILES = ("validation.json",)
+RESULT_FILES = {  # of a finished run
+    "evaluation": SCORE_FILES,
+    "refinement": REFINEMENT_FILES,
+    "validation": VALIDATION_FILES,
+}
 MAX_CACHED = 2  # the current result, and the one before
 LIST = "cached.json"  # the key of a cached result, and the SHA-256 of each of its files
 

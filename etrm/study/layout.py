@@ -16,7 +16,7 @@ from etrm.arc.pair_files import SUFFIXES
 from etrm.arc.sources import task_files
 from etrm.config.load import plain, run_config
 from etrm.config.sources import GeneratedSource, PairsSource, SourceConfig
-from etrm.config.study import RunConfig, StudyConfig
+from etrm.config.study import RunConfig, StudyConfig, candidates_of
 from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
@@ -71,10 +71,41 @@ class Layout:
         return [run for run in runs if run.stage == known[run.experiment].scored_stage]
 
     def scored(self, experiment: str | None = None) -> list[Run]:
-        """Return the runs whose weights are evaluated on held-out tasks: those of finalists."""
-        finalists = self.study.finalists
-        runs = self.scorable(experiment)
-        return [run for run in runs if finalists is None or run.experiment in finalists]
+        """Return the runs whose weights are evaluated on held-out tasks.
+
+        Those of finalists; where none are named, of all experiments but candidates.
+        """
+        study, runs = self.study, self.scorable(experiment)
+        if study.finalists is not None:
+            finalists = candidates_of(study.finalists, study.experiments)
+            return [run for run in runs if run.experiment in finalists]
+        candidates = self.study.all_candidates
+        return [run for run in runs if run.experiment not in candidates]
+
+    @property
+    def finalists(self) -> list[str] | None:
+        """The experiments that are evaluated on held-out tasks; None: all that can be."""
+        if self.study.finalists is None and not self.study.selections:
+            return None
+        return list(dict.fromkeys(run.experiment for run in self.scored()))
+
+    def validated(self, experiment: str | None = None) -> list[Run]:
+        """Return the runs that are asked about validation tasks: those of candidates."""
+        candidates = self.study.all_candidates
+        return [run for run in self.runs("full", experiment) if run.experiment in candidates]
+
+    def continued(self) -> list[str]:
+        """Return the candidates whose last states are kept, for runs that continue from them."""
+        experiments = self.study.experiments.values()
+        return sorted({str(c.candidate) for c in experiments if c.continues})
+
+    def selection(self, name: str) -> Path:
+        """Return the record of a selection."""
+        return self.root / "selections" / f"{name}.json"
+
+    def validation(self, experiment: str, seed: int) -> Path:
+        """Return the `validation.json` of a candidate."""
+        return self.root / "validation" / experiment / f"seed{seed}" / "validation.json"
 
     def refined(self, experiment: str | None = None) -> list[Run]:
         """Return the runs whose answers are refined, after they are evaluated."""
@@ -84,7 +115,8 @@ class Layout:
     def results(self) -> list[tuple[Run, str]]:
         """Return the runs that have results beside their weights, and of which stage each is."""
         scored = [(run, "evaluation") for run in self.scored()]
-        return [*scored, *((run, "refinement") for run in self.refined())]
+        validated = [(run, "validation") for run in self.validated()]
+        return [*scored, *((run, "refinement") for run in self.refined()), *validated]
 
     def groups(self) -> dict[str, list[str]]:
         """Return the names of experiments by their group, in the order of the config."""
@@ -107,13 +139,13 @@ class Layout:
         return [str(self.folder(run) / name) for name in RUN_FILES]
 
     def score_files(self, run: Run, stage: str = "evaluation") -> list[str]:
-        """Return the files of a run's evaluation, or of its `refinement`."""
+        """Return the files of a run's evaluation, or of its `refinement` or `validation`."""
         folder = self.root / stage / run.experiment / f"seed{run.seed}"
         return [str(folder / name) for name in RESULT_FILES[stage]]
 
     def score(self, run: Run, stage: str = "evaluation") -> Path:
-        """Return the `score.json` of a run's evaluation, or the `refinement.json`."""
-        name = "score.json" if stage == "evaluation" else "refinement.json"
+        """Return the `score.json` of a run's evaluation, or the record of another stage."""
+        name = "score.json" if stage == "evaluation" else f"{stage}.json"
         return Path(self.score_files(run, stage)[0]).with_name(name)
 
     def shard_files(self, run: Run) -> list[str]:
@@ -123,7 +155,7 @@ class Layout:
         return [str(self.score(run).with_name(name)) for name in names] if jobs > 1 else []
 
     def cache(self, run: Run, stage: str) -> Path:
-        """Return the folder of cached results of a run, or of its `evaluation` or `refinement`."""
+        """Return the folder of cached results of a run, or of a stage of results of it."""
         return self.state / CACHE / run.experiment / stage / f"seed{run.seed}"
 
     def verdict(self, experiment: str, seed: int) -> Path:

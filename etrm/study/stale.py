@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, summary
-from etrm.config.load import evaluation_settings, plain
+from etrm.config.load import evaluation_settings, plain, validation_settings
 from etrm.config.merging import TAGS
 from etrm.config.text import first_few
 from etrm.storage import records
@@ -33,8 +33,10 @@ from etrm.storage.first_weights import ParentError
 from etrm.storage.result_cache import LIST, RESULT_FILES, RUN_FILES
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
+from etrm.study.selection import require_chosen
 
 STATES = "step*.state"  # as `etrm.storage.checkpoint` names them
+RECORDS = {"run.json", "score.json", "refinement.json", "validation.json"}
 SHOWN = 3  # differences of a kind in `differences`
 
 
@@ -81,7 +83,7 @@ class Status:
         """Return why it is not up to date: missing files, a damaged record, differences."""
         found = [f"{name} is missing" for name in self.missing]
         if self.record is None and not self.missing:
-            [name] = {"run.json", "score.json", "refinement.json"} & {*self.files}
+            [name] = RECORDS & {*self.files}
             found.append(f"{name} cannot be read: `etrm doctor` says how to mend it")
         return found + self.differences()
 
@@ -114,11 +116,14 @@ class StudyStatus:
         )
 
     def score(self, run: Run, stage: str = "evaluation") -> Status:
-        """Return the status of a run's evaluation, or of its `refinement`."""
+        """Return the status of a run's evaluation, refinement or validation."""
         config, layout = self.layout.study.experiments[run.experiment], self.layout
-        today, code = evaluation_settings(config.evaluation), score_code(config.context.source)
-        if stage == "refinement":
-            today, code = plain(config.refinement), score_code(config.context.source, stage)
+        settings: dict[str, Callable[[], dict[str, Any]]] = {
+            "evaluation": lambda: evaluation_settings(config.evaluation),
+            "refinement": lambda: plain(config.refinement),
+            "validation": lambda: validation_settings(config.evaluation),
+        }
+        today, code = settings[stage](), score_code(config.context.source, stage)
         name = layout.score(run, stage).name
         found = self._compared(layout.score_files(run, stage), name, today, code)
         trained, record, origin = self.run(run).record, found.record, None
@@ -146,6 +151,7 @@ class StudyStatus:
             "run.json": (records.RUN, "config"),
             "score.json": (records.SCORE, "evaluation"),
             "refinement.json": (records.REFINEMENT, "refinement"),
+            "validation.json": (records.VALIDATION, "validation"),
         }[name]
         prefix = "" if name == "run.json" else f"{block}."
         try:
@@ -248,7 +254,11 @@ def check_records(layout: Layout) -> None:
         for folder in folders:
             if (folder / "run.json").is_file():
                 records.read_run(folder)
-    readers = {"evaluation": records.read_score, "refinement": records.read_refinement}
+    readers = {
+        "evaluation": records.read_score,
+        "refinement": records.read_refinement,
+        "validation": records.read_validation,
+    }
     for run, stage in layout.results():
         if (path := layout.score(run, stage)).is_file():
             readers[stage](path)
@@ -259,6 +269,9 @@ def require_gate(layout: Layout, run: Run) -> None:
 
     Raises `DamagedFileError` where a record cannot be read.
     """
+    if layout.study.experiments[run.experiment].after is not None:
+        require_chosen(layout, run.experiment)
+        return
     overfit = Run(run.experiment, "overfit", run.seed)
     path, name = layout.verdict(run.experiment, run.seed), f"{run.experiment}, seed {run.seed}"
     seed = f" --seed {run.seed}" if run.seed else ""

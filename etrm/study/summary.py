@@ -11,6 +11,7 @@ from etrm.runtime.terminal import fit, width
 from etrm.storage.records import read_verdict
 from etrm.study.gate import outcome
 from etrm.study.layout import Layout
+from etrm.study.selection import chosen_in_words, is_chosen
 from etrm.study.views import study_views
 
 
@@ -29,6 +30,11 @@ def summary(study: StudyConfig, columns: int | None = None) -> str:
         for verdict in verdicts.values():
             lines += fit(f"  {outcome(verdict)}", columns, " " * 9)
         lines.append("")
+    if study.selections:
+        lines += ["Selections"]
+        for name in study.selections:
+            lines += fit(f"  {name}: {chosen_in_words(layout, name)}", columns, " " * 9)
+        lines.append("")
     return "\n".join([*lines, *_next(layout, views, columns)])
 
 
@@ -38,7 +44,9 @@ def _next(layout: Layout, views: list[RunView], columns: int) -> list[str]:
     for name, files in (("figures", layout.figure_files()), ("tables", layout.table_files())):
         lines.append(f"  {name}: {_state(Path(files[0]).parent, files)}")
     lines.append(f"  provenance: {_state(layout.report, [str(layout.report)])}")
-    records = [str(layout.root / "records" / f"{name}.md") for name in layout.study.experiments]
+    known = layout.study.experiments
+    shown = [name for name in known if known[name].after is None or is_chosen(layout, name)]
+    records = [str(layout.root / "records" / f"{name}.md") for name in shown]
     lines.append(f"  records: {_state(layout.root / 'records', records)}")
     first = next((v.experiment for v in views if v.score is not None), views[0].experiment)
     lines.append(f"One run at a glance: etrm show {first}. Jobs to do, and their cost: etrm plan.")

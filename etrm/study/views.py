@@ -14,6 +14,7 @@ from etrm.report.collect import collect
 from etrm.report.run_view import RunView, load_run
 from etrm.storage.records import read_score, read_verdict
 from etrm.study.layout import Layout, Run
+from etrm.study.selection import is_chosen
 
 _OF_RUN = ("experiment", "stage", "seed", "kind", "split")  # what score.json says of its run
 
@@ -41,17 +42,27 @@ def find_views(name: str, configfile: str) -> dict[Path, RunView]:
 def study_views(study: StudyConfig) -> list[RunView]:
     """Return the finished runs of a study with their verdicts, evaluations and refinements.
 
-    Without full runs behind a gate that has since closed.
+    Without full runs behind a gate that has since closed, or after a selection of others.
     """
     layout = Layout(study)
     verdicts = {r: layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")}
     judged = {(r.experiment, r.seed): read_verdict(p) for r, p in verdicts.items() if p.is_file()}
     passed = {run for run, verdict in judged.items() if verdict["passed"]}
-    runs = [r for r in layout.runs() if r.stage != "full" or (r.experiment, r.seed) in passed]
-    files = [*map(str, verdicts.values()), *(f for run in runs for f in layout.run_files(run))]
+    runs = [
+        run
+        for run in layout.runs()
+        if run.stage != "full"
+        or (run.experiment, run.seed) in passed
+        or (study.experiments[run.experiment].after and is_chosen(layout, run.experiment))
+    ]
+    selections = map(layout.selection, study.selections)
+    files = [
+        *map(str, (*verdicts.values(), *selections)),
+        *(f for run in runs for f in layout.run_files(run)),
+    ]
     scored = [(run, stage) for run, stage in layout.results() if run in runs]
     files += [file for run, stage in scored for file in layout.score_files(run, stage)]
-    return collect([file for file in files if Path(file).is_file()], study.finalists)
+    return collect([file for file in files if Path(file).is_file()], layout.finalists)
 
 
 def _of_run(folder: Path) -> RunView:

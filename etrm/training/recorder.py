@@ -121,16 +121,25 @@ class Recorder:
 
     # --- states ---
 
-    def resume(self) -> None:
-        """Resume from the newest intact state, if there is one; rank 0 chooses it."""
+    def resume(self, shorter: Path) -> None:
+        """Resume from the newest intact state, if there is one; rank 0 chooses it.
+
+        `shorter`: the folder of the last state of a run that took the same steps, but fewer.
+        """
         if self.ranks.is_rank_zero:
             remove_temporaries(self.folder)
-        state = load_state(self.folder) if self.ranks.is_rank_zero else None
+        if not self._resume(self.folder):
+            self._resume(shorter)
+
+    def _resume(self, folder: Path) -> bool:
+        state = load_state(folder) if self.ranks.is_rank_zero else None
+        if state is not None and state["step"] > self.trainer.train.steps:
+            state = None  # of a longer run
         step = self.ranks.max_(-1 if state is None else state["step"])
         if step < 0:
-            return
-        state = load_state(self.folder, step) if state is None else state
-        assert state is not None, f"{state_path(self.folder, step)}: found on rank 0 alone"
+            return False
+        state = load_state(folder, step) if state is None else state
+        assert state is not None, f"{state_path(folder, step)}: found on rank 0 alone"
         self.trainer.load_state_dict(state["trainer"])
         self.tracker.rows = list(state["rows"])
         self.stop_reason, self.started = state["reason"], state["started"]
@@ -138,7 +147,23 @@ class Recorder:
         self.saved = self._resumed = step
         self.progress.begin(step)
         if self.ranks.is_rank_zero:
-            log.info("resuming from step %d (%s)", step, state_path(self.folder, step))
+            log.info("resuming from step %d (%s)", step, state_path(folder, step))
+        return True
+
+    def keep(self, folder: Path) -> None:
+        """Save the state of the last step to `folder`; failing ends nothing.
+
+        Not that of a run that has ended early, whose steps are not all done.
+        """
+        if self.stop_reason is not None:
+            return
+        trainer = self.trainer.state_dict()  # of all ranks
+        if not self.ranks.is_rank_zero:
+            return
+        try:
+            save_state(folder, self.trainer.step_number, self._state(trainer))
+        except OSError as error:
+            log.warning("%s: the last state could not be kept (%s)", folder, error)
 
     def save_if_due(self) -> None:
         """Save every `train.save_every` steps."""
@@ -154,16 +179,7 @@ class Recorder:
         """
         trainer, outcome = self.trainer.state_dict(), SAVED
         if self.ranks.is_rank_zero:
-            state = {
-                "step": self.trainer.step_number,
-                "trainer": trainer,
-                "rows": self.rows,
-                "reason": self.stop_reason,
-                "events": self.events,
-                "started": self.started,
-                "seconds": self.seconds,
-            }
-            outcome = self._write(state)
+            outcome = self._write(self._state(trainer))
         outcome = self.ranks.max_(outcome)
         if outcome == LOST:
             self.exit_if_superseded()
@@ -171,6 +187,17 @@ class Recorder:
             self.saved = self.trainer.step_number
             self.interruption.advanced |= self.saved > self._resumed
         return outcome == SAVED
+
+    def _state(self, trainer: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "step": self.trainer.step_number,
+            "trainer": trainer,
+            "rows": self.rows,
+            "reason": self.stop_reason,
+            "events": self.events,
+            "started": self.started,
+            "seconds": self.seconds,
+        }
 
     def _write(self, state: dict[str, Any]) -> int:
         step, folder = state["step"], self.folder

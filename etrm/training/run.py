@@ -25,7 +25,7 @@ from etrm.runtime.interruption import Interruption
 from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease
 from etrm.storage.checkpoint import CheckpointError, clear_states, remove_temporaries
-from etrm.storage.digests import code_digest, run_code, run_key
+from etrm.storage.digests import code_digest, run_code, run_key, trajectory_key
 from etrm.storage.files import table_digest
 from etrm.storage.records import read_run
 from etrm.storage.result_cache import RUN_FILES, restore_result
@@ -37,6 +37,7 @@ from etrm.training.outputs import cache_run, run_record, write_outputs
 from etrm.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
+CONTINUED = "continued"  # among the states: the last ones of runs that longer ones continue from
 EVALUATED = ("all.", "validation.")  # how metrics begin that W&B shows of a finished run
 
 
@@ -51,6 +52,7 @@ class RunPaths:
     state: Path  # states of runs under way, one subfolder per key
     wandb: Path
     strict_parents: tuple[str, ...] = ()  # proposed where a strict run's parent is refused
+    keep_state: bool = False  # of the last step, for a run with more steps to continue from
 
 
 def train_run(
@@ -86,7 +88,9 @@ def train_run(
             data = {table.stem: table_digest(table) for table in tables}
             weights = None if parent is None else parent.sha256
             code = code_digest(*run_code(run))
-            key = run_key(plain(run), list(data.values()), weights, code)
+            determined = plain(run), list(data.values()), weights, code
+            key = run_key(*determined)
+            shorter = paths.state / CONTINUED / trajectory_key(*determined)[:16]
             states, store = paths.state / key[:16], paths.state / "finished" / name
             while ranks.max_(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
@@ -103,11 +107,13 @@ def train_run(
                 trainer, tracker, states, ranks, interruption, lease, progress, began
             )
             interruption.doing = "finishing this step and saving it …"
-            recorder.resume()
+            recorder.resume(shorter)
         with progress:
             train(trainer, recorder)
         record = run_record(recorder, parent, loaded, data, read_sources(paths.tasks), key)
         write_outputs(paths.out, record, recorder)
+        if paths.keep_state:
+            recorder.keep(shorter)
         if not ranks.is_rank_zero:
             return {}
         cache_run(paths.out, store, key, states)

@@ -15,6 +15,7 @@ from etrm.config.load import load_study, plain, read_study
 from etrm.config.registry import encoders
 from etrm.config.schema import ConfigError
 from etrm.config.study import StudyConfig
+from etrm.study.layout import Layout
 
 FILES = [path.name for path in shipped("config/*.yaml")]
 GRID = {(steps, share) for steps in (8, 16, 32) for share in (0.0, 0.3, 0.5, 0.7)}
@@ -68,21 +69,38 @@ def test_the_paper_study_has_the_published_sizes() -> None:
     assert config.data.training == ("arc1_training", "concept")
     assert config.data.evaluation == ("arc1_evaluation",)
     for name, experiment in config.experiments.items():
-        if experiment.group == "ladder":  # to the official command, below
-            continue
         model, train = experiment.model, experiment.train
-        assert train.variants == experiment.evaluation.variants == 1000 < config.data.variants
+        held_out = experiment.group == "finals" or name == "trm"  # others are of the screen
+        assert train.variants == 1000 < config.data.variants
+        assert experiment.evaluation.variants == (1000 if held_out else 16)
         assert (model.width, model.heads, model.layers) == (512, 8, 2), name
         assert (model.context_tokens, model.H_cycles, model.L_cycles) == (16, 3, 6), name
-        assert train.lr == 1e-4 or name == "etrm_standard_lr3"
+        assert train.lr == 1e-4 or name.endswith("etrm_standard_lr3")
         assert (train.embedding_lr, train.weight_decay) == (1e-2, 0.1), name
         assert (train.warmup_steps, train.ema_decay, train.dtype) == (2000, 0.999, "bf16"), name
         assert experiment.episodes.canvas == tuple(Lane(n, n) for n in range(6, 31, 2)), name
         assert experiment.evaluation.pass_k == (1, 2, 5, 10, 100, 1000), name
         assert experiment.halting.exploration_prob == 0.1 or not experiment.is_trm, name
-        claims_a_number = not train.cache_context
-        assert len(experiment.seeds) >= 3 or not claims_a_number, name
+        assert len(experiment.seeds) == (3 if held_out else 1), name
 
+
+def test_the_paper_study_chooses_by_validation_what_is_asked_about_held_out_tasks() -> None:
+    config = study("paper.yaml")
+    layout, experiments = Layout(config), config.experiments
+    screened = {name for name, e in experiments.items() if e.group in SCREEN}
+    assert config.all_candidates == screened
+    asked = {run.experiment for run in layout.scored()}
+    assert asked == {"trm", *(name for name, e in experiments.items() if e.group == "finals")}
+    assert {e.candidate for e in experiments.values() if e.after} == screened
+    for name, e in experiments.items():
+        if e.after:  # all but the length, the seeds and the evaluation is the candidate's
+            mine, theirs = plain(e), plain(experiments[str(e.candidate)])
+            differ = {key for key in mine if mine[key] != theirs[key]}
+            beside = {"description", "group", "after", "candidate"}
+            assert differ == {*beside, "seeds", "stages", "evaluation"}, name
+
+
+SCREEN = ("immediate", "short_term", "halting", "encoders", "no_bottleneck", "training")
 
 # The official ARC-AGI-1 command (TinyRecursiveModels, e7b6871): README, and what it overrides in
 # cfg_pretrain.yaml, arch/trm.yaml and build_arc_dataset.py. The comments are the names there.
@@ -148,7 +166,7 @@ def flat(block: Any, path: str = "") -> dict[str, Any]:
 
 
 def test_trm_published_is_the_official_command() -> None:
-    config = study("paper.yaml")
+    config = study("trm.yaml")
     values = flat(plain(config.experiments["trm_published"]))
     assert {key: values[key] for key in PUBLISHED} == PUBLISHED
     assert config.data.variants == 1001
@@ -162,7 +180,7 @@ def test_trm_published_is_the_official_command() -> None:
 
 
 def test_each_rung_of_the_ladder_is_one_deviation_more() -> None:
-    experiments = study("paper.yaml").experiments
+    experiments = study("trm.yaml").experiments
     assert {n for n, e in experiments.items() if e.group == "ladder"} == {*LADDER} - {"trm"}
     rungs = [flat(plain(experiments[name])) for name in LADDER]
     beside = {"description", "group", "seeds"}

@@ -232,7 +232,7 @@ def test_the_official_share_of_arc_pairs_is_not_translated(arc: Path) -> None:
 
 def test_trm_published_trains_on_the_official_tasks_but_two(arc: Path, tmp_path: Path) -> None:
     """Those that hold a held-out test pair, of 3 and 4 pairs, are left out (docs/deviations.md)."""
-    config = read_study(Path(__file__).parents[2] / "config" / "paper.yaml")
+    config = read_study(Path(__file__).parents[2] / "config" / "trm.yaml")
     sources = {**config.data.sources, "concept": source(arc, "concept")}
     tasks, variants = tmp_path / "tasks.parquet", tmp_path / "augmentations.parquet"
     prepare_tasks(replace(config.data, sources=sources), tasks)

@@ -269,7 +269,7 @@ def test_the_document_has_every_stage_and_is_json() -> None:
     assert document["stages"][0] == {
         **{"experiment": "etrm_0", "group": "many", "stage": "overfit", "seed": 0},
         **{"state": "run", "why": ["never run"], "job": True, "gpus": 1, "kept": False},
-        **{"step": 0, "hours": 2.0, "hours_least": 0.5, "measured": "bench"},
+        **{"step": 0, "hours": 2.0, "hours_least": 0.5, "measured": "bench", "pending": False},
     }
     job = {"rule": "train_overfit", "experiment": "etrm_0", "seed": 0, "why": []}
     assert document["jobs"][0] == job

@@ -602,3 +602,44 @@ def test_the_key_of_a_run_depends_on_its_data_and_parent(
     ]
     assert len(set(keys)) == 4
     assert train(run, paths, parent=parent)["key"] == keys[0]
+
+
+# --- continuing a shorter run ---
+
+
+def test_a_longer_run_continues_a_shorter_one_to_the_same_weights(
+    tables: RunPaths, whole: Whole, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Bit for bit, and without doing the shorter one's steps again."""
+    shorter = make_run("standard", experiment="screen", train={**RESUMABLE, "steps": 4})
+    paths = replace(tables, state=tmp_path / "state", keep_state=True)
+    train(shorter, paths, out=tmp_path / "screen")
+    taken: list[int] = []
+
+    def step(self: Trainer) -> None:
+        STEP(self)
+        taken.append(self.step_number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    longer = make_run("standard", experiment="final", train=RESUMABLE)
+    train(longer, paths, out=tmp_path / "final")
+    assert taken == [5, 6, 7]
+    ours, theirs = (
+        load_file(f / "model.safetensors") for f in (tmp_path / "final", whole("standard"))
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    record = json.loads((tmp_path / "final/run.json").read_text())
+    assert (record["steps_done"], record["experiment"]) == (7, "final")
+
+    other = make_run("standard", experiment="other", train={**RESUMABLE, "lr": 2e-3})
+    taken.clear()
+    train(other, paths, out=tmp_path / "other")
+    assert taken[0] == 1, "a run of another learning rate takes other steps"
+
+
+def test_no_state_is_kept_of_a_run_that_ended_early(tables: RunPaths, tmp_path: Path) -> None:
+    """Its steps are not those that a longer run would have taken."""
+    paths = replace(tables, state=tmp_path / "state", keep_state=True)
+    record = train(diverging(stop_on_health=True), paths, out=tmp_path / "run")
+    assert record["stopped_early"] == "divergence"
+    assert not list((tmp_path / "state/continued").glob("*/*.state"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +15,12 @@ from tiny import make_run, make_tasks, write_study
 
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import ExecutionConfig, TrackingConfig
+from etrm.config.study import EvaluationConfig
 from etrm.data.corpus import Corpus
 from etrm.data.tables import read_augmentations
 from etrm.evaluation.decode import decode
+from etrm.evaluation.run import identify_evaluation
+from etrm.evaluation.validation import shares, validate_run, validation_questions
 from etrm.runtime.distributed import Ranks
 from etrm.storage.records import read_metrics
 from etrm.training.build import build_trainer, training_data
@@ -155,3 +159,45 @@ def test_weights_that_may_have_seen_a_validation_task_have_no_validation(
     names = read_metrics(paths.out).column_names
     assert ("validation.exact_accuracy" in names) == (not seen)
     assert read_parent(parent.out, None).may_have_seen(UNSEEN) == seen
+
+
+def test_a_validation_has_the_share_of_each_task(tmp_path: Path) -> None:
+    """Of its test inputs in all variants; and no score where a task was seen in training."""
+    paths = study(tmp_path)
+    run = make_run("standard", **FULL)
+    train_run(run, replace(paths, out=tmp_path / "run"), OFF, device="cpu")
+    given = tmp_path / "run", paths.tasks, paths.augmentations
+    config = EvaluationConfig(variants=3)
+    found = validate_run(*given, config, tmp_path / "v", device="cpu", state=paths.state)
+    assert list(found["tasks"]) == [task.id for task in UNSEEN]
+    evaluation = identify_evaluation(*given[:1], given[1:], config, "validation")
+    questions = validation_questions(evaluation, torch.device("cpu"))
+    asked = sum(len(index) for _, index, _ in questions.lanes)
+    assert asked == 3 * sum(len(task.queries) for task in UNSEEN)
+    predicted = pa.table(
+        {
+            "task": ["unseen0"] * 4 + ["unseen1"] * 2,
+            "correct": [True, False, False, False, True, True],
+        }
+    )
+    assert shares(predicted, UNSEEN) == {"unseen0": 0.25, "unseen1": 1.0, "unseen2": 0.0}
+    assert found["exact"] == pytest.approx(sum(found["tasks"].values()) / 3)
+
+    seen = make_run("standard", split="transductive", **FULL)
+    other = study(tmp_path / "seen", validation=[])
+    train_run(seen, replace(other, out=tmp_path / "seen/run"), OFF, device="cpu")
+    marked = write_study(tmp_path / "marked", OURS[1:], HELD_OUT, OURS[:1])
+    found = validate_run(
+        tmp_path / "seen/run", marked.tasks, marked.augmentations, config, tmp_path / "w", "cpu"
+    )
+    assert (found["exact"], found["seen"]) == (None, [OURS[0].id])
+
+
+def test_a_finished_validation_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = study(tmp_path)
+    train_run(make_run("standard", **FULL), replace(paths, out=tmp_path / "run"), OFF, device="cpu")
+    given = tmp_path / "run", paths.tasks, paths.augmentations, EvaluationConfig(variants=2)
+    first = validate_run(*given, tmp_path / "v", device="cpu", state=paths.state)
+    (tmp_path / "v/validation.json").unlink()
+    monkeypatch.setattr("etrm.evaluation.validation.decode_questions", None)
+    assert validate_run(*given, tmp_path / "v", device="cpu", state=paths.state) == first

@@ -211,8 +211,8 @@ def test_a_group_of_the_paper_study_is_planned_with_its_parents(tmp_path: Path) 
     group = planned(snakemake(folder, "-n", "short_term", config="config/paper.yaml"))
     # From scratch, and two encoders with a state at two settings of halting.
     assert group["record"] == 5
-    assert group["train_full"] == 15
-    assert group["train_pretrain"] == 3
+    assert group["train_full"] == group["validate_run"] == 5
+    assert group["train_pretrain"] == 1
     assert group["short_term"] == 1
 
 

@@ -8,7 +8,13 @@ from snakemake.exceptions import WorkflowError
 from etrm.launch.site import read_site
 from etrm.config.schema import ConfigError
 from etrm.config.files import check_files, with_types
-from etrm.config.load import evaluation_settings, load_study, plain, to_yaml
+from etrm.config.load import (
+    evaluation_settings,
+    load_study,
+    plain,
+    to_yaml,
+    validation_settings,
+)
 from etrm.config.merging import merge
 from etrm.storage.result_cache import RUN_FILES
 from etrm.storage.records import DamagedFileError
@@ -16,9 +22,16 @@ from etrm.report.registry import FIGURES, PAGE, TABLES, modules
 from etrm.study.layout import SHARD_FILE, Layout, Run
 from etrm.storage.first_weights import ParentError
 from etrm.study.stale import StudyStatus, check_records
-from etrm.storage.result_cache import REFINEMENT_FILES, SCORE_FILES
+from etrm.storage.result_cache import REFINEMENT_FILES, SCORE_FILES, VALIDATION_FILES
 from etrm.study.gate import GateError, judge, require_passed
-from etrm.storage.digests import code_digest, digest, run_code, score_code, script_digest
+from etrm.study.selection import is_chosen, of_how_many, require_chosen
+from etrm.storage.digests import (
+    code_digest,
+    digest,
+    run_code,
+    score_code,
+    script_digest,
+)
 from etrm.storage.files import file_digest
 
 try:
@@ -38,6 +51,7 @@ config["tracking"] = plain(STUDY.tracking)
 config["execution"] = plain(STUDY.execution)
 # Named in the message of a refused run as what to start from: advice, no parameter either.
 config["strict_parents"] = LAYOUT.strict_parents()
+config["continued"] = LAYOUT.continued()  # whose last states are kept
 config["generated"] = {path: plain(s) for path, s in LAYOUT.generated.items()}
 config["resolved"] = resolved = to_yaml(STUDY)
 
@@ -50,8 +64,16 @@ def code_of_run(run):
     return code_digest(*run_code(LAYOUT.config_of(run)))
 
 
+def opens(run):
+    """The file that lets a full run start: the verdict on its overfit run, or a selection."""
+    selection = STUDY.experiments[run.experiment].after
+    if selection is not None:
+        return LAYOUT.selection(selection)
+    return LAYOUT.verdict(run.experiment, run.seed)
+
+
 # As this process began: whether each gate was open (without a verdict, a pass is expected), and
-# which full runs that had a verdict were up to date. Computed here, since Snakemake passes over
+# which full runs that had a verdict, or a selection, were up to date. Computed here, since Snakemake passes over
 # errors of input functions where the output exists.
 try:
     if workflow.is_main_process:
@@ -61,8 +83,7 @@ try:
     UP_TO_DATE = {
         run
         for run in LAYOUT.runs("full")
-        if LAYOUT.verdict(run.experiment, run.seed).is_file()
-        and STATUS.run(run).up_to_date
+        if opens(run).is_file() and STATUS.run(run).up_to_date
     }
 except (DamagedFileError, ParentError) as error:
     raise WorkflowError(str(error)) from None
@@ -97,13 +118,44 @@ def passed(experiment, seed):
     return judge(verdict, STUDY.experiments[experiment].gate)
 
 
+def starts(run):
+    """Return whether a run starts: no gate has stopped it, and it is chosen where it follows a
+    selection. Before that is made, nothing is: a plan has no runs of experiments not known yet.
+    """
+    if STUDY.experiments[run.experiment].after is not None:
+        return is_chosen(LAYOUT, run.experiment)
+    return run.stage != "full" or passed(run.experiment, run.seed)
+
+
 def going(runs):
-    """The runs that no gate has stopped."""
-    return [r for r in runs if r.stage != "full" or passed(r.experiment, r.seed)]
+    """The runs that no gate has stopped, and that are chosen."""
+    return [run for run in runs if starts(run)]
+
+
+def shown(experiments=STUDY.experiments):
+    """The experiments that have runs: all but those after a selection that are not chosen."""
+    all_of = STUDY.experiments
+    return [n for n in experiments if all_of[n].after is None or is_chosen(LAYOUT, n)]
 
 
 def verdicts(wildcards=None):
-    return [str(LAYOUT.verdict(r.experiment, r.seed)) for r in LAYOUT.runs("overfit")]
+    """Verdicts and selections: checkpoints, by which others are asked for, or are not."""
+    found = [str(LAYOUT.verdict(r.experiment, r.seed)) for r in LAYOUT.runs("overfit")]
+    return [*found, *(str(LAYOUT.selection(name)) for name in STUDY.selections)]
+
+
+def verdicts_of(experiments):
+    """Of these experiments: the checkpoints that decide which of their runs there are."""
+    runs = [run for name in experiments for run in LAYOUT.runs("overfit", name)]
+    after = {STUDY.experiments[name].after for name in experiments} - {None}
+    found = [str(LAYOUT.verdict(r.experiment, r.seed)) for r in runs]
+    return [*found, *(str(LAYOUT.selection(name)) for name in sorted(after))]
+
+
+def validations_of(selection):
+    """The validations of the candidates that no gate has stopped."""
+    runs = [r for name in STUDY.candidates(selection) for r in LAYOUT.validated(name)]
+    return [str(LAYOUT.validation(r.experiment, r.seed)) for r in going(runs)]
 
 
 def files_of(runs):
@@ -142,6 +194,11 @@ def code_of_evaluation(wildcards):
     return code_digest(*score_code(source))
 
 
+def code_of_validation(wildcards):
+    source = STUDY.experiments[wildcards.experiment].context.source
+    return code_digest(*score_code(source, "validation"))
+
+
 def code_of_refinement(wildcards):
     source = STUDY.experiments[wildcards.experiment].context.source
     return code_digest(*score_code(source, "refinement"))
@@ -169,16 +226,33 @@ def gate_of(wildcards):
     `ancient` where the full run is up to date: a verdict that is made again, say for a moved
     threshold, does not retrain. Not for a stale one: Snakemake does not look at the parameters of
     a job below one that runs, so it would be passed over behind an ancient verdict. Nor where the
-    verdict is missing, since the new one may differ.
+    verdict is missing, since the new one may differ. None after a selection, see `selection_of`.
     """
-    experiment, seed = wildcards.experiment, int(wildcards.seed)
-    path = LAYOUT.verdict(experiment, seed)
-    if not EXPECTED[experiment, seed] and not passed(experiment, seed):
-        try:
-            require_passed(path, STUDY.experiments[experiment].gate)
-        except GateError as error:
-            raise WorkflowError(str(error)) from None
-    return ancient(path) if run_of(wildcards, "full") in UP_TO_DATE else path
+    run = run_of(wildcards, "full")
+    if STUDY.experiments[run.experiment].after is not None:
+        return []
+    path, gate = opens(run), STUDY.experiments[run.experiment].gate
+    if not EXPECTED[run.experiment, run.seed] and not passed(run.experiment, run.seed):
+        known(lambda: require_passed(path, gate))
+    return ancient(path) if run in UP_TO_DATE else path
+
+
+def selection_of(wildcards):
+    """Return the selection that a full run follows, if any: as `gate_of`, by the same rules."""
+    run = run_of(wildcards, "full")
+    if STUDY.experiments[run.experiment].after is None:
+        return []
+    path = opens(run)
+    if path.is_file():  # else it is made first
+        known(lambda: require_chosen(LAYOUT, run.experiment))
+    return ancient(path) if run in UP_TO_DATE else path
+
+
+def known(check):
+    try:
+        check()
+    except GateError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def origin_of(stage):
@@ -200,6 +274,10 @@ def scored_run(wildcards):
 
 def evaluation_of(wildcards):
     return evaluation_settings(STUDY.experiments[wildcards.experiment].evaluation)
+
+
+def validation_of(wildcards):
+    return validation_settings(STUDY.experiments[wildcards.experiment].evaluation)
 
 
 def refinement_of(wildcards):
@@ -235,17 +313,22 @@ def everything_absent(wildcards):
     return absent(map(str, files), LAYOUT.table_files()[0])
 
 
-def records(members=STUDY.experiments):
-    return [str(ROOT / "records" / f"{name}.md") for name in members]
+def records(wildcards=None, members=STUDY.experiments):
+    return [str(ROOT / "records" / f"{name}.md") for name in shown(members)]
 
 
 def of_group(members):
-    """Records of the experiments of a group, and what is missing of what they are made from."""
-    pairs = zip(members, records(members))
+    """Records of the experiments of a group, their validations, the selections that they follow,
+    and what is missing of what the records are made from."""
+    pairs = zip(shown(members), records(members=members))
     below = [
         path for m, record in pairs for path in absent(files_of_experiment(m), record)
     ]
-    return [*records(members), *below]
+    after = dict.fromkeys(STUDY.experiments[name].after for name in members)
+    asked = [str(LAYOUT.selection(name)) for name in after if name]
+    runs = going([run for name in members for run in LAYOUT.validated(name)])
+    asked += [str(LAYOUT.validation(run.experiment, run.seed)) for run in runs]
+    return [*records(members=members), *asked, *below]
 
 
 def of_experiment(wildcards):
@@ -254,7 +337,9 @@ def of_experiment(wildcards):
 
 
 def files_of_experiment(mine):
-    baseline = [str(LAYOUT.folder(r) / "run.json") for r in LAYOUT.baseline(mine)]
+    baseline = [
+        str(LAYOUT.folder(r) / "run.json") for r in going(LAYOUT.baseline(mine))
+    ]
     metrics = [str(Path(path).with_name("metrics.parquet")) for path in baseline]
     own = [
         *files_of(going(LAYOUT.runs(experiment=mine))),

@@ -119,3 +119,63 @@ rule refine_run:
         state=LAYOUT.state,
     script:
         "../scripts/refine.py"
+
+
+# Candidates answer validation tasks, and the best of them are chosen: no held-out task is asked.
+rule validate:
+    input:
+        verdicts(),
+    localrule: True
+
+
+rule validate_run:
+    input:
+        tasks=LAYOUT.tasks,
+        augmentations=LAYOUT.augmentations,
+        run=lambda wildcards: LAYOUT.run_files(run_of(wildcards, "full")),
+    output:
+        multiext(
+            str(ROOT / "validation/{experiment}/seed{seed}") + "/", *VALIDATION_FILES
+        ),
+    log:
+        ROOT / "logs/{experiment}/validate_seed{seed}.log",
+    wildcard_constraints:
+        experiment=names({run.experiment for run in LAYOUT.validated()}),
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
+    resources:
+        **SITE.resources("evaluate"),
+    params:
+        validation=validation_of,
+        code=code_of_validation,
+        script=code_of_script("validate"),
+        state=LAYOUT.state,
+    script:
+        "../scripts/validate.py"
+
+
+checkpoint select:
+    input:
+        lambda wildcards: verdicts_of(STUDY.candidates(wildcards.selection)),
+        validations=lambda wildcards: validations_of(wildcards.selection),
+    output:
+        # Not deleted while it is made anew: who asks for it then has the one before.
+        update(ROOT / "selections/{selection}.json"),
+    log:
+        ROOT / "logs/select_{selection}.log",
+    wildcard_constraints:
+        selection=names(STUDY.selections),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        rule=lambda wildcards: plain(STUDY.selections[wildcards.selection]),
+        chooses=lambda wildcards: of_how_many(LAYOUT, wildcards.selection),
+        candidates=lambda wildcards: STUDY.candidates(wildcards.selection),
+        code=code_digest("etrm.evaluation.selection:choose"),
+        script=code_of_script("select"),
+    message:
+        "selection {wildcards.selection}: the {params.chooses}; the runs that follow are known then"
+    script:
+        "../scripts/select.py"

@@ -33,7 +33,7 @@ rule tables:
         ENVIRONMENT
     params:
         baseline=STUDY.baseline,
-        finalists=STUDY.finalists,
+        finalists=LAYOUT.finalists,
         code=code_digest("etrm.report.write", "etrm.report.collect", *modules(TABLES)),
         script=code_of_script("tables"),
     script:
@@ -69,7 +69,8 @@ rule record:
 
 rule records:
     input:
-        records(),
+        verdicts(),
+        records,
     localrule: True
 
 
@@ -98,7 +99,7 @@ rule page:
     input:
         LAYOUT.figure_files(),
         LAYOUT.table_files(),
-        records(),
+        records,
         LAYOUT.config,
         runs=finished,
     output:
@@ -110,7 +111,7 @@ rule page:
         ENVIRONMENT
     params:
         baseline=STUDY.baseline,
-        finalists=STUDY.finalists,
+        finalists=lambda wildcards: LAYOUT.finalists and shown(LAYOUT.finalists),
         code=code_digest("etrm.report.page.build", "etrm.report.collect"),
         look=look_of_page(),
         script=code_of_script("page"),
@@ -122,7 +123,8 @@ rule report:
     input:
         rules.figures.output,
         rules.tables.output,
-        records(),
+        verdicts(),
+        records,
         config=LAYOUT.config,
     output:
         LAYOUT.report,

@@ -81,6 +81,7 @@ use rule train_pretrain as train_full with:
         augmentations=LAYOUT.augmentations,
         parent=parent_of("full"),
         verdict=gate_of,
+        selection=selection_of,
     output:
         multiext(str(RUN / "full/seed{seed}") + "/", *RUN_FILES),
     log:

@@ -24,6 +24,8 @@ with job_log(snakemake.log[0], history=True), going_on():
         state=Path(snakemake.params.state),
         wandb=Path(snakemake.params.wandb),
         strict_parents=tuple(snakemake.config["strict_parents"]),
+        keep_state=snakemake.rule == "train_full"
+        and snakemake.wildcards.experiment in snakemake.config["continued"],
     )
     job = Job(
         run=parse(RunConfig, snakemake.params.run),

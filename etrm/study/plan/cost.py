@@ -116,11 +116,13 @@ class Costs:
 
     def of(self, entry: Entry) -> Cost:
         """Return the remaining cost of a stage: none for a verdict, or a restored result."""
-        if entry.stage == "gate" or not entry.job or entry.cached:
+        if entry.stage == "gate" or not entry.costs or entry.cached:
             return Cost(0.0, hours_least=0.0)
         if entry.stage == "refine":
             return self._refinement(entry)
-        return self._evaluation(entry) if entry.stage == "evaluate" else self._training(entry)
+        if entry.stage in ("evaluate", "validate"):
+            return self._evaluation(entry)
+        return self._training(entry)
 
     def _refinement(self, entry: Entry) -> Cost:
         experiment = self.layout.study.experiments[entry.experiment]
@@ -172,7 +174,8 @@ class Costs:
         stage = experiment.scored_stage
         assert stage is not None  # only scored stages have such an entry
         config = self.layout.config_of(Run(entry.experiment, stage, entry.seed))
-        samples = self.sizes.predictions(experiment, self.layout.study.data.variants)
+        variants, validation = self.layout.study.data.variants, entry.stage == "validate"
+        samples = self.sizes.predictions(experiment, variants, validation)
         if samples is None:
             return Cost()
         kind = evaluation_kind(plain(config), plain(experiment.evaluation))
@@ -181,7 +184,7 @@ class Costs:
         if found is not None:
             hours = samples * config.halting.max_steps / found[0] / HOUR
             return Cost(hours, found[1], hours)
-        demand = self.demands.of(config, False, held_out=True)
+        demand = self.demands.of(config, False, held_out=not validation)
         return self._by_flops(config, "eval", demand, samples)
 
     def _by_flops(self, config: RunConfig, case: str, demand: Demand, samples: float) -> Cost:

@@ -14,11 +14,17 @@ from etrm.storage.records import read_verdict
 from etrm.study.gate import describe
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, Job, Jobs
+from etrm.study.selection import choices_of, of_how_many
 from etrm.study.stale import Status, StudyStatus
 
-STAGES = ("pretrain", "overfit", "gate", "full", "evaluate", "refine")
-RESULTS = {"evaluate": "evaluation", "refine": "refinement"}  # of a finished run
-# `waits` for its gate, `stopped` by its gate; `stale`: not up to date, but Snakemake keeps it.
+STAGES = ("pretrain", "overfit", "gate", "full", "validate", "evaluate", "refine")
+RESULTS = {  # of a finished run
+    "validate": "validation",
+    "evaluate": "evaluation",
+    "refine": "refinement",
+}
+# `waits` for its gate or its selection, `stopped` by them; `stale`: not up to date, but Snakemake
+# keeps it.
 STATES = ("done", "run", "waits", "stopped", "stale")
 NEVER_RUN, RESTORABLE = "never run", "restorable from cache"
 
@@ -39,6 +45,12 @@ class Entry:
     hours: float | None = 0.0  # of one device; None: nothing says how fast it is
     hours_least: float | None = 0.0  # where it ends as early as it may
     measured: str | None = None  # the measurement or assumption that `hours` comes from
+    pending: bool = False  # of a candidate that may be chosen: no job before the selection is made
+
+    @property
+    def costs(self) -> bool:
+        """Return whether it takes time, now or if it is chosen."""
+        return self.job or self.pending
 
     @property
     def run(self) -> Run:
@@ -55,7 +67,7 @@ def entries_of(layout: Layout, jobs: Jobs, status: StudyStatus) -> list[Entry]:
         for seed in config.seeds
         for stage in STAGES
         if stage in config.stage_names
-        or (stage == "gate" and not config.is_trm)
+        or (stage == "gate" and "overfit" in config.stage_names)
         or (Run(name, str(config.scored_stage), seed), RESULTS.get(stage)) in results
     ]
 
@@ -64,6 +76,8 @@ class _Entries:
     def __init__(self, layout: Layout, jobs: Jobs, status: StudyStatus) -> None:
         self.layout, self.status = layout, status
         self.jobs = jobs.runs()
+        self.choices = {name: choices_of(layout, name) for name in layout.study.selections}
+        self.selects = any(job.rule == "select" for job in jobs.jobs)
         # New tables may differ from those that records, states and the cache were compared with.
         self.new_data = any(job.rule in ("tasks", "augment") for job in jobs.jobs)
 
@@ -73,8 +87,18 @@ class _Entries:
         entry = partial(Entry, experiment, stage, seed)
         if stage == "gate":
             return entry(*self._gate(experiment, seed, job))
+        if config.after is not None:
+            choices = self.choices[config.after]
+            if choices is None:
+                return entry(
+                    "waits",
+                    (f"{of_how_many(self.layout, config.after)}, by the selection {config.after}",),
+                    pending=True,
+                )
+            if not any(c.chosen and c.experiment == config.candidate for c in choices):
+                return entry("stopped", (f"not chosen by {config.after}",))
         behind = not config.is_trm and stage in ("full", *RESULTS)
-        if behind and not self.status.expects_full(experiment, seed):
+        if behind and config.after is None and not self.status.expects_full(experiment, seed):
             verdict = read_verdict(self.layout.verdict(experiment, seed))
             now = {"threshold": config.gate.exact_accuracy, "passed": False}
             return entry("stopped", (describe({**verdict, **now}),), job is not None)
@@ -89,6 +113,7 @@ class _Entries:
             return entry("stale" if why else "done", why)  # Snakemake keeps a stale one
         # Its verdict is still to be made, or to be made again.
         undecided = any((experiment, before, seed) in self.jobs for before in ("overfit", "gate"))
+        undecided |= config.after is not None and self.selects
         state = "waits" if behind and undecided else "run"
         cached = status.cached and not self.new_data
         step = 0 if self.new_data else status.step or 0

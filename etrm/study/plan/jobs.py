@@ -25,7 +25,7 @@ from etrm.launch.slurm import gpus_of
 # Rules whose jobs belong to one run, and the stage that users know them by.
 STAGE_OF_RULE = {
     **{"train_pretrain": "pretrain", "train_overfit": "overfit", "verdict": "gate"},
-    **{"train_full": "full", "evaluate_run": "evaluate"},
+    **{"train_full": "full", "validate_run": "validate", "evaluate_run": "evaluate"},
     **{"evaluate_shard": "evaluate", "merge_shards": "evaluate", "refine_run": "refine"},
 }
 AFTER_OTHERS, NEVER_MADE = "after other jobs", "never made"

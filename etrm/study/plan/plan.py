@@ -37,6 +37,7 @@ class Plan:
     selected: bool = False  # whether `stages` is a selection
     gpus: int | None = None  # devices at once, for the wall time
     price: float | None = None  # of an hour of one device
+    budget: float | None = None  # hours of one device that the study may take
 
     def select(
         self,
@@ -84,17 +85,20 @@ class Plan:
 
         - `study`, `configfile`, `results`: the study and its folder.
         - `stages`: one for each experiment, stage (`pretrain`, `overfit`, `gate`, `full`,
-          `evaluate`, `refine`) and seed, as selected: `experiment`, `group`, `stage`, `seed`,
-          `state` (`done`, `run`, `waits` for its gate, `stopped` by its gate, `stale`: not up to
-          date, but Snakemake keeps it), `why` (texts), `job` (Snakemake would run it), `gpus`,
+          `validate`, `evaluate`, `refine`) and seed, as selected: `experiment`, `group`, `stage`,
+          `seed`, `state` (`done`, `run`, `waits` for its gate or selection, `stopped` by them,
+          `stale`: not up to date, but Snakemake keeps it), `why` (texts), `job` (Snakemake would
+          run it), `gpus`,
           `kept` (restored from the cache), `step` (it resumes there), `hours` (of one device; null:
           nothing says how fast it is), `hours_least` (where it ends as early as it may), `measured`
-          (the measurement or assumption).
+          (the measurement or assumption), `pending` (it has no job before its selection is made; of
+          those of one selection, as many have `hours` as may be chosen, and cost most).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
           (null where the rule has none), `why`. `counts`: the jobs of each rule.
         - `totals` of the stages above: `jobs`, `hours`, `hours_least`, `unmeasured` (jobs without a
           number), `by_measurement` (hours), `wall_hours` on so many devices, and `price` of all
-          hours (both null unless asked for).
+          hours (both null unless asked for). `budget`: hours that the study may take, and the
+          experiments that do not fit (`cut`), in the order of the study; null without one.
         - `device`: whose hours are counted; `unit`: `GPU-hours`, or hours on a CPU.
         - `disk`: bytes to `write`, of the largest `state`, `used` and `free`.
         - `notes`: warnings and advice.
@@ -105,6 +109,8 @@ class Plan:
             fields["kept"] = fields.pop("cached")
             stages.append({**fields, "why": list(entry.why)})
         jobs = [asdict(job) | {"why": list(job.why)} for job in self.jobs.jobs]
+        cut = within_budget(self)[1]
+        budget = None if self.budget is None else {"hours": self.budget, "cut": cut}
         return {
             "study": self.layout.study.study,
             "configfile": self.configfile,
@@ -121,6 +127,7 @@ class Plan:
                 "wall_hours": self.wall_hours,
                 "price": None if self.price is None else self.price * hours(self.stages),
             },
+            "budget": budget,
             "device": self.device.name,
             "unit": self.device.unit,
             "disk": asdict(self.disk),
@@ -129,11 +136,16 @@ class Plan:
 
 
 def make_plan(
-    configfile: str, gpu: str | None = None, gpus: int | None = None, price: float | None = None
+    configfile: str,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    price: float | None = None,
+    budget: float | None = None,
 ) -> Plan:
     """Return the plan of a study; `gpu`: the device whose hours count, or a part of its name.
 
-    `gpus`: devices at once, for the wall time; `price`: of an hour of one.
+    `gpus`: devices at once, for the wall time; `price`: of an hour of one; `budget`: hours that it
+    may take, by default the study's.
 
     Raises `ConfigError`, or `PlanError` where it cannot be planned.
     """
@@ -148,10 +160,59 @@ def make_plan(
     costs = Costs(layout, sizes, device, found)
     entries = entries_of(layout, jobs, status)
     entries = [replace(entry, **vars(costs.of(entry))) for entry in entries]
+    entries = bounded(layout, entries)
     notes = (*sizes.missing, *_notes(layout, jobs, entries))
     disk = disk_of(layout, entries, sizes)
     plan = Plan(configfile, layout, jobs, tuple(entries), device, disk, notes)
-    return replace(plan, gpus=gpus, price=price)
+    budget = layout.study.budget if budget is None else budget
+    return replace(plan, gpus=gpus, price=price, budget=budget)
+
+
+def bounded(layout: Layout, stages: Sequence[Entry]) -> list[Entry]:
+    """Return the stages with hours whose sums bound those of selections that are not made yet.
+
+    Of the experiments after one, as many may be chosen as cost most: these keep their hours; at
+    least so many as cost least: these keep their least. Others have none.
+    """
+    pending: dict[tuple[str, str | None], dict[str, list[Entry]]] = {}
+    known = layout.study.experiments
+    for entry in stages:
+        if entry.pending:
+            config = known[entry.experiment]
+            template = (str(config.after), config.group)
+            pending.setdefault(template, {}).setdefault(entry.experiment, []).append(entry)
+    dear, cheap = set[str](), set[str]()
+    for (name, _), experiments in pending.items():
+        selection = layout.study.selections[name]
+        order = sorted(experiments, key=lambda each: hours(experiments[each]))
+        most = selection.most or len(order)
+        dear |= set(order[-most:])
+        cheap |= set(
+            sorted(order, key=lambda each: hours_least(experiments[each]))[: selection.best]
+        )
+    return [
+        replace(
+            entry,
+            hours=entry.hours if entry.experiment in dear else 0.0,
+            hours_least=entry.hours_least if entry.experiment in cheap else 0.0,
+        )
+        if entry.pending
+        else entry
+        for entry in stages
+    ]
+
+
+def within_budget(plan: Plan) -> tuple[list[str], list[str]]:
+    """Return the experiments that fit into the budget, in the order of the study, and all others.
+
+    Each counts with the most that it may take; one that is cut leaves its hours to those after it.
+    """
+    left, fit, cut = plan.budget or 0.0, list[str](), list[str]()
+    for name in dict.fromkeys(entry.experiment for entry in plan.stages if entry.costs):
+        cost = hours([entry for entry in plan.stages if entry.experiment == name])
+        (fit if cost <= left else cut).append(name)
+        left -= cost if cost <= left else 0.0
+    return fit, cut
 
 
 def hours(stages: Sequence[Entry]) -> float:

@@ -35,12 +35,17 @@ class Sizes:
     validation: int = 0  # tasks
     held_out: int = 0  # tasks
     questions: int | None = None  # queries of the held-out tasks
+    asked: int = 0  # queries of the validation tasks
     cells: float = 0.0  # mean size of their input grids
     records: Sequence[TaskRecord] = field(default=(), repr=False, compare=False)
     missing: tuple[str, ...] = ()  # sources whose files are missing, and where to get them
 
-    def predictions(self, config: ExperimentConfig, variants: int) -> int | None:
-        """Return the most predictions of an evaluation: queries times variants."""
+    def predictions(
+        self, config: ExperimentConfig, variants: int, validation: bool = False
+    ) -> int | None:
+        """Return the most predictions of an evaluation, or a validation: queries × variants."""
+        if validation:
+            return self.asked * min(config.evaluation.variants, variants)
         if self.questions is None or not self.held_out:
             return None
         asked = config.evaluation.tasks or self.held_out
@@ -79,6 +84,7 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
     except (ValueError, OSError):  # the stage `tasks` reports it
         return Sizes(missing=tuple(missing.values()))
     held_out = [record.task for record in records if record.split == "evaluation"]
+    asked = [record.task for record in records if record.split == "validation"]
     of = Counter(record.split for record in records)
     cells = [query.input.size for task in held_out for query in task.queries]
     return Sizes(
@@ -86,6 +92,7 @@ def sizes_of(layout: Layout, again: bool) -> Sizes:
         validation=of["validation"],
         held_out=len(held_out),
         questions=None if set(missing) & set(data.evaluation) else len(cells),
+        asked=sum(len(task.queries) for task in asked),
         cells=sum(cells) / max(1, len(cells)),
         records=records,
         missing=tuple(missing.values()),
@@ -106,8 +113,8 @@ def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
     """Return an estimate from the numbers of parameters and predictions."""
     write = state = 0
     for entry in entries:
-        if not entry.job or entry.cached or entry.stage in ("gate", "refine"):  # small files
-            continue
+        if not entry.job or entry.cached or entry.stage in ("gate", "refine", "validate"):
+            continue  # small files, for the most part
         if entry.stage == "evaluate":
             experiment = layout.study.experiments[entry.experiment]
             rows = sizes.predictions(experiment, layout.study.data.variants) or 0

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from etrm.config.compare import NONE
 from etrm.config.text import first_few
 from etrm.runtime.terminal import cut
 from etrm.study.plan.entries import STATES, Entry
 from etrm.study.plan.jobs import AFTER_OTHERS, NEVER_MADE, STAGE_OF_RULE
-from etrm.study.plan.plan import Plan, by_measurement, hours, hours_least, longest_path
+from etrm.study.plan.plan import (
+    Plan,
+    by_measurement,
+    hours,
+    hours_least,
+    longest_path,
+    within_budget,
+)
 
 # Columns, and the stages in them: an experiment has either `pretrain` or `overfit`.
 COLUMNS = {
     "train": ("pretrain", "overfit"),
-    **{stage: (stage,) for stage in ("gate", "full", "evaluate", "refine")},
+    **{stage: (stage,) for stage in ("gate", "full", "validate", "evaluate", "refine")},
 }
 DERIVED = "its "  # how a reason begins that follows from another job's
 # Jobs of no single stage, by their rules.
 OTHERS = {
     "data": ("tasks", "augment"),
+    "selections": ("select",),
     **{name: (name,) for name in ("figures", "tables", "page")},
     "records": ("record",),
     "report": ("resolved_config", "report"),
@@ -88,12 +96,14 @@ def _rows(stages: Sequence[Entry], every: bool, indent: str) -> list[Row]:
             _why(own),
         )
         alone = every or any(entry.job for entry in own)
+        if not every and any(entry.pending for entry in own):  # one row for all that may be chosen
+            alike = (*alike[: len(COLUMNS) + 2], own[0].why[0])
         folded.setdefault((*alike, name) if alone else alike, []).append(own)
     rows = []
     for alike, same in folded.items():
         name = same[0][0].experiment if len(same) == 1 else f"{len(same)} experiments"
         all_of = [entry for own in same for entry in own]
-        work = _hours(all_of) if any(entry.job for entry in all_of) else ""
+        work = _hours(all_of) if any(entry.costs for entry in all_of) else ""
         *cells, why = alike[: len(COLUMNS) + 3]  # seeds, columns, GPUs, why; not the name
         rows.append((f"{indent}{name}", *cells, work, why))
     return rows
@@ -116,10 +126,12 @@ def _others(plan: Plan) -> str:
     parts = []
     for name, rules in OTHERS.items():
         jobs = [job for job in plan.jobs.jobs if job.rule in rules]
+        if name == "selections" and not plan.layout.study.selections:
+            continue
         every = dict.fromkeys(reason for job in jobs for reason in job.why)
         why = [reason for reason in every if reason not in (AFTER_OTHERS, NEVER_MADE)]
         some = "; ".join(first_few(why, 2))
-        count = f" {len(jobs)}" if name == "records" else ""
+        count = f" {len(jobs)}" if name in ("records", "selections") else ""
         shown = f" ({some})" if some else ""
         parts.append(f"{name} run{count}{shown}" if jobs else f"{name} done")
     return "Others: " + ", ".join(parts)
@@ -133,14 +145,14 @@ def _totals(plan: Plan, width: int) -> list[str]:
     split = ", ".join(f"{counts[n]} {n}" for n in order if counts[n] or n == "others")
     text = f", as `snakemake -n` counts them: {split}" if counts else ": there is nothing to do"
     texts = [f"Jobs:   {counts.total()}{text}"]
-    if any(entry.job for entry in shown):
+    if any(entry.costs for entry in shown):
         text = f"Hours:  {_hours(shown)} {plan.device.unit}"
         text += " of the selected stages" if plan.selected else ""
         waiting = [entry for entry in shown if entry.state == "waits" and entry.hours]
-        text += f", of them {_hours(waiting)} behind gates" if waiting else ""
+        text += f", of them {_hours(waiting)} behind gates and selections" if waiting else ""
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
         texts.append(text + (f"; {', '.join(found)}" if found else ""))
-        texts += _wall_and_price(plan)
+        texts += [*_wall_and_price(plan), *_budget(plan)]
     text = f"Disk:   {_bytes(disk.write)} to write"
     text += f", states of a run up to {_bytes(disk.state)} while it trains" if disk.state else ""
     texts.append(f"{text}; {_bytes(disk.used)} used, {_bytes(disk.free)} free")
@@ -162,9 +174,21 @@ def _wall_and_price(plan: Plan) -> list[str]:
     return texts
 
 
+def _budget(plan: Plan) -> Iterator[str]:
+    if plan.budget is None:
+        return
+    fit, cut = within_budget(plan)
+    text = f"Budget: {_number(plan.budget)} {plan.device.unit}: "
+    if not cut:
+        yield f"{text}all experiments that have work to do fit"
+        return
+    names = ", ".join(first_few(cut, 4))
+    yield f"{text}{len(fit)} experiments fit, in the study's order; {len(cut)} are cut: {names}"
+
+
 def _hours(stages: Sequence[Entry]) -> str:
     """Return a sum and how far it is known: `1.2-3.4`, `12 + ?`, `?`."""
-    jobs = [entry for entry in stages if entry.job and entry.stage != "gate"]  # a gate is free
+    jobs = [entry for entry in stages if entry.costs and entry.stage != "gate"]  # a gate is free
     unknown = [entry for entry in jobs if entry.hours is None]
     if jobs and len(unknown) == len(jobs):
         return "?"
