@@ -149,7 +149,8 @@ def _totals(plan: Plan, width: int) -> list[str]:
         text = f"Hours:  {_hours(shown)} {plan.device.unit}"
         text += " of the selected stages" if plan.selected else ""
         waiting = [entry for entry in shown if entry.state == "waits" and entry.hours]
-        text += f", of them {_hours(waiting)} behind gates and selections" if waiting else ""
+        behind = "gates and selections" if any(e.pending for e in shown) else "gates"
+        text += f", of them {_hours(waiting)} behind {behind}" if waiting else ""
         found = [f"{_number(h)} by {basis}" for basis, h in by_measurement(shown).items()]
         texts.append(text + (f"; {', '.join(found)}" if found else ""))
         texts += [*_wall_and_price(plan), *_budget(plan)]
