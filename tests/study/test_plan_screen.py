@@ -260,7 +260,7 @@ def test_a_finished_study_has_nothing_to_do() -> None:
     text = render(plan(stages=done, jobs=Jobs(()), notes=()), 120)
     assert "Jobs:   0" in text
     assert "Hours" not in text
-    assert "Others: data done, figures done, tables done, records done, report done" in text
+    assert "Others: data done, figures done, tables done, page done, records done, report done" in text
 
 
 def test_the_document_has_every_stage_and_is_json() -> None:
