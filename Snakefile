@@ -29,6 +29,7 @@ rule all:
     default_target: True
     input:
         LAYOUT.page,
+        LAYOUT.paper_files(),
         LAYOUT.report,
         everything_absent,
     localrule: True

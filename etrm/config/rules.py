@@ -69,7 +69,7 @@ TARGETS = (
         "evaluate",
         "figures",
     ),
-    *("tables", "record", "records", "page", "report"),
+    *("tables", "record", "records", "page", "paper", "report"),
     *("train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
     *("refine", "refine_run", "validate", "validate_run", "select"),

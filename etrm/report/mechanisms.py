@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.estimates import (
+from etrm.report.effects import (
     OVER_TASKS,
     PAIRED,
     Estimate,

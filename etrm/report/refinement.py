@@ -83,7 +83,7 @@ def _rows(name: str, method: str, views: Sequence[RunView]) -> Iterator[dict[str
     found = [by_steps for by_steps in found if by_steps]
     for steps in distinct(number for by_steps in found for number in by_steps):
         each = [by_steps[steps] for by_steps in found if steps in by_steps]
-        credit, start = (_credits([by[n] for by in found if n in by]) for n in (steps, "0"))
+        credit, start = (stacked_credits([by[n] for by in found if n in by]) for n in (steps, "0"))
         if credit is None or start is None or credit.shape != start.shape:
             continue
         row: dict[str, Any] = {
@@ -105,8 +105,11 @@ def _rows(name: str, method: str, views: Sequence[RunView]) -> Iterator[dict[str
         yield row
 
 
-def _credits(each: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """Return the credits [seed, task, k]; None without tasks, or where seeds have others."""
+def stacked_credits(each: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Return the credits [seed, task, k] of one method and number of steps in each seed.
+
+    None without tasks, or where seeds have others.
+    """
     ranks = [one["ranks"] for one in each]
     if not ranks or not ranks[0] or any(list(one) != list(ranks[0]) for one in ranks):
         return None

@@ -47,6 +47,7 @@ TABLES = {
     "mechanisms": "etrm.report.mechanisms:mechanisms",
     "ablations": "etrm.report.ablations:ablations",
     "compute": "etrm.report.compute:compute",
+    "claims": "etrm.report.claims.table:claims",
     "comparisons": "etrm.report.comparisons:comparisons",
     "selection": "etrm.report.selection:selection",
     "predictors": "etrm.report.predictors:predictors",
@@ -56,6 +57,7 @@ TABLES = {
     "published": "etrm.report.published:published",
 }
 PAGE = Path(__file__).parent / "page" / "page.html.jinja"  # the template of `index.html`
+PAPER_FILES = ("main.tex", "claims.tex", "claims.md")
 TABLE_FORMATS = ("csv", "md", "tex", "html")  # numbers, then text thrice; HTML is for the report
 
 

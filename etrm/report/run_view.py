@@ -98,7 +98,7 @@ class RunView:
         """Return the metric over steps (index), without steps on which it has no finite value."""
         if name not in self.metrics:
             return pd.Series(dtype=np.float64, name=name)
-        values = self.metrics.set_index("step")[name].astype(np.float64)
+        values = self._over_steps(name)
         if name in _OF_HALTED and "train/halted" in self.metrics:
             values = values[self.metrics["train/halted"].fillna(0).to_numpy() > 0]
         return values[np.isfinite(values)]  # not logged on this step, or diverged
@@ -108,7 +108,12 @@ class RunView:
         values = self.series(name)
         if name not in _OF_HALTED or "train/halted" not in self.metrics:
             return pd.Series(1.0, index=values.index)
-        return self.metrics.set_index("step")["train/halted"].loc[values.index].astype(np.float64)
+        return self._over_steps("train/halted").loc[values.index]
+
+    def _over_steps(self, name: str) -> pd.Series:
+        # One column: `set_index` would copy all of them.
+        index = pd.Index(self.metrics["step"], name="step")
+        return pd.Series(self.metrics[name].astype(np.float64).to_numpy(), index, name=name)
 
     def final(self, name: str) -> float | None:
         """Return the mean over samples in the last tenth of the metric's logged values."""

@@ -17,7 +17,7 @@ from etrm.arc.sources import task_files
 from etrm.config.load import plain, run_config
 from etrm.config.sources import GeneratedSource, PairsSource, SourceConfig
 from etrm.config.study import RunConfig, StudyConfig, candidates_of
-from etrm.report.registry import FIGURES, TABLE_FORMATS, TABLES
+from etrm.report.registry import FIGURES, PAPER_FILES, TABLE_FORMATS, TABLES
 from etrm.runtime.environment import distribution_version
 from etrm.storage.digests import digest
 from etrm.storage.files import file_digest
@@ -217,6 +217,10 @@ class Layout:
     def table_files(self) -> list[str]:
         """Return every table in every format."""
         return [str(self.root / "tables" / f"{n}.{f}") for n in TABLES for f in TABLE_FORMATS]
+
+    def paper_files(self) -> list[str]:
+        """Return the LaTeX skeleton and the list of claims."""
+        return [str(self.root / "paper" / name) for name in PAPER_FILES]
 
     @cached_property
     def sources(self) -> dict[str, SourceConfig]:

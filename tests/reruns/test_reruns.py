@@ -24,7 +24,7 @@ from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake,
 
 Config = dict[str, Any]
 Change = Callable[[Config, Path], object]
-SHOWN = {"figures", "tables", "page", "report"}
+SHOWN = {"figures", "tables", "page", "paper", "report"}
 CONFIG = {"resolved_config", "page", "report"}  # any change of the configuration
 
 
@@ -125,7 +125,7 @@ STEPS: list[Step] = [
             change("execution", {"compile": "off"}),
             change("threads", 2),
         ],
-        {"figures", *record("one"), *CONFIG},
+        {"figures", "paper", *record("one"), *CONFIG},
     ),
     (
         "a new seed, the code of a script, and of voting",
@@ -236,8 +236,8 @@ STEPS: list[Step] = [
     (
         "another baseline",
         [change("baseline", "two")],
-        {"tables", *record("trm", "strict", "one", "two", "three", "grid_act1", "grid_act2")}
-        | CONFIG,
+        record("trm", "strict", "one", "two", "three", "grid_act1", "grid_act2")
+        | {"tables", "paper", *CONFIG},
     ),
     (
         "a source of the same time, variants and seed of the data",

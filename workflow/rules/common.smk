@@ -175,10 +175,10 @@ def code_of_script(name):
     return script_digest(CHECKOUT / "workflow/scripts" / f"{name}.py")
 
 
-def look_of_page():
-    """Digest of the page's template and of all captions."""
+def look_of_captions(*files):
+    """Digest of all captions, and of other files that are shown with them."""
     captions = sorted((CHECKOUT / "workflow/report").glob("*.rst"))
-    return digest([file_digest(path) for path in (PAGE, *captions)])[:16]
+    return digest([file_digest(path) for path in (*files, *captions)])[:16]
 
 
 def config_of(stage):

@@ -113,10 +113,34 @@ rule page:
         baseline=STUDY.baseline,
         finalists=lambda wildcards: LAYOUT.finalists and shown(LAYOUT.finalists),
         code=code_digest("etrm.report.page.build", "etrm.report.collect"),
-        look=look_of_page(),
+        look=look_of_captions(PAGE),
         script=code_of_script("page"),
     script:
         "../scripts/page.py"
+
+
+rule paper:
+    input:
+        LAYOUT.figure_files(),
+        LAYOUT.table_files(),
+        runs=finished,
+    output:
+        LAYOUT.paper_files(),
+    log:
+        ROOT / "logs/paper.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        study=STUDY.study,
+        formats=plain(STUDY.figures)["formats"],
+        baseline=STUDY.baseline,
+        finalists=STUDY.finalists,
+        code=code_digest("etrm.report.paper", "etrm.report.collect"),
+        look=look_of_captions(),
+        script=code_of_script("paper"),
+    script:
+        "../scripts/paper.py"
 
 
 rule report:

@@ -20,7 +20,10 @@ from etrm.study.doctor.study import Study, Symptom, lasting, remove
 from etrm.study.layout import CACHE, Run
 from etrm.study.stale import STATES, Status
 
-WRITTEN = ("data", "runs", "evaluation", "refinement", "state", "figures", "tables", "records")
+WRITTEN = (
+    *("data", "runs", "evaluation", "refinement", "state"),
+    *("figures", "tables", "records", "paper"),
+)
 TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger
 
 

@@ -30,7 +30,7 @@ DERIVED = "its "  # how a reason begins that follows from another job's
 OTHERS = {
     "data": ("tasks", "augment"),
     "selections": ("select",),
-    **{name: (name,) for name in ("figures", "tables", "page")},
+    **{name: (name,) for name in ("figures", "tables", "page", "paper")},
     "records": ("record",),
     "report": ("resolved_config", "report"),
 }

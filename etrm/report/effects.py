@@ -1,4 +1,4 @@
-"""Estimates that several tables and claims share: means over seeds, scores, and differences."""
+"""Effects that several tables and claims share: means over seeds, scores, and their differences."""
 
 from __future__ import annotations
 
