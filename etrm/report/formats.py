@@ -64,22 +64,24 @@ def to_latex(table: Table) -> str:
     text = table.text
     long = [max(map(len, text[name]), default=0) > WRAPPED for name in text]
     columns = "".join(r">{\raggedright\arraybackslash}p{16em}" if each else "l" for each in long)
-    head, *body = [_latex_row(row) for row in (list(text.columns), *text.to_numpy().tolist())]
+    rows = (list(text.columns), *text.to_numpy().tolist())
+    head, *body = [_latex_row(row, long) for row in rows]
     lines = [r"\begingroup"]
     for start in range(0, max(1, len(body)), ROWS):
         lines += [r"\setbox0\hbox{\begin{tabular}{" + columns + "}", r"\toprule", head, r"\midrule"]
         lines += [*body[start : start + ROWS], r"\bottomrule", r"\end{tabular}}%"]
-        lines += [
-            r"\noindent\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi\par"
-        ]
+        lines.append(_NO_WIDER)
     notes = [rf"\noindent{{\footnotesize {escape_latex(note)}\par}}" for note in table.notes]
     return "\n".join([*lines, *notes, r"\endgroup", ""])
 
 
-def _latex_row(cells: list[str]) -> str:
+def _latex_row(cells: list[str], long: list[bool]) -> str:
     # Behind the `\\` of the row before, a bracket or an asterisk would be its argument.
     guard = "{}" if cells and cells[0].startswith(("[", "*")) else ""
-    return guard + " & ".join(map(escape_latex, cells)) + r" \\"
+    shown = [escape_latex(cell) for cell in cells]
+    for i, each in enumerate(long):
+        shown[i] = shown[i].replace(r"\_", r"\_\allowbreak{}") if each else shown[i]  # long names
+    return guard + " & ".join(shown) + r" \\"
 
 
 def to_html(table: Table) -> str:

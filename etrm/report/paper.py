@@ -45,12 +45,12 @@ PREAMBLE = r"""% Written with the study, and overwritten with it. Your text goes
 \documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
-\usepackage[a4paper,margin=25mm]{geometry}
+\usepackage[a4paper,margin=20mm]{geometry}
 \usepackage{array,booktabs,graphicx}
 \usepackage[hidelinks]{hyperref}
 \newcommand{\written}[1]{\IfFileExists{#1}{\input{#1}}{\emph{To be written: \texttt{#1}.}}}
 \newcommand{\tablecaption}[2]{\par\medskip\refstepcounter{table}\label{#2}%
-  \noindent Table~\thetable: #1\par\smallskip}
+  {\interlinepenalty=10000\noindent Table~\thetable: #1\par}\nopagebreak\smallskip\nopagebreak}
 \sloppy\emergencystretch=3em
 """
 _INLINE = re.compile(r"``(.+?)``|\*\*(.+?)\*\*|\*(.+?)\*|`([^`<]+?) <[^>]*>`__", re.DOTALL)

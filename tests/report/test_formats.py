@@ -45,6 +45,8 @@ def test_a_long_table_goes_on_in_another_tabular_with_its_head() -> None:
 def test_a_long_cell_breaks_its_lines() -> None:
     assert "p{16em}" in to_latex(table(["word " * 20]))
     assert "p{16em}" not in to_latex(table(["short"]))
+    assert r"long\_\allowbreak{}name" in to_latex(table(["a_long_name_" * 4]))
+    assert r"\allowbreak" not in to_latex(table(["a_name"]))
 
 
 def test_the_fragment_of_a_page_is_escaped_and_has_no_page_of_its_own() -> None:

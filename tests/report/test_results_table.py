@@ -226,7 +226,14 @@ def test_status_of_a_verdict_that_failed_for_its_health_alone(tmp_path: Path) ->
 
 def latex_cells(line: str) -> list[str]:
     line = line.removesuffix(r" \\")
-    undo = {r"\%": "%", r"\_": "_", r"\textless{}": "<", "--": "–", r"\dag{}": "†"}
+    undo = {
+        r"\allowbreak{}": "",
+        r"\%": "%",
+        r"\_": "_",
+        r"\textless{}": "<",
+        "--": "–",
+        r"\dag{}": "†",
+    }
     for escaped, plain in undo.items():
         line = line.replace(escaped, plain)
     return [cell.strip() for cell in line.split(" & ")]
