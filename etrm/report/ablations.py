@@ -13,7 +13,7 @@ import pandas as pd
 
 from etrm.config.compare import ORDER, changes, summary
 from etrm.report.collapse import train_exact
-from etrm.report.effects import (
+from etrm.report.estimates import (
     PAIRED,
     STUDENT,
     UNPAIRED,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.effects import (
+from etrm.report.estimates import (
     OVER_TASKS,
     STUDENT,
     bracketed,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.effects import STUDENT, bracketed, over_seeds
+from etrm.report.estimates import STUDENT, bracketed, over_seeds
 from etrm.report.formats import NONE, Table
 from etrm.report.run_view import STAGES, RunView, distinct
 

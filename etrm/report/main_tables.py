@@ -12,7 +12,7 @@ import pandas as pd
 
 from etrm.config.compare import changes, summary
 from etrm.report.comparisons import METHODS, paired, render_difference, render_p
-from etrm.report.effects import by_experiment, changed_keys, settings
+from etrm.report.estimates import by_experiment, changed_keys, settings
 from etrm.report.formats import NONE, Table
 from etrm.report.published import ARC1, find
 from etrm.report.published import value_text as published_text

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.effects import (
+from etrm.report.estimates import (
     OVER_TASKS,
     PAIRED,
     Estimate,

@@ -28,7 +28,10 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("Experiments", ("examples",), ("splits", "hyperparameters", "design_space")),
     (
         "Results",
-        ("answer", "training_curves", "encoder_statistics", "gradient_flow", "qualitative"),
+        (
+            *("answer", "training_curves", "encoder_statistics", "gradient_flow", "halting_grid"),
+            *("encoders", "refinement", "failures", "qualitative"),
+        ),
         ("trm", "etrm", "collapse", "mechanisms", "ablations"),
     ),
     ("Discussion", (), ()),

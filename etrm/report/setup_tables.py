@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from etrm.config.compare import flat
-from etrm.report.effects import by_experiment, settings
+from etrm.report.estimates import by_experiment, settings
 from etrm.report.formats import NONE, Table
 from etrm.report.run_view import STAGES, RunView, asked, distinct
 

@@ -15,7 +15,7 @@ from etrm.evaluation.statistics import clopper_pearson, difference_interval, t_q
 from etrm.report.ablations import ablations
 from etrm.report.collapse import collapse, zone
 from etrm.report.compute import compute
-from etrm.report.effects import over_seeds, twins, validation_difference, validation_of
+from etrm.report.estimates import over_seeds, twins, validation_difference, validation_of
 from etrm.report.formats import NONE, to_html, to_latex, to_markdown
 from etrm.report.main_tables import etrm, trm
 from etrm.report.mechanisms import mechanisms

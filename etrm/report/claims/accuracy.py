@@ -21,7 +21,7 @@ from etrm.report.claims.case import (
     near_zero,
     opposite,
 )
-from etrm.report.effects import Estimate, difference, score_difference, score_of, settings, twins
+from etrm.report.estimates import Estimate, difference, score_difference, score_of, settings, twins
 from etrm.report.mechanisms import is_recurrent, source_of
 from etrm.report.published import ARC1, TRM_518K, find
 from etrm.report.refinement import stacked_credits

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from etrm.config.text import first_few
 from etrm.report.collapse import train_exact
-from etrm.report.effects import Estimate, by_experiment, over_seeds, score_of, twins
+from etrm.report.estimates import Estimate, by_experiment, over_seeds, score_of, twins
 from etrm.report.mechanisms import source_of
 from etrm.report.published import VARIANCE
 from etrm.report.run_view import RunView

@@ -14,7 +14,7 @@ import pandas as pd
 
 from etrm.report.claims import accuracy, training
 from etrm.report.claims.case import VERDICTS, Case, Finding
-from etrm.report.effects import OVER_TASKS, PAIRED, STUDENT, UNPAIRED
+from etrm.report.estimates import OVER_TASKS, PAIRED, STUDENT, UNPAIRED
 from etrm.report.formats import Table
 from etrm.report.run_view import RunView
 

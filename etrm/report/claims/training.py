@@ -16,7 +16,7 @@ from etrm.report.claims.case import (
     missing,
 )
 from etrm.report.collapse import SWAP, train_exact
-from etrm.report.effects import VALIDATION, in_points, over_seeds, settings
+from etrm.report.estimates import VALIDATION, in_points, over_seeds, settings
 from etrm.report.mechanisms import source_of
 from etrm.report.predictors import Point, correlation_of, measure_of, strata, words
 from etrm.report.published import VARIANCE

@@ -1,4 +1,4 @@
-"""Effects that several tables and claims share: means over seeds, scores, and their differences."""
+"""Estimates that tables, figures and claims share: means over seeds, scores, and differences."""
 
 from __future__ import annotations
 
