@@ -135,7 +135,6 @@ rule paper:
         study=STUDY.study,
         formats=plain(STUDY.figures)["formats"],
         baseline=STUDY.baseline,
-        finalists=STUDY.finalists,
         code=code_digest("etrm.report.paper", "etrm.report.collect"),
         look=look_of_captions(),
         script=code_of_script("paper"),

@@ -10,7 +10,7 @@ with job_log(snakemake.log[0]):
     write_paper(
         Path(snakemake.output[0]).parent,
         snakemake.params.study,
-        collect(snakemake.input.runs, snakemake.params.finalists),
+        collect(snakemake.input.runs),
         captions=Path(snakemake.scriptdir).parent / "report",
         formats=snakemake.params.formats,
         baseline=snakemake.params.baseline,
