@@ -163,19 +163,23 @@ def evaluate(
     Raises `MissingFileError` where the run is not finished, and `UserError` for an experiment that
     is not among the `finalists` of the study.
     """
+    from etrm.evaluation.mirror import mirror_score
     from etrm.evaluation.run import evaluate_run
 
     layout, run = Layout(study), _scored_run(study, experiment, seed)
-    return evaluate_run(
-        run_folder=layout.folder(run),
+    folder, out = layout.folder(run), layout.score(run).parent
+    score = evaluate_run(
+        run_folder=folder,
         tasks_path=layout.tasks,
         augmentations_path=layout.augmentations,
         config=study.experiments[experiment].evaluation,
-        out=layout.score(run).parent,
+        out=out,
         device=device,
         state=layout.state,
         compile=study.execution.compile,
     )
+    mirror_score(study.tracking, layout.wandb, folder, out, layout.tasks)
+    return score
 
 
 def refine(

@@ -84,6 +84,7 @@ def _parser() -> ArgumentParser:
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
+    command("sync", _sync, "send what W&B has recorded offline, and save the dashboard there")
     _add_result_commands(command)
     return parser
 
@@ -200,6 +201,14 @@ def _evaluate(given: Namespace) -> None:
     study = read_study(given.configfile)
     api.evaluate(study, given.experiment, given.seed, device=given.device)
     print("\n".join(Layout(study).score_files(Run(given.experiment, "full", given.seed))))
+
+
+def _sync(given: Namespace) -> None:
+    from etrm.tracking.sync import dashboard, sync
+
+    study = read_study(given.configfile)
+    project = study.tracking.project
+    print(sync(Layout(study).wandb, project, os.environ), dashboard(project), sep="\n")
 
 
 def _compare(given: Namespace) -> None:

@@ -17,6 +17,11 @@ PAD = 0
 EOS = 1
 COLOR_OFFSET = 2
 VOCAB_SIZE = 12  # V: PAD, EOS and ten colours
+# Of the colours 0 to 9, as ARC shows them.
+ARC_COLOURS = (
+    "#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00",
+    "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25",
+)  # fmt: skip
 
 
 def tokenize(grid: np.ndarray, lane: Lane, offset: tuple[int, int] = (0, 0)) -> np.ndarray:

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from etrm.arc.grid import ARC_COLOURS
 from etrm.storage.files import atomic_write
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ PALETTE = (
 )  # fmt: skip
 INK = "#222222"  # TRM, in every figure
 MARKERS = ("", "s", "^", "D", "v", "P", "<", ">", "p")  # not `o` and `X`, which mark ends of runs
-ARC_COLOURS = (
-    "#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00",
-    "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25",
-)  # fmt: skip
 ARC_MAP = ListedColormap(list(ARC_COLOURS), name="arc")
 ARC_NORM = BoundaryNorm(np.arange(-0.5, 10.5), ncolors=10)
 RIGHT, WRONG = "#009E73", "#D55E00"  # from the palette: apart for the colour-blind

@@ -14,13 +14,16 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from etrm.arc.grid import ARC_COLOURS
 from etrm.config.execution import TrackingConfig
+from etrm.config.load import plain
+from etrm.config.study import RunConfig
 from etrm.storage.files import write_table_atomic
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ MIRROR = Path(__file__).with_name("wandb_process.py")
 INIT_SECONDS = 20.0  # to reach the server; after that the run is recorded offline
 FINISH_SECONDS = 20.0  # to send the rest, when training has ended or its process is gone
 MARGIN_SECONDS = 5.0  # that a finished run waits beyond that
+TAG_LETTERS = 64  # W&B takes no longer tags
 INTERRUPTED_SECONDS = 10.0  # that an interrupted run waits in all
 
 Row = dict[str, float]
@@ -40,22 +44,27 @@ class Tracker:
     def __init__(
         self,
         tracking: TrackingConfig,
-        name: str,
-        run_id: str,
-        config: Mapping[str, Any],
+        run: RunConfig,
+        key: str,
         folder: Path,
     ) -> None:
-        """`run_id` makes a resumed run continue as the same W&B run; `folder` is W&B's own."""
+        """Begin, or continue: the `key` of a run is its id, so that it is one W&B run.
+
+        `folder` is W&B's own, in that of the study. W&B shows the seeds of an experiment's stage
+        as a group.
+        """
         self.rows: list[Row] = []
         self._mirror: _Mirror | None = None
         mode = _mode(tracking.wandb)
         if mode != "disabled":
             asked = {
                 "project": tracking.project,
-                "name": name,
-                "id": run_id,
+                "name": f"{run.experiment}/{run.stage}/seed{run.seed}",
+                "id": key[:16],
                 "mode": mode,
-                "config": dict(config),
+                "config": plain(run),
+                "group": f"{run.experiment}/{run.stage}",
+                "tags": [tag[:TAG_LETTERS] for tag in _tags(run, folder.parent.name) if tag],
                 "folder": str(folder),
                 "init_seconds": INIT_SECONDS,
                 "finish_seconds": FINISH_SECONDS,
@@ -75,6 +84,14 @@ class Tracker:
             values = {k: v for k, v in row.items() if k != "step"}
             self._mirror.send({"step": int(row["step"]), "values": values})
 
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Send a table to W&B; a cell that is a list of lists is a grid, shown as a picture."""
+        if self._mirror is not None:
+            content = {"columns": list(columns), "rows": [list(row) for row in rows]}
+            self._mirror.send({"step": step, "table": name, "colours": ARC_COLOURS, **content})
+
     def write(self, path: Path) -> None:
         """Write `metrics.parquet`: a row per logged step, a column per metric, null where none."""
         write_table_atomic(path, metrics_table(self.rows))
@@ -90,6 +107,10 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.close(seconds)
         self._mirror = None
+
+
+def _tags(run: RunConfig, study: str) -> tuple[str, ...]:
+    return study, run.stage, run.context.source, run.split, f"seed{run.seed}"
 
 
 class _Mirror:
@@ -149,7 +170,7 @@ class _Mirror:
             self._warned = True
             log.warning(
                 "W&B: %s; training goes on and metrics.parquet has everything. What W&B recorded"
-                " here can be sent later: wandb sync %s",
+                " here can be sent later: etrm sync, or wandb sync %s",
                 problem,
                 self.folder,
             )

@@ -1,7 +1,7 @@
 """W&B in a process of its own: `python wandb_process.py`, started by `etrm.tracking.tracker`.
 
-It reads JSON lines: the description of the W&B run, rows of metrics, a summary; the end of the
-input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
+It reads JSON lines: the description of the W&B run, rows of metrics, tables, a summary; the end of
+the input ends it. It answers with JSON lines: `folder` (where W&B keeps the run), or `problem`.
 W&B's own process may be lost on the way (a scheduler that ends a job signals every process of it):
 then this one begins again, a few times, with all that it has been given.
 W&B can wait for a server for minutes, in calls that cannot be bounded and in hooks at the exit of
@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 ATTEMPTS = 3  # to begin again
+CELL = 12  # pixels of a cell of a grid
 AGAIN = "ETRM_MIRROR_AGAIN"  # a file: the run, when it begins again, and its lines so far
 
 
@@ -84,14 +85,38 @@ def _send(run: Any, line: str) -> None:
     row = json.loads(line)
     if "summary" in row:
         run.summary.update(row["summary"])
+    elif "table" in row:
+        run.log({row["table"]: _table(row)}, step=row["step"])
     else:
         run.log(row["values"], step=row["step"])
 
 
-def _start(asked: dict[str, Any]) -> Any:
+def _table(row: dict[str, Any]) -> Any:
     import wandb
 
+    def cell(content: Any) -> Any:
+        return _picture(content, row["colours"]) if isinstance(content, list) else content
+
+    rows = [[cell(content) for content in cells] for cells in row["rows"]]
+    return wandb.Table(columns=row["columns"], data=rows)
+
+
+def _picture(grid: list[list[int]], colours: list[str]) -> Any:
+    """Return a grid in `colours`, enlarged."""
+    import numpy as np
+    import wandb
+
+    palette = np.array([list(bytes.fromhex(colour[1:])) for colour in colours], np.uint8)
+    picture = palette[np.array(grid)]  # [height, width, RGB]
+    return wandb.Image(picture.repeat(CELL, axis=0).repeat(CELL, axis=1))
+
+
+def _start(asked: dict[str, Any]) -> Any:
     os.makedirs(asked["folder"], exist_ok=True)
+    # Pictures of tables wait there to be sent; by default W&B puts them into the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", os.path.join(asked["folder"], "data"))
+    import wandb
+
     return wandb.init(
         project=asked["project"],
         name=asked["name"],
@@ -100,6 +125,8 @@ def _start(asked: dict[str, Any]) -> Any:
         mode=asked["mode"],
         dir=asked["folder"],
         config=asked["config"],
+        group=asked["group"],
+        tags=asked["tags"],
         settings=wandb.Settings(silent=True, console="off", init_timeout=asked["init_seconds"]),
     )
 

@@ -101,7 +101,7 @@ def train_run(
             execution = execution or ExecutionConfig()
             trainer, loaded = build_trainer(run, tables, parent, ranks, execution)
             tracking = tracking if ranks.is_rank_zero else TrackingConfig(wandb="disabled")
-            tracker = Tracker(tracking, name, key[:16], plain(run), paths.wandb)
+            tracker = Tracker(tracking, run, key, paths.wandb)
             progress = Progress(name, run.train.steps, ranks.is_rank_zero, bar)
             recorder = Recorder(
                 trainer, tracker, states, ranks, interruption, lease, progress, began

@@ -15,11 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import make_run
 
+from etrm.arc.grid import ARC_COLOURS
 from etrm.config.execution import TrackingConfig
+from etrm.config.load import plain
 from etrm.tracking import tracker as tracker_module
 from etrm.tracking.tracker import Tracker, metrics_table
 
+RUN = make_run()
 # Two calls at one step share a row.
 ROWS = [{"step": 1.0, "a": 0.5}, {"step": 2.0, "a": 0.25, "b": 1.0}, {"step": 2.0, "c": 3.0}]
 TABLE = {"step": [1, 2], "a": [0.5, 0.25], "b": [None, 1.0], "c": [None, 3.0]}
@@ -45,6 +49,12 @@ def called(call, content):
 
 def Settings(**options):
     return SimpleNamespace(**options)
+
+def Table(columns, data):
+    return {"columns": columns, "data": data}
+
+def Image(picture):
+    return {"size": picture.shape, "corner": picture[0, 0].tolist()}
 
 def init(settings, **options):
     global mode
@@ -87,13 +97,13 @@ class Wandb:
     def modes(self) -> list[str]:
         return [started["mode"] for started in self.calls("init")]
 
-    def tracker(self, mode: str, config: dict[str, Any]) -> Tracker:
+    def tracker(self, mode: str) -> Tracker:
         tracking = TrackingConfig(wandb=mode)
-        return Tracker(tracking, "a/full/seed0", "0123", config, self.folder / "w")
+        return Tracker(tracking, RUN, "0123" * 8, self.folder / "a_study" / "w")
 
     def track(self, mode: str = "auto") -> str:
         """Track a run of three rows, whose table is complete; return the warnings."""
-        tracker = self.tracker(mode, {"lr": 1})
+        tracker = self.tracker(mode)
         for row in ROWS:
             tracker.log(dict(row))
         with self._log.at_level(logging.WARNING):
@@ -115,9 +125,26 @@ def test_wandb_gets_what_the_table_gets(wandb: Wandb) -> None:
     assert len(wandb.calls("finish")) == 1
     [started] = wandb.calls("init")
     assert started["mode"] == "offline"
-    assert (started["id"], started["resume"]) == ("0123", "allow")
-    assert (started["project"], started["name"]) == ("etrm", "a/full/seed0")
-    assert started["config"] == {"lr": 1}
+    assert (started["id"], started["resume"]) == ("0123" * 4, "allow")
+    assert (started["project"], started["name"]) == ("etrm", "tiny/overfit/seed0")
+    assert started["group"] == "tiny/overfit", "of all seeds"
+    assert set(started["tags"]) >= {"a_study", "overfit", "standard", "seed0"}
+    assert started["config"] == plain(RUN)
+
+
+def test_a_table_shows_grids_as_pictures_in_the_colours_of_arc(wandb: Wandb) -> None:
+    tracker = wandb.tracker("offline")
+    tracker.table(7, "eval_predictions", ("task", "grid"), [["a", [[3, 0, 0]]], ["b", None]])
+    tracker.finish({})
+    [[values, step]] = wandb.calls("log")
+    assert step == 7
+    found = values["eval_predictions"]
+    assert found["columns"] == ["task", "grid"]
+    (name, picture), second = found["data"]
+    assert (name, second) == ("a", ["b", None])
+    height, width, _ = picture["size"]
+    assert width == 3 * height
+    assert picture["corner"] == list(bytes.fromhex(ARC_COLOURS[3][1:]))
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
@@ -141,7 +168,7 @@ def test_a_wandb_whose_own_process_is_lost_gets_everything_again(lost: str, wand
 
 def test_a_server_that_cannot_be_reached_leaves_a_run_that_can_be_sent_later(wandb: Wandb) -> None:
     wandb.has(BROKEN="init:online")
-    assert f"wandb sync {wandb.folder}/w/run" in wandb.track("online")
+    assert f"wandb sync {wandb.folder}/a_study/w/run" in wandb.track("online")
     assert wandb.modes() == ["online", "offline"]
     assert len(wandb.calls("log")) == 3
     assert len(wandb.calls("finish")) == 1
@@ -155,7 +182,7 @@ def test_a_hanging_wandb_is_not_waited_for(
     monkeypatch.setattr(tracker_module, "FINISH_SECONDS", 0.5)
     monkeypatch.setattr(tracker_module, "MARGIN_SECONDS", 1.0)
     wandb.has(HANGING=hanging)
-    tracker = wandb.tracker("offline", {})
+    tracker = wandb.tracker("offline")
     began = time.monotonic()
     for step in range(20000):  # more than a pipe holds
         tracker.log({"step": float(step), "a": 1.0})
@@ -173,12 +200,13 @@ def test_wandb_ends_with_a_run_that_is_killed(wandb: Wandb) -> None:
     folder = str(wandb.folder)
     code = (
         "import sys, time; from pathlib import Path; from etrm.tracking.tracker import Tracker;"
-        " from etrm.config.study import TrackingConfig;"
-        f" t = Tracker(TrackingConfig(wandb='offline'), 'a', 'b', {{}}, Path({folder!r}));"
+        " from etrm.config.study import TrackingConfig; from tiny import make_run;"
+        f" t = Tracker(TrackingConfig(wandb='offline'), make_run(), 'b', Path({folder!r}));"
         " t.log({'step': 1.0, 'a': 2.0}); print(t._mirror._process.pid, flush=True); time.sleep(60)"
     )
-    root = str(Path(__file__).resolve().parents[2])
-    wandb.has(PYTHONPATH=os.pathsep.join([str(wandb.folder / "fake"), root]))
+    root = Path(__file__).resolve().parents[2]
+    paths = (wandb.folder / "fake", root, root / "tests")
+    wandb.has(PYTHONPATH=os.pathsep.join(map(str, paths)))
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

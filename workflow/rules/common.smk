@@ -48,6 +48,7 @@ ROOT = LAYOUT.root
 # Where metrics go beside metrics.parquet, and how runs are executed, changes no result, so they are
 # no parameters of any rule.
 config["tracking"] = plain(STUDY.tracking)
+config["wandb"] = str(LAYOUT.wandb)
 config["execution"] = plain(STUDY.execution)
 # Named in the message of a refused run as what to start from: advice, no parameter either.
 config["strict_parents"] = LAYOUT.strict_parents()
