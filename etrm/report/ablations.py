@@ -27,7 +27,7 @@ from etrm.report.estimates import (
     validation_difference,
 )
 from etrm.report.formats import NONE, Table
-from etrm.report.run_view import RunView, gate_counts
+from etrm.report.run_view import RunView, asked, gate_counts
 from etrm.report.tables import outcome
 
 COLUMNS = (
@@ -45,11 +45,14 @@ def ablations(views: Sequence[RunView], baseline: str | None = None) -> Table:
 
 
 def ablations_table(views: Sequence[RunView], baseline: str | None) -> pd.DataFrame:
-    """Return a row for each other experiment with an encoder of the same split."""
+    """Return a row for each other experiment with an encoder, of the same split and sources."""
     runs = {name: mine for name, mine in by_experiment(views).items() if not mine[0].is_trm}
     theirs = runs.pop(baseline or "", [])
     rows = []
-    for name, mine in runs.items() if theirs else ():
+    alike = {
+        name: mine for name, mine in runs.items() if theirs and asked(mine[0]) == asked(theirs[0])
+    }
+    for name, mine in alike.items():
         same = by_experiment(views, mine[0].stage).get(baseline or "", theirs)[0]  # of its stage
         rows.append(_row(name, views, mine, theirs, same))
     rows.sort(key=lambda row: (row["changed"].count(" "), _rank(row["changed"])))
@@ -118,8 +121,9 @@ def _notes(table: pd.DataFrame, baseline: str | None) -> tuple[str, ...]:
         named = f"no run of {baseline} and of another experiment has finished"
         return (f"No ablations: {named if baseline else 'the study names no baseline'}.",)
     return (
-        f"Points: differences from {baseline}, of so many tasks. Brackets are 95 % intervals: of"
-        f" exact match by {STUDENT} (none of a single seed); of the difference in validation by"
+        f"Of {baseline}'s split and sources alone. Points: differences from it, of so many tasks."
+        f" Brackets are 95 % intervals: of exact match by {STUDENT} (none of a single seed); of the"
+        " difference in validation by"
         f" {UNPAIRED}; of that in pass@1 by {PAIRED}.",
         "Where a gate has stopped seeds, train exact match and differences are of the others alone."
         " No difference is corrected for the number of experiments: those of `comparisons` are.",

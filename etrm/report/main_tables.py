@@ -16,7 +16,7 @@ from etrm.report.estimates import by_experiment, changed_keys, settings
 from etrm.report.formats import NONE, Table
 from etrm.report.published import ARC1, find
 from etrm.report.published import value_text as published_text
-from etrm.report.run_view import RunView
+from etrm.report.run_view import RunView, asked
 from etrm.report.tables import SHUFFLED, results
 
 ETRM_COLUMNS = (
@@ -35,8 +35,8 @@ def etrm(views: Sequence[RunView], baseline: str | None = None) -> Table:
 def trm(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the results of TRM, what each rung changes and what that does, and published scores.
 
-    A rung is compared with the TRM experiment above it that differs from it in the fewest keys, the
-    nearest of these.
+    A rung is compared with the TRM experiment above it, of the same split and sources, that differs
+    from it in the fewest keys, the nearest of these.
     """
     table = _selected(results([v for v in views if v.is_trm], baseline), TRM_COLUMNS)
     rungs = pd.DataFrame(_rungs(views), columns=RUNG_COLUMNS)
@@ -66,11 +66,11 @@ RUNG_COLUMNS = (
 def _rungs(views: Sequence[RunView]) -> list[dict[str, Any]]:
     runs = {name: mine for name, mine in by_experiment(views).items() if mine[0].is_trm}
     rows: list[dict[str, Any]] = []
-    above: list[str] = []
+    before: list[str] = []
     for name, mine in runs.items():
         if mine[0].only_initialises:
             continue
-        if above:
+        if above := [name for name in before if asked(runs[name][0]) == asked(mine[0])]:
             # Of the same number of keys, the last: a ladder goes on from the rung before.
             near = min(reversed(above), key=lambda n: len(changed_keys(mine[0], runs[n][0])))
             found = summary(changes(settings(mine[0]), settings(runs[near][0])))
@@ -78,7 +78,7 @@ def _rungs(views: Sequence[RunView]) -> list[dict[str, Any]]:
             rows.append(row | {"change": f"from {near}: " + "; ".join(found or ["nothing"])})
             pair = paired(mine, runs[near], 1)
             rows[-1] |= {key: pair.get(key) for key in RUNG_COLUMNS[3:]}
-        above.append(name)
+        before.append(name)
     return rows
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import fake
 import numpy as np
+import pandas as pd
 import pytest
 
 from etrm.report.claims.accuracy import (
     all_families_fail,
+    collapsed_answers,
     generalisation_gap,
     guided_refinement,
     no_few_shot,
@@ -179,6 +181,25 @@ def test_cached_encodings_and_encoding_anew(tmp_path: Path) -> None:
     passes = fake.run(tmp_path, experiment="d", reached=0.95, config=cached)
     assert cached_encodings_starve(Case([passes])).verdict == CONTRADICTED
     assert encoding_anew(Case([passes, learns])).verdict == CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("solid", "outputs", "verdict"), [(60, 200, SUPPORTED), (0, 400, CONTRADICTED), (1, 5, OPEN)]
+)
+def test_collapsed_answers_are_counted_over_outputs(
+    tmp_path: Path, solid: int, outputs: int, verdict: str
+) -> None:
+    grids = [bytes([3, 3, 3, 3] if i < solid else [1, 2, 3, 4]) for i in range(outputs)]
+    rows = {"task": [f"t{i}" for i in range(outputs)], "query": 0, "grid": grids, "correct": False}
+    frame = pd.DataFrame(rows)
+    right = frame.assign(correct=True, grid=bytes(4))  # right ones do not count
+    pd.concat([frame, right]).to_parquet(tmp_path / "predictions.parquet")
+    view = full(tmp_path, "a")
+    view = dataclasses.replace(view, predictions=tmp_path / "predictions.parquet")
+    found = collapsed_answers(Case([view]))
+    assert found.verdict == verdict
+    assert found.evidence.endswith(f"over {outputs} test outputs")
+    assert found.evidence.startswith(f"{100 * solid / outputs:.1f} % [")
 
 
 def test_clipping_needs_runs_of_both_kinds(tmp_path: Path) -> None:

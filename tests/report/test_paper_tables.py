@@ -108,6 +108,10 @@ def test_a_rung_is_compared_with_the_one_that_it_changes_least(tmp_path: Path) -
     assert runs.loc["lanes", "difference_low"] == pytest.approx(low)
     text = table.text["Experiment"].tolist()
     assert text[:4] == list(runs.index)
+    elsewhere = fake.run(tmp_path, experiment="w", kind="trm", stage="pretrain", steps=100)
+    elsewhere.run["config"]["context"]["unseen"] = "mean"  # strict, but asked: of other tasks
+    with_it = trm([*ladder(tmp_path / "again"), elsewhere]).numbers.set_index("experiment")
+    assert pd.isna(with_it.loc["w", "compared_with"])
     assert all("published, " in name for name in text[4:])
     assert "45 % [40.1, 50.0] (of 400)" in table.text["pass@2"].tolist()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow.parquet as pq
 
-from etrm.evaluation.statistics import difference_interval
+from etrm.evaluation.statistics import clopper_pearson, difference_interval
 from etrm.report.claims.case import (
     CONTRADICTED,
     NEAR_ZERO,
@@ -117,21 +117,26 @@ def variance_is_not_enough(case: Case) -> Finding:
 
 
 def collapsed_answers(case: Case) -> Finding:
-    """5.1.5: the share of wrong answers that are of one colour."""
-    solid = wrong = 0
+    """5.1.5: the share of wrong answers that are of one colour, a mean over test outputs."""
+    counts: dict[tuple[str, int], list[int]] = {}  # by test output: of one colour, all wrong ones
+    columns = ["task", "query", "grid", "correct"]
     for view in (v for mine in case.encoders.values() for v in mine if v.predictions is not None):
-        answers = pq.read_table(view.predictions, columns=["grid", "correct"])
-        counted = answers.group_by(["grid", "correct"]).aggregate([([], "count_all")])
-        for grid, right, count in zip(*(c.to_pylist() for c in counted.columns), strict=True):
+        answers = pq.read_table(view.predictions, columns=columns).group_by(columns)
+        counted = answers.aggregate([([], "count_all")])
+        for task, query, grid, right, n in zip(
+            *(c.to_pylist() for c in counted.columns), strict=True
+        ):
             if right is False:
-                wrong += count
-                solid += count * (len(set(grid)) == 1)
-    if not wrong:
+                of = counts.setdefault((task, query), [0, 0])
+                of[0] += n * (len(set(grid)) == 1)
+                of[1] += n
+    if not counts:
         return missing("wrong answer to a held-out task")
-    share = solid / wrong
-    supports, contradicts = 0.01 <= share <= 0.5, share < 0.01
-    evidence = f"{100 * share:.1f} % of {wrong:,} wrong answers are of one colour"
-    return Finding(SUPPORTED if supports else CONTRADICTED if contradicts else OPEN, evidence)
+    share = sum(solid / wrong for solid, wrong in counts.values()) / len(counts)
+    low, high = clopper_pearson(share * len(counts), len(counts))
+    verdict = SUPPORTED if low >= 0.01 and high <= 0.5 else CONTRADICTED if high < 0.01 else OPEN
+    shown = f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return Finding(verdict, f"{shown} of wrong answers, over {len(counts)} test outputs")
 
 
 def _transductive(case: Case) -> dict[str, Estimate]:

@@ -112,8 +112,8 @@ CLAIMS = (
     Claim(
         "5.1.5",
         "Wrong answers are in part collapsed, to a solid colour; most others have structure.",
-        "Single wrong answers of encoders: supported if at least 1 % are of one colour and at least"
-        " half are not, contradicted if fewer than 1 % are.",
+        "Wrong answers of encoders that are of one colour, a mean over test outputs: supported if"
+        " the interval is from 1 % to 50 %, contradicted if it is below 1 %.",
         accuracy.collapsed_answers,
     ),
     Claim(

@@ -32,6 +32,8 @@ def updates_per_puzzle(case: Case) -> Finding:
     """5.1.2: updates of a row of TRM's table of embeddings."""
     found = {}
     for name, (view, *_) in case.trm.items():
+        if view.run["split"] != "transductive":
+            continue
         batch = view.run.get("config", {}).get("train", {}).get("batch_size")
         if batch and view.run.get("puzzles"):
             found[name] = view.run["steps_done"] * batch / view.run["puzzles"]
