@@ -125,6 +125,6 @@ def draw_threshold(axes: Axes, value: float, words: str) -> None:
     """Draw a line at `value`, named at the right of the panel."""
     axes.axhline(value, color=GUIDE, linestyle=":", linewidth=1.0, zorder=1.2)
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    look: dict[str, Any] = {"va": "center", "fontsize": "x-small", "linespacing": 0.9}
+    look: dict[str, Any] = {"va": "center", "fontsize": "x-small", "linespacing": 1.1}
     look |= {"color": GUIDE, "annotation_clip": False}  # outside of the panel
     axes.annotate(words, xy=(1, value), xytext=(3, 0), **place, **look)

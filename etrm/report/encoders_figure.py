@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from etrm.report.estimates import by_experiment, score_of
-from etrm.report.run_view import RunView, StudyView, distinct
+from etrm.report.run_view import RunView, StudyView, asked, distinct
 from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, say, theme
 
 DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of ARC-AGI-1
@@ -25,7 +25,7 @@ class Size:
     """What an encoder costs."""
 
     parameters: int
-    gflop: float | None  # of encoding one task once; None: it does not count its own
+    flop: float | None  # of encoding one task once; None: it does not count its own
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Point:
 def encoders(study: StudyView) -> Figure:
     """Draw each experiment's outcome against its encoder's parameters and FLOPs.
 
-    The outcome is pass@1 on held-out tasks; while nothing is scored, exact match of overfit runs.
-    FLOPs are those of encoding three demos of 12 × 12 cells once, without the decoder's.
+    Of the largest group of experiments that were asked the same tasks. The outcome is pass@1 on
+    held-out tasks; while nothing is scored, exact match of overfit runs. FLOPs are those of
+    encoding three demos of 12 × 12 cells once, without the decoder's.
     """
     style, look_of = study.style, looks(view.experiment for view in study.runs)
-    points, outcome, runs = _points([view for view in study.runs if not view.is_trm])
+    points, outcome, runs = _points(_largest([view for view in study.runs if not view.is_trm]))
     with theme(style):
         sizes = {name: size_of(_first(study.runs, name)) for name in points}
         sized = {name: size for name, size in sizes.items() if size is not None}
@@ -55,7 +56,7 @@ def encoders(study: StudyView) -> Figure:
         left, right = fig.subplots(1, 2, sharey=True)
         panels: list[tuple[Axes, str, Callable[[Size], float | None]]] = [
             (left, "parameters of the encoder", lambda size: float(size.parameters)),
-            (right, "GFLOP of encoding a task", lambda size: size.gflop),
+            (right, "FLOP of encoding a task", lambda size: size.flop),
         ]
         for axes, words, of in panels:
             places = _apart({name: of(size) for name, size in sized.items()})
@@ -73,6 +74,17 @@ def encoders(study: StudyView) -> Figure:
     return fig
 
 
+def _largest(views: Sequence[RunView]) -> list[RunView]:
+    """Return the runs of the largest group of experiments that were asked the same tasks."""
+    scored = [view for view in views if view.score is not None] or list(views)
+    groups = Counter(_tasks(_first(scored, name)) for name in by_experiment(scored))
+    return [view for view in scored if _tasks(view) == groups.most_common(1)[0][0]]
+
+
+def _tasks(view: RunView) -> object:
+    return asked(view) if view.score is None else frozenset(view.score["ranks"])
+
+
 def _first(runs: Sequence[RunView], name: str) -> RunView:
     return next(view for view in runs if view.experiment == name)
 
@@ -84,7 +96,7 @@ def _apart(places: Mapping[str, float | None]) -> dict[str, float]:
     before: Counter[float] = Counter()
     found = {}
     for name, x in known.items():
-        found[name] = x * (1 + 0.012 * (before[x] - (count[x] - 1) / 2))
+        found[name] = x * (1 + 0.025 * (before[x] - (count[x] - 1) / 2))
         before[x] += 1
     return found
 
@@ -96,7 +108,7 @@ def _axis(axes: Axes, places: Sequence[float], words: str) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.margins(x=0.1)
+        axes.set_xlim(min(places) / 1.5, 1.5 * max(places))  # no magnified difference of a percent
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -139,7 +151,7 @@ def size_of(view: RunView) -> Size | None:
     tokens = np.full((1, DEMOS), CELLS + 1)
     work = source.work(TokenBounds(2 * tokens, tokens))
     parameters = sum(each.numel() for each in source.parameters())
-    return Size(parameters, None if work is None else work.forward / 1e9)
+    return Size(parameters, None if work is None else work.forward)
 
 
 def _draw(axes: Axes, x: float, point: Point, look: Look) -> None:

@@ -30,17 +30,19 @@ def examples(study: StudyView) -> Figure:
         shown = min(DEMOS, max(len(task.demos) for task in chosen))
         columns = 2 * (shown + 1)
         side = style.width / columns
-        fig = Figure(figsize=(style.width, (side + 0.06) * len(chosen) + 0.3), layout="constrained")
-        grid = fig.subplots(len(chosen), columns, squeeze=False)
+        frames = [_frame(task, shown) for task in chosen]
+        ratios = [height / width for height, width in frames]
+        high = side * sum(ratios) + 0.06 * len(chosen) + 0.3 * style.font_scale
+        fig = Figure(figsize=(style.width, high), layout="constrained")
+        grid = fig.subplots(len(chosen), columns, squeeze=False, height_ratios=ratios)
         font = min(6.5 * style.font_scale, 72 * side / 6)  # points: ten letters across a panel
-        for row, task in zip(grid, chosen, strict=True):
+        for row, task, frame in zip(grid, chosen, frames, strict=True):
             pairs = [*task.demos[:shown], *[None] * (shown - len(task.demos)), task.queries[0]]
             grids = [
                 g for pair in pairs for g in ((pair.input, pair.output) if pair else (None,) * 2)
             ]
-            most = max(max(each.shape) for each in grids if each is not None)
             for axes, each in zip(row, grids, strict=True):
-                draw_grid(axes, each, (most, most), "", font)
+                draw_grid(axes, each, frame, "", font)
         heads = [f"{what} {i + 1}" for i in range(shown) for what in ("input", "output")]
         for axes, words in zip(grid[0], [*heads, "test input", "truth"], strict=True):
             axes.set_title(words, fontsize=font)
@@ -48,12 +50,22 @@ def examples(study: StudyView) -> Figure:
 
 
 def choose(tasks: Sequence[Task], count: int, seed: int = 0) -> list[Task]:
-    """Draw `count` tasks of a known answer, the small ones first."""
+    """Draw `count` tasks of a known answer: ARC's before generated ones, then small ones first."""
     known = [t for t in sorted(tasks, key=lambda t: t.id) if t.queries[0].output is not None]
     order = [known[i] for i in np.random.default_rng(seed).permutation(len(known))]
-    return sorted(order, key=lambda task: _side(task) > SMALL)[:count]
+    first = sorted(order, key=lambda task: (task.rule is not None, max(_sides(task)) > SMALL))
+    return first[:count]
 
 
-def _side(task: Task) -> int:
-    grids = [g for pair in (*task.demos, task.queries[0]) for g in (pair.input, pair.output)]
-    return max(max(grid.shape) for grid in grids if grid is not None)
+def _sides(task: Task, demos: int | None = None) -> tuple[int, int]:
+    """Return the largest height and width of a task's grids."""
+    pairs = (*task.demos[:demos], task.queries[0])
+    grids = [grid for pair in pairs for grid in (pair.input, pair.output) if grid is not None]
+    return max(grid.shape[0] for grid in grids), max(grid.shape[1] for grid in grids)
+
+
+def _frame(task: Task, demos: int) -> tuple[int, int]:
+    """Return the frame of a task's panels in cells: as wide as a panel, and not too flat."""
+    height, width = _sides(task, demos)
+    side = max(height, width)
+    return max(height, side // 3), side

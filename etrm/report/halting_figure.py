@@ -119,7 +119,7 @@ def halting_grid(study: StudyView) -> Figure:
         left, right, curves = fig.subplots(1, 3)
         _heat_map(left, overfit, _exact, "Overfit runs: exact match", study)
         _heat_map(right, full, _pass, "Full runs: pass@1, held out", study)
-        title(curves, "Overfit runs by exploration", style, 3)
+        title(curves, "Overfit runs: exact match", style, 3)
         entries = _curves(curves, overfit)
         legend_below(fig, entries, style)
     return fig
@@ -183,16 +183,26 @@ def _heat_map(
 
 
 def _curves(axes: Axes, grid: Grid) -> list[Line2D]:
-    """Draw exact match over exploration, one line for each number of steps."""
+    """Draw exact match over exploration, a line for each number of steps.
+
+    Where exploration does not vary, over the number of steps.
+    """
+    by_steps = len({p for _, p in grid}) > 1
+    lines: dict[int | None, dict[float, float]] = defaultdict(dict)
+    for (steps, exploration), views in sorted(grid.items()):
+        if by_steps:
+            lines[steps][exploration] = _mean(views, _exact)
+        else:
+            lines[None][steps] = _mean(views, _exact)
     entries = []
-    for colour, steps in zip(PALETTE, sorted({m for m, _ in grid}), strict=False):
-        cells = {p: _mean(views, _exact) for (m, p), views in sorted(grid.items()) if m == steps}
+    for colour, (most, shares) in zip(PALETTE, lines.items(), strict=False):
         look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4}
-        axes.plot(list(cells), list(cells.values()), **look)
-        entries.append(Line2D([], [], label=f"{steps} steps at most", **look))
-    axes.set_xlabel("exploration")
+        axes.plot(list(shares), list(shares.values()), **look)
+        if most is not None:
+            entries.append(Line2D([], [], label=f"{most} steps at most", **look))
+    axes.set_xlabel("exploration" if by_steps else "max. ACT steps")
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(percent)
-    if not entries:
+    if not axes.lines:
         say(axes, "no overfit run has finished yet")
     return entries

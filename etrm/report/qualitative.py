@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from etrm.arc.task import Task
     from etrm.config.execution import FigureStyle
 
+MOST = 10  # experiments that are shown, in the order of the study
 PER_LINE = 5  # experiments beside each other; further ones go on the next line
 LARGEST_PANEL = 1.0  # inches
 LABEL, CLOSE, APART, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.1, 0.03  # inches
@@ -46,7 +47,9 @@ def qualitative(study: StudyView) -> Figure:
         if view.predictions is not None and view.experiment + partial not in answers:
             answers[view.experiment + partial] = read_predictions(view.predictions).to_pandas()
     scored = [view for view in study.runs if view.predictions is not None]
-    return draw_answers(study.tasks, answers, study.style, runs=last_stage(scored)[1])
+    runs, shown = last_stage(scored)[1], dict(list(answers.items())[:MOST])
+    runs += f", {MOST} of {len(answers)} experiments" * (len(answers) > MOST)
+    return draw_answers(study.tasks, shown, study.style, runs=runs)
 
 
 def draw_answers(

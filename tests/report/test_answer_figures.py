@@ -23,6 +23,10 @@ def figure(synthetic_study: StudyView) -> Figure:
     return answer(synthetic_study)
 
 
+def legend_of(fig: Figure) -> list[str]:
+    return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
+
+
 def rows_of(fig: Figure) -> list[str]:
     return [tick.get_text().replace("\n", "") for tick in fig.axes[0].get_yticklabels()]
 
@@ -68,6 +72,23 @@ def test_published_results_are_not_beside_another_benchmark(synthetic_study: Stu
     ]
     rows = rows_of(answer(dataclasses.replace(synthetic_study, runs=runs)))
     assert not [row for row in rows if "LPN" in row]
+
+
+def test_experiments_that_were_asked_other_tasks_stand_apart(synthetic_study: StudyView) -> None:
+    """And only those of the same tasks are beside each other in the figure of encoders."""
+    runs = []
+    for each in synthetic_study.runs:
+        view = each
+        if view.score is not None and view.experiment in ("trm", "etrm_lpn", "etrm_in_context"):
+            ranks = {f"other_{name}": rank for name, rank in view.score["ranks"].items()}
+            view = dataclasses.replace(view, score=view.score | {"ranks": ranks})
+        runs.append(view)
+    mixed = dataclasses.replace(synthetic_study, runs=runs)
+    rows = rows_of(answer(mixed))
+    assert rows[:3] == ["trm", "etrm_in_context", "etrm_lpn"]
+    names = legend_of(encoders(mixed))
+    assert "etrm_standard" in names
+    assert not {"etrm_lpn", "etrm_in_context"} & set(names)
 
 
 def test_pass_curves_rise_and_begin_with_the_scores(synthetic_study: StudyView) -> None:
