@@ -143,6 +143,11 @@ def test_the_answer_is_about_the_best_on_validation_tasks(tmp_path: Path) -> Non
         validated(tmp_path, "lucky", solved=9, exact=0.1),
         validated(tmp_path, "chosen", solved=4, exact=0.3),
         validated(tmp_path, "leaked", solved=40, exact=0.9, seen=40),
+        fake.run(
+            tmp_path,
+            **{"experiment": "unvalidated", "stage": "full", "steps": 100},
+            scored=fake.score(solved=30, tasks=40),
+        ),
     ]
     low, high = clopper_pearson(4, 40)
     first, *others = answer(views, "lucky")
@@ -197,6 +202,7 @@ def test_verdicts_have_their_evidence(views: list[RunView]) -> None:
     assert rows["`etrm_standard_h16`"][2:5] == ("passed", "95.0 %", "≥ 90.0 %")
     assert rows["`etrm_cached_control`"][2:4] == ("stopped", "12.5 %")
     assert "`gradient_starvation`" in rows["`etrm_cached_control`"][5]
+    assert next(iter(rows)) == "`etrm_cached_control`"
     assert len(rows) == 3
 
 
@@ -212,7 +218,7 @@ def test_looks_at_test_are_counted(views: list[RunView]) -> None:
     words, table = looked_at_test(views, ("etrm_standard_h16",))
     assert words.startswith("3 of 4 experiments")  # one only initialises decoders
     assert "etrm_standard_h16" in words
-    assert [row[1] for row in table.rows] == ["20 of 20"] * 3
+    assert [(row[1], row[2]) for row in table.rows] == [("1", "20 of 20")] * 3
 
 
 def test_costs_are_sums_over_ranks_seeds_and_jobs(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 # The validated study, and the few functions that rules share. All paths come from LAYOUT.
+import os
 import re
 import signal
 from pathlib import Path
@@ -55,6 +56,7 @@ config["strict_parents"] = LAYOUT.strict_parents()
 config["continued"] = LAYOUT.continued()  # whose last states are kept
 config["generated"] = {path: plain(s) for path, s in LAYOUT.generated.items()}
 config["resolved"] = resolved = to_yaml(STUDY)
+config["answer"] = os.environ.get("ETRM_ANSWER", "")  # in the report
 
 # SLURM warns all processes of a job before its time is over. It is for training to save then;
 # Snakemake, which waits for it, would die of the signal.

@@ -149,6 +149,7 @@ rule report:
         verdicts(),
         records,
         config=LAYOUT.config,
+        runs=finished,
     output:
         LAYOUT.report,
     log:
@@ -157,6 +158,8 @@ rule report:
     conda:
         ENVIRONMENT
     params:
+        baseline=STUDY.baseline,
+        code=code_digest("etrm.report.page.answer", "etrm.report.collect"),
         targets=["figures", "tables", "records", "resolved_config"],
         script=code_of_script("report"),
     script:

@@ -61,10 +61,13 @@ def _lead(encoders: pd.DataFrame, k: int) -> tuple[pd.Series, str]:
     """Return the row that the answer is about, and a sentence that says how it was chosen."""
     if len(encoders) == 1:
         return encoders.iloc[0], ""
-    validated = encoders["validation_exact"].notna().all()
-    by = encoders["validation_exact" if validated else _score(k)].astype(float)
-    on = "validation tasks" if validated else "these very tasks: the best of many is too good"
-    return encoders.iloc[int(by.argmax())], f" It is the best of {len(encoders)} encoders on {on}."
+    validated = encoders[encoders["validation_exact"].notna()]
+    if len(validated):
+        among, by, on = validated, "validation_exact", "validation tasks"
+    else:
+        among, by, on = encoders, _score(k), "these very tasks: the best of many is too good"
+    best = among.iloc[int(among[by].astype(float).argmax())]
+    return best, f" It is the best of {number_of(len(among), 'encoder')} on {on}."
 
 
 def _share(row: pd.Series, k: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,8 +41,9 @@ class Part:
 
     @property
     def title(self) -> str:
-        """The name in words."""
-        return self.name.replace("_", " ").capitalize()
+        """The bold words that its caption begins with; without a caption, the name."""
+        found = re.search(r"<strong>(.+?)\.?</strong>", self.caption)
+        return found[1] if found else self.name.replace("_", " ")
 
 
 def write_page(
@@ -66,7 +68,7 @@ def write_page(
         "facts": facts(views),
         "brief": Markup(html_fragment(_brief(views, baseline))),
         "tables": [table for table in tables if "<td" in table.content],
-        "empty": [table.title.lower() for table in tables if "<td" not in table.content],
+        "empty": [table.title for table in tables if "<td" not in table.content],
         "at_once": AT_ONCE,
         "verdicts": verdicts(views),
         "figures": list(_figures(root, captions)),

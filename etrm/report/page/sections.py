@@ -35,13 +35,13 @@ class Job:
 
 
 def verdicts(views: Sequence[RunView]) -> Rows:
-    """Return a row for each overfit run: its outcome, its number, and the evidence."""
+    """Return a row for each overfit run: its outcome, its number, the evidence; stopped first."""
     columns = ("Experiment", "Seed", "Verdict", "Exact match", "Gate", "Evidence")
     rows = []
     order = distinct(view.experiment for view in views)
-    for view in sorted(views, key=lambda view: order.index(view.experiment)):
-        if (verdict := view.verdict) is None:
-            continue
+    judged = [(view, view.verdict) for view in views if view.verdict is not None]
+    judged.sort(key=lambda pair: (pair[1]["passed"], order.index(pair[0].experiment)))
+    for view, verdict in judged:
         findings = [
             f"{f['severity']} `{f['finding']}`: {f['message']}" for f in verdict["diagnosis"]
         ]
@@ -71,7 +71,7 @@ def health(views: Sequence[RunView]) -> Rows:
 
 
 def looked_at_test(views: Sequence[RunView], finalists: Collection[str] | None) -> tuple[str, Rows]:
-    """Return who has looked at the held-out tasks: in words, and a row for each evaluated run."""
+    """Return who has looked at the held-out tasks: in words, and a row for each of them."""
     every = distinct(view.experiment for view in views if not view.only_initialises)
     scored = [view for view in views if view.score is not None]
     names = distinct(view.experiment for view in scored)
@@ -81,13 +81,15 @@ def looked_at_test(views: Sequence[RunView], finalists: Collection[str] | None) 
     else:
         chosen = f"the study names as finalists {first_few(list(finalists), SHOWN)}"
     words = f"{looked}: {chosen}. The best of many on test is too good: select by validation."
-    columns = ("Run", "Tasks", "Variants", "Held-out tasks that were seen in training")
+    columns = ("Experiment", "Seeds", "Tasks", "Variants", "Held-out tasks seen in training")
     rows = []
-    for view in scored:
-        score = view.score or {}
-        tasks = f"{score['tasks_evaluated']:,} of {score['tasks_asked']:,}"
-        seen = held_out_text(score["held_out"])
-        rows.append((_run(view), tasks, str(score.get("variants", NONE)), seen))
+    for name in names:
+        scores = [view.score for view in scored if view.experiment == name and view.score]
+        tasks = (f"{score['tasks_evaluated']:,} of {score['tasks_asked']:,}" for score in scores)
+        variants = (str(score.get("variants", NONE)) for score in scores)
+        seen = (held_out_text(score["held_out"]) for score in scores)
+        cells = (", ".join(distinct(each)) for each in (tasks, variants, seen))
+        rows.append((f"`{name}`", str(len(scores)), *cells))
     return words, Rows(columns, rows)
 
 
