@@ -27,7 +27,7 @@ from etrm.storage.files import atomic_write
 
 # Formats that browsers show. A PNG looks the same everywhere; an SVG needs the reader's fonts.
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
-AT_ONCE = ("results", "comparisons")  # tables in the section of results; others are folded
+AT_ONCE = ("results", "comparisons", "claims")  # tables in the section of results; others are folded
 DEEPER = 2  # levels that the headings of a record go down in the page
 
 
