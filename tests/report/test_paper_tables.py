@@ -40,7 +40,7 @@ def test_every_table_is_made_of_a_study_that_went_wrong_and_of_none(
         table = load({name: TABLES[name]})[name](views, BASELINE)
         assert table.text.map(lambda cell: isinstance(cell, str)).all(axis=None)
         assert not any("nan" in str(cell) for cell in table.text.to_numpy().ravel())
-        if name != "published" and not len(views):
+        if name not in ("published", "claims") and not len(views):
             assert len(table.numbers) in (0, 3)  # of `collapse`, the published ones
         for render in (to_markdown, to_latex, to_html):
             assert render(table)

@@ -132,12 +132,15 @@ def test_a_person_s_analysis_in_a_record_outlives_the_record(study: Path) -> Non
     assert "train longer" in (study / ROOT / "index.html").read_text(encoding="utf-8")
 
 
-def test_another_template_or_caption_makes_the_page_alone(study: Path) -> None:
-    for name in ("etrm/report/page/page.html.jinja", "workflow/report/contexts.rst"):
+def test_another_template_or_caption_makes_only_what_shows_it(study: Path) -> None:
+    for name, rules in (
+        ("etrm/report/page/page.html.jinja", ["page"]),
+        ("workflow/report/contexts.rst", ["page", "paper"]),
+    ):
         path = study / name
         before = path.read_text(encoding="utf-8")
         path.write_text(f"{before}\n", encoding="utf-8")
-        assert jobs_of(snakemake(study, "-n")) == [("page", None, None)]
+        assert [rule for rule, _, _ in jobs_of(snakemake(study, "-n"))] == rules
         path.write_text(before, encoding="utf-8")
     assert jobs_of(snakemake(study, "-n")) == []
 
