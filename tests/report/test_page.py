@@ -32,7 +32,7 @@ SECTIONS = {
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-VOID = {"meta", "link", "img", "br", "hr", "col"}
+VOID = {"meta", "link", "img", "br", "hr", "col", "wbr"}
 HOSTILE = '<script>alert(1)</script> ![x](http://elsewhere.example/x.png) <b onclick="x">'
 
 

@@ -27,7 +27,12 @@ from etrm.storage.files import atomic_write
 
 # Formats that browsers show. A PNG looks the same everywhere; an SVG needs the reader's fonts.
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
-AT_ONCE = ("results", "comparisons", "claims")  # tables in the section of results; others are folded
+AT_ONCE = (
+    "results",
+    "comparisons",
+    "claims",
+)  # tables in the section of results; others are folded
+LONG_TEXT, LONG_NAME = 60, 26  # letters of cells that are wrapped
 DEEPER = 2  # levels that the headings of a record go down in the page
 
 
@@ -66,7 +71,7 @@ def write_page(
         "study": root.name,
         "answer": answer(views, baseline),
         "facts": facts(views),
-        "brief": Markup(html_fragment(_brief(views, baseline))),
+        "brief": _wrapping(html_fragment(_brief(views, baseline))),
         "tables": [table for table in tables if "<td" in table.content],
         "empty": [table.title for table in tables if "<td" not in table.content],
         "at_once": AT_ONCE,
@@ -100,6 +105,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["width"] = _width
     environment.filters["md"] = lambda text: Markup(_markdown().renderInline(text))
     return environment.get_template(PAGE.name)
 
@@ -135,8 +141,25 @@ def _caption(path: Path) -> Markup:
 
 
 def _table(root: Path, captions: Path, name: str) -> Part:
-    content = Markup(read_html(root / "tables" / f"{name}.html"))
+    content = _wrapping(read_html(root / "tables" / f"{name}.html"))
     return Part(name, _caption(captions / f"{name}_table.rst"), content)
+
+
+def _width(cell: str) -> str:
+    """Return the class of a cell that is wrapped: a `long` text, or a `name` without a space."""
+    if " " in cell:
+        return "long" if len(cell) > LONG_TEXT else ""
+    return "name" if len(cell) > LONG_NAME else ""
+
+
+def _wrapping(fragment: str) -> Markup:
+    """Return a table whose long cells have their class; names break after `_` first."""
+
+    def marked(cell: re.Match[str]) -> str:
+        kind, text = _width(cell[1]), cell[1]
+        return f'<td class="{kind}">{text.replace("_", "_<wbr>") if kind == "name" else text}</td>'
+
+    return Markup(re.sub("<td>([^<]+)</td>", marked, fragment))
 
 
 def _record(path: Path) -> Markup:
