@@ -13,7 +13,7 @@ LOWEST := $(addprefix tests/,arc config data evaluation models storage training)
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup run worlds test test-slurm test-lowest soak lint docs docs-generated
+.PHONY: help setup run demo worlds test test-slurm test-lowest soak lint docs docs-generated
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -34,6 +34,9 @@ $(GENERATORS): envs/generators.txt $(STAMP)
 
 run: setup ## run the mini study, and print where its results are
 	$(THREADS) $(BIN)/snakemake --cores $(CORES)
+
+demo: setup ## run a small part of the smoke study, and make its page: the pipeline in a minute and a half
+	$(THREADS) $(BIN)/snakemake page --cores $(CORES) --configfile config/demo.yaml
 
 worlds: setup ## run the study of rule worlds: which encoders learn to read a rule, and what decides it
 	$(THREADS) $(BIN)/snakemake --cores $(CORES) --configfile config/worlds.yaml

@@ -23,9 +23,12 @@ DEFECT = "unexpected error"  # after which the log has a traceback (`etrm.runtim
 _OF_LIBRARIES = re.compile(r"\.py:\d+: \w*Warning: ")
 # Rules that a line is printed for when they have finished; others count, and are shown while they
 # run, and where they fail.
-_TOLD = ("train_", "verdict", "evaluate_run", "merge_shards", "refine_run", "tasks", "augment")
+_TOLD = (
+    *("train_", "verdict", "select", "evaluate_run", "merge_shards", "refine_run", "validate_run"),
+    *("tasks", "augment", "generate", "page"),
+)
 _NAMES = {"merge_shards": "evaluate", "evaluate_run": "evaluate", "evaluate_shard": "evaluate"}
-_NAMES["refine_run"] = "refine"
+_NAMES |= {"refine_run": "refine", "validate_run": "validate"}
 
 
 @dataclass
