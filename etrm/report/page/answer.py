@@ -31,8 +31,7 @@ def answer(views: Sequence[RunView], baseline: str | None = None) -> list[str]:
     lines = _of_tasks(first, views, baseline)
     for sources, of in others:
         named = ", ".join(f"`{name}`" for name in sources or ())
-        sentence, *rest = _of_tasks(of, views, baseline)
-        lines += [f"With tasks of {named}: {sentence}", *rest]
+        lines.append(f"With tasks of {named}: {' '.join(_of_tasks(of, views, baseline))}")
     return lines
 
 
