@@ -35,7 +35,7 @@ $(GENERATORS): envs/generators.txt $(STAMP)
 run: setup ## run the mini study, and print where its results are
 	$(THREADS) $(BIN)/snakemake --cores $(CORES)
 
-demo: setup ## run a small part of the smoke study, and make its page: the pipeline in a minute and a half
+demo: setup ## run a small part of the smoke study, and make its page: the pipeline in a minute or two
 	$(THREADS) $(BIN)/snakemake page --cores $(CORES) --configfile config/demo.yaml
 
 worlds: setup ## run the study of rule worlds: which encoders learn to read a rule, and what decides it
