@@ -16,6 +16,7 @@ DISPLAY = "ETRM_DISPLAY"
 # None of them is a quotation mark or a backslash: JSON stays JSON.
 STAND_INS = {
     **dict.fromkeys("–—−─", "-"),
+    **{"≈": "~", "\N{NO-BREAK SPACE}": " "},
     **{"→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-"},
     **{"…": "...", "×": "x", "·": "*", "√": "sqrt", "°": " deg", "†": "+"},
     **{"β": "beta", "ε": "epsilon", "μ": "mu", "σ": "sigma", "Σ": "sum"},

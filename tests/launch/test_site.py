@@ -142,6 +142,7 @@ def dry_run(folder: Path, text: str, *more: str) -> subprocess.CompletedProcess[
     (folder / "site.yaml").write_text(text)
     command = [sys.executable, "-m", "snakemake", "-n", "--profile", "slurm", *more]
     environment = {**os.environ, "ETRM_SITE": str(folder / "site.yaml")}
+    environment["ETRM_TERMINAL"] = "snakemake"  # its own listing of jobs
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

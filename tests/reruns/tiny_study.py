@@ -1,7 +1,7 @@
 """A study that trains in a moment, on tasks of its own, and the commands that compare its runs.
 
-Everything is real but the HTML page of Snakemake, which takes longer than all the rest; that is
-made where the small study is run as a whole.
+Everything is real but the HTML page of Snakemake and the pictures, which take longer than all the
+rest; those are made where the small study is run as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from small_study import STUDY, write_sources
 CONFIG = "config/tiny.yaml"
 ROOT = Path("results/tiny")
 NO_PAGE = "from pathlib import Path\n\nPath(snakemake.output[0]).write_text('no page')\n"
+NO_PICTURES = """from pathlib import Path
+
+for path in snakemake.output:
+    Path(path).write_text("no picture")
+"""
 Job = tuple[str, str | None, int | None]  # rule, experiment, seed
 
 
@@ -27,6 +32,7 @@ def make(folder: Path) -> Path:
     """A copy of the project with the study in it, nothing run yet."""
     copy_project(folder)
     (folder / "workflow/scripts/report.py").write_text(NO_PAGE, encoding="utf-8")
+    (folder / "workflow/scripts/figures.py").write_text(NO_PICTURES, encoding="utf-8")
     write_sources(folder)
     write(folder, STUDY)
     return folder

@@ -137,7 +137,7 @@ def script(name, output, **more):
 of = types.SimpleNamespace
 script("config.py", "config.yaml", config={"resolved": "é: →\\n"})
 runs = [str(path) for path in Path("results").rglob("*") if path.is_file()]
-script("record.py", "record.md", wildcards=of(experiment="etrm"), input=of(runs=runs),
+script("record.py", "records/etrm.md", wildcards=of(experiment="etrm"), input=of(runs=runs),
        params=of(goal="é → ≥", baseline=None))
 assert cli.main(["summary", "--configfile", "study.yaml"]) == 0
 cli.main(["doctor", "--configfile", "study.yaml"])
@@ -156,6 +156,6 @@ def test_files_are_utf8_in_every_locale(folder: Path) -> None:
     assert run.returncode == 0, run.stderr.decode()
     assert b"exact match 95.0% >= 90%" in run.stdout
     assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == {"é": "→"}
-    record = (folder / "record.md").read_text(encoding="utf-8")
+    record = (folder / "records/etrm.md").read_text(encoding="utf-8")
     assert "é → ≥" in record
     assert "✅" in record

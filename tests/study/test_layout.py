@@ -160,7 +160,7 @@ def test_the_command_line_says_which_runs_there_are(
 
     block = {"context": {"source": "embedding"}}
     assert "context" in said(1, "summary")
-    assert "no run has finished yet" in said(0, "summary", **block)
+    assert "no run has finished yet" in " ".join(said(0, "summary", **block).split())
     assert "a pretrain --seed 0" in said(1, "run", "b", "pretrain", **block)
     assert "no run of a with seed 1" in said(1, "evaluate", "a", "--seed", "1", **block)
     block["split"] = "transductive"

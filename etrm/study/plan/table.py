@@ -37,7 +37,7 @@ OTHERS = {
 
 
 GAP, HANGING = "  ", " " * 8
-NARROWEST = 24  # of the last column: below it, reasons have lines of their own
+NARROWEST = 16  # of the last column: below it, reasons have lines of their own
 MOST = 2  # lines of a reason beside its row
 NAME = 24  # of the first column in a narrow terminal: names are cut in the middle
 
