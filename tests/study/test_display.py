@@ -17,6 +17,7 @@ from etrm.runtime import terminal
 from etrm.runtime.logs import job_log, say
 from etrm.study.terminal import display as module
 from etrm.study.terminal.display import CHOICE, REPLACED, Display, end, show
+from etrm.study.terminal.dry_run import DryRun
 from etrm.study.terminal.jobs import Job, failure
 
 STAMP = "2026-01-01 12:00:00,123"
@@ -270,6 +271,19 @@ def test_a_dry_run_is_a_line_for_each_rule(tmp_path: Path) -> None:
     assert "train_full 40 an_experiment_of_many_0" in scene.text
     assert "37 more" in scene.text
     assert terminal.DISPLAY not in os.environ, "jobs of this process write as ever"
+
+
+def test_a_dry_run_tells_what_a_selection_will_choose() -> None:
+    plan = DryRun()
+    plan.counts = {"select": 1, "total": 1}
+    for _ in range(2):  # jobs of a dry run are listed twice
+        plan.add(
+            Job("select", {"selection": "best"}, (), ()), "Missing output files: a", "best 2 of 8"
+        )
+    assert [line.strip() for line in plan.lines(80)][1:3] == [
+        "select     1  missing output files",
+        "best 2 of 8",
+    ]
 
 
 def test_a_finished_study_ends_with_its_summary(

@@ -42,7 +42,7 @@ _NOISE = (
     *("Elapsed time", "Shutting down", "Exiting because a job", "Waiting for ", "Storing output"),
     *("Workflow has started", "Reasons:", "This was a dry-run", "The run involves checkpoint"),
     *("Some jobs were triggered by provenance", "Rules with provenance", "Trying to restart"),
-    *("Job rate limit", "Removing temporary"),
+    *("Job rate limit", "Removing temporary", "Would remove"),
 )
 _INTERRUPTED = "Terminating processes on user request"
 # How a job ended that failed, which is told with its log; 137 is 128 + SIGKILL, of a shell.
@@ -139,7 +139,7 @@ class Display(logging.Handler):
     def _on_job_info(self, record: Any) -> None:
         job = of_record(record)
         if self._dry_run is not None:
-            self._dry_run.add(job, record.reason)
+            self._dry_run.add(job, record.reason, getattr(record, "rule_msg", None))
             return
         self.jobs[record.jobid] = job
         for before in (self.failed, self.stopped):

@@ -16,9 +16,15 @@ class DryRun:
         self.counts: dict[str, int] = {}  # jobs by rule, in the order of the rules, and `total`
         self._of: dict[str, Counter[str]] = defaultdict(Counter)  # rule: its jobs by experiment
         self._why: dict[str, Counter[str]] = defaultdict(Counter)  # rule: its jobs by reason
+        self._said: dict[str, dict[str, None]] = defaultdict(dict)  # rule: messages of its jobs
 
-    def add(self, job: Job, reason: str) -> None:
-        """Add a job; Snakemake's reason begins with its kind: `Missing output files: …`."""
+    def add(self, job: Job, reason: str, message: str | None = None) -> None:
+        """Add a job; Snakemake's reason begins with its kind: `Missing output files: …`.
+
+        `message`: what its rule says of it, if anything.
+        """
+        if message:
+            self._said[job.rule][message] = None
         self._of[job.rule][job.wildcards.get("experiment", "")] += 1
         kinds = [part.split(":")[0].strip() for part in reason.split("; ") if part]
         self._why[job.rule][kinds[0] if kinds else ""] += 1
@@ -37,6 +43,7 @@ class DryRun:
             why = "; ".join(why.lower() for why in self._why[rule] if why)
             head = f"  {rule:<{size}} {count:>5} "
             lines += fit(f"{head}{of}{' - ' * bool(of and why) or ' '}{why}", width, " " * 4)
+            lines += [part for said in self._said[rule] for part in fit(f"    {said}", width, "")]
         text = (
             "Nothing was done. `etrm plan` says what each experiment waits for, and the cost;"
             " --verbose lists the jobs one by one, with their files."
