@@ -23,6 +23,7 @@ from etrm.evaluation.shards import ALONE, Shard, tags_of
 from etrm.runtime.progress import Progress
 from etrm.storage.files import write_table_atomic
 from etrm.storage.records import read_predictions
+from etrm.storage.result_cache import cache_result
 
 log = logging.getLogger(__name__)
 
@@ -131,3 +132,17 @@ def _gaps(done: Sequence[tuple[int, int]], of: int) -> list[tuple[int, int]]:
     ends = [0, *(end for _, end in done)]
     firsts = [*(first for first, _ in done), of]
     return [(end, first) for end, first in zip(ends, firsts, strict=True) if end < first]
+
+
+def cache_finished(out: Path, names: Sequence[str], store: Path | None, key: str) -> None:
+    """Cache the files of a finished result, and remove its parts, which no job needs any more.
+
+    Where that fails, as on a full disk, the result itself is written: a warning says so.
+    """
+    if store is None:
+        return
+    try:
+        cache_result(out, names, store, key)
+        shutil.rmtree(store / PARTS, ignore_errors=True)
+    except OSError as error:
+        log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)

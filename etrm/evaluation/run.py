@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from etrm.evaluation.decode import (
     predict_batches,
 )
 from etrm.evaluation.metrics import means_by_step
-from etrm.evaluation.parts import IN_MEMORY, PARTS, Parts, parts_of
+from etrm.evaluation.parts import IN_MEMORY, Parts, cache_finished, parts_of
 from etrm.evaluation.pass_at_k import score, submission
 from etrm.evaluation.readout import read_out
 from etrm.evaluation.shards import (
@@ -53,7 +52,7 @@ from etrm.runtime.environment import environment
 from etrm.storage.digests import code_digest, code_digests, digest, evaluation_key, score_code
 from etrm.storage.files import table_digest, truth_digest, write_json_atomic, write_table_atomic
 from etrm.storage.records import check_weights, read_score
-from etrm.storage.result_cache import SCORE_FILES, cache_result, is_cached, restore_result
+from etrm.storage.result_cache import SCORE_FILES, is_cached, restore_result
 
 log = logging.getLogger(__name__)
 
@@ -147,12 +146,7 @@ def evaluate_run(
     write_table_atomic(out / "contexts.parquet", contexts)
     write_json_atomic(out / "score.json", result)
     log.info("pass@1 %s", result["pass"][str(config.pass_k[0])]["task_fraction"])
-    try:
-        if store is not None:
-            cache_result(out, SCORE_FILES, store, evaluation.key)
-            shutil.rmtree(store / PARTS, ignore_errors=True)  # no job needs them any more
-    except OSError as error:  # a full disk: the result itself is written
-        log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)
+    cache_finished(out, SCORE_FILES, store, evaluation.key)
     return result
 
 

@@ -23,13 +23,13 @@ from etrm.data.seen_tasks import find_touched
 from etrm.data.tables import read_augmentations, read_tasks
 from etrm.errors import UserError
 from etrm.evaluation.decode import all_variants, in_batches
-from etrm.evaluation.parts import parts_of
+from etrm.evaluation.parts import cache_finished, parts_of
 from etrm.evaluation.run import Evaluation, Questions, decode_questions, identify_evaluation
 from etrm.models.compute import device_name, pick_device
 from etrm.runtime.environment import environment
 from etrm.storage.files import write_json_atomic
 from etrm.storage.records import read_validation
-from etrm.storage.result_cache import VALIDATION_FILES, cache_result, restore_result
+from etrm.storage.result_cache import VALIDATION_FILES, restore_result
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +85,7 @@ def validate_run(
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "validation.json", result)
-    try:
-        if store is not None:
-            cache_result(out, VALIDATION_FILES, store, evaluation.key)
-    except OSError as error:  # a full disk: the result itself is written
-        log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)
+    cache_finished(out, VALIDATION_FILES, store, evaluation.key)
     return result
 
 

@@ -21,6 +21,7 @@ from etrm.config.study import EvaluationConfig, RunConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.evaluation.decode import batches, read_grids
+from etrm.evaluation.parts import cache_finished
 from etrm.evaluation.run import (
     Evaluation,
     Questions,
@@ -40,7 +41,7 @@ from etrm.runtime.environment import environment
 from etrm.runtime.progress import Progress
 from etrm.storage.files import write_json_atomic, write_table_atomic
 from etrm.storage.records import read_refinement
-from etrm.storage.result_cache import REFINEMENT_FILES, cache_result, restore_result
+from etrm.storage.result_cache import REFINEMENT_FILES, restore_result
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,7 @@ def refine_run(
     out.mkdir(parents=True, exist_ok=True)
     write_table_atomic(out / "refinement.parquet", table)
     write_json_atomic(out / "refinement.json", result)
-    try:
-        if store is not None:
-            cache_result(out, REFINEMENT_FILES, store, evaluation.key)
-    except OSError as error:  # a full disk: the result itself is written
-        log.warning("%s is complete, but could not be cached in %s (%s)", out, store, error)
+    cache_finished(out, REFINEMENT_FILES, store, evaluation.key)
     return result
 
 

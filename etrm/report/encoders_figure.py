@@ -22,7 +22,7 @@ DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of
 
 @dataclass(frozen=True)
 class Size:
-    """What an encoder costs."""
+    """The parameters and FLOPs of an encoder."""
 
     parameters: int
     flop: float | None  # of encoding one task once; None: it does not count its own

@@ -25,6 +25,7 @@ RESULT_FILES = {  # of a finished run
     "refinement": REFINEMENT_FILES,
     "validation": VALIDATION_FILES,
 }
+CONTINUED = "continued"  # among the states: the last ones of runs that longer ones continue from
 MAX_CACHED = 2  # the current result, and the one before
 LIST = "cached.json"  # the key of a cached result, and the SHA-256 of each of its files
 

@@ -235,8 +235,8 @@ class StudyStatus:
 def check_records(layout: Layout) -> None:
     """Raise for a file that the study needs and that cannot be used.
 
-    `DamagedFileError` for a record of a run or an evaluation; `ParentError` for first weights from
-    outside the study that are missing.
+    `DamagedFileError` for a record of a run, a result or a selection; `ParentError` for first
+    weights from outside the study that are missing.
     """
     for run in layout.runs():
         folders = [layout.folder(run)]
@@ -262,6 +262,9 @@ def check_records(layout: Layout) -> None:
     for run, stage in layout.results():
         if (path := layout.score(run, stage)).is_file():
             readers[stage](path)
+    for name in layout.study.selections:
+        if (path := layout.selection(name)).is_file():
+            records.read_selection(path)
 
 
 def require_gate(layout: Layout, run: Run) -> None:

@@ -28,7 +28,7 @@ from etrm.storage.checkpoint import CheckpointError, clear_states, remove_tempor
 from etrm.storage.digests import code_digest, run_code, run_key, trajectory_key
 from etrm.storage.files import table_digest
 from etrm.storage.records import read_run
-from etrm.storage.result_cache import RUN_FILES, restore_result
+from etrm.storage.result_cache import CONTINUED, RUN_FILES, restore_result
 from etrm.tracking.tracker import Tracker
 from etrm.training.build import build_trainer
 from etrm.training.initial_weights import Parent, read_parent, refuse_leak
@@ -37,7 +37,6 @@ from etrm.training.outputs import cache_run, run_record, write_outputs
 from etrm.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
-CONTINUED = "continued"  # among the states: the last ones of runs that longer ones continue from
 EVALUATED = ("all.", "validation.")  # how metrics begin that W&B shows of a finished run
 
 

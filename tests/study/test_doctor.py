@@ -24,8 +24,9 @@ from etrm.cli import main
 from etrm.config.load import read_study
 from etrm.runtime.run_lock import this_process
 from etrm.storage.files import file_digest
-from etrm.storage.result_cache import RUN_FILES, SCORE_FILES
+from etrm.storage.result_cache import RESULT_FILES, RUN_FILES, SCORE_FILES
 from etrm.study.doctor.diagnose import Diagnosis, diagnose
+from etrm.study.doctor.files import READERS
 from etrm.study.doctor.processes import OTHER, UNWATCHED
 from etrm.study.doctor.study import KINDS, Symptom
 from etrm.study.layout import Layout, Run
@@ -424,6 +425,11 @@ def test_damaged_weights_are_found_where_they_are_read(study: Made) -> None:
     symptom = only(examine(verify=True), "damaged")
     assert symptom.what.startswith(f"{weights}: found SHA-256 {file_digest(weights)}")
     assert symptom.mend == f"rm -r {weights} && {AGAIN}"
+
+
+def test_every_file_of_a_result_has_a_reader() -> None:
+    names = {name for files in RESULT_FILES.values() for name in files}
+    assert {*names, *RUN_FILES} <= READERS.keys()
 
 
 def test_every_file_that_cannot_be_read_is_found(study: Made) -> None:

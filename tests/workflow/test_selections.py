@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 from projects import copy_project, planned, snakemake
 
@@ -76,6 +77,7 @@ def test_the_best_alone_are_continued_and_evaluated(done: Path) -> None:
     assert {path.name for path in (root / "validation").iterdir()} == {"one", "two"}
     log = (root / f"logs/final_{chosen}/full_seed0.log").read_text()
     assert re.search(r"resuming from step 10 ", log)
+    assert not list((root / "state").rglob(".parts")), "parts of finished results are removed"
     table = (root / "tables/selection.csv").read_text()
     assert "half: best (1 of 2)" in table
     assert (root / f"records/final_{chosen}.md").is_file()
@@ -98,3 +100,18 @@ def test_one_more_place_trains_one_more_and_nothing_again(done: Path) -> None:
     training = {rule: count for rule, count in wanted.items() if rule.startswith("train")}
     assert (training, wanted["select"], wanted["evaluate_run"]) == ({"train_full": 1}, 1, 1)
     assert "validate_run" not in wanted
+
+
+def test_the_doctor_finds_nothing_and_a_damaged_selection_is_named(done: Path) -> None:
+    doctor = warm.run(done, "etrm", "doctor", "--configfile", CONFIG)
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    path = done / "results/tiers/selections/half.json"
+    content = path.read_text()
+    path.write_text("{}")
+    doctor = warm.run(done, "etrm", "doctor", "--configfile", CONFIG)
+    plan = snakemake(done, "--cores", "1", "-n", config=CONFIG)
+    path.write_text(content)
+    assert doctor.returncode == 1
+    assert "selections/half.json: found no selection" in doctor.stdout
+    assert plan.returncode != 0
+    assert "selections/half.json: found no selection" in plan.stdout + plan.stderr

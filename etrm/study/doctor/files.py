@@ -15,13 +15,13 @@ from etrm.data.tables import TableError, read_augmentations, read_tasks
 from etrm.runtime.run_lock import LEASES
 from etrm.storage import records
 from etrm.storage.records import DamagedFileError
-from etrm.storage.result_cache import RESULT_FILES
+from etrm.storage.result_cache import CONTINUED, RESULT_FILES
 from etrm.study.doctor.study import Study, Symptom, lasting, remove
 from etrm.study.layout import CACHE, Run
 from etrm.study.stale import STATES, Status
 
 WRITTEN = (
-    *("data", "runs", "evaluation", "refinement", "state"),
+    *("data", "runs", "evaluation", "refinement", "validation", "selections", "state"),
     *("figures", "tables", "records", "paper"),
 )
 TEMPORARY_SECONDS = 600.0  # a temporary file that is written to is younger
@@ -37,10 +37,13 @@ def damaged(study: Study, verify: bool) -> Iterator[Symptom]:
     for run in layout.runs():
         paths += [*map(Path, layout.run_files(run)), layout.folder(run) / "verdict.json"]
     paths += [Path(path) for result in layout.results() for path in layout.score_files(*result)]
-    for path in filter(Path.is_file, paths):
-        reader = READERS[path.name] if verify or path.suffix not in NAMES else _opens
+    readers = {path: READERS[path.name] for path in paths}
+    selections = map(layout.selection, layout.study.selections)
+    readers |= dict.fromkeys(selections, records.read_selection)
+    for path, reader in readers.items():
         try:
-            reader(path)
+            if path.is_file():
+                (reader if verify or path.suffix not in NAMES else _opens)(path)
         except (DamagedFileError, TableError) as error:
             text = str(error).rpartition("; ")[0]  # without its own advice
             yield Symptom("damaged", text, f"{remove([path])} && {study.again()}", (str(path),))
@@ -86,6 +89,7 @@ READERS: dict[str, Reader] = {
     "contexts.parquet": records.read_contexts,
     "refinement.parquet": records.read_refined_answers,
     "refinement.json": records.read_refinement,
+    "validation.json": records.read_validation,
     "submission.json": lambda path: records.read_record(path, {}, "a submission"),
 }
 
@@ -147,7 +151,12 @@ def states(study: Study) -> Iterator[Symptom]:
     keys = {run: study.status.key(run) for run in study.layout.runs()}
     unknown = [str(run) for run, key in keys.items() if key is None]
     runs = {key[:16]: run for run, key in keys.items() if key is not None}
-    used = {LEASES, CACHE, *(key[:16] for key in study.live.values())}
+    used = {
+        LEASES,
+        CACHE,
+        *([CONTINUED] if study.layout.continued() else []),
+        *(key[:16] for key in study.live.values()),
+    }
     for folder in filter(Path.is_dir, sorted(study.layout.state.glob("*"))):
         run, mend = runs.get(folder.name), remove([folder])
         if folder.name in used or (run and not study.status.run(run).up_to_date):
