@@ -117,6 +117,7 @@ class Lease:
         self._interruption, self._is_rank_zero = interruption, main
         self._me = this_process()
         self._token: str | None = None  # of the claim, once it was made
+        self._left: Mapping[str, Any] = UNKNOWN  # the record that the last holder had left then
         self._lock = SoftFileLease(
             self.folder / LOCK,
             lease_duration=SILENCE_SECONDS,
@@ -149,9 +150,9 @@ class Lease:
             return True
         self._me |= {"key": key, "began": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
-            holder = read_holder(self.folder)
+            holder, left = read_holder(self.folder), _read(self.folder / HOLDER)
             taken = self._acquire()
-            if taken and holder is not None:
+            if taken and holder is not None and self._left == left:  # nobody had it in between
                 ended = is_running(holder.record) is False
                 how = "has ended" if ended else f"gave no heartbeat for {SILENCE_SECONDS:g} s"
                 say(f"{self.name}: {holder} {how}: taking over")
@@ -196,7 +197,7 @@ class Lease:
             self._lock.acquire(blocking=False)
         except (Timeout, FileNotFoundError):  # held, or its last holder has removed the folder
             return False
-        self._token = self._lock.token
+        self._token, self._left = self._lock.token, _read(self.folder / HOLDER)
         self._me["token"] = self._token
         for left in self.folder.glob(".*.tmp"):  # of a process that was killed as it wrote
             left.unlink(missing_ok=True)

@@ -209,6 +209,30 @@ def test_of_those_who_take_it_at_once_one_has_it(
             assert not list(folder.iterdir())
 
 
+def test_who_comes_after_a_successor_has_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It saw the dead holder; until it could claim the run, another had taken and released it."""
+    claim(tmp_path / "leases" / NAME, start=0)
+    acquire = Lease._acquire
+
+    def late(lease: Lease) -> bool:
+        monkeypatch.setattr(Lease, "_acquire", acquire)
+        with Lease(tmp_path, NAME, interruption, main=True) as first:
+            assert first.take("key")
+        return acquire(lease)
+
+    monkeypatch.setattr(Lease, "_acquire", late)
+    with (
+        caplog.at_level(logging.INFO),
+        Interruption() as interruption,
+        Lease(tmp_path, NAME, interruption, main=True) as second,
+    ):
+        assert second.take("key")
+    assert caplog.text.count("has ended: taking over") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_renewal_that_fails_is_said_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
