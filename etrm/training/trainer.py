@@ -92,8 +92,9 @@ class Trainer:
             output, losses, halted = self._forward_backward(group)
             steps, share = group.carry.steps, len(group.slots) / self.train.batch_size
             self.window.add_samples(losses, halted, steps, share, weight)
-            share_of_steps = (halted * steps).sum() / self.halting.max_steps
-            self.window.add("train/steps_share", share_of_steps * weight, halted.sum() * weight)
+            if self.halting.max_steps > 1:  # of one step, the share says nothing of the q-head
+                used = (halted * steps).sum() / self.halting.max_steps
+                self.window.add("train/steps_share", used * weight, halted.sum() * weight)
             number_halted[group.lane] += halted.sum()
             if self.has_context:
                 encoded = output.encoded.sum()  # samples whose encoding carries a gradient

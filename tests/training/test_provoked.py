@@ -124,6 +124,11 @@ def test_a_q_head_that_never_halts_is_found() -> None:
     assert findings(rows, trainer)["never_halts"] == "warn"
 
 
+def test_one_act_step_is_no_finding_of_the_q_head() -> None:
+    rows, trainer = trained(150, train={"batch_size": 4}, halting={"max_steps": 1})
+    assert "never_halts" not in findings(rows, trainer)
+
+
 def test_a_run_that_does_not_move_is_stuck() -> None:
     stuck = {"within": 300, "min_gain": 0.05}  # few samples show a large gain only
     still = {"lr": 1e-9, "batch_size": 8}
