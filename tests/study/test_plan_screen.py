@@ -255,6 +255,14 @@ def test_long_names_are_cut_in_the_middle_and_empty_columns_left_out() -> None:
     assert "full" in text.splitlines()[2]
 
 
+def test_a_candidate_costs_nothing_or_all_of_it() -> None:
+    """Wherever the sums have it: among the dearest that may be chosen, the cheapest, or neither."""
+    for ends in ((8.0, 0.0), (0.0, 6.0), (0.0, 0.0)):
+        hours: dict[str, Any] = {"hours": ends[0], "hours_least": ends[1], "if_chosen": 8.0}
+        stages = (Entry("etrm_0", "full", 0, "waits", pending=True, measured="bench", **hours),)
+        assert " 0-8 " in render(plan(stages=stages, selected=True), 120)
+
+
 def test_a_finished_study_has_nothing_to_do() -> None:
     done = tuple(Entry(f"etrm_{i}", "full", 0, "done") for i in range(5))
     text = render(plan(stages=done, jobs=Jobs(()), notes=()), 120)
@@ -271,6 +279,7 @@ def test_the_document_has_every_stage_and_is_json() -> None:
         **{"experiment": "etrm_0", "group": "many", "stage": "overfit", "seed": 0},
         **{"state": "run", "why": ["never run"], "job": True, "gpus": 1, "kept": False},
         **{"step": 0, "hours": 2.0, "hours_least": 0.5, "measured": "bench", "pending": False},
+        "if_chosen": None,
     }
     job = {"rule": "train_overfit", "experiment": "etrm_0", "seed": 0, "why": []}
     assert document["jobs"][0] == job

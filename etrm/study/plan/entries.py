@@ -46,6 +46,7 @@ class Entry:
     hours_least: float | None = 0.0  # where it ends as early as it may
     measured: str | None = None  # the measurement or assumption that `hours` comes from
     pending: bool = False  # of a candidate that may be chosen: no job before the selection is made
+    if_chosen: float | None = None  # hours of a pending one, where the sums have it at 0
 
     @property
     def costs(self) -> bool:

@@ -92,7 +92,8 @@ class Plan:
           `kept` (restored from the cache), `step` (it resumes there), `hours` (of one device; null:
           nothing says how fast it is), `hours_least` (where it ends as early as it may), `measured`
           (the measurement or assumption), `pending` (it has no job before its selection is made; of
-          those of one selection, as many have `hours` as may be chosen, and cost most).
+          those of one selection, as many have `hours` as may be chosen, and cost most),
+          `if_chosen` (hours of a pending one; null for others).
         - `jobs`: every job of `snakemake -n`, of the whole study: `rule`, `experiment`, `seed`
           (null where the rule has none), `why`. `counts`: the jobs of each rule.
         - `totals` of the stages above: `jobs`, `hours`, `hours_least`, `unmeasured` (jobs without a
@@ -195,6 +196,7 @@ def bounded(layout: Layout, stages: Sequence[Entry]) -> list[Entry]:
             entry,
             hours=entry.hours if entry.experiment in dear else 0.0,
             hours_least=entry.hours_least if entry.experiment in cheap else 0.0,
+            if_chosen=entry.hours,
         )
         if entry.pending
         else entry

@@ -190,6 +190,10 @@ def _budget(plan: Plan) -> Iterator[str]:
 def _hours(stages: Sequence[Entry]) -> str:
     """Return a sum and how far it is known: `1.2-3.4`, `12 + ?`, `?`."""
     jobs = [entry for entry in stages if entry.costs and entry.stage != "gate"]  # a gate is free
+    if len({entry.experiment for entry in jobs if entry.pending}) == 1 and all(
+        entry.pending for entry in jobs
+    ):  # nothing, or all of it
+        return f"0-{_number(sum(entry.if_chosen or 0.0 for entry in jobs))}"
     unknown = [entry for entry in jobs if entry.hours is None]
     if jobs and len(unknown) == len(jobs):
         return "?"
