@@ -237,7 +237,7 @@ def figures(study: StudyConfig, names: Sequence[str] = ()) -> list[Path]:
     `UserError` for a name that no figure has.
     """
     from etrm.report.registry import FIGURES
-    from etrm.report.write import write_figures
+    from etrm.report.write_figures import write_figures
     from etrm.study.views import study_views
 
     if unknown := [name for name in names if name not in FIGURES]:

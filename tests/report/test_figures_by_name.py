@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import yaml
 from small_study import STUDY, write_sources
 
 from etrm.cli import main
+from etrm.report.registry import FIGURES, TABLES, modules
+from etrm.storage.digests import code_digests
+
+RULES = Path(__file__).parents[2] / "workflow/rules/report.smk"
 
 
 def call(*arguments: str) -> int:
@@ -42,3 +47,14 @@ def test_one_figure_is_drawn_alone(
     assert (folder / "answer.png").read_bytes() == before
     assert call("answer", "answr") == 1
     assert "answr" in capsys.readouterr().err
+
+
+def test_a_changed_colour_draws_figures_anew_and_no_table() -> None:
+    names = {"code_digest": code_digests, "modules": modules, "FIGURES": FIGURES, "TABLES": TABLES}
+    found = {}
+    for rule in ("figures", "tables"):
+        call = re.search(rf"\nrule {rule}:.*?code=(.*?),\n", RULES.read_text(), re.DOTALL)
+        assert call is not None
+        found[rule] = eval(call[1], names)
+    assert "etrm.report.style" in found["figures"]
+    assert "etrm.report.style" not in found["tables"]

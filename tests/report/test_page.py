@@ -22,7 +22,7 @@ from etrm.report.page.build import write_page
 from etrm.report.page.sections import cost, health, looked_at_test, verdicts
 from etrm.report.registry import FIGURES, TABLES
 from etrm.report.run_view import RunView, distinct
-from etrm.report.write import write_tables
+from etrm.report.write_tables import write_tables
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 SECTIONS = {

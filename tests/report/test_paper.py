@@ -13,7 +13,7 @@ import pytest
 from etrm.report.paper import TEXTS, from_rst, main_tex, write_paper
 from etrm.report.registry import FIGURES, PAPER_FILES, TABLES
 from etrm.report.run_view import StudyView
-from etrm.report.write import write_tables
+from etrm.report.write_tables import write_tables
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 PIXEL = base64.b64decode(

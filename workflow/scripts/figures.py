@@ -6,7 +6,7 @@ from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
 from etrm.config.schema import parse
 from etrm.report.collect import collect
-from etrm.report.write import write_figures
+from etrm.report.write_figures import write_figures
 from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):

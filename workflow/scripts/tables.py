@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from etrm.report.collect import collect
-from etrm.report.write import write_tables
+from etrm.report.write_tables import write_tables
 from etrm.runtime.logs import job_log
 
 with job_log(snakemake.log[0]):

@@ -1,4 +1,4 @@
-"""Write all figures and tables of a study."""
+"""Write the figures of a study."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from etrm.config.execution import FigureStyle
 from etrm.config.health import HealthConfig
 from etrm.data.tables import read_tasks
-from etrm.report.formats import write_table
-from etrm.report.registry import FIGURES, TABLES, load
+from etrm.report.registry import FIGURES, load
 from etrm.report.run_view import RunView, StudyView
 from etrm.report.style import save
 
@@ -31,9 +30,3 @@ def write_figures(
     draw = load({name: FIGURES[name] for name in names})
     saved = (save(draw[name](study), folder / name, style.formats, style.dpi) for name in names)
     return [path for paths in saved for path in paths]
-
-
-def write_tables(views: Sequence[RunView], folder: Path, baseline: str | None = None) -> None:
-    """Write every table of a study, as `<folder>/<name>.<format>`."""
-    for name, tabulate in load(TABLES).items():
-        write_table(tabulate(views, baseline), folder / name)
