@@ -17,7 +17,16 @@ from etrm.arc.grid import VOCAB_SIZE
 from etrm.config.lanes import Lane
 from etrm.config.study import ModelConfig
 from etrm.models import layers
-from etrm.models.layers import Angles, Block, Linear, Rotary, Stack, TokenEmbedding
+from etrm.models.layers import (
+    Angles,
+    Block,
+    Linear,
+    Mask,
+    Rotary,
+    Segments,
+    Stack,
+    TokenEmbedding,
+)
 
 
 class Network(nn.Module):
@@ -30,9 +39,9 @@ class Network(nn.Module):
         )
 
     def forward(
-        self, state: Tensor, injection: Tensor, rotary: Angles, mask: Tensor | None = None
+        self, state: Tensor, injection: Tensor, rotary: Angles, mask: Mask = None
     ) -> Tensor:
-        """Update `state` by an `injection`, both [B, P+S, D]; `mask` bool [B, P+S]."""
+        """Update `state` by an `injection`, both [B, P+S, D]; `mask`: see `Attention`."""
         return self.layers(state + injection, rotary, mask)
 
 
@@ -83,18 +92,19 @@ class Decoder(nn.Module):
         """
         tokens = self.embed_scale * self.embed_tokens(inputs)  # [B, S, D]
         x = torch.cat([context.to(tokens.dtype), tokens], dim=1).to(z_H.dtype)
-        mask = None
         if real is None or places is None:  # all tokens are real, P as in the configuration
-            rotary = self.rotary(lane)
+            z_H, z_L = self.refine(x, z_H, z_L, self.rotary(lane), None)
         else:
             rotary = self.rotary.beside(places, lane)
             mask = torch.cat([real, torch.ones_like(inputs, dtype=torch.bool)], dim=1)
-        z_H, z_L = self.refine(x, z_H, z_L, rotary, mask)
+            flash = layers.has_flash(x.device, x.dtype, rotary[0].shape[-1])
+            refine = self.refine_segments if flash else self.refine
+            z_H, z_L = refine(x, z_H, z_L, rotary, mask)
         logits = self.lm_head(z_H[:, context.shape[1] :])
         return z_H, z_L, logits.float(), self.q_head(z_H[:, 0]).float()
 
     def refine(
-        self, x: Tensor, z_H: Tensor, z_L: Tensor, rotary: Angles, mask: Tensor | None
+        self, x: Tensor, z_H: Tensor, z_L: Tensor, rotary: Angles, mask: Mask
     ) -> tuple[Tensor, Tensor]:
         """Refine both states by the input `x`, all [B, P+S, D]: the paper's deep recursion."""
         last = self.config.H_cycles - 1  # T - 1 cycles improve the start without gradients
@@ -103,8 +113,21 @@ class Decoder(nn.Module):
                 z_H, z_L = self._cycle(x, z_H, z_L, rotary, mask)
         return z_H, z_L
 
+    def refine_segments(
+        self, x: Tensor, z_H: Tensor, z_L: Tensor, rotary: Angles, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do as `refine` with the real tokens of each row in front, as one segment.
+
+        Tokens attend by their angles, wherever they stand.
+        """
+        order = (~mask).byte().argsort(dim=1, stable=True)[..., None]  # [B, P+S, 1]
+        x, z_H, z_L, *angles = (t.take_along_dim(order, 1) for t in (x, z_H, z_L, *rotary))
+        segments = Segments.of(mask.sum(dim=1, keepdim=True), mask.shape[1])
+        states, back = self.refine(x, z_H, z_L, (angles[0], angles[1]), segments), order.argsort(1)
+        return states[0].take_along_dim(back, 1), states[1].take_along_dim(back, 1)
+
     def _cycle(
-        self, x: Tensor, z_H: Tensor, z_L: Tensor, rotary: Angles, mask: Tensor | None
+        self, x: Tensor, z_H: Tensor, z_L: Tensor, rotary: Angles, mask: Mask
     ) -> tuple[Tensor, Tensor]:
         """Do one H-cycle: the paper's latent recursion."""
         for _ in range(self.config.L_cycles):  # n

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -158,6 +159,46 @@ def rotate(x: Tensor, rotary: Angles) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)  # in float32, as cos and sin are
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Rows of tokens cut into segments, of which each attends within itself.
+
+    Flash kernels take no mask, but sequences of any lengths. The padding of a row is a segment as
+    well, so shapes are those of the rows, and the host need not know the lengths.
+    """
+
+    ends: Tensor  # [B, G] int32: tokens of a row up to the end of each segment; the last at N
+
+    @staticmethod
+    def of(lengths: Tensor, tokens: int) -> Segments:
+        """Return segments of `lengths` [B, G - 1], and the rest of a row of so many `tokens`."""
+        return Segments(F.pad(lengths.cumsum(dim=1), (0, 1), value=tokens).int())
+
+    def behind(self, tokens: int) -> Segments:
+        """Return the segments after so many `tokens` were put in front of the first of each row."""
+        return Segments(self.ends + tokens)
+
+    def first(self, tokens: int) -> Tensor:
+        """Return bool [B, N]: which of a row's `tokens` are of its first segment."""
+        return torch.arange(tokens, device=self.ends.device) < self.ends[:, :1]
+
+    def sequences(self, tokens: int) -> Tensor:
+        """Return where the segments of all rows begin and end [B·G + 1] in B·N tokens."""
+        rows = torch.arange(len(self.ends), dtype=torch.int32, device=self.ends.device)
+        return F.pad((rows[:, None] * tokens + self.ends).flatten(), (1, 0))
+
+
+Mask = Tensor | Segments | None  # of keys; None: all tokens attend to all
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Return whether attention has flash kernels there: `Segments` are then faster than a mask."""
+    if device.type != "cuda" or dtype not in {torch.bfloat16, torch.float16} or head_width % 8:
+        return False
+    known = torch.version.cuda is not None and head_width <= 256
+    return known and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+
+
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, D] → [B, N, D]; no bias, not causal."""
 
@@ -167,8 +208,11 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(width, 3 * width)
         self.o_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: Angles | None, mask: Tensor | None) -> Tensor:
-        """Attend where `mask`, bool [B, N] of keys or [B, N, N] of pairs, is true."""
+    def forward(self, x: Tensor, rotary: Angles | None, mask: Mask) -> Tensor:
+        """Attend where `mask`, bool [B, N] of keys or [B, N, N] of pairs, is true.
+
+        Or within `Segments`, where attention on the device has flash kernels.
+        """
         qkv = self.qkv_proj(x).unflatten(-1, (3 * self.heads, -1))  # [B, N, 3H, D/H]
         qk, v = qkv.split([2 * self.heads, self.heads], dim=2)  # q and k are treated alike
         if self.qk_norm:
@@ -176,6 +220,8 @@ class Attention(nn.Module):
         if rotary is not None:
             qk = rotate(qk, rotary)
         q, k = qk.chunk(2, dim=2)
+        if isinstance(mask, Segments):
+            return self.o_proj(attend_within(q, k, v, mask))
         return self.o_proj(attend(q, k, v, mask))
 
 
@@ -189,8 +235,10 @@ class CrossAttention(nn.Module):
         self.kv_proj = Linear(width, 2 * width)
         self.o_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend to the tokens where `mask`, bool [B, M], is true."""
+    def forward(self, x: Tensor, tokens: Tensor, mask: Mask) -> Tensor:
+        """Attend to the tokens where `mask`, bool [B, M], is true, or to the first segment."""
+        if isinstance(mask, Segments):  # queries are few: a mask costs them little
+            mask = mask.first(tokens.shape[1])
         q = self.q_proj(x).unflatten(-1, (self.heads, -1))  # [B, N, H, D/H]
         k, v = self.kv_proj(tokens).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
         if self.qk_norm:
@@ -207,6 +255,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, D/H]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """Scaled dot-product attention of tokens to those of their segment, as `attend`."""
+    from torch.nn.attention.varlen import varlen_attn  # takes seconds, and only GPUs need it
+
+    size, tokens = q.shape[:2]
+    ends = segments.sequences(tokens)
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [B·N, H, D/H]
+    out: Any = varlen_attn(q, k, v, ends, ends, tokens, tokens)
+    joined: Tensor = out.unflatten(0, (size, tokens)).flatten(-2)
+    return joined
 
 
 def inner_width(width: int, expansion: float) -> int:
@@ -279,7 +339,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, expansion)
         self.residuals = Residuals(width, **style)
 
-    def forward(self, x: Tensor, read: Any = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, read: Any = None, mask: Mask = None) -> Tensor:
         """Return `x` after both branches; `read`, `mask`: arguments of the attention."""
         attention = getattr(self, self.branch)
         x = self.residuals(0, x, lambda y: attention(y, read, mask))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from flash_on_cpu import use_flash
 from tiny import make_corpus, make_run, make_tasks, questions_of
 from torch import Tensor, nn
 
@@ -18,10 +19,11 @@ from etrm.config.execution import ExecutionConfig
 from etrm.config.registry import encoders
 from etrm.data.batch import Batch
 from etrm.data.episodes import Sampler
+from etrm.models import layers
 from etrm.models.act import Model, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.compute import Compute, compile_blocks, compiles, computing
-from etrm.models.layers import Block, Linear
+from etrm.models.layers import Block, Linear, Segments, attend, attend_within
 from etrm.models.losses import sample_losses
 from etrm.training.trainer import Trainer
 
@@ -29,11 +31,11 @@ from etrm.training.trainer import Trainer
 SHORT = {"H_cycles": 1, "L_cycles": 1}
 
 
-def setting(source: str = "standard", **context: Any) -> tuple[Model, Batch]:
+def setting(source: str = "standard", side: int = 5, **context: Any) -> tuple[Model, Batch]:
     """A model and a batch of tasks whose demos differ in number and size."""
     tasks = [*make_tasks(6, side=2), *make_tasks(6, seed=1, side=4, prefix="larger")]
     corpus = make_corpus(tasks)
-    run = make_run(source, model=SHORT, context=context, episodes={"canvas": [5]})
+    run = make_run(source, model=SHORT, context=context, episodes={"canvas": [side]})
     (lane,) = questions_of(run, corpus)
     sampler = Sampler(corpus, lane, torch.arange(9), 0, run.episodes)
     batch = sampler.batch(1)
@@ -50,6 +52,18 @@ def loss_and_gradient(model: Model, batch: Batch, compute: Compute) -> tuple[flo
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return loss.item(), torch.cat([g.flatten() for g in gradients])
+
+
+def attended_within(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of a row in each attention within segments, as they come."""
+    seen: list[int] = []
+
+    def listen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+        seen.append(q.shape[1])
+        return attend_within(q, k, v, segments)
+
+    monkeypatch.setattr(layers, "attend_within", listen)
+    return seen
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -76,6 +90,40 @@ def test_packing_and_cells_of_the_lane_change_no_result(source: str, packing: st
     found, of_packed = loss_and_gradient(model, batch, Compute(packing=packing))
     assert found == pytest.approx(loss, rel=1e-6)
     assert distance(of_packed, gradient) < 2e-5
+
+
+@pytest.mark.parametrize("packing", ["exact", "bounds", "none"])
+@pytest.mark.parametrize("source", encoders())
+def test_segments_give_what_masks_give(
+    source: str, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose flash kernels take no mask; here with a plain kernel of the operator."""
+    model, batch = setting(source)
+    loss, gradient = loss_and_gradient(model, batch, Compute(packing=packing))
+    use_flash(monkeypatch)
+    seen = attended_within(monkeypatch)
+    found, of_segments = loss_and_gradient(model, batch, Compute(packing=packing))
+    assert seen
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert distance(of_segments, gradient) < 2e-5
+
+
+@pytest.mark.parametrize("source", encoders())
+def test_flash_kernels_are_lost_to_no_mask(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attention among cells has one; only learned queries do, which are few."""
+    model, batch = setting(source)
+    use_flash(monkeypatch)
+    seen: list[int] = []
+
+    def listen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            seen.append(q.shape[1])
+        return attend(q, k, v, mask)
+
+    monkeypatch.setattr(layers, "attend", listen)
+    loss_and_gradient(model, batch, Compute(packing="bounds"))
+    few = max(8, model.config.context_tokens, batch.demo_mask.shape[1])  # 8: inducing points
+    assert max(seen, default=0) <= few < batch.inputs.shape[1]
 
 
 @pytest.mark.parametrize("packing", ["exact", "bounds"])
@@ -163,20 +211,39 @@ def few_graphs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_graphs")
+@pytest.mark.parametrize("flash", [False, True], ids=["masks", "segments"])
+@pytest.mark.parametrize("source", ["standard", "cross_attention", "in_context"])
 def test_lanes_packings_and_micro_batches_share_a_handful_of_graphs(
-    monkeypatch: pytest.MonkeyPatch,
+    source: str, flash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as for a compiler, and run without one."""
+    if flash:
+        use_flash(monkeypatch)
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     sizes = {"width": 24, "heads": 1}  # equal to no other size, as sizes that happen to be equal
-    (plain, batch), (fast, _) = setting(**sizes), setting(**sizes)
+    (plain, batch), (fast, _) = setting(source, **sizes), setting(source, **sizes)
     fast.load_state_dict(plain.state_dict())
     compile_blocks(fast)
     compiled = [n for n, m in fast.named_modules() if m._compiled_call_impl is not None]
-    assert sorted(compiled) == ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"]
+    assert (
+        sorted(compiled)
+        == {
+            "standard": ["context.blocks.0", "context.set.blocks.0", "decoder.L_level"],
+            "cross_attention": [
+                *(
+                    "context.across.0",
+                    "context.set.blocks.0",
+                    "context.within.0",
+                    "decoder.L_level",
+                ),
+            ],
+            "in_context": ["context.blocks.0", "decoder.L_level"],
+        }[source]
+    )
     bf16 = Compute(torch.bfloat16)
-    for size in (9, 4, 7):
-        part = Batch(**{k: v[:size] for k, v in batch.tensors().items()}, lane=batch.lane)
+    _, larger = setting(source, side=7, **sizes)
+    for size, lane in ((9, batch), (4, larger), (7, batch)):
+        part = Batch(**{k: v[:size] for k, v in lane.tensors().items()}, lane=lane.lane)
         loss, gradient = loss_and_gradient(plain, part, bf16)
         found, of_compiled = loss_and_gradient(fast, part, bf16)
         assert found == pytest.approx(loss, rel=0.01)

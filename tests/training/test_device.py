@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from flash_on_cpu import use_flash
 from tiny import make_run, make_tasks, make_variants, questions_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from etrm.config.registry import CONTEXT_SOURCES
 from etrm.data.corpus import Corpus
 from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
@@ -60,12 +62,17 @@ class FromHost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("source", ["embedding", "standard"])
+@pytest.mark.parametrize("flash", [False, True], ids=["masks", "segments"])
+@pytest.mark.parametrize("source", CONTEXT_SOURCES)
 @pytest.mark.parametrize("pairing", ["aligned", "concat"])
-def test_no_step_takes_anything_from_the_host(source: str, pairing: str) -> None:
+def test_no_step_takes_anything_from_the_host(
+    source: str, pairing: str, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Steps between rows; what a lane needs is on the device after its first step."""
+    if flash:
+        use_flash(monkeypatch)
     context = {"pairing": pairing, "contrastive_weight": 0.1}
-    changes = {"context": context} if source == "standard" else {}
+    changes = {} if source == "embedding" else {"context": context}
     trainer, _ = on_meta(source, train={"log_every": 100, "steps": 100}, **changes)
     trainer.step()
     with FromHost() as watch:

@@ -42,7 +42,7 @@ from etrm.models.encoders.shared import (
     mean_over,
 )
 from etrm.models.flops import Work, maps
-from etrm.models.layers import STD_POSITION, Angles, LayerNorm, learned, rms_norm
+from etrm.models.layers import STD_POSITION, Angles, LayerNorm, Segments, learned, rms_norm
 
 
 class ClsEncoder(nn.Module):
@@ -74,7 +74,9 @@ class ClsEncoder(nn.Module):
             cos, sin = pairs.rotary  # padded to [n, 1+T, head width]: CLS is not turned
             rotary = F.pad(cos, (0, 0, 1, 0), value=1.0), F.pad(sin, (0, 0, 1, 0))
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [n, 1+T, E]
-        if mask is not None:
+        if isinstance(mask, Segments):
+            mask = mask.behind(1)
+        elif mask is not None:
             mask = F.pad(mask, (1, 0), value=True)
         return self.norm(self.blocks(x, rotary, mask)[:, 0])
 

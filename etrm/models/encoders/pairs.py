@@ -25,8 +25,11 @@ from etrm.models.layers import (
     Angles,
     CrossAttention,
     Linear,
+    Mask,
     Rotary,
+    Segments,
     TokenEmbedding,
+    has_flash,
     learned,
     rms_norm,
     rotate,
@@ -42,15 +45,18 @@ class Sequences:
 
     tokens: Tensor  # [n, T, D]
     real: Tensor  # [n, T] bool: real cells, at least one in each row
-    mask: Tensor | None  # the same for attention; None where all cells are real
+    mask: Mask  # the same for attention; None where all cells are real
     rotary: Angles  # [n, T, head width] each
     places: Tensor  # [n, T] int64: cells of the canvas, in reading order
     demos: Tensor  # [n, T] int64: the number of a cell's demo in its sample
     grids: Tensor  # [n, T, 2] bool: the grids, input and output, that a token shows a cell of
     lane: Lane
+    count: int  # K
 
-    def same_demo(self) -> Tensor:
-        """Return bool [n, T, T]: real cells of the same demo; every token may attend to itself."""
+    def same_demo(self) -> Mask:
+        """Return the mask [n, T, T] of real cells of the same demo; every token sees itself."""
+        if isinstance(self.mask, Segments):  # cells are in the order of their demos
+            return Segments.of(self.members(self.count).sum(dim=-1), self.tokens.shape[1])
         same = (self.demos[:, :, None] == self.demos[:, None]) & self.real[:, None]
         return same | torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
 
@@ -150,10 +156,11 @@ class PairTokens(nn.Module):
     def _sequences(self, cells: Tensor, real: Tensor, length: int, batch: Batch) -> Sequences:
         """Embed the first `length` real cells of each row, or all cells [n, T, ids]."""
         canvas = batch.inputs.shape[-1]  # S
-        length = min(length, real.shape[1])
+        length, width = min(length, real.shape[1]), self.rotary.cos.shape[-1]
+        flash = has_flash(real.device, self.embed_inputs.dtype, width)
         order = torch.arange(length, device=real.device).expand(len(real), -1)
         first = order == 0
-        if length < real.shape[1]:  # real cells to the front, in their order
+        if flash or length < real.shape[1]:  # real cells to the front, in their order
             order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
             cells = cells.gather(1, order[..., None].expand(-1, -1, cells.shape[-1]))
             real = real.gather(1, order)
@@ -161,6 +168,7 @@ class PairTokens(nn.Module):
         # are masked out where demos meet.
         real = real | (first & ~real.any(dim=1, keepdim=True))
         full = real.device.type == "cpu" and bool(real.all())  # a GPU would wait for the answer
+        mask = Segments.of(real.sum(dim=1, keepdim=True), length) if flash else real
         row = canvas * (2 if self.pairing == "concat" and self.rows != "grid" else 1)
         places = order % canvas
         shown, output = cells % VOCAB_SIZE != PAD, cells >= VOCAB_SIZE  # [n, T, ids]
@@ -168,12 +176,13 @@ class PairTokens(nn.Module):
         return Sequences(
             tokens=self._embed(cells),
             real=real,
-            mask=None if full else real,
+            mask=None if full else mask,
             rotary=(cos[places], sin[places]),
             places=places,
             demos=order // row,
             grids=torch.stack([shown & ~output, shown & output], dim=-1).any(dim=-2),
             lane=batch.lane,
+            count=batch.demo_mask.shape[1],
         )
 
     def _embed(self, cells: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from etrm.models.encoders.base import Encoded
 from etrm.models.encoders.pairs import Sequences
 from etrm.models.encoders.shared import Encoder, EncoderOptions
 from etrm.models.flops import Work, block, maps
-from etrm.models.layers import CrossBlock, block_bytes, learned
+from etrm.models.layers import CrossBlock, Mask, block_bytes, learned
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RecurrentEncoder(Encoder):
         after = self.cells.vectors(batch, refine)  # [B, states, P, E]
         return self.finish(self.project(after[:, 0]), state=after.float())
 
-    def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def refine(self, state: Tensor, tokens: Tensor, mask: Mask) -> Tensor:
         """Refine states [n, states, P, E] by tokens [n, T, E]: read them, then think."""
         z = state[:, 0]
         for _ in range(self.options.refinement_steps):
@@ -117,7 +117,7 @@ class RecurrentTrmEncoder(RecurrentEncoder):
         cycle = read * self.options.L_cycles + think
         return cycle.detach() * (self.options.H_cycles - 1) + cycle
 
-    def refine(self, state: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def refine(self, state: Tensor, tokens: Tensor, mask: Mask) -> Tensor:
         """Run TRM's recursion, with gradients in the last H-cycle, as `Decoder.refine`."""
         z_H, z_L = state.unbind(dim=1)
         for cycle in range(self.options.H_cycles):

@@ -20,7 +20,16 @@ from etrm.data.packing import TokenBounds
 from etrm.models.encoders.base import ContextSource, Encoded, Representation
 from etrm.models.encoders.pairs import PAIRINGS, PairTokens
 from etrm.models.flops import Work, blocks, cross_block, maps
-from etrm.models.layers import Block, CrossBlock, Linear, Stack, block_bytes, learned, rms_norm
+from etrm.models.layers import (
+    Block,
+    CrossBlock,
+    Linear,
+    Mask,
+    Stack,
+    block_bytes,
+    learned,
+    rms_norm,
+)
 
 LOG_VAR_BOUND = 10.0  # of log σ²: e¹⁰ neither overflows nor vanishes in float32
 
@@ -173,7 +182,7 @@ class SetAggregator(nn.Module):
         self.queries = learned(encoder.model.context_tokens, encoder.options.width)  # [P, E]
         self.blocks = encoder.stack(layers, CrossBlock)
 
-    def forward(self, read: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, read: Tensor, mask: Mask) -> Tensor:
         """`mask` [B, M] is true for real demos or cells; None: all are real."""
         return self.blocks(self.queries.to(read.dtype).expand(len(read), -1, -1), read, mask)
 
