@@ -83,4 +83,6 @@ class FigureStyle:
     dpi: int = option("resolution of PNG files", 200, unit="dots per inch", ge=50)
     font_scale: float = option("size of all text, relative", 1.0, gt=0)
     width: float = option("full width of a figure", 7.0, unit="inches", gt=0)
-    qualitative_tasks: int = option("rows of the qualitative figure", 4, unit="rows", ge=1)
+    qualitative_tasks: int = option(
+        "tasks of the qualitative figure, as far as they fit", 4, unit="tasks", ge=1
+    )

@@ -18,6 +18,7 @@ from etrm.report.run_view import RunView, StudyView, asked, distinct, last_stage
 from etrm.report.style import (
     GUIDE,
     Rows,
+    across,
     empty_figure,
     heading,
     legend_below,
@@ -68,10 +69,12 @@ def answer(study: StudyView) -> Figure:
             return empty_figure(style, "no experiment has a score on held-out tasks yet")
         lines = [*ours, *theirs]
         rows = Rows([line.label for line in lines], style)
-        size = style.width, rows.height + 0.75 * style.font_scale
+        columns = across(len(ATTEMPTS), style, 2.6)  # labels and values beside the panels
+        down = -(-len(ATTEMPTS) // columns)
+        size = style.width, down * (rows.height + 0.4 * style.font_scale) + 0.35 * style.font_scale
         fig = Figure(figsize=size, layout="constrained")
-        heading(fig, last_stage([v for v in study.runs if v.score is not None])[1], style)
-        panels = fig.subplots(1, len(ATTEMPTS), sharey=True)
+        heading(fig, style, last_stage([v for v in study.runs if v.score is not None])[1])
+        panels = fig.subplots(down, columns, sharey=True, squeeze=False).ravel()
         top = next((y for y, line in zip(rows.at, lines, strict=True) if line.group[0]), 0.0)
         for axes, k in zip(panels, ATTEMPTS, strict=True):
             axes.set_title(f"pass@{k}, held-out tasks")

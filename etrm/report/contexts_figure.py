@@ -18,13 +18,15 @@ from etrm.report.style import (
     PALETTE,
     RIGHT,
     WRONG,
+    across,
     empty_figure,
     heading,
     legend_below,
-    letters_across,
+    part_of,
     say,
+    small_multiples,
     theme,
-    wrap,
+    title,
 )
 
 RUNS = 12  # that are drawn: the first seed of each experiment, in the order of the study
@@ -57,25 +59,26 @@ def contexts(study: StudyView) -> Figure:
     with theme(style):
         if not shown:
             return empty_figure(style, "no run has been evaluated on held-out tasks yet")
-        across = 1 if len(shown) == 1 else 2
-        down = -(-len(shown) // across)
-        height = (0.5 / across * down + 0.12) * style.width
-        fig = Figure(figsize=(style.width, height), layout="constrained")
-        heading(fig, last_stage(shown)[1], style)
-        grid = fig.subplots(down, 2 * across, squeeze=False)
-        panels = grid.reshape(-1, 2)
+        most = 2 * min(2, len(shown), across(2, style, 2.6))  # pairs stay beside each other
+        fig, grid, columns = small_multiples(style, 2 * len(shown), most, 1.0, least=0.5)
+        heading(
+            fig,
+            style,
+            last_stage(shown)[1],
+            "a point a task",
+            part_of(len(shown), len(found), "experiments"),
+        )
+        panels = zip(grid[::2], grid[1::2], strict=True)
         frames = [_frame(view) for view in shown]
         colours = _colours(frames)
         legend: dict[str, Line2D] = {}
-        for (left, right), view, frame in zip(panels, shown, frames, strict=False):
+        for (left, right), view, frame in zip(panels, shown, frames, strict=True):
             groups = _groups(frame, view, colours)
             x = np.array(frame["context"].to_list())  # [T, F]; of a diverged run [0]
-            room = letters_across(0.8 * style.width / (2 * across), 8.5 * style.font_scale)
-            _draw(left, _pca(x, 2), groups, f"{wrap(view.experiment, room)}\nPCA")
-            _draw(right, _tsne(x), groups, "t-SNE")
+            for axes, at, words in ((left, _pca(x, 2), "PCA"), (right, _tsne(x), "t-SNE")):
+                _draw(axes, at, groups)
+                title(axes, f"{view.experiment}\n{words}", style, columns)
             legend |= {group.label: _mark(group) for group in groups if group.rows.any()}
-        for axes in panels[len(shown) :].ravel():
-            axes.set_axis_off()
         legend_below(fig, list(legend.values()), style)
     return fig
 
@@ -117,11 +120,9 @@ def _groups(frame: pd.DataFrame, view: RunView, colours: dict[str, str]) -> list
     ]
 
 
-def _draw(axes: Axes, at: np.ndarray | None, groups: Sequence[Group], title: str) -> None:
-    axes.set_title(title)
+def _draw(axes: Axes, at: np.ndarray | None, groups: Sequence[Group]) -> None:
     if at is None:
         say(axes, "too few contexts that differ")
-        axes.set_title(title)
         return
     axes.set(xticks=[], yticks=[])
     axes.grid(False)

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from etrm.report.run_view import RunView, distinct
 from etrm.report.style import GUIDE, Look
+
+BANDS = 8  # experiments: bands of more would hide each other
 
 
 def smoothed(view: RunView, metric: str) -> pd.Series:
@@ -50,16 +54,22 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 def draw_curves(
     axes: Axes, views: Sequence[RunView], metric: str, look_of: Mapping[str, Look]
 ) -> list[RunView]:
-    """Draw one line per experiment; return the runs that have the metric."""
+    """Draw one line per experiment; return the runs that have the metric.
+
+    Unless there are too many experiments, several seeds have a band, and one its raw values.
+    """
     shown = [view for view in views if len(view.series(metric))]
-    for name in distinct(view.experiment for view in shown):
+    names = distinct(view.experiment for view in shown)
+    for name in names:
         seeds = [view for view in shown if view.experiment == name]
         look = look_of[name]
         curve = over_seeds([smoothed(view, metric) for view in seeds])
-        if len(seeds) == 1:  # the raw values, faint; several seeds have a band instead
+        if (
+            len(names) <= BANDS and len(seeds) == 1
+        ):  # the raw values, faint; several seeds have a band instead
             raw = seeds[0].series(metric)
             axes.plot(raw.index, raw, color=look.colour, alpha=0.15, linewidth=0.5, zorder=1.5)
-        else:
+        elif len(names) <= BANDS:
             band = (curve.index, curve["low"], curve["high"])
             axes.fill_between(*band, color=look.colour, alpha=0.18, linewidth=0, zorder=1.6)
         axes.plot(
@@ -88,14 +98,26 @@ def mark_last(axes: Axes, values: pd.Series, marker: str, colour: str) -> None:
     mark.set(color=colour, clip_on=False)  # whole also at the edge of a panel
 
 
-def legend_entries(views: Sequence[RunView], look_of: Mapping[str, Look]) -> list[Line2D]:
-    """Return legend entries of the experiments, in the order given."""
-    handles = {}
+def legend_entries(
+    views: Sequence[RunView], look_of: Mapping[str, Look], panels: Sequence[Axes]
+) -> list[Artist]:
+    """Return legend entries of the experiments, in the order given, and of bands and dashes."""
+    handles: dict[str, Artist] = {}
     for view in views:
         name, line = view.experiment, line_of(view)
         look = look_of[name]
         handles[name] = Line2D([], [], label=name, color=look.colour, marker=look.marker, ls=line)
-    return list(handles.values())
+    notes: list[Artist] = []
+    if any(axes.collections for axes in panels):
+        notes.append(Patch(color=GUIDE, alpha=0.18, linewidth=0, label="range of seeds"))
+    if any(view.is_cached for view in views):
+        notes.append(Line2D([], [], color=GUIDE, linestyle="-.", label="contexts cached"))
+    return [*handles.values(), *notes]
+
+
+def end_entry(label: str, marker: str = "X") -> Line2D:
+    """Return the legend entry of a mark at the end of runs."""
+    return Line2D([], [], label=label, color=GUIDE, marker=marker, ms=6, ls="none")
 
 
 def label_steps(axes: Axes, labelled: bool = True) -> None:

@@ -15,7 +15,20 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from etrm.report.estimates import by_experiment, score_of
 from etrm.report.run_view import RunView, StudyView, asked, distinct
-from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, say, theme
+from etrm.report.style import (
+    GUIDE,
+    Look,
+    empty_figure,
+    heading,
+    legend_below,
+    looks,
+    part_of,
+    percent,
+    say,
+    share_y,
+    small_multiples,
+    theme,
+)
 
 DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of ARC-AGI-1
 
@@ -45,15 +58,17 @@ def encoders(study: StudyView) -> Figure:
     encoding three demos of 12 × 12 cells once, without the decoder's.
     """
     style, look_of = study.style, looks(view.experiment for view in study.runs)
-    points, outcome, runs = _points(_largest([view for view in study.runs if not view.is_trm]))
+    encoded = [view for view in study.runs if not view.is_trm]
+    names = distinct(view.experiment for view in encoded)
+    points, outcome, runs, ends = _points(_largest(encoded))
     with theme(style):
         sizes = {name: size_of(_first(study.runs, name)) for name in points}
         sized = {name: size for name, size in sizes.items() if size is not None}
         if not sized:
             return empty_figure(style, "no run with an encoder has finished yet")
-        fig = Figure(figsize=(style.width, 0.42 * style.width), layout="constrained")
-        heading(fig, runs, style)
-        left, right = fig.subplots(1, 2, sharey=True)
+        fig, (left, right), columns = small_multiples(style, 2, 2, 0.75)
+        share_y([left, right], columns)
+        heading(fig, style, runs, part_of(len(sized), len(names), "experiments with an encoder"))
         panels: list[tuple[Axes, str, Callable[[Size], float | None]]] = [
             (left, "parameters of the encoder", lambda size: float(size.parameters)),
             (right, "FLOP of encoding a task", lambda size: size.flop),
@@ -66,10 +81,13 @@ def encoders(study: StudyView) -> Figure:
                 _axis(axes, list(places.values()), words)
             else:
                 say(axes, "no encoder here counts its FLOPs")
-        left.set_ylabel(outcome)
+        for axes in (left, right)[::columns]:
+            axes.set_ylabel(outcome)
         left.yaxis.set_major_formatter(percent)
         left.set_ylim(bottom=-0.02)
         entries = [_mark(look_of[name], label=name) for name in sized]
+        interval: dict[str, Any] = {"color": GUIDE, "lw": 0.8, "alpha": 0.6}
+        entries.append(Line2D([], [], label=ends, **interval))
         legend_below(fig, entries, style)
     return fig
 
@@ -108,23 +126,23 @@ def _axis(axes: Axes, places: Sequence[float], words: str) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlim(min(places) / 1.5, 1.5 * max(places))  # no magnified difference of a percent
+        axes.set_xlim(min(places) / 1.2, 1.2 * max(places))  # no magnified difference of a percent
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _points(views: Sequence[RunView]) -> tuple[dict[str, Point], str, str]:
-    """Return the outcome of each experiment, its name, and the runs that have it."""
+def _points(views: Sequence[RunView]) -> tuple[dict[str, Point], str, str, str]:
+    """Return the outcome of each experiment, its name, the runs that have it, and the lines."""
     scored = by_experiment(view for view in views if view.score is not None)
     found = {name: score_of(mine) for name, mine in scored.items()}
     if points := {n: Point(e.value, e.low, e.high) for n, e in found.items() if e is not None}:
-        return points, "pass@1, held-out tasks", "Full runs"
+        return points, "pass@1, held-out tasks", "Full runs", "95 % interval"
     overfit = [view for view in views if view.verdict is not None]
     exact: dict[str, Point] = {}
     for name in distinct(view.experiment for view in overfit):
         verdicts = [v.verdict for v in overfit if v.experiment == name and v.verdict is not None]
         values = [verdict["exact_accuracy"] for verdict in verdicts]
         exact[name] = Point(float(np.mean(values)), min(values), max(values))
-    return exact, "exact match", "Overfit runs, with the range of seeds"
+    return exact, "exact match", "Overfit runs", "range of seeds"
 
 
 def size_of(view: RunView) -> Size | None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from etrm.report.run_view import StudyView
-from etrm.report.style import draw_grid, empty_figure, theme
+from etrm.report.style import draw_grid, empty_figure, heading, part_of, theme
 
 if TYPE_CHECKING:
     from etrm.arc.task import Task
@@ -32,8 +32,9 @@ def examples(study: StudyView) -> Figure:
         side = style.width / columns
         frames = [_frame(task, shown) for task in chosen]
         ratios = [height / width for height, width in frames]
-        high = side * sum(ratios) + 0.06 * len(chosen) + 0.3 * style.font_scale
+        high = side * sum(ratios) + 0.06 * len(chosen) + 0.45 * style.font_scale
         fig = Figure(figsize=(style.width, high), layout="constrained")
+        heading(fig, style, part_of(len(chosen), len(study.tasks), "held-out tasks"))
         grid = fig.subplots(len(chosen), columns, squeeze=False, height_ratios=ratios)
         font = min(6.5 * style.font_scale, 72 * side / 6)  # points: ten letters across a panel
         for row, task, frame in zip(grid, chosen, frames, strict=True):

@@ -18,7 +18,16 @@ from matplotlib.patches import Patch
 
 from etrm.evaluation.voting import to_array
 from etrm.report.run_view import RunView, StudyView, distinct, last_stage
-from etrm.report.style import RIGHT, Rows, empty_figure, heading, legend_below, percent, theme
+from etrm.report.style import (
+    RIGHT,
+    Rows,
+    empty_figure,
+    heading,
+    legend_below,
+    percent,
+    theme,
+    title,
+)
 
 if TYPE_CHECKING:
     from etrm.arc.task import Task
@@ -28,7 +37,7 @@ NEARLY = 0.9  # share of right cells from which on an answer is nearly right
 CLASSES = {  # name: colour, words
     "right": (RIGHT, "right"),
     "nearly": ("#56B4E9", f"nearly right: {100 * NEARLY:g}\u00a0% of cells"),
-    "rearranged": ("#0072B2", "right colours, wrong arrangement"),
+    "rearranged": ("#0072B2", "rearranged: the colours are right"),
     "structured": ("#E69F00", "structured but wrong"),
     "size": ("#CC79A7", "wrong size"),
     "collapsed": ("#555555", f"collapsed: {100 * SOLID:g}\u00a0% of one colour"),
@@ -98,9 +107,9 @@ def failures(study: StudyView) -> Figure:
         size = style.width, rows.height + 0.75 * style.font_scale
         fig = Figure(figsize=size, layout="constrained")
         scored = [view for view in study.runs if view.experiment in counts]
-        heading(fig, last_stage([v for v in scored if v.predictions is not None])[1], style)
+        heading(fig, style, last_stage([v for v in scored if v.predictions is not None])[1])
         axes = fig.subplots()
-        axes.set_title("Single answers to held-out tasks, of all variants")
+        title(axes, "Single answers to held-out tasks, of all variants", style, 1)
         left = np.zeros(len(counts))
         for name, (colour, _) in CLASSES.items():
             share = np.array([of[name] / of.total() for of in counts.values()])

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from etrm.report.curves import (
     draw_curves,
+    end_entry,
     label_steps,
     legend_entries,
     mark_last,
@@ -22,7 +23,17 @@ from etrm.report.curves import (
 )
 from etrm.report.panels import Panel, bounds, draw_panels
 from etrm.report.run_view import STAGES, RunView, StudyView, distinct
-from etrm.report.style import GUIDE, Look, legend_below, looks, percent, say, theme
+from etrm.report.style import (
+    GUIDE,
+    Look,
+    legend_below,
+    looks,
+    percent,
+    say,
+    share_y,
+    small_multiples,
+    theme,
+)
 
 TITLES = {"pretrain": "Pretraining", "overfit": "Overfit", "full": "Full"}
 SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
@@ -54,36 +65,30 @@ def training_curves(study: StudyView) -> Figure:
     """
     look_of, style = looks(view.experiment for view in study.runs), study.style
     with theme(style):
-        fig = Figure(figsize=(style.width, 0.36 * style.width), layout="constrained")
-        panels = fig.subplots(1, len(STAGES), sharey=True)
+        fig, panels, across = small_multiples(style, len(STAGES), len(STAGES), 0.9)
+        share_y(panels, across)
         drawn: list[RunView] = []
         for axes, stage in zip(panels, STAGES, strict=True):
-            axes.set_title(TITLES[stage])
             runs = [view for view in study.runs if view.stage == stage]
             shown = draw_curves(axes, runs, "train/exact_accuracy", look_of)
             _validation_curves(axes, runs, look_of)
             for view in shown:
                 _end_mark(axes, view, look_of[view.experiment].colour)
             label_steps(axes)
+            axes.set_title(TITLES[stage])
             drawn += shown
             if not shown:
                 say(axes, f"no {TITLES[stage].lower()} run has finished yet")
         panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
         panels[0].yaxis.set_major_formatter(percent)
-        first = next((axes for axes in panels if axes.axison), panels[0])
-        first.set_ylabel("exact match")
-        first.tick_params(labelleft=True)  # sharing the axis has taken its labels
-        handles = legend_entries(drawn, look_of) + _gate_lines(
-            panels[STAGES.index("overfit")], drawn
-        )
+        _name_rows(panels, across, "exact match")
+        handles = legend_entries(drawn, look_of, panels)
+        handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
         ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
-        for label, marker, used in (
-            ("end of a stopped run", "X", any(view.stopped for view in drawn)),
-            ("all episodes, averaged weights", "o", any(not view.stopped for view in ended)),
-        ):
-            if used:
-                mark: dict[str, Any] = {"color": GUIDE, "marker": marker, "ms": 6, "ls": "none"}
-                handles.append(Line2D([], [], label=label, **mark))
+        if any(view.stopped for view in drawn):
+            handles.append(end_entry("end of a stopped run"))
+        if any(not view.stopped for view in ended):
+            handles.append(end_entry("all episodes, averaged weights", "o"))
         if any(len(view.series(VALIDATION)) for view in drawn):
             handles.append(_validation_entry())
         legend_below(fig, handles, style)
@@ -98,27 +103,27 @@ def learning(study: StudyView) -> Figure:
     look_of, style = looks(view.experiment for view in study.runs), study.style
     metrics = {"accuracy": "token accuracy", "lm_loss": "loss of the answer"}
     with theme(style):
-        fig = Figure(figsize=(style.width, 0.55 * style.width), layout="constrained")
-        grid = fig.subplots(2, len(STAGES), sharey="row")
+        count = len(STAGES)
+        fig, panels, across = small_multiples(style, count * len(metrics), count, 0.75)
         drawn: list[RunView] = []
-        for column, stage in zip(grid.T, STAGES, strict=True):
-            column[0].set_title(TITLES[stage])
-            runs = [view for view in study.runs if view.stage == stage]
-            for axes, name in zip(column, metrics, strict=True):
+        for first, (name, words) in enumerate(metrics.items()):
+            row = panels[first * count : (first + 1) * count]
+            share_y(row, across)
+            for axes, stage in zip(row, STAGES, strict=True):
+                runs = [view for view in study.runs if view.stage == stage]
                 shown = draw_curves(axes, runs, f"train/{name}", look_of)
                 _validation_curves(axes, runs, look_of, f"validation.{name}")
-                label_steps(axes, labelled=name == "lm_loss")
+                label_steps(axes, labelled=axes in panels[-across:])
                 drawn += shown
                 if not shown:
                     say(axes, f"no {TITLES[stage].lower()} run has finished yet")
-        for row, words in zip(grid, metrics.values(), strict=True):
-            first = next((axes for axes in row if axes.axison), row[0])
-            first.set_ylabel(words)
-            first.tick_params(labelleft=True)
-        grid[0, 0].set_ylim(top=1.02)
-        grid[0, 0].yaxis.set_major_formatter(percent)
-        grid[1, 0].set_ylim(bottom=0.0)
-        handles = legend_entries(drawn, look_of)
+                if first == 0 or across < count:
+                    axes.set_title(TITLES[stage])
+            _name_rows(row, across, words)
+        panels[0].set_ylim(top=1.02)
+        panels[0].yaxis.set_major_formatter(percent)
+        panels[count].set_ylim(bottom=0.0)
+        handles = legend_entries(drawn, look_of, panels)
         if any(len(view.series("validation.accuracy")) for view in drawn):
             handles.append(_validation_entry())
         legend_below(fig, handles, style)
@@ -237,7 +242,7 @@ def dashboard(study: StudyView) -> Figure:
     panels = [
         Panel("train/exact_accuracy", "train/exact_accuracy", percent=True),
         Panel("all.exact_accuracy", "all.exact_accuracy", percent=True),
-        Panel("ARC/pass@1", "ARC/pass@1 (held out)", draw=passes),
+        Panel("ARC/pass@1", "ARC/pass@1, full runs", draw=passes),
         Panel(
             "train/encoder_cross_sample_var",
             "train/encoder_cross_sample_var",
@@ -249,8 +254,17 @@ def dashboard(study: StudyView) -> Figure:
     ]
     rows = ("success", "encoder health", "learning", "encoder output")
     views = _of_encoders(study.runs)
-    shape: dict[str, Any] = {"columns": 3, "rows": rows, "height": 0.22}
+    shape: dict[str, Any] = {"columns": 3, "rows": rows, "ratio": 0.66}
     return draw_panels(study, views, panels, runs="Overfit runs", subject=OVERFIT, **shape)
+
+
+def _name_rows(panels: Sequence[Axes], across: int, words: str) -> None:
+    """Name the y axis of the first panel of each row that shows anything, and number it."""
+    for start in range(0, len(panels), across):
+        row = panels[start : start + across]
+        first = next((axes for axes in row if axes.axison), row[0])
+        first.set_ylabel(words)
+        first.tick_params(labelleft=True)  # sharing the axis has taken its labels
 
 
 def _stopping_panels(runs: Sequence[RunView]) -> list[Panel]:

@@ -24,6 +24,7 @@ from etrm.report.style import (
     legend_below,
     percent,
     say,
+    small_multiples,
     theme,
     title,
 )
@@ -45,7 +46,7 @@ def halting(study: StudyView) -> Figure:
             percent=True,
         ),
         Panel("train/q_halt_loss", "Loss of the halting head"),
-        Panel("steps", "ACT steps of held-out answers", draw=_histogram),
+        Panel("steps", "Share of held-out answers by ACT steps", draw=_histogram),
         Panel("exact", "Exact match by ACT step", draw=partial(_by_step, "exact_accuracy")),
         Panel("accuracy", "Token accuracy by ACT step", draw=partial(_by_step, "accuracy")),
     ]
@@ -115,11 +116,15 @@ def halting_grid(study: StudyView) -> Figure:
         if len(overfit) + len(full) == 0 or len({*overfit, *full}) < 2:
             words = "no two experiments differ in max_steps and exploration_prob alone"
             return empty_figure(style, words)
-        fig = Figure(figsize=(style.width, 0.38 * style.width), layout="constrained")
-        left, right, curves = fig.subplots(1, 3)
-        _heat_map(left, overfit, _exact, "Overfit runs: exact match", study)
-        _heat_map(right, full, _pass, "Full runs: pass@1, held out", study)
-        title(curves, "Overfit runs: exact match", style, 3)
+        fig, (left, right, curves), columns = small_multiples(style, 3, 3, 0.95)
+        for axes, words in (
+            (left, "Overfit runs: exact match, %"),
+            (right, "Full runs: pass@1, %"),
+            (curves, "Overfit runs: exact match"),
+        ):
+            title(axes, words, style, columns)
+        _heat_map(left, overfit, _exact)
+        _heat_map(right, full, _pass)
         entries = _curves(curves, overfit)
         legend_below(fig, entries, style)
     return fig
@@ -156,11 +161,8 @@ def _mean(views: Sequence[RunView], value: Callable[[RunView], float | None]) ->
     return float(np.mean(known)) if known else np.nan
 
 
-def _heat_map(
-    axes: Axes, grid: Grid, value: Callable[[RunView], float | None], words: str, study: StudyView
-) -> None:
+def _heat_map(axes: Axes, grid: Grid, value: Callable[[RunView], float | None]) -> None:
     """Draw a cell for each pair of options, with its percentage; a dash where there is no run."""
-    title(axes, words, study.style, 3)
     cells = {cell: _mean(views, value) for cell, views in grid.items()}
     if not np.isfinite(list(cells.values())).any():
         say(axes, "no run has finished yet")

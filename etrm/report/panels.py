@@ -15,6 +15,7 @@ from etrm.config.health import HealthConfig, guide_rules
 from etrm.report.curves import (
     draw_curves,
     draw_threshold,
+    end_entry,
     label_steps,
     legend_entries,
     make_logarithmic,
@@ -32,8 +33,10 @@ from etrm.report.style import (
     looks,
     percent,
     say,
+    small_multiples,
     theme,
     title,
+    wrap,
 )
 
 DrawPanel = Callable[[Axes, Sequence[RunView], Mapping[str, Look]], None]
@@ -68,40 +71,37 @@ def draw_panels(
     subject: str,
     columns: int = 2,
     rows: Sequence[str] = (),
-    height: float = 0.27,
+    ratio: float = 0.54,
 ) -> Figure:
     """Draw metrics of runs, some panels a row; `runs` names their stage, `rows` each row.
 
-    `height`: of a row, in widths of the figure.
+    `ratio`: of the height of a panel to its width.
     """
     look_of, style = looks(view.experiment for view in study.runs), study.style
     views = [v for v in views if any(p.draw or len(v.series(p.metric)) for p in panels)]
     with theme(style):
         if not views:
             return empty_figure(style, f"no {subject} has finished yet")
-        down = -(-len(panels) // columns)
-        size = style.width, (0.07 + height * down) * style.width
-        fig = Figure(figsize=size, layout="constrained")
-        heading(fig, runs, style)
-        grid = fig.subplots(down, columns, squeeze=False)
-        for axes in grid.ravel()[len(panels) :]:
-            axes.set_axis_off()
-        for axes, panel in zip(grid.ravel(), panels, strict=False):
-            title(axes, panel.title, style, columns)
+        fig, grid, across = small_multiples(style, len(panels), columns, ratio)
+        heading(fig, style, runs)
+        for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+            title(axes, panel.title, style, across)
             if panel.draw is not None:
                 panel.draw(axes, views, look_of)
                 continue
             _draw(axes, panel, views, look_of)
-            below = grid[-1] if len(panels) % columns == 0 else grid[-2:].ravel()
-            label_steps(axes, labelled=axes in list(below))
-        room = letters_across(height * style.width, 7.5 * style.font_scale)
-        for axes, words in zip(grid[:, 0], rows, strict=False):
-            axes.set_ylabel(words[:room])
-        handles = legend_entries(views, look_of)
+            below = panels[i + across] if i + across < len(panels) else None
+            label_steps(axes, labelled=below is None or below.draw is not None)
+        if across == columns:
+            room = letters_across(ratio * style.width / across, 7.5 * style.font_scale)
+            for axes, words in zip(grid[::across], rows, strict=False):
+                axes.set_ylabel(wrap(words, room))
+        handles = legend_entries(views, look_of, grid)
         if any(panel.floor for panel in panels):
             handles.append(Line2D([], [], color=GUIDE, linestyle="--", label="untrained"))
-        if any(view.is_cached for view in views):
-            handles.append(Line2D([], [], color=GUIDE, linestyle="-.", label="contexts cached"))
+        ended = {view.stopped_by["metric"] for view in views if view.stopped_by is not None}
+        if ended & {panel.metric for panel in panels}:
+            handles.append(end_entry("end of a run, by this metric"))
         legend_below(fig, handles, style)
     return fig
 

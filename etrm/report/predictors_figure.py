@@ -18,7 +18,18 @@ from etrm.report.predictors import (
     words,
 )
 from etrm.report.run_view import StudyView, distinct
-from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, theme
+from etrm.report.style import (
+    Look,
+    empty_figure,
+    heading,
+    legend_below,
+    looks,
+    percent,
+    share_y,
+    small_multiples,
+    theme,
+    title,
+)
 
 PANELS = {  # a choice: the table has all measures
     "train/encoder_cross_sample_var": "Cross-sample variance",
@@ -48,26 +59,24 @@ def predictors(study: StudyView) -> Figure:
             )
         shown = max(groups, key=lambda group: len(group.runs))
         panels = {name: found for name in PANELS if (found := points(shown, name))}
-        rows = max(1, -(-len(panels) // COLUMNS))
-        height = (0.12 + 0.3 * rows) * style.width
-        fig = Figure(figsize=(style.width, height), layout="constrained")
-        heading(fig, "Full runs, a mark each", style)
-        grid = fig.subplots(rows, COLUMNS, sharey=True, squeeze=False)
-        for axes in grid.ravel()[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (measure, runs) in zip(grid.ravel(), panels.items(), strict=False):
-            _draw(axes, PANELS[measure], runs, look_of)
-        for axes in grid[:, 0]:
+        fig, grid, columns = small_multiples(style, max(1, len(panels)), COLUMNS, 0.85)
+        share_y(grid, columns)
+        number = "Spearman's rank correlation with its 95 % interval"
+        heading(fig, style, "Full runs, a mark each", number)
+        for axes, (measure, runs) in zip(grid, panels.items(), strict=False):
+            title(axes, f"{PANELS[measure]}\n{_draw(axes, runs, look_of)}", style, columns)
+        for axes in grid[::columns]:
             axes.set_ylabel("pass@1" if shown.outcome == SCORE else "validation")
         top = max(0.05, *(outcome for _, outcome in shown.runs))
-        grid[0, 0].set_ylim(-0.04 * top, 1.06 * top)  # shared by all panels
-        grid[0, 0].yaxis.set_major_formatter(percent)
+        grid[0].set_ylim(-0.04 * top, 1.06 * top)  # shared by all panels
+        grid[0].yaxis.set_major_formatter(percent)
         names = distinct(view.experiment for view, _ in shown.runs)
         legend_below(fig, [_mark(name, look_of[name]) for name in names], style)
     return fig
 
 
-def _draw(axes: Axes, title: str, runs: Sequence[Point], look_of: dict[str, Look]) -> None:
+def _draw(axes: Axes, runs: Sequence[Point], look_of: dict[str, Look]) -> str:
+    """Draw a mark for each run; return the correlation in words, or their number."""
     for point in runs:
         mark = _mark(point.view.experiment, look_of[point.view.experiment])
         mark.set_data([point.measure], [point.outcome])
@@ -75,9 +84,8 @@ def _draw(axes: Axes, title: str, runs: Sequence[Point], look_of: dict[str, Look
         axes.add_line(mark)
     axes.autoscale_view()
     found, count = correlation_of(runs), f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    text = words(found.value, found.low, found.high) if found else count
-    axes.set_title(f"{title}\n{text}")
     axes.xaxis.set_major_locator(MaxNLocator(3))
+    return words(found.value, found.low, found.high) if found else count
 
 
 def _mark(name: str, look: Look) -> Line2D:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from etrm.evaluation.voting import to_array, vote
-from etrm.report.failures import failure
-from etrm.report.run_view import StudyView, last_stage
-from etrm.report.style import GUIDE, RIGHT, WRONG, draw_grid, say, theme, wrap
+from etrm.report.failures import CLASSES, failure, shares, truths_of
+from etrm.report.run_view import StudyView, distinct, last_stage
+from etrm.report.style import (
+    GUIDE,
+    INK,
+    RIGHT,
+    WRONG,
+    draw_grid,
+    empty_figure,
+    legend_below,
+    letters_across,
+    part_of,
+    theme,
+    wrap,
+)
 from etrm.storage.records import read_predictions
 
 if TYPE_CHECKING:
     from etrm.arc.task import Task
     from etrm.config.execution import FigureStyle
 
-MOST = 10  # experiments that are shown, in the order of the study
-PER_LINE = 5  # experiments beside each other; further ones go on the next line
-LARGEST_PANEL = 1.0  # inches
-LABEL, CLOSE, APART, BETWEEN, MARGIN = 0.3, 0.08, 0.2, 0.1, 0.03  # inches
-LONGEST_LABEL = 8  # letters
-HEADS = ("demo input", "demo output", "test input", "truth")
+MOST = 8  # experiments that are shown, in the order of the study
+NAMES, BAR, LEAST, LARGEST = 1.15, 0.75, 0.45, 0.8  # inches: names, shares, grids
+CLOSE, APART, BETWEEN = 0.05, 0.1, 0.09  # inches: grid and words, columns, rows
+ARROW = 0.2  # inches: from the input of a demo to its output
+TASK = ("a demo", "test input", "truth")  # rows above those of experiments
+LONGEST_LABEL = 12  # letters
 
 
 @dataclass(frozen=True)
@@ -39,17 +55,26 @@ class Attempt:
 
 
 def qualitative(study: StudyView) -> Figure:
-    """Draw the answers of every evaluated experiment, one of its seeds each: the first."""
+    """Draw the answers of the evaluated experiments, of the first seed of each, and their shares.
+
+    The shares of right answers and of each class of failure are over all seeds and variants.
+    """
     answers: dict[str, pd.DataFrame] = {}
-    for view in study.runs:
-        # Said wherever answers of a partial evaluation are shown.
-        partial = " (partial)" if view.score is not None and view.score["partial"] else ""
-        if view.predictions is not None and view.experiment + partial not in answers:
-            answers[view.experiment + partial] = read_predictions(view.predictions).to_pandas()
+    counts: dict[str, Counter[str]] = {}
     scored = [view for view in study.runs if view.predictions is not None]
-    runs, shown = last_stage(scored)[1], dict(list(answers.items())[:MOST])
-    runs += f", {MOST} of {len(answers)} experiments" * (len(answers) > MOST)
-    return draw_answers(study.tasks, shown, study.style, runs=runs)
+    names = distinct(view.experiment for view in scored)
+    truths = truths_of(study.tasks)
+    for name in names[:MOST]:
+        mine = [view for view in scored if view.experiment == name]
+        # Said wherever answers of a partial evaluation are shown.
+        partial = any(view.score is not None and view.score["partial"] for view in mine)
+        label = name + " (partial)" * partial
+        assert mine[0].predictions is not None
+        answers[label] = read_predictions(mine[0].predictions).to_pandas()
+        counts[label] = sum((shares(view, truths) for view in mine), Counter[str]())
+    of = part_of(len(answers), len(names), "experiments")
+    words = last_stage(scored)[1], of
+    return draw_answers(study.tasks, answers, study.style, counts=counts, words=words)
 
 
 def draw_answers(
@@ -58,29 +83,27 @@ def draw_answers(
     style: FigureStyle,
     *,
     seed: int = 0,
-    runs: str = "",
+    counts: Mapping[str, Counter[str]] | None = None,
+    words: Sequence[str] = (),
 ) -> Figure:
-    """Draw test queries in rows; a demo pair, test input, truth and attempts in columns.
+    """Draw a test query a column: a demo, test input and truth, then a row for each experiment.
 
-    `runs`, above them, says whose answers they are.
-
-    `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`). The
-    tasks are drawn with `seed` among those that have a known output and, if there are such, that
-    all experiments predicted: never by how well they were answered. Under an attempt: right or
-    wrong, its votes out of all predictions, and the class of the failure (`failures.py`).
+    `predictions` maps an experiment to its predictions table (see `etrm.evaluation.voting`), and
+    `counts` to the classes of all its answers, which are shares at the right. The tasks are drawn
+    with `seed` among those that have a known output and, if there are such, that all experiments
+    predicted: never by how well they were answered. Beside an attempt: right or wrong, its votes
+    out of all predictions, and the class of the failure (`failures.py`). `words`: of the heading.
     """
-    chosen = choose(tasks, predictions, style.qualitative_tasks, seed)
+    page = _Page(style, counts or {}, words)
+    chosen = choose(tasks, predictions, style.qualitative_tasks, seed)[: page.most]
     with theme(style):
-        if not predictions or not chosen:
-            fig = Figure(figsize=(style.width, 0.25 * style.width))
-            none = "no experiment has been evaluated yet"
-            say(
-                fig.subplots(),
-                "no evaluated test query has a known output" if predictions else none,
-            )
-            return fig
-        attempts = {name: _attempts(frame, chosen) for name, frame in predictions.items()}
-        return _Page(style, list(predictions), runs).draw(chosen, attempts)
+        if not predictions:
+            return empty_figure(style, "no experiment has been evaluated yet")
+        if not chosen:
+            return empty_figure(style, "no evaluated test query has a known output")
+        found = {name: _attempts(frame, chosen) for name, frame in predictions.items()}
+        columns = [_Column(task, query, found) for task, query in chosen]
+        return page.draw(columns, list(predictions))
 
 
 def choose(
@@ -133,109 +156,156 @@ def _attempts(
     }
 
 
-class _Page:
-    """Place panels on a figure, in inches from the top left.
-
-    All panels of a row have one frame in cells, which is as wide as a panel or, for a row of tall
-    grids, as high as a panel is wide.
-    """
-
-    def __init__(self, style: FigureStyle, names: Sequence[str], runs: str) -> None:
-        self.runs = runs
-        self.font = 6.5 * style.font_scale  # points
-        self.per_line = min(PER_LINE, len(names))
-        starts = range(0, len(names), self.per_line)
-        self.lines = [list(names[i : i + self.per_line]) for i in starts]
-        self.foot = (2 * 1.25 * self.font + 3) / 72  # inches: votes, and the class of a failure
-        gaps = LABEL + CLOSE * (1 + self.per_line) + 2 * APART + MARGIN
-        panels = len(HEADS) + self.per_line
-        self.panel = min(LARGEST_PANEL, (style.width - gaps) / panels)  # inches
-        self.width = gaps + panels * self.panel
-        self.lefts = [LABEL]  # left edge of each column, inches
-        for gap in (CLOSE, APART, CLOSE, APART, *[CLOSE] * (self.per_line - 1)):
-            self.lefts.append(self.lefts[-1] + self.panel + gap)
-        letters = max(4, int(self.panel * 72 / (0.64 * self.font)))  # that fit over a panel
-        self.titles = {name: wrap(name, letters) for name in (*HEADS, *names)}
-
-    def draw(
-        self,
-        chosen: Sequence[tuple[Task, int]],
-        attempts: Mapping[str, Mapping[tuple[str, int], Attempt]],
-    ) -> Figure:
-        rows = [_Row(task, query, attempts) for task, query in chosen]
-        tops, self.height = self._tops(rows)
-        self.fig = Figure(figsize=(self.width, self.height))
-        above: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": self.font}
-        self.fig.text(
-            0.5, 1 - MARGIN / self.height, self.runs, style="italic", color=GUIDE, **above
-        )
-        for i, row in enumerate(rows):
-            self._row(row, tops[i], titled=i == 0 or len(self.lines) > 1)
-        return self.fig
-
-    def _tops(self, rows: Sequence[_Row]) -> tuple[list[list[float]], float]:
-        """Return the top of every panel line of every row, and the height of the page."""
-        y = MARGIN + bool(self.runs) * 1.6 * self.font / 72
-        tops: list[list[float]] = []
-        for i, row in enumerate(rows):
-            tops.append([])
-            for j, names in enumerate(self.lines):
-                if i == 0 or len(self.lines) > 1:  # else the first row's titles serve all
-                    shown = [*HEADS, *names] if j == 0 else names
-                    lines = max(self.titles[name].count("\n") + 1 for name in shown)
-                    y += (lines * 1.25 * self.font + 4) / 72
-                tops[-1].append(y)
-                y += row.height * self.panel + self.foot + BETWEEN
-        return tops, y
-
-    def _row(self, row: _Row, tops: Sequence[float], titled: bool) -> None:
-        def axes(column: int, top: float, title: str) -> Axes:
-            left, high = self.lefts[column] / self.width, row.height * self.panel / self.height
-            bottom = 1 - top / self.height - high
-            made = self.fig.add_axes((left, bottom, self.panel / self.width, high))
-            if titled:
-                made.set_title(self.titles[title], fontsize=self.font, pad=3, linespacing=1.1)
-            return made
-
-        for column, (title, grid) in enumerate(zip(HEADS, row.known, strict=True)):
-            draw_grid(axes(column, tops[0], title), grid, row.frame, "unknown", self.font)
-        for top, names in zip(tops, self.lines, strict=True):
-            for column, name in enumerate(names, len(HEADS)):
-                self._attempt(axes(column, top, name), row, row.answers[name])
-        y = 1 - (tops[0] + row.height * self.panel / 2) / self.height
-        place: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
-        self.fig.text(LABEL / 2 / self.width, y, row.label, fontsize=self.font, **place)
-
-    def _attempt(self, axes: Axes, row: _Row, attempt: Attempt | None) -> None:
-        if attempt is None:
-            draw_grid(axes, None, row.frame, "not\npredicted", self.font)
-            return
-        draw_grid(axes, attempt.grid, row.frame, "empty", self.font)
-        found = failure(attempt.grid, row.truth)
-        mark, colour = ("✓", RIGHT) if found == "right" else ("✗", WRONG)
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        place |= {"ha": "center", "va": "top", "fontsize": self.font, "color": colour}
-        place |= {"linespacing": 1.1}
-        votes = f"{mark} {attempt.votes}/{attempt.predictions}"
-        votes += f"\n{found}" * (found != "right")
-        axes.annotate(votes, xy=(0.5, 0), xytext=(0, -3), **place)
-
-
-class _Row:
-    """One row: its grids, their common frame in cells, and the label."""
+class _Column:
+    """One test query: its grids, and how many cells the largest of them has on a side."""
 
     def __init__(
         self, task: Task, query: int, attempts: Mapping[str, Mapping[tuple[str, int], Attempt]]
     ) -> None:
-        pair, demo = task.queries[query], task.demos[0]
-        self.known = [demo.input, demo.output, pair.input, pair.output]
-        self.truth = np.asarray(pair.output)
+        self.input = task.queries[query].input
+        self.truth = np.asarray(task.queries[query].output)
+        self.demo = task.demos[0].input, np.asarray(task.demos[0].output)
+        self.demo_height = max(grid.shape[0] for grid in self.demo)
+        self.demo_side = max(max(grid.shape) for grid in self.demo)
         self.answers = {name: found.get((task.id, query)) for name, found in attempts.items()}
         grids = [answer.grid for answer in self.answers.values() if answer is not None]
-        shapes = [grid.shape for grid in (*self.known, *grids) if grid is not None]  # in cells
-        highest, widest = max(h for h, _ in shapes), max(w for _, w in shapes)
-        side = max(highest, widest)
-        self.frame = (max(highest, side // 2), side)  # not so flat that its label would not fit
-        self.height = self.frame[0] / side  # relative to a panel's width
-        test = f"\ntest {query + 1}" if len(task.queries) > 1 else ""
+        shown = [self.input, self.truth, *grids]
+        self.height = max(grid.shape[0] for grid in shown)
+        self.side = max(self.height, *(grid.shape[1] for grid in shown))
+        test = f", test {query + 1}" if len(task.queries) > 1 else ""
         self.label = _short(task.id) + test
+
+
+class _Page:
+    """Grids in rows and columns, placed in inches from the top left.
+
+    A column is a test query, with room for words beside its grids.
+    """
+
+    def __init__(
+        self, style: FigureStyle, counts: Mapping[str, Counter[str]], words: Sequence[str]
+    ) -> None:
+        self.style, self.counts, self.words = style, counts, words
+        self.font = 6.5 * style.font_scale  # points
+        self.line = 1.25 * self.font / 72  # inches
+        self.beside = 10 * 0.58 * self.font / 72  # inches: `structured`
+        self.names = min(NAMES * style.font_scale, 0.28 * style.width)
+        self.bar = BAR * style.font_scale if any(counts.values()) else 0.0
+        self.room = style.width - self.names - self.bar - 2 * APART  # inches, for columns
+        self.most = max(1, int(self.room / (LEAST + self.beside + CLOSE + APART)))  # columns
+
+    def draw(self, columns: Sequence[_Column], names: Sequence[str]) -> Figure:
+        style, size = self.style, 8 * self.style.font_scale
+        self.side = self.room / len(columns) - self.beside - CLOSE - APART
+        self.side = min(self.side, LARGEST * style.font_scale)
+        self.step = self.side + self.beside + CLOSE + APART
+        letters = letters_across(self.names, self.font)
+        labels = [wrap(name, letters) for name in names]
+        self.fig = Figure(figsize=(style.width, 1.0))
+        below = legend_below(self.fig, self._legend(), style)
+        head = wrap(", ".join(filter(None, self.words)), letters_across(style.width, size))
+        top = 1.3 * size / 72 * (head.count("\n") + 1.4)
+        heights = self._heights(columns, labels)
+        self.high = top + sum(heights) + below + 0.1
+        self.fig.set_figheight(self.high)
+        place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": size}
+        self._text(head, style.width / 2, 0.03, style="italic", **place)
+        tops = top + np.cumsum([0.0, *heights])
+        self.rows = list(zip(tops, np.array(heights) - BETWEEN, strict=False))  # top and height
+        for (y, high), words in zip(self.rows, ["", *TASK, *labels], strict=True):
+            self._text(words, 0.03, y + high / 2, va="center", linespacing=1.1)
+        for number, column in enumerate(columns):
+            self._column(column, self.names + APART + number * self.step)
+        if self.bar:
+            x = style.width - self.bar
+            self._text("all answers", x, top, va="top", weight="bold")
+            for (y, high), name in zip(self.rows[1 + len(TASK) :], names, strict=True):
+                self._shares(self.counts[name], x, y + high / 2)
+        return self.fig
+
+    def _heights(self, columns: Sequence[_Column], labels: Sequence[str]) -> list[float]:
+        """Return the height of each row in inches: titles, those of a task, experiments."""
+        grids = self.side * max(column.height / column.side for column in columns)
+        demo = self._half() * max(column.demo_height / column.demo_side for column in columns)
+        lines = [2, 2, *(max(2, label.count("\n") + 1) for label in labels)]
+        rows = [max(demo, self.line), *(max(grids, self.line * count) for count in lines)]
+        return [1.4 * self.line, *(row + BETWEEN for row in rows)]
+
+    def _half(self) -> float:
+        """Return the side of the grids of a demo in inches: two of them, and an arrow between."""
+        return (self.step - APART - ARROW) / 2
+
+    def _column(self, column: _Column, x: float) -> None:
+        titles, demo, test, truth, *rest = self.rows
+        self._text(column.label, x, titles[0], va="top", weight="bold")
+        self._demo(column, x, *demo)
+        self._grid(column.input, column, x, *test)
+        self._grid(column.truth, column, x, *truth)
+        for attempt, row in zip(column.answers.values(), rest, strict=True):
+            self._attempt(attempt, column, x, *row)
+
+    def _text(self, words: str, x: float, y: float, **look: Any) -> None:
+        own: dict[str, Any] = {"fontsize": self.font, "color": GUIDE if "style" in look else INK}
+        self.fig.text(x / self.style.width, 1 - y / self.high, words, **(own | look))
+
+    def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        high, wide = self.high, self.style.width
+        bottom = 1 - (top + height) / high
+        return self.fig.add_axes((left / wide, bottom, width / wide, height / high))
+
+    def _grid(self, grid: np.ndarray, column: _Column, x: float, top: float, high: float) -> float:
+        """Draw a grid, or say that it is empty; return its width in inches."""
+        if not grid.size:
+            self._text("empty", x, top + high / 2, va="center", style="italic")
+            return 6 * 0.58 * self.font / 72
+        rows = high / self.side * column.side  # cells of all grids of a column are equally large
+        axes = self._axes(x, top, self.side, high)
+        draw_grid(axes, grid, (rows, column.side), "", self.font, centred=False)
+        return self.side * grid.shape[1] / column.side
+
+    def _demo(self, column: _Column, x: float, top: float, high: float) -> None:
+        """Draw the input and the output of a demo, with an arrow between."""
+        side, cells = self._half(), column.demo_side
+        wide = column.demo[0].shape[1] / cells * side
+        for left, grid in zip((x, x + wide + ARROW), column.demo, strict=True):
+            axes, frame = self._axes(left, top, side, high), (high / side * cells, cells)
+            draw_grid(axes, grid, frame, "", self.font, centred=False)
+        self._text("→", x + wide + ARROW / 2, top + high / 2, va="center", ha="center")
+
+    def _attempt(
+        self, attempt: Attempt | None, column: _Column, x: float, top: float, high: float
+    ) -> None:
+        if attempt is None:
+            self._text("not asked", x, top + high / 2, va="center", style="italic")
+            return
+        wide = self._grid(attempt.grid, column, x, top, high)
+        found = failure(attempt.grid, column.truth)
+        mark, colour = ("✓", RIGHT) if found == "right" else ("✗", WRONG)
+        words = f"{mark} {attempt.votes}/{attempt.predictions}"
+        words += f"\n{found}" * (found != "right")
+        look: dict[str, Any] = {"va": "center", "color": colour, "linespacing": 1.1}
+        self._text(words, x + wide + CLOSE, top + high / 2, **look)
+
+    def _shares(self, count: Counter[str], x: float, y: float) -> None:
+        """Draw the shares of all answers by class, and say how many are right."""
+        if not count:
+            return
+        axes = self._axes(x, y - self.line, self.bar - 0.05, 0.9 * self.line)
+        axes.set_axis_off()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        left = 0.0
+        for name, (colour, _) in CLASSES.items():
+            share = count[name] / count.total()
+            axes.barh(0.5, share, 1.0, left, color=colour)
+            left += share
+        right = f"{100 * count['right'] / count.total():.1f} % right\nof {count.total():,}"
+        self._text(right, x, y + 0.1 * self.line, va="top", linespacing=1.1)
+
+    def _legend(self) -> list[Artist]:
+        """Return what marks and votes mean, and the classes of answers with their colours."""
+        mark: dict[str, Any] = {"color": WRONG, "marker": "x", "ls": "", "ms": 4, "mew": 1.2}
+        entries: list[Artist] = [Line2D([], [], label="5/6: wrong, with 5 of 6 votes", **mark)]
+        if self.bar:
+            classes = CLASSES.values()
+            entries += [Patch(color=colour, lw=0, label=words) for colour, words in classes]
+        return entries

@@ -11,7 +11,17 @@ from matplotlib.lines import Line2D
 
 from etrm.report.refinement import METHODS, refinement_table
 from etrm.report.run_view import StudyView, distinct, last_stage
-from etrm.report.style import Look, empty_figure, heading, legend_below, looks, percent, theme
+from etrm.report.style import (
+    GUIDE,
+    Look,
+    empty_figure,
+    heading,
+    legend_below,
+    looks,
+    percent,
+    small_multiples,
+    theme,
+)
 
 LINES = {"search": "-", "random": ":", "act_steps": "--", "fine_tuning": "-."}
 TITLES = ("pass@1", "pass@2", "Likelihood of demos", "pass@1 by cost")
@@ -28,9 +38,8 @@ def refinement(study: StudyView) -> Figure:
     with theme(style):
         if table.empty:
             return empty_figure(style, "no experiment has refined answers")
-        fig = Figure(figsize=(style.width, 0.72 * style.width), layout="constrained")
-        heading(fig, last_stage([v for v in study.runs if v.refinement])[1], style)
-        grid = fig.subplots(2, 2).ravel()
+        fig, grid, _ = small_multiples(style, len(TITLES), 2, 0.68)
+        heading(fig, style, last_stage([v for v in study.runs if v.refinement])[1])
         names = distinct(str(name) for name in table["experiment"])
         methods = [m for m in METHODS if m in set(table["method"])]
         places = {steps: i for i, steps in enumerate(sorted(set(table["steps"])))}
@@ -40,8 +49,14 @@ def refinement(study: StudyView) -> Figure:
                 if len(rows):
                     _draw(grid, rows, look_of[name], LINES[method], places)
         _axes(grid, places)
-        entries = [Line2D([], [], label=n, color=look_of[n].colour, ls="-") for n in names]
-        entries += [Line2D([], [], label=METHODS[m], color="#555555", ls=LINES[m]) for m in methods]
+        entries = []
+        for name in names:
+            look = look_of[name]
+            mark: dict[str, Any] = {"color": look.colour, "marker": look.marker or "o"}
+            entries.append(Line2D([], [], label=name, ls="-", **mark))
+        entries += [Line2D([], [], label=METHODS[m], color=GUIDE, ls=LINES[m]) for m in methods]
+        interval = "95 % interval, latent search"
+        entries.append(Line2D([], [], label=interval, color=GUIDE, marker="|", ms=9, ls=""))
         legend_below(fig, entries, style)
     return fig
 
@@ -70,6 +85,7 @@ def _axes(grid: Any, places: dict[int, int]) -> None:
         _from_zero(axes)
     grid[2].set_ylabel("log, mean over cells")
     grid[3].set_xscale("log")
+    grid[3].tick_params(which="minor", length=0)
     grid[3].set_xlabel("GFLOP of an answer")
 
 

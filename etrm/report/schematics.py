@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from etrm.report.run_view import StudyView
-from etrm.report.style import GUIDE, INK, letters_across, theme, wrap
+from etrm.report.style import GUIDE, INK, across, letters_across, theme, wrap
 
 if TYPE_CHECKING:
     from etrm.config.execution import FigureStyle
 
 PLAIN, OURS, THEIRS = "#f1f1f1", "#d6e8f5", "#f5e3d0"  # behind text: what differs is coloured
 GAP, PAD, MARGIN = 0.24, 0.06, 0.04  # inches: between boxes, in a box, around all
+LEAST = 1.3  # inches, of a box and the arrow beside it
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class Box:
 
 PIPELINE = (
     (
-        Box("Tasks", "ARC, RE-ARC, generated worlds; held-out and validation tasks set apart"),
+        Box("Tasks", "ARC, RE-ARC, generated worlds; held\u2011out and validation tasks set apart"),
         Box("Variants", "8 dihedral transforms × permutations of colours"),
-        Box("Pretraining", "TRM with puzzle embeddings; strict: no held-out pair", THEIRS),
+        Box("Pretraining", "TRM with puzzle embeddings; strict: no held\u2011out pair", THEIRS),
         Box("Overfit test", "ETRM on a few tasks, the decoder initialised from TRM", OURS),
     ),
     (
-        Box("Gate", "exact match > 90\u00a0%, and no finding of health; else the verdict says why"),
+        Box(
+            "Gate",
+            "exact match >\u00a090\u00a0%, no finding of health; else the verdict says why",
+        ),
         Box("Full run", "all training tasks; validation tasks select", OURS),
-        Box("Evaluation", "held-out tasks, a vote over variants: pass@k; latent search"),
+        Box("Evaluation", "held\u2011out tasks, a vote over variants: pass@k; latent search"),
         Box("Report", "figures, tables, records"),
     ),
 )
@@ -109,7 +113,7 @@ FAMILIES = (
 
 def pipeline(study: StudyView) -> Figure:
     """Draw the stages of a study, from tasks to the report."""
-    return _draw(PIPELINE, study.style, turning=True)
+    return _draw(PIPELINE, study.style, path=True)
 
 
 def trm_and_etrm(study: StudyView) -> Figure:
@@ -122,11 +126,21 @@ def encoder_families(study: StudyView) -> Figure:
     return _draw(FAMILIES, study.style)
 
 
-def _draw(rows: Sequence[Sequence[Box]], style: FigureStyle, turning: bool = False) -> Figure:
-    """Draw boxes in rows with arrows between; `turning`: one path, every second row backwards."""
+def _draw(rows: Sequence[Sequence[Box]], style: FigureStyle, path: bool = False) -> Figure:
+    """Draw boxes in rows with arrows between; where they do not fit, two a row.
+
+    `path`: the rows are one, and every second one runs backwards. Others become columns.
+    """
+    narrow = across(len(rows[0]), style, LEAST) < min(4, len(rows[0]))
+    down = narrow and not path and len(rows) == 2
+    if narrow and path:
+        boxes = list(itertools.chain(*rows))
+        rows = [boxes[i : i + 2] for i in range(0, len(boxes), 2)]
+    elif down:
+        rows = list(zip(*rows, strict=True))
     with theme(style):
-        across = max(map(len, rows))
-        width = (style.width - 2 * MARGIN - GAP * (across - 1)) / across
+        most = max(map(len, rows))
+        width = (style.width - 2 * MARGIN - GAP * (most - 1)) / most
         texts = [[_lines(box, width, style) for box in row] for row in rows]
         line = 1.3 * 7 * style.font_scale / 72  # inches
         heights = [2 * PAD + line * max(len(n) + len(w) for n, w in row) for row in texts]
@@ -137,18 +151,19 @@ def _draw(rows: Sequence[Sequence[Box]], style: FigureStyle, turning: bool = Fal
         axes.set(xlim=(0, style.width), ylim=(total, 0))  # inches, downwards
         top = MARGIN
         for number, (row, lines, height) in enumerate(zip(rows, texts, heights, strict=True)):
-            backwards = turning and number % 2 == 1
+            backwards = path and number % 2 == 1
             lefts = [MARGIN + i * (width + GAP) for i in range(len(row))]
             lefts = lefts[::-1] if backwards else lefts
             for left, box, of in zip(lefts, row, lines, strict=True):
                 _box(axes, (left, top, width, height), box, of, line)
-            middle = top + height / 2
-            for left, following in itertools.pairwise(lefts):
+            middle, bottom = top + height / 2, top + height
+            for left, following in itertools.pairwise(lefts) if not down else ():
                 start = left + (0 if backwards else width)
                 _arrow(axes, (start, middle), (following + (width if backwards else 0), middle))
-            if turning and number + 1 < len(rows):
-                x, bottom = lefts[-1] + width / 2, top + height
-                _arrow(axes, (x, bottom), (x, bottom + GAP))
+            for left in lefts if down else lefts[-1:] if path else ():
+                if number + 1 < len(rows):
+                    x = left + width / 2
+                    _arrow(axes, (x, bottom), (x, bottom + GAP))
             top += height + GAP
     return fig
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ ARC_NORM = BoundaryNorm(np.arange(-0.5, 10.5), ncolors=10)
 RIGHT, WRONG = "#009E73", "#D55E00"  # from the palette: apart for the colour-blind
 GUIDE = "#555555"  # thresholds and notes
 CELL_LINE = "#555555"
+LONGEST_WORD = 16  # letters: longer ones may be broken
 
 
 @dataclass(frozen=True)
@@ -105,32 +105,39 @@ def _hash(name: str) -> int:
 
 
 def wrap(name: str, width: int) -> str:
-    """Break a name into lines, after `_`, `-` or a space if possible."""
-    spaced = name.replace("_", "_ ").replace("-", "- ")  # places where a line may end
+    """Break a name into lines between its words: after `_`, `-`, `/`, a dot or a space.
+
+    A word stays whole even if it is wider; only one of more than `LONGEST_WORD` letters does not.
+    """
     lines: list[str] = []
-    for word in spaced.split(" "):
-        for piece in textwrap.wrap(word, width) or [""]:
-            glue = "" if not lines or lines[-1][-1:] in "_-" else " "
-            if lines and len(lines[-1]) + len(glue) + len(piece) <= width:
-                lines[-1] += glue + piece
+    for word in re.split(r"(?<=[-_/ ])|(?<=\.)(?=[a-z])", re.sub(" +", " ", name).strip(" ")):
+        for start in range(0, len(word), max(width, LONGEST_WORD)):
+            piece = word[start : start + max(width, LONGEST_WORD)]
+            if lines and (piece == " " or len(lines[-1]) + len(piece.rstrip(" ")) <= width):
+                lines[-1] += piece
             else:
                 lines.append(piece)
-    return "\n".join(lines)
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
-def legend_below(fig: Figure, handles: Sequence[Artist], style: FigureStyle) -> None:
-    """Put a legend under all panels, and make the figure higher by it; in a constrained layout."""
+def legend_below(fig: Figure, handles: Sequence[Artist], style: FigureStyle) -> float:
+    """Put a legend under all panels, and make the figure higher by it; return its inches.
+
+    A constrained layout makes room for it.
+    """
     if not handles:
-        return
+        return 0.0
     for handle in handles:
         handle.set_label(wrap(str(handle.get_label()), 34))
     longest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
     inches = (longest * 0.62 + 5) * 7.5 * style.font_scale / 72  # an entry: letters and its line
     columns = max(1, min(len(handles), int(style.width / inches)))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))  # rows of equal length
-    legend = fig.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+    place: Any = "lower center" if fig.get_layout_engine() is None else "outside lower center"
+    legend = fig.legend(handles=list(handles), loc=place, ncols=columns)
     box = legend.get_window_extent(FigureCanvasAgg(fig).get_renderer())
     fig.set_figheight(fig.get_figheight() + box.height / fig.dpi)
+    return float(box.height / fig.dpi)
 
 
 def letters_across(inches: float, points: float) -> int:
@@ -138,15 +145,60 @@ def letters_across(inches: float, points: float) -> int:
     return max(6, int(inches * 72 / (0.62 * points)))
 
 
+def across(panels: int, style: FigureStyle, least: float = 1.75) -> int:
+    """Return how many of `panels` stand beside each other, with `least` inches for each.
+
+    Larger text needs more. So the figures of a page's width are those of a column's, stacked.
+    """
+    return max(1, min(panels, int(style.width / (least * style.font_scale))))
+
+
+def small_multiples(
+    style: FigureStyle, count: int, columns: int, ratio: float, least: float = 1.75
+) -> tuple[Figure, list[Axes], int]:
+    """Return a figure of `count` panels, the panels, and how many stand in a row.
+
+    At most `columns`, and as many as fit (`across`). `ratio`: of a panel's height to its width, for
+    panels that are not stacked for want of width.
+    """
+    wanted = min(columns, count)
+    columns = across(wanted, style, least)
+    high = ratio * style.width / columns
+    if columns < wanted:
+        high = min(high, 1.6 * style.font_scale)
+    rows = -(-count // columns)
+    size = style.width, rows * high + 0.45 * style.font_scale
+    fig = Figure(figsize=size, layout="constrained")
+    grid = list(fig.subplots(rows, columns, squeeze=False).ravel())
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return fig, grid[:count], columns
+
+
+def share_y(panels: Sequence[Axes], columns: int) -> None:
+    """Give panels one y axis, numbered at the first of `columns` only."""
+    for i, axes in enumerate(panels[1:], 1):
+        axes.sharey(panels[0])
+        axes.tick_params(labelleft=i % columns == 0)
+
+
 def title(axes: Axes, words: str, style: FigureStyle, columns: int) -> None:
     """Set the title of a panel, one of `columns` across the figure, in lines that fit."""
     room = 0.8 * style.width / columns  # the rest is for axes and what stands beside them
-    axes.set_title(wrap(words, letters_across(room, 8.5 * style.font_scale)))
+    lines = (wrap(line, letters_across(room, 8.5 * style.font_scale)) for line in words.split("\n"))
+    axes.set_title("\n".join(lines))
 
 
-def heading(fig: Figure, words: str, style: FigureStyle) -> None:
-    """Say above all panels which runs they show."""
-    fig.suptitle(words, fontsize=8 * style.font_scale, style="italic", color=GUIDE)
+def heading(fig: Figure, style: FigureStyle, *words: str) -> None:
+    """Say above all panels what they show, such as the stage of the runs; empty words are none."""
+    size = 8 * style.font_scale
+    text = wrap(", ".join(filter(None, words)), letters_across(style.width, size))
+    fig.suptitle(text, fontsize=size, style="italic", color=GUIDE)
+
+
+def part_of(shown: int, of: int, what: str) -> str:
+    """Return words for a heading that say how much of something is shown, if that is not all."""
+    return f"{shown} of {of} {what}" if shown < of else ""
 
 
 def percent(value: float, _place: float | None = None) -> str:
@@ -164,8 +216,9 @@ def empty_figure(style: FigureStyle, words: str) -> Figure:
 class Rows:
     """Names one below the other, broken into lines: their places, in inches from the top."""
 
-    def __init__(self, names: Sequence[str], style: FigureStyle, width: int = 26) -> None:
-        self.labels = [wrap(name, width) for name in names]
+    def __init__(self, names: Sequence[str], style: FigureStyle) -> None:
+        letters = min(26, letters_across(0.4 * style.width, 7 * style.font_scale))
+        self.labels = [wrap(name, letters) for name in names]
         line = 1.35 * 7 * style.font_scale / 72
         heights = [line * (label.count("\n") + 1) + 0.05 for label in self.labels]
         ends = np.cumsum([0.0, *heights])
@@ -183,13 +236,20 @@ def say(axes: Axes, words: str) -> None:
     """Replace an empty panel by words."""
     axes.set_axis_off()
     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
-    axes.text(0.5, 0.5, textwrap.fill(words, 26), color=GUIDE, style="italic", **place)
+    axes.text(0.5, 0.5, wrap(words, 26), color=GUIDE, style="italic", **place)
 
 
 def draw_grid(
-    axes: Axes, grid: np.ndarray | None, frame: tuple[int, int], missing: str, font: float
+    axes: Axes,
+    grid: np.ndarray | None,
+    frame: tuple[float, float],
+    missing: str,
+    font: float,
+    centred: bool = True,
 ) -> None:
-    """Draw an ARC grid (uint8 [height, width]) in the middle of a frame of (height, width) cells.
+    """Draw an ARC grid (uint8 [height, width]) in a frame of (height, width) cells.
+
+    It stands in the middle, or at the left unless `centred`.
 
     One frame makes grids of different sizes comparable: their cells are equally large. A grid that
     is None or empty gives the word `missing`, in points `font`.
@@ -201,7 +261,7 @@ def draw_grid(
         axes.text(0.5, 0.5, missing, color=GUIDE, fontsize=font, **center)
         return
     height, width = grid.shape
-    top, left = (rows - height) / 2, (columns - width) / 2  # centred
+    top, left = (rows - height) / 2, (columns - width) / 2 * centred
     extent = (left, left + width, top + height, top)  # row 0 at the top
     axes.imshow(grid, cmap=ARC_MAP, norm=ARC_NORM, extent=extent, interpolation="none", zorder=1)
     thin = 0.5 if max(frame) <= 12 else 0.25  # points; large grids would drown in lines

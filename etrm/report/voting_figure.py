@@ -22,7 +22,9 @@ from etrm.report.style import (
     heading,
     legend_below,
     looks,
+    part_of,
     percent,
+    small_multiples,
     theme,
     title,
 )
@@ -42,11 +44,12 @@ def voting(study: StudyView) -> Figure:
     with theme(style):
         if not names:
             return empty_figure(style, "no experiment has been evaluated on all tasks yet")
-        fig = Figure(figsize=(style.width, 0.42 * style.width), layout="constrained")
-        heading(fig, last_stage(scored)[1], style)
-        left, right = fig.subplots(1, 2)
-        title(left, "pass@k, held-out tasks", style, 2)
-        title(right, "Vote against single answers", style, 2)
+        fig, (left, right), columns = small_multiples(style, 2, 2, 0.75)
+        evaluated = distinct(view.experiment for view in study.runs if view.score is not None)
+        whole = part_of(len(names), len(evaluated), "experiments, evaluated on all tasks")
+        heading(fig, style, last_stage(scored)[1], whole)
+        title(left, "pass@k, held-out tasks", style, columns)
+        title(right, "Vote against single answers, by run", style, columns)
         for name in names:
             _draw(left, right, [v for v in scored if v.experiment == name], look_of[name])
         _axes(left, right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -26,10 +27,16 @@ def texts(fig: Figure) -> list[tuple[str, Bbox]]:
     return [(text.get_text(), text.get_window_extent()) for text in found]
 
 
-def assert_readable(fig: Figure) -> None:
-    """No text over text, none outside of the page, and the legend beside the panels."""
+def assert_readable(fig: Figure, names: Iterable[str] = ()) -> None:
+    """No text over text, none outside of the page, no broken word, the legend beside the panels.
+
+    `names`: longer words that may appear, which lines may break after `_` and `-` only.
+    """
     found = texts(fig)
     assert found
+    for text, _ in found:
+        for name in names:
+            assert_whole(text, name)
     for (one, box), (other, its) in itertools.combinations(found, 2):
         assert not box.padded(-0.5).overlaps(its.padded(-0.5)), f"{one!r} lies over {other!r}"
     for text, box in found:
@@ -39,6 +46,18 @@ def assert_readable(fig: Figure) -> None:
     for legend in fig.legends:
         for axes in fig.axes:
             assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def assert_whole(text: str, name: str) -> None:
+    """Within a name in the text no line ends but after `_`, `-` or `.`."""
+    start = text.replace("\n", "").find(name)
+    if start < 0:
+        return
+    lines = text.split("\n")
+    ends = itertools.accumulate(len(line) for line in lines[:-1])
+    inside = [end - start for end in ends if start < end < start + len(name)]
+    broken = [name[:end] for end in inside if name[end - 1] not in "_-."]
+    assert not broken, f"{text!r} breaks {name!r} after {broken}"
 
 
 def words_of(fig: Figure) -> str:

@@ -102,7 +102,8 @@ def test_every_run_has_two_panels(tmp_path: Path, known: bool) -> None:
     ]
     fig = drawn(views)
     titles = [axes.get_title() for axes in fig.axes]
-    assert [t for t in titles if t] == [t for i in range(3) for t in (f"run{i}\nPCA", "t-SNE")]
+    both = ("PCA", "t-SNE")
+    assert [t for t in titles if t] == [f"run{i}\n{of}" for i in range(3) for of in both]
     labels = {text.get_text() for text in fig.legends[0].get_texts()}
     assert labels == (
         set(RULES)

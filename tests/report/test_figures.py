@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from readable import assert_readable, words_of
+from readable import assert_readable, texts, words_of
 
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
@@ -199,7 +200,7 @@ def test_a_metric_that_no_run_has_is_said_in_words(views: list[RunView]) -> None
     frames = [view.metrics.drop(columns=metric, errors="ignore") for view in views]
     without = [RunView(v.run, frame) for v, frame in zip(views, frames, strict=True)]
     fig = encoder_statistics(study(without))
-    assert metric in words_of(fig)
+    assert metric in words_of(fig).replace(" ", "")
     assert_readable(fig)
 
 
@@ -239,33 +240,37 @@ def test_qualitative_shows_grids_marks_and_votes() -> None:
         "trm": fake.predictions(tasks, right=1.0),
         "etrm": fake.predictions(tasks, right=0.0),
     }
-    fig = draw_answers(tasks, predictions, FigureStyle(qualitative_tasks=3))
-    assert len(fig.axes) == 3 * (4 + 2)
-    titles = [axes.get_title() for axes in fig.axes if axes.get_title()]
-    assert titles == ["demo input", "demo output", "test input", "truth", "trm", "etrm"]
+    counts = {"trm": Counter(right=3), "etrm": Counter(nearly=1, size=3)}
+    fig = draw_answers(tasks, predictions, FigureStyle(qualitative_tasks=3), counts=counts)
     words = words_of(fig)
     assert words.count("✓ 8/8") == 3
     assert words.count("✗") == 3
+    assert "100.0 % right of 3" in words
+    assert "0.0 % right of 4" in words
     assert all(task.id in words for task, _ in choose(tasks, predictions, 3, 0))
     task, query = choose(tasks, predictions, 3, 0)[0]
     shown = panels(fig)
-    assert np.array_equal(shown[0], task.demos[0].input)
-    assert np.array_equal(shown[3], task.queries[query].output)
-    assert np.array_equal(shown[4], task.queries[query].output)  # the one that is always right
+    pair, demo = task.queries[query], task.demos[0]
+    expected = [demo.input, demo.output, pair.input, pair.output]
+    expected.append(pair.output)  # of the one that is always right
+    assert all(np.array_equal(*both) for both in zip(shown, expected, strict=False))
+    widths = [[bar.get_width() for bar in axes.patches] for axes in fig.axes if axes.patches]
+    assert widths == [[1, 0, 0, 0, 0, 0], [0, 0.25, 0, 0, 0.75, 0]]  # in the order of the classes
     assert fig.get_figwidth() <= STYLE.width + 1e-9
     assert_readable(fig)
 
 
-def test_cells_of_a_row_are_equally_large() -> None:
+def test_cells_of_a_column_are_equally_large() -> None:
     small, large = np.ones((2, 2), np.uint8), np.ones((3, 12), np.uint8)
     task = Task("a", (Pair(small, large),), (Pair(large, small),))
     fig = draw_answers([task], {"trm": fake.predictions([task], right=1.0)}, STYLE)
     fig.draw_without_rendering()
-    sizes = set()
+    sizes = []
     for axes in fig.axes:
         box, (left, right) = axes.get_window_extent(), axes.get_xlim()
-        sizes.add(round(box.width / (right - left), 6))
-    assert len(sizes) == 1
+        sizes.append(round(box.width / (right - left), 6))
+    assert sizes[0] == sizes[1]  # the demo's, beside each other
+    assert len(set(sizes[2:])) == 1
 
 
 def test_the_choice_of_tasks_is_seeded_and_asks_for_all_experiments() -> None:
@@ -294,17 +299,30 @@ def test_an_experiment_without_a_prediction_and_an_empty_one_are_said_in_words()
     empty = fake.predictions(tasks[:1]).assign(height=0, width=0, grid=b"")
     fig = draw_answers(tasks, {"one": empty, "two": fake.predictions(tasks[1:])}, STYLE)
     assert "empty" in words_of(fig)
-    assert words_of(fig).count("not predicted") == 2
+    assert words_of(fig).count("not asked") == 2
     assert_readable(fig)
 
 
-def test_many_experiments_with_long_names_continue_on_further_lines() -> None:
+def test_many_experiments_with_long_names_are_rows() -> None:
     tasks = fake.tasks(2)
     predictions = {f"{LONG}_{i}": fake.predictions(tasks, seed=i) for i in range(7)}
     fig = draw_answers(tasks, predictions, STYLE)
-    titles = [axes.get_title().replace("\n", "") for axes in fig.axes]
-    assert all(titles.count(name) == 2 for name in predictions)
-    assert_readable(fig)
+    names = [text.replace("\n", "") for text, _ in texts(fig)]
+    assert all(names.count(name) == 1 for name in predictions)
+    assert_readable(fig, predictions)
+
+
+def test_as_many_tasks_are_shown_as_fit() -> None:
+    tasks = fake.tasks(12)
+    predictions = {"trm": fake.predictions(tasks)}
+    chosen = [task.id for task, _ in choose(tasks, predictions, 9, 0)]
+    for width, fit in ((7.0, 4), (3.4, 1)):
+        style = FigureStyle(width=width, qualitative_tasks=9)
+        fig = draw_answers(tasks, predictions, style)
+        shown = [text for text, _ in texts(fig) if text in chosen]
+        assert shown == chosen[: len(shown)]
+        assert len(shown) >= fit
+        assert_readable(fig)
 
 
 def test_no_evaluated_experiment_is_said_in_words() -> None:

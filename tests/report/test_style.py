@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from readable import assert_whole
 
 from etrm.config.execution import FigureStyle
 from etrm.report.style import (
@@ -74,9 +76,24 @@ def test_more_experiments_than_looks_still_get_one() -> None:
 @given(st.text("abc_- ", max_size=60), st.integers(3, 20))
 @settings(max_examples=60, deadline=None)
 def test_wrapped_names_are_narrow_and_complete(name: str, width: int) -> None:
+    """A line is wider only where it is one word."""
     lines = wrap(name, width).split("\n")
-    assert max(map(len, lines)) <= width
+    assert all(len(line) <= width or not re.search(r"[ _-].", line) for line in lines)
+    assert max(map(len, lines)) <= max(width, 16)
     assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+
+
+def test_words_are_not_broken() -> None:
+    assert wrap("etrm_set_transformer", 9) == "etrm_set_\ntransformer"
+    assert wrap("train/encoder_cross_sample_var", 12) == "train/\nencoder_\ncross_\nsample_var"
+    assert wrap("above 90\u00a0% of cells", 9) == "above\n90\u00a0% of\ncells"
+
+
+def test_a_broken_word_would_be_found() -> None:
+    for text in ("etrm_set_trans\nformer", "trm\netr\nm_set_transformer"):
+        with pytest.raises(AssertionError, match="breaks 'etrm_set_transformer'"):
+            assert_whole(text, "etrm_set_transformer")
+    assert_whole("trm\netrm_\nset_\ntransformer (partial)", "etrm_set_transformer")
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
