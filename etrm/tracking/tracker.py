@@ -74,6 +74,11 @@ class Tracker:
             except OSError as error:
                 log.warning("W&B: not started (%s); metrics.parquet has everything", error)
 
+    @property
+    def mirrors(self) -> bool:
+        """Return whether W&B gets what is recorded."""
+        return self._mirror is not None
+
     def log(self, row: Row) -> None:
         """Record metrics of a step (`step` is among them); those of one step share a row."""
         if self.rows and self.rows[-1]["step"] == row["step"]:

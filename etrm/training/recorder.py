@@ -24,6 +24,7 @@ from etrm.runtime.progress import Progress
 from etrm.runtime.run_lock import Lease, LeaseLost
 from etrm.storage.checkpoint import load_state, remove_temporaries, save_state, state_path
 from etrm.tracking.tracker import Row, Tracker
+from etrm.training import shown_answers
 from etrm.training.health import check_rules, check_stuck
 from etrm.training.trainer import Trainer
 
@@ -90,9 +91,12 @@ class Recorder:
                 log.log(level, "health, step %d: %s: %s", found.step, name, found.message)
 
     def log_evaluation(self, result: Row) -> None:
-        """Record an evaluation at the trainer's step."""
+        """Record an evaluation at the trainer's step, with a few answers as pictures for W&B."""
         step, exact = self.trainer.step_number, result.get("all.exact_accuracy", 0.0)
         self.tracker.log({"step": float(step), **result})
+        if self.tracker.mirrors:
+            rows = shown_answers.answer_rows(self.trainer)
+            self.tracker.table(step, shown_answers.TABLE, shown_answers.COLUMNS, rows)
         if not self._ending:
             text = f"step {step}: exact match {exact:.1%} over the training episodes"
             unseen = result.get("validation.exact_accuracy")
