@@ -5,7 +5,7 @@ Shapes: B samples of a batch, N questions of a lane, S tokens of its canvas, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from etrm.arc.augment import Augmentation
 from etrm.arc.grid import crop
+from etrm.config.lanes import Lane
 from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data import counter_random as random
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
+from etrm.data.host_copies import HostCopies
 from etrm.errors import UserError
 from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
@@ -146,9 +148,11 @@ def batches(
 
     All of a batch are of one lane.
     """
-    for episodes, i, v in in_batches(lanes, batch_size):
+    asked = in_batches(lanes, batch_size)
+    on_host = [i.cpu() for _, i, _ in asked]  # now: a copy waits for all that is queued before it
+    for (episodes, i, v), index in zip(asked, on_host, strict=True):
         batch = corpus.assemble(episodes, i, v)
-        batch.token_bounds = episodes.token_bounds(episodes.members(i.cpu()))
+        batch.token_bounds = episodes.token_bounds(episodes.members(index))
         if batch.token_bounds is not None:
             batch.most_cells = batch.token_bounds.most_cells()
         yield episodes, i, v, batch
@@ -260,34 +264,79 @@ def predict_batches(
     """
     early = config.halt_early
     done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, early, by_step=True)
+    before: Answers | None = None
     for episodes, decoded in done:
-        logits, q_halt = decoded.output.logits, decoded.output.q_halt
-        finite = logits.isfinite().all(dim=-1).all(dim=-1) & q_halt.isfinite()
+        # Read while the device is at work on the batch that was queued meanwhile.
+        if before is not None:
+            yield before.table()
+        before = Answers(corpus, episodes, decoded)
+    if before is not None:
+        yield before.table()
+
+
+class Answers:
+    """The answers of one batch, on their way to the host."""
+
+    def __init__(self, corpus: Corpus, episodes: Episodes, decoded: Decoded) -> None:
+        output, losses, batch = decoded.output, decoded.losses, decoded.batch
+        self.corpus, self.lane = corpus, batch.lane
+        finite = output.logits.isfinite().all(dim=-1).all(dim=-1) & output.q_halt.isfinite()
+        sent: dict[str, Tensor | None] = {
+            **_canvases(corpus, batch, output.logits.argmax(dim=-1)),
+            "finite": finite,
+            "task": batch.task,
+            "query": episodes.query[decoded.index],  # number of the pair in the corpus
+            "variant": decoded.variant,
+            "fits": episodes.fits[decoded.index],
+            "q_halt": output.q_halt,
+            "steps": decoded.steps,
+            "labelled": losses.labelled,  # False where the true output is unknown
+            "token_accuracy": losses.accuracy,
+            "lm_loss": losses.lm,
+            "q_halt_loss": losses.q_halt,
+            "q_halt_right": losses.q_right,
+            "accuracy_by_step": decoded.by_step,
+        }
+        self.sent = HostCopies({name: t for name, t in sent.items() if t is not None})
+
+    def table(self) -> pa.Table:
+        """Return their rows of predictions; raises `NotFiniteError` as `predict_batches` does."""
+        sent = self.sent.read()
+        finite = sent["finite"]
         if wrong := int((~finite).sum()):
             raise NotFiniteError(
                 f"found logits that are not finite numbers in {wrong} of {len(finite)} answers,"
                 " expected numbers: the weights are damaged, or their run diverged; train it again"
             )
-        yield pa.table(_rows(corpus, episodes, decoded), schema=PREDICTIONS)
+        return pa.table(_rows(self.corpus, self.lane, sent), schema=PREDICTIONS)
 
 
 def read_grids(corpus: Corpus, batch: Batch, tokens: Tensor) -> list[np.ndarray]:
     """Return the grid on each canvas of `tokens` [B, S], augmentation undone."""
-    lane, canvases = batch.lane, tokens.to(torch.uint8).cpu().numpy()
-    dihedral = corpus.dihedral_on(lane, batch.puzzle).tolist()  # [B], 0-7
-    permutation = corpus.permutation[batch.puzzle].cpu().numpy().astype(np.uint8)  # [B, 10]
-    grids = crop(canvases.reshape(-1, lane.rows, lane.columns))
-    recipes = zip(dihedral, permutation, strict=True)
+    return _grids(batch.lane, HostCopies(_canvases(corpus, batch, tokens)).read())
+
+
+def _canvases(corpus: Corpus, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
+    """Return canvases of `tokens` [B, S], and the recipes of their variants."""
+    return {
+        "tokens": tokens.to(torch.uint8),
+        "dihedral": corpus.dihedral_on(batch.lane, batch.puzzle),  # [B], 0-7
+        "permutation": corpus.permutation[batch.puzzle].to(torch.uint8),  # [B, 10]
+    }
+
+
+def _grids(lane: Lane, sent: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """Return the grids of `_canvases`, on the host."""
+    grids = crop(sent["tokens"].numpy().reshape(-1, lane.rows, lane.columns))
+    recipes = zip(sent["dihedral"].tolist(), sent["permutation"].numpy(), strict=True)
     return [Augmentation(*r).inverse(g) for r, g in zip(recipes, grids, strict=True)]
 
 
-def _rows(corpus: Corpus, episodes: Episodes, decoded: Decoded) -> dict[str, list[object]]:
-    """Return the columns of one batch."""
+def _rows(corpus: Corpus, lane: Lane, sent: Mapping[str, Tensor]) -> dict[str, list[object]]:
+    """Return the columns of the answers to one batch, on the host."""
     rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    grids = read_grids(corpus, decoded.batch, decoded.output.logits.argmax(dim=-1))
-    task = decoded.batch.task.tolist()
-    query = episodes.query[decoded.index].tolist()  # number of the pair in the corpus
-    fits = episodes.fits[decoded.index].tolist()
+    grids = _grids(lane, sent)
+    task, query, fits = (sent[name].tolist() for name in ("task", "query", "fits"))
     for i, grid in enumerate(grids):
         truth = corpus.pairs[query[i]].output
         rows["task"].append(corpus.tasks[task[i]].id)
@@ -297,18 +346,10 @@ def _rows(corpus: Corpus, episodes: Episodes, decoded: Decoded) -> dict[str, lis
         rows["grid"].append(np.ascontiguousarray(grid, dtype=np.uint8).tobytes())
         rows["fits"].append(None if truth is None else fits[i])
         rows["correct"].append(None if truth is None else np.array_equal(grid, truth))
-    rows["variant"] += decoded.variant.tolist()
-    rows["q_halt"] += decoded.output.q_halt.tolist()
-    rows["steps"] += decoded.steps.tolist()
-    labelled = decoded.losses.labelled.tolist()  # False where the true output is unknown
-    losses = decoded.losses
-    for name, values in (
-        ("token_accuracy", losses.accuracy),
-        ("lm_loss", losses.lm),
-        ("q_halt_loss", losses.q_halt),
-        ("q_halt_right", losses.q_right),
-        ("accuracy_by_step", decoded.by_step),
-    ):
-        each = [None] * len(grids) if values is None else values.tolist()
+    for name in ("variant", "q_halt", "steps"):
+        rows[name] += sent[name].tolist()
+    labelled = sent["labelled"].tolist()
+    for name in (*("token_accuracy", "lm_loss", "q_halt_loss", "q_halt_right"), "accuracy_by_step"):
+        each = sent[name].tolist() if name in sent else [None] * len(grids)
         rows[name] += [v if k else None for v, k in zip(each, labelled, strict=True)]
     return rows

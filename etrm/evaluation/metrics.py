@@ -37,19 +37,22 @@ class EvaluationSums:
     NAMES = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)  # the last: samples
+        # On the host, then on the device of what is added; the last: samples.
+        self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
 
     def add(self, losses: SampleLoss, exact: Tensor, steps: Tensor) -> None:
         """Add a batch; `exact` [B]: all tokens right, and the true output fits the canvas."""
         values = (losses.accuracy, exact, losses.lm, losses.q_right, losses.q_halt, steps)
         kept = losses.labelled  # samples without a known output count nowhere
         totals = [torch.where(kept, v.double(), 0.0).sum() for v in values]
-        self.sums += torch.stack([*totals, kept.sum().double()]).cpu()
+        added = torch.stack([*totals, kept.sum().double()])
+        self.sums = self.sums.to(added.device, non_blocking=True) + added  # no batch is waited for
 
     def means(self, ranks: Ranks = ONE) -> dict[str, float]:
         """Return means by name, and `count`, over all ranks; empty where nothing was labelled."""
-        ranks.sum_(self.sums)  # in place, over all ranks
-        *totals, count = self.sums.tolist()
+        sums = self.sums.cpu()  # on all ranks, also one that has added nothing
+        ranks.sum_(sums)
+        *totals, count = sums.tolist()
         if not count:
             return {}
         means = {name: t / count for name, t in zip(self.NAMES, totals, strict=True)}

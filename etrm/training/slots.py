@@ -20,6 +20,7 @@ from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import Sampler
 from etrm.data.epochs import EpochOrder
+from etrm.data.host_copies import HostCopies
 from etrm.data.packing import TokenBounds
 from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
@@ -37,29 +38,23 @@ class HostSlotTracker:
     """The demos that each slot holds, known to the host without holding up the device.
 
     Flags of halted slots are copied when they are there. The host reads them when it assembles the
-    next step's batch; by then the device is at work on later operations.
+    next step's batch; by then the device is at work on the backward pass that follows them.
     """
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.slots = sampler, sampler.slots.cpu()
         self.held = sampler.members(0, self.slots)  # [B, K]: members of the lane's pools
-        self._halted = torch.ones(len(self.slots), dtype=torch.bool)
-        self._copied: torch.cuda.Event | None = None
-        if sampler.slots.device.type == "cuda":  # an asynchronous copy needs pinned memory
-            self._halted, self._copied = self._halted.pin_memory(), torch.cuda.Event()
+        self.record_halted(torch.ones(len(self.slots), dtype=torch.bool))
 
     def record_halted(self, halted: Tensor) -> None:
         """Start to copy the flags [B] of slots that take the next step's questions."""
-        self._halted.copy_(halted, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        self._halted = HostCopies({"halted": halted})
 
     def token_bounds(self, step: int) -> TokenBounds | None:
         """Return bounds for the demos held at `step`, when halted slots have new samples."""
-        if self._copied is not None:
-            self._copied.synchronize()
         new = self.sampler.members(step, self.slots)
-        self.held = torch.where(self._halted[:, None], new, self.held)
+        halted = self._halted.read()["halted"]
+        self.held = torch.where(halted[:, None], new, self.held)
         return self.sampler.episodes.token_bounds(self.held)
 
 

@@ -237,11 +237,12 @@ class Trainer:
         losses = sample_losses(output, carry.batch.labels)
         total = losses.total(self.halting.loss_weight, self.model.context.loss_weights)
         weight = self.lane_weights.by_lane[group.lane]
-        (total.sum() * weight / self.train.batch_size).backward()  # added up over micro-batches
+        # Before the backward pass, during which the host prepares the next batch.
         carry.halted = self._halting(carry, output.q_halt.detach(), group.slots, self.halting)
         group.carry = carry
         if group.host_tracker is not None:
             group.host_tracker.record_halted(carry.halted)
+        (total.sum() * weight / self.train.batch_size).backward()  # added up over micro-batches
         return output, losses, carry.halted
 
     def _search(self) -> Callable[[Batch, Encoded], Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -28,22 +29,24 @@ from etrm.config.study import EvaluationConfig, HaltingConfig
 from etrm.data.batch import Batch
 from etrm.data.corpus import Corpus, Episodes
 from etrm.data.episodes import group_by_lane, held_out_questions
+from etrm.data.host_copies import HostCopies
 from etrm.evaluation.decode import (
     PREDICTIONS,
+    Answers,
     Decoded,
-    _rows,
     all_variants,
     decode,
     decode_all,
+    in_batches,
     mean_metrics,
     predict,
     predict_batches,
 )
-from etrm.evaluation.metrics import means_by_step
+from etrm.evaluation.metrics import EvaluationSums, means_by_step
 from etrm.models.act import Model, StepOutput, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.encoders.base import Encoded
-from etrm.models.losses import sample_losses
+from etrm.models.losses import SampleLoss, sample_losses
 
 HALTING = HaltingConfig(max_steps=3)
 F32 = torch.float32
@@ -152,6 +155,48 @@ def test_batches_of_one_and_of_64_agree(source: str, halt_early: bool, corpus: C
             assert first == second
 
 
+def test_answers_are_read_when_the_next_batch_is_queued(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing waits for a batch before: the device has always one to work on."""
+    done: list[str] = []
+    run, read = etrm.evaluation.decode.decode, HostCopies.read
+
+    def queue(*args: Any) -> Any:
+        done.append("queue")
+        return run(*args)
+
+    def wait(copies: HostCopies) -> dict[str, torch.Tensor]:
+        done.append("read")
+        return read(copies)
+
+    monkeypatch.setattr(etrm.evaluation.decode, "decode", queue)
+    monkeypatch.setattr(HostCopies, "read", wait)
+    lanes = all_variants(corpus, held_out(corpus))
+    config = EvaluationConfig(batch_size=16)
+    tables = predict_batches(model_of("standard", corpus), corpus, lanes, HALTING, config, F32)
+    count = len(in_batches(lanes, 16))
+    assert count > 2
+    next(tables)
+    assert done == ["queue", "queue", "read"]
+    assert len([*tables]) == count - 1
+    assert done == ["queue", *["queue", "read"] * (count - 1), "read"]
+
+
+def test_means_of_an_evaluation_stay_on_the_device_until_they_are_asked_for(
+    corpus: Corpus,
+) -> None:
+    lanes = all_variants(corpus, held_out(corpus))
+    _, decoded = next(decode_all(model_of("standard", corpus), corpus, lanes, HALTING, 16))
+    fields = {f.name: getattr(decoded.losses, f.name) for f in dataclasses.fields(SampleLoss)}
+    on_meta = {n: v.to("meta") for n, v in fields.items() if isinstance(v, torch.Tensor)}
+    losses = dataclasses.replace(decoded.losses, **on_meta)
+    sums = EvaluationSums()
+    for _ in range(2):
+        sums.add(losses, losses.exact, decoded.steps.to("meta"))
+    assert sums.sums.device.type == "meta"
+
+
 def test_lanes_are_decoded_on_their_own_canvas(corpus: Corpus) -> None:
     model = model_of("standard", corpus)
     lanes = all_variants(corpus, held_out(corpus))
@@ -212,8 +257,9 @@ def test_the_recipe_that_is_undone_is_that_of_the_variant() -> None:
     correct = []
     for puzzle in (batch.puzzle, batch.puzzle.roll(1)):
         batch.puzzle = puzzle
-        rows = _rows(corpus, episodes, Decoded(index, variant, batch, output, losses, steps))
-        correct.append(sum(map(bool, rows["correct"])))
+        decoded = Decoded(index, variant, batch, output, losses, steps)
+        rows = Answers(corpus, episodes, decoded).table()
+        correct.append(sum(map(bool, rows["correct"].to_pylist())))
     assert correct[0] == len(batch)
     assert correct[1] < len(batch) / 2
 
@@ -288,12 +334,12 @@ def test_metrics_are_means_over_all_questions(corpus: Corpus) -> None:
     model = model_of("standard", corpus)
     lanes = all_variants(corpus, held_out(corpus))
     found = [mean_metrics(model, corpus, lanes, HALTING, size, F32) for size in (5, 64)]
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] == pytest.approx(found[1], rel=1e-6, abs=1e-6)
     frame = table_of(model, corpus).to_pandas()
     # Held-out answers have the columns of the same means.
     columns = {"accuracy": "token_accuracy", "lm_loss": "lm_loss", "q_halt_loss": "q_halt_loss"}
     for name, column in (columns | {"q_halt_accuracy": "q_halt_right"}).items():
-        assert found[0][f"{name}"] == pytest.approx(frame[column].mean(), abs=1e-6), name
+        assert found[0][f"{name}"] == pytest.approx(frame[column].mean(), rel=1e-6, abs=1e-6), name
     assert found[0]["steps"] == HALTING.max_steps
 
 

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from etrm.config.registry import CONTEXT_SOURCES
 from etrm.config.study import RunConfig
+from etrm.data.episodes import Sampler
+from etrm.data.host_copies import HostCopies
 from etrm.evaluation.decode import all_variants, thin_out
 from etrm.models.build import build_model
 from etrm.models.compute import Compute
 from etrm.storage.checkpoint import load_state, save_state
 from etrm.training.optim import averaged_weights
-from etrm.training.slots import SlotError, apportion_slots
+from etrm.training.slots import HostSlotTracker, SlotError, apportion_slots
 from etrm.training.trainer import Trainer
 
 GOLDEN_LOSSES = Path(__file__).parent / "golden_losses.json"
@@ -294,6 +296,33 @@ def test_the_host_tracks_the_questions_of_slots() -> None:
         check_tracked(trainer)
         held += [int(lane.carry.steps.max()) for lane in trainer.lane_slots]
     assert max(held) > 1
+
+
+def test_the_next_batch_is_prepared_during_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host asks who halted when it has drawn all samples, and knows it before the pass ends."""
+    trainer = tracking()
+    done: list[str] = []
+
+    def note(owner: Any, name: str, say: str) -> None:
+        function = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            done.append(say)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(torch.Tensor, "backward", "backward")
+    note(HostSlotTracker, "record_halted", "begin to copy")
+    note(HostCopies, "read", "read")
+    note(Sampler, "_members", "draw")
+    for _ in range(2):
+        done.clear()
+        trainer.step()
+        of_lane = ["draw", "draw", "read", "begin to copy", "backward"]
+        assert done == of_lane * len(trainer.lane_slots)
 
 
 def test_a_state_from_a_cpu_resumes_where_bounds_are_needed() -> None:
