@@ -22,7 +22,7 @@ def summary(study: StudyConfig, columns: int | None = None) -> str:
     verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
     views = study_views(study)
     if not views:
-        text = f"{layout.root}: no run has finished yet; `snakemake --cores 2` runs the study"
+        text = f"{layout.root}: no run has finished yet"
         return "\n".join(fit(text, columns))
     lines = [f"Study {study.study}", "", to_text(results(views, study.baseline), columns)]
     if verdicts:

@@ -32,6 +32,7 @@ SECONDS = 1.0  # between readings of logs
 SECONDS_BETWEEN_LINES = 60.0  # on the jobs that run, where the output is no terminal
 ROOM = 12  # lines of running jobs
 ERROR_LINES = 6
+ECHO = 3  # columns left free: a terminal that echoes ^C there begins no line of its own
 
 # Beginnings of messages that say nothing of a study; other messages are printed.
 _NOISE = (
@@ -39,11 +40,13 @@ _NOISE = (
     *("Rules claiming more", "Group jobs:", "Conda environments:", "Singularity containers:"),
     *("Select jobs", "Execute ", "DAG of jobs will be updated", "Updating ", "Processed "),
     *("Touching output", "Removing output files of failed", "Write-protecting", "Complete log"),
-    *("Elapsed time", "Shutting down", "Exiting because a job", "Waiting for ", "Storing output"),
+    *("Elapsed time", "Shutting down", "Waiting for ", "Storing output"),
     *("Workflow has started", "Reasons:", "This was a dry-run", "The run involves checkpoint"),
     *("Some jobs were triggered by provenance", "Rules with provenance", "Trying to restart"),
     *("Job rate limit", "Removing temporary", "Would remove"),
 )
+# An error: which job it was has been said.
+_JOB_FAILED = "Exiting because a job execution failed. Look above for error messages"
 _INTERRUPTED = "Terminating processes on user request"
 # How a job ended that failed, which is told with its log; 137 is 128 + SIGKILL, of a shell.
 _FAILED_JOB = re.compile(r"CalledProcessError[\s\S]*(?:died with <Signals\.|exit status )(\w+)")
@@ -196,7 +199,7 @@ class Display(logging.Handler):
         if text.startswith(_INTERRUPTED):
             self._interrupted = True
             self._print("Interrupted: runs save their states, and end …", "yellow")
-        elif text not in ("None", "") and (
+        elif text not in ("None", "", _JOB_FAILED) and (
             record.levelno > logging.INFO or not text.startswith(_NOISE)
         ):
             self._print(text, "yellow" if record.levelno > logging.INFO else "")
@@ -284,7 +287,7 @@ class Display(logging.Handler):
         size = min(max((len(row[0]) for row in rows), default=0), max(room * 2 // 3, 20))
         for name, done, time_left, words in rows:
             line = f"{cut(name, size):<{size}}  {done:>{far}}  {time_left:>{left}}  {words}"
-            lines.append(line[: self.console.width - 1])
+            lines.append(line[: self.console.width - ECHO])
         if len(running) > ROOM:
             lines.append(f"and {len(running) - ROOM} more")
         return Text("\n".join(lines), no_wrap=True)
@@ -310,6 +313,6 @@ def _cells(job: Job) -> tuple[str, str, str, str]:
     """Return the name of a job, how far it is, the time left, and its metrics."""
     reading = job.reading
     if reading is None:
-        return job.name, "", job.duration, ""
+        return job.name, "", job.duration, job.said
     left = f"{reading.left} left" if reading.left else job.duration
     return job.name, f"{reading.unit} {reading.done}/{reading.of}", left, reading.words
