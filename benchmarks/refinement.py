@@ -94,7 +94,7 @@ def _lane(
         seconds += STEPS * timed(lambda: search.score(search.space, shift, True))
         demos = leave_one_out(batch).batch
         encoding = encoder(run, demo_lengths(demos, False)).forward
-        found = sum(Costs(net, batch, halting, config).step("search")) * STEPS + encoding
+        found = sum(Costs.of(net, batch, halting, config).step("search")) * STEPS + encoding
     lengths = demo_lengths(batch, False)
     flops = decoding_flops(run, lane.lane.cells, lengths, encodings=1)
     n = len(batch)

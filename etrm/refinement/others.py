@@ -141,7 +141,7 @@ def more_act_steps(
     Attempts: that answer, and the one after the usual number of ACT steps where it differs.
     """
     began, seconds = time.perf_counter(), dict[int, float]()
-    costs = Costs(model, batch, halting, config)
+    costs = Costs.of(model, batch, halting, config)
     wanted = {
         steps: halting.max_steps + torch.tensor(costs.more_act_steps(steps)).to(batch.inputs.device)
         for steps in config.steps

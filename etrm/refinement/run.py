@@ -137,7 +137,7 @@ def refine_questions(
         for lane in questions.lanes:
             size = max(1, config.batch_size // (config.starts * lane[0].most))
             for episodes, index, variant, batch in batches(corpus, [lane], size):
-                costs = Costs(model, batch, run.halting, config)
+                costs = Costs.of(model, batch, run.halting, config)
                 for method, found in refine_batch(model, batch, run, config).items():
                     for steps, seconds in found.seconds.items():
                         spent[method][steps]["seconds"] += seconds

@@ -100,7 +100,15 @@ def test_the_paper_study_chooses_by_validation_what_is_asked_about_held_out_task
             assert differ == {*beside, "seeds", "stages", "evaluation"}, name
 
 
-SCREEN = ("immediate", "short_term", "halting", "encoders", "no_bottleneck", "training")
+SCREEN = (
+    "immediate",
+    "short_term",
+    "halting",
+    "encoders",
+    "no_bottleneck",
+    "training",
+    "recommended",
+)
 
 # The official ARC-AGI-1 command (TinyRecursiveModels, e7b6871): README, and what it overrides in
 # cfg_pretrain.yaml, arch/trm.yaml and build_arc_dataset.py. The comments are the names there.

@@ -74,7 +74,7 @@ def test_weights_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_more_act_steps_cost_what_the_search_would(source: str) -> None:
     """The first question has three demos, the other two: each has its own number of ACT steps."""
     model, batch, config = make_model(source), questions(), settings(steps=[0, 2])
-    costs = Costs(model, batch, HALTING, config)
+    costs = Costs.of(model, batch, HALTING, config)
     three, two = costs.more_act_steps(2)
     assert three > two > 0
     assert three * costs.act_step == pytest.approx(2 * costs.step("search")[0], rel=0.2)
@@ -96,5 +96,5 @@ def test_the_flops_of_a_step_are_those_that_pytorch_counts() -> None:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             refine(model, batch, replace(HALTING, max_steps=1), replace(config, steps=(0, last)))
         counted.append(counter.get_total_flops())
-    costs = Costs(model, batch, HALTING, config)
+    costs = Costs.of(model, batch, HALTING, config)
     assert sum(costs.step("search")) == pytest.approx(counted[1] - counted[0], rel=0.05)

@@ -251,6 +251,7 @@ def test_a_small_study_is_that_of_a_hand_count(tmp_path: Path) -> None:
     records = [TaskRecord(tasks[0], "s", "training"), TaskRecord(tasks[1], "s", "evaluation")]
     sizes = Sizes(training=1, held_out=1, questions=1, cells=25.0, records=records)
     change = {"context": {"source": "standard"}, "episodes": {"canvas": [6]}}
+    change["refinement"] = {"steps": [0, 10], "methods": ["search", "random"]}
     layout = paper(tmp_path, **change, train={"dtype": "fp32", "eval_episodes": 100})
     device = chosen(devices([], benchmarks(tmp_path / "b", h100=rows(CARD))), None)
     found = Costs(layout, sizes, device)
@@ -264,6 +265,12 @@ def test_a_small_study_is_that_of_a_hand_count(tmp_path: Path) -> None:
     # 200 and 20 or 10 examples a second of 3 GFLOP.
     assert train == pytest.approx(1000 * 256 * step / 600e9 + 100 * answer / 30e9, rel=0.05)
     assert evaluate == pytest.approx(1000 * answer / 30e9, rel=0.05)
+    # Ten steps of three demos forward, by `search` backward as well; two answers by both.
+    forward, linear, attention = 52 * token * 21 + heads, 2 * NETWORK, 2 * 4 * 512 * 52
+    backward = 52 * 7 * (linear + 2.5 * attention) + heads
+    refined = 10 * 3 * (2 * forward + backward) + 4 * 16 * forward
+    refine = found.of(job(FULL, "refine")).hours * HOUR
+    assert refine == pytest.approx(refined / 30e9, rel=0.05)
 
 
 def _evaluated(found: Costs) -> Cost:

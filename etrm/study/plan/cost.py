@@ -21,7 +21,7 @@ from etrm.study.plan.devices import Device
 from etrm.study.plan.entries import Entry
 from etrm.study.plan.sizes import Sizes
 from etrm.study.plan.spread import Spreads
-from etrm.study.plan.work import Demand, Demands
+from etrm.study.plan.work import Demand, Demands, refinement
 from etrm.study.stale import StudyStatus
 
 HOUR = 3600  # seconds
@@ -126,14 +126,24 @@ class Costs:
 
     def _refinement(self, entry: Entry) -> Cost:
         experiment = self.layout.study.experiments[entry.experiment]
-        run = Run(entry.experiment, str(experiment.scored_stage), entry.seed)
-        kind = refinement_kind(plain(self.layout.config_of(run)), plain(experiment.refinement))
-        found, held_out = self._of_runs(entry.experiment, "refine", kind), self.sizes.held_out
-        if found is None or not held_out:
+        settings = experiment.refinement
+        config = self.layout.config_of(
+            Run(entry.experiment, str(experiment.scored_stage), entry.seed)
+        )
+        found = self._of_runs(
+            entry.experiment, "refine", refinement_kind(plain(config), plain(settings))
+        )
+        asked = self.sizes.asked_of(settings.tasks)
+        if asked is None:
             return Cost()
-        tasks = min(experiment.refinement.tasks or held_out, held_out)
-        hours = tasks / found[0] / HOUR
-        return Cost(hours, found[1], hours)
+        if found is not None:
+            tasks = min(settings.tasks or self.sizes.held_out, self.sizes.held_out)
+            hours = tasks / found[0] / HOUR
+            return Cost(hours, found[1], hours)
+        spread = self.demands.spreads.of(config, held_out=True)
+        demand = refinement(config, settings, spread)
+        variants = min(settings.variants, self.layout.study.data.variants)
+        return self._by_flops(config, "eval", demand, asked * variants)
 
     def _training(self, entry: Entry) -> Cost:
         config = self.layout.config_of(entry.run)

@@ -46,11 +46,14 @@ class Sizes:
         """Return the most predictions of an evaluation, or a validation: queries × variants."""
         if validation:
             return self.asked * min(config.evaluation.variants, variants)
+        asked = self.asked_of(config.evaluation.tasks)
+        return None if asked is None else asked * min(config.evaluation.variants, variants)
+
+    def asked_of(self, tasks: int | None) -> int | None:
+        """Return the queries of so many held-out `tasks`, or of all; None: not known yet."""
         if self.questions is None or not self.held_out:
             return None
-        asked = config.evaluation.tasks or self.held_out
-        share = min(asked, self.held_out) / self.held_out
-        return round(self.questions * share) * min(config.evaluation.variants, variants)
+        return round(self.questions * min(tasks or self.held_out, self.held_out) / self.held_out)
 
     def puzzles(self, run: RunConfig, variants: int) -> int:
         """Return the most augmented puzzles of a run: rows of its table of embeddings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from etrm.config.refinement import RefinementConfig
 from etrm.config.study import RunConfig
 from etrm.models.build import context_of_sizes
 from etrm.models.encoders.base import ContextSource
@@ -15,6 +16,7 @@ from etrm.models.flops import (
     bytes_moved,
     training_step,
 )
+from etrm.refinement.costs import Costs
 from etrm.study.plan.spread import LaneShare, Spread, Spreads
 
 BYTES = {"bf16": 2, "fp32": 4}  # of a number
@@ -86,6 +88,21 @@ def answer(run: RunConfig, spread: Spread) -> Demand:
 
     moved = spread.mean(lambda lane: steps * of.moved(lane, False))
     return Demand(spread.mean(flops), moved, of.counted)
+
+
+def refinement(run: RunConfig, config: RefinementConfig, spread: Spread) -> Demand:
+    """Return the work of refining the answer to one question in one variant, by all methods."""
+    of = _Run(run)
+
+    def flops(lane: LaneShare) -> float:
+        demos = (lane.demos.concat > 0).sum(axis=1).tolist()
+        costs = Costs(run.model, lane.cells, of.context(lane), demos, run.halting, config)
+        return costs.all() / len(demos)
+
+    step = spread.mean(lambda lane: act_step(run.model, lane.cells, of.context(lane)).forward)
+    work = spread.mean(flops)
+    moved = spread.mean(lambda lane: of.moved(lane, False))
+    return Demand(work, work / step * moved, of.counted)
 
 
 class _Run:
