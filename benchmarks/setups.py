@@ -25,8 +25,9 @@ from etrm.data.pools import Pools
 from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
+from etrm.models.memory import activation_budget
 from etrm.runtime.distributed import Ranks
-from etrm.training.micro_batches import activation_budget, slot_bytes
+from etrm.training.micro_batches import slot_bytes
 from etrm.training.optim import AdamATan2
 from etrm.training.trainer import Trainer
 
@@ -178,7 +179,7 @@ def _execution(
     if layout.packing != "none":
         return execution
     largest = max(padded_bytes(run, model, lane) for lane in episodes)
-    fitting = max(1, int(activation_budget(execution, device, ranks.world_size) / largest))
+    fitting = max(1, int(activation_budget(device, execution, ranks.world_size) / largest))
     return replace(execution, micro_batch=fitting)
 
 

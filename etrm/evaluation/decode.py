@@ -5,7 +5,7 @@ Shapes: B samples of a batch, N questions of a lane, S tokens of its canvas, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from etrm.evaluation.metrics import EvaluationSums
 from etrm.models.act import Carry, Model, StepOutput, act_step, empty_carry
 from etrm.models.compute import Compute, computing
 from etrm.models.losses import SampleLoss, right_cells, sample_losses
+from etrm.models.memory import activation_budget, decoding_bytes
 from etrm.runtime.distributed import Ranks
 
 ONE = Ranks()
@@ -125,12 +126,19 @@ def decode_all(
     dtype: torch.dtype = torch.float32,
     halt_early: bool = False,
     by_step: bool = False,
+    memory: float | None = None,
 ) -> Iterator[tuple[Episodes, Decoded]]:
-    """Yield the answers to each (episode index, variant) of each lane exactly once, in batches."""
+    """Yield the answers to each (episode index, variant) of each lane exactly once, in batches.
+
+    A batch that takes more than `memory`, in bytes (None: the share of the machine's that
+    activations may take), is decoded in pieces.
+    """
+    budget = activation_budget(corpus.device) if memory is None else memory
+    pieces = cut_to_memory(model, in_batches(lanes, batch_size), dtype.itemsize, budget)
     training = model.training  # the mode to restore
     model.eval()
     try:
-        for episodes, i, v, batch in batches(corpus, lanes, batch_size):
+        for episodes, i, v, batch in batches(corpus, pieces, batch_size):
             accuracies: list[Tensor] | None = [] if by_step else None
             with computing(model, Compute(dtype)):
                 output, steps = decode(model, batch, halting, dtype, halt_early, accuracies)
@@ -165,6 +173,22 @@ def in_batches(lanes: Sequence[LaneQuestions], batch_size: int) -> list[LaneQues
         for episodes, index, variant in lanes
         for i, v in zip(index.split(batch_size), variant.split(batch_size), strict=True)
     ]
+
+
+def cut_to_memory(
+    model: Model, asked: Sequence[LaneQuestions], item: int, budget: float
+) -> list[LaneQuestions]:
+    """Return batches in equal pieces, of which each takes at most `budget` bytes, or is of one.
+
+    `item`: bytes of a number.
+    """
+    pieces: list[LaneQuestions] = []
+    for episodes, index, variant in asked:
+        fitting = max(1, int(budget / decoding_bytes(model, episodes, index.cpu(), item)))
+        count = -(-len(index) // fitting)  # rounded up
+        parts = zip(index.tensor_split(count), variant.tensor_split(count), strict=True)
+        pieces += [(episodes, *part) for part in parts]
+    return pieces
 
 
 def all_variants(
@@ -215,14 +239,19 @@ def mean_metrics(
     batch_size: int,
     dtype: torch.dtype,
     ranks: Ranks = ONE,
+    memory: float | None = None,
 ) -> dict[str, float]:
-    """Return means over the questions, and their number; a rank decodes each `world_size`-th."""
+    """Return means over the questions, and their number; a rank decodes each `world_size`-th.
+
+    `memory`: see `decode_all`.
+    """
     sums = EvaluationSums()
     lanes = [
         (e, i[ranks.rank :: ranks.world_size], v[ranks.rank :: ranks.world_size])
         for e, i, v in lanes
     ]
-    for episodes, d in decode_all(model, corpus, lanes, halting, batch_size, dtype):
+    given = model, corpus, lanes, halting, batch_size, dtype
+    for episodes, d in decode_all(*given, memory=memory):
         # Cut off outputs are wrong.
         sums.add(d.losses, d.losses.exact & episodes.fits[d.index], d.steps)
     return sums.means(ranks)
@@ -262,14 +291,23 @@ def predict_batches(
 
     Raises `NotFiniteError` for logits that are not finite, of which argmax would make an answer.
     """
-    early = config.halt_early
-    done = decode_all(model, corpus, lanes, halting, config.batch_size, dtype, early, by_step=True)
+    early, size = config.halt_early, config.batch_size
+    done = decode_all(model, corpus, lanes, halting, size, dtype, early, by_step=True)
+    tables = _read_behind(Answers(corpus, episodes, decoded) for episodes, decoded in done)
+    for _, index, _ in in_batches(lanes, size):
+        pieces = [next(tables)]
+        while sum(map(len, pieces)) < len(index):
+            pieces.append(next(tables))
+        yield pa.concat_tables(pieces)
+
+
+def _read_behind(answers: Iterable[Answers]) -> Iterator[pa.Table]:
+    """Yield the tables of answers, each read while the device is at work on the next batch."""
     before: Answers | None = None
-    for episodes, decoded in done:
-        # Read while the device is at work on the batch that was queued meanwhile.
+    for queued in answers:
         if before is not None:
             yield before.table()
-        before = Answers(corpus, episodes, decoded)
+        before = queued
     if before is not None:
         yield before.table()
 

@@ -33,6 +33,7 @@ from etrm.evaluation.run import (
 from etrm.models.act import Model
 from etrm.models.compute import DTYPES, device_name, pick_device
 from etrm.models.flops import GIGA
+from etrm.models.memory import MARGIN, activation_budget, kept_bytes
 from etrm.refinement.costs import Costs
 from etrm.refinement.others import fine_tune, more_act_steps
 from etrm.refinement.scores import score_methods
@@ -131,11 +132,12 @@ def refine_questions(
     """
     rows: dict[str, list[object]] = {name: [] for name in COLUMNS}
     spent: Spent = defaultdict(lambda: defaultdict(lambda: {"seconds": 0.0, "gflop": 0.0}))
-    corpus, done = questions.corpus, 0
+    corpus, done, item = questions.corpus, 0, DTYPES[run.train.dtype].itemsize
     total = sum(len(index) for _, index, _ in questions.lanes)
     with Progress(name, total, bool(name), True, "question") as progress:
         for lane in questions.lanes:
-            size = max(1, config.batch_size // (config.starts * lane[0].most))
+            fitting = activation_budget(corpus.device) / (MARGIN * kept_bytes(model, lane[0], item))
+            size = int(min(config.batch_size, fitting)) // (config.starts * lane[0].most) or 1
             for episodes, index, variant, batch in batches(corpus, [lane], size):
                 costs = Costs.of(model, batch, run.halting, config)
                 for method, found in refine_batch(model, batch, run, config).items():

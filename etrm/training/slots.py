@@ -25,7 +25,7 @@ from etrm.data.packing import TokenBounds
 from etrm.errors import UserError
 from etrm.models.act import Carry, Model, empty_carry
 from etrm.runtime.distributed import Ranks
-from etrm.training.micro_batches import activation_budget, max_slots
+from etrm.training.micro_batches import max_slots
 
 CARRIED = ("z_H", "z_L", "state", "context", "steps", "halted")  # tensors of a carry, in a state
 
@@ -91,13 +91,13 @@ def make_lane_slots(
     ranks: Ranks,
     dtype: torch.dtype,
     execution: ExecutionConfig,
+    memory: float,
 ) -> list[LaneSlots]:
-    """Return this rank's slots, all free, in micro-batches that memory allows.
+    """Return this rank's slots, all free, in micro-batches that `memory`, in bytes, allows.
 
     Raises `SlotError` where there are fewer slots than lanes or ranks.
     """
     size, demos = run.train.batch_size, model.context.needs_demos
-    budget = activation_budget(execution, corpus.device, ranks.local_world_size)
     if size < ranks.world_size:
         raise SlotError(
             f"train.batch_size: found {size}, expected at least one slot for each of the"
@@ -108,7 +108,7 @@ def make_lane_slots(
     for number, (lane, count) in enumerate(zip(episodes, counts, strict=True)):
         own = ranks.own(torch.arange(first, first + count))  # numbers in the whole batch
         order = EpochOrder(lane.task, count, run.seed) if run.episodes.order == "epochs" else None
-        parts = -(-len(own) // max_slots(run, model, lane, execution, budget)) or 1  # rounded up
+        parts = -(-len(own) // max_slots(run, model, lane, execution, memory)) or 1  # rounded up
         for numbers in own.tensor_split(parts) if len(own) else ():
             slots, noise = numbers.to(corpus.device), model.context.noise_size
             sampler = Sampler(corpus, lane, slots, run.seed, run.episodes, demos, noise, order)

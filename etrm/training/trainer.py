@@ -22,6 +22,7 @@ from etrm.models.build import num_parameters
 from etrm.models.compute import DTYPES, Compute, compile_blocks, compiles, computing
 from etrm.models.encoders.base import Encoded
 from etrm.models.losses import SampleLoss, sample_losses
+from etrm.models.memory import activation_budget
 from etrm.runtime.distributed import Ranks
 from etrm.training.contrast import Contrast
 from etrm.training.lane_weights import LaneWeights
@@ -67,8 +68,9 @@ class Trainer:
         self._period = 0  # of the tasks that slots take
         self.compute = compute or Compute(DTYPES[run.train.dtype], run.train.hoist_casts)
         self.step_number = 0  # of the step under way, or the last one done
-        dtype = self.compute.dtype
-        self.lane_slots = make_lane_slots(run, model, corpus, episodes, ranks, dtype, execution)
+        self.memory = activation_budget(corpus.device, execution, ranks.local_world_size)
+        given = ranks, self.compute.dtype, execution, self.memory
+        self.lane_slots = make_lane_slots(run, model, corpus, episodes, *given)
         self.lane_weights = LaneWeights(episodes, run.train.batch_size, corpus.device)
         self.updater = Updater(run, model, ranks)
         self.ema = self.updater.ema
@@ -188,7 +190,8 @@ class Trainer:
         lanes = thin_out(lanes, self.train.eval_episodes, self.run.seed)
         # Without activations to keep, a pass takes more samples than in training.
         size, dtype = max(self.train.batch_size, 64), self.compute.dtype
-        return mean_metrics(self.model, corpus, lanes, self.halting, size, dtype, self.ranks)
+        given = self.model, corpus, lanes, self.halting, size, dtype
+        return mean_metrics(*given, self.ranks, self.memory)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return all that the next step depends on, for any number of ranks; None off rank 0."""

@@ -35,6 +35,7 @@ from etrm.evaluation.decode import (
     Answers,
     Decoded,
     all_variants,
+    cut_to_memory,
     decode,
     decode_all,
     in_batches,
@@ -47,6 +48,7 @@ from etrm.models.act import Model, StepOutput, act_step, empty_carry
 from etrm.models.build import build_model
 from etrm.models.encoders.base import Encoded
 from etrm.models.losses import SampleLoss, sample_losses
+from etrm.models.memory import decoding_bytes
 
 HALTING = HaltingConfig(max_steps=3)
 F32 = torch.float32
@@ -195,6 +197,29 @@ def test_means_of_an_evaluation_stay_on_the_device_until_they_are_asked_for(
     for _ in range(2):
         sums.add(losses, losses.exact, decoded.steps.to("meta"))
     assert sums.sums.device.type == "meta"
+
+
+@pytest.mark.parametrize("source", ["embedding", "standard"])
+def test_a_batch_that_memory_does_not_hold_is_decoded_in_pieces(
+    source: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there is a table for each batch all the same, as parts on disk count them."""
+    model, lanes = model_of(source, corpus), all_variants(corpus, held_out(corpus))
+    asked, config = in_batches(lanes, 16), EvaluationConfig(batch_size=16)
+    whole = [*predict_batches(model, corpus, lanes, HALTING, config, F32)]
+    episodes, index, _ = asked[0]
+    memory = 5.5 * decoding_bytes(model, episodes, index, 4)
+    pieces = cut_to_memory(model, asked, 4, memory)
+    assert len(pieces) > len(asked)
+    assert all(len(i) * decoding_bytes(model, e, i, 4) <= memory for e, i, _ in pieces)
+    monkeypatch.setattr(etrm.evaluation.decode, "activation_budget", lambda _: memory)
+    cut = [*predict_batches(model, corpus, lanes, HALTING, config, F32)]
+    for name in ("task", "query", "variant", "steps"):
+        assert [t[name].to_pylist() for t in cut] == [t[name].to_pylist() for t in whole]
+    for first, second in zip(cut, whole, strict=True):
+        losses = (t["lm_loss"].to_pylist() for t in (first, second))
+        assert next(losses) == pytest.approx(next(losses), rel=1e-4)
+    assert len(cut_to_memory(model, asked, 4, 1.0)) == sum(len(i) for _, i, _ in lanes)
 
 
 def test_lanes_are_decoded_on_their_own_canvas(corpus: Corpus) -> None:

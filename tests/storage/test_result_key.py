@@ -173,7 +173,7 @@ OTHER = {
     "counter-based random numbers": (
         *("data/counter_random.py", "_shift(x, 27)", "_shift(x, 26)", "train *|refine *"),
     ),
-    "micro-batches": ("training/micro_batches.py", "MARGIN = 1.25", "MARGIN = 1.5", "train *"),
+    "pieces of a batch": ("models/memory.py", "MARGIN = 1.25", "MARGIN = 1.5", "*"),
     "sums over ranks": ("runtime/distributed.py", "dist.all_reduce(tensor)", "pass", "train *"),
     "order of a dataclass's fields": (
         *("models/losses.py", "    lm: Tensor", "    added: Tensor\n    lm: Tensor", "*"),
