@@ -126,5 +126,5 @@ def _notes(table: pd.DataFrame, baseline: str | None) -> tuple[str, ...]:
         " difference in validation by"
         f" {UNPAIRED}; of that in pass@1 by {PAIRED}.",
         "Where a gate has stopped seeds, train exact match and differences are of the others alone."
-        " No difference is corrected for the number of experiments: those of `comparisons` are.",
+        " No difference is corrected for the number of experiments; the comparisons are.",
     )

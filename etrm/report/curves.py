@@ -131,7 +131,7 @@ def label_steps(axes: Axes, labelled: bool = True) -> None:
 
 def make_logarithmic(axes: Axes, linear_below: float) -> None:
     """Make the axis logarithmic, but linear up to `linear_below`: zeros stay in sight."""
-    linear_below = max(linear_below, 1e-3)  # a bound of 0 has no logarithm
+    linear_below = max(1e-3, linear_below)  # a bound of 0 or NaN has no logarithm
     axes.set_yscale("symlog", linthresh=linear_below, linscale=0.5)
     top = max(float(np.nanmax(np.asarray(line.get_ydata(), dtype=float))) for line in axes.lines)
     top = 1.3 * max(top, 10 * linear_below)  # at least one decade
@@ -143,10 +143,10 @@ def make_logarithmic(axes: Axes, linear_below: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def draw_threshold(axes: Axes, value: float, words: str) -> None:
-    """Draw a line at `value`, named at the right of the panel."""
+def draw_threshold(axes: Axes, value: float, words: str, beside: str = "center") -> None:
+    """Draw a line at `value`, named at the right of the panel; `beside`: vertical alignment."""
     axes.axhline(value, color=GUIDE, linestyle=":", linewidth=1.0, zorder=1.2)
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    look: dict[str, Any] = {"va": "center", "fontsize": "x-small", "linespacing": 1.1}
+    look: dict[str, Any] = {"va": beside, "fontsize": "x-small", "linespacing": 1.1}
     look |= {"color": GUIDE, "annotation_clip": False}  # outside of the panel
     axes.annotate(words, xy=(1, value), xytext=(3, 0), **place, **look)

@@ -101,7 +101,7 @@ def _by_step(
 def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("ACT step")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])  # a line at zero stays in sight
 
 
 def halting_grid(study: StudyView) -> Figure:

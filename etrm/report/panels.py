@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,13 @@ class Panel:
 
 
 def bounds(health: HealthConfig, finding: str) -> tuple[float, float]:
-    """Return where a rule fails and where it warns; the guide's if the study has no such rule."""
+    """Return where a rule fails and where it warns; the guide's if the study has no such rule.
+
+    NaN for a rule that is switched off.
+    """
     rule = health.rules.get(finding) or guide_rules()[finding]
     given = [bound for bound in (rule.fail, rule.warn, rule.stop) if bound is not None]
-    return (given[0], given[min(1, len(given) - 1)]) if given else (0.0, 0.0)
+    return (given[0], given[min(1, len(given) - 1)]) if given else (math.nan, math.nan)
 
 
 def draw_panels(
@@ -112,8 +116,13 @@ def _draw(axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[s
         return
     if panel.floor:
         _floors(axes, views, panel.metric, look_of)
+    lines: dict[float, str] = {}
     for value, words in panel.lines:
-        draw_threshold(axes, value, words)
+        if not math.isnan(value):
+            lines.setdefault(value, words)  # the first of two at one place
+    for value, words in lines.items():
+        beside = "center" if len(lines) < 2 else "bottom" if value == max(lines) else "top"
+        draw_threshold(axes, value, words, beside)
     for view in views:
         if (by := view.stopped_by) is not None and by["metric"] == panel.metric:
             mark_last(axes, smoothed(view, panel.metric), "X", look_of[view.experiment].colour)

@@ -17,7 +17,7 @@ from readable import assert_readable, texts, words_of
 
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
-from etrm.config.health import HealthConfig
+from etrm.config.health import HealthConfig, guide_rules
 from etrm.report.curves import over_seeds, smoothed
 from etrm.report.figures import (
     encoder_probe,
@@ -193,6 +193,20 @@ def test_a_missing_stage_is_said_in_words(views: list[RunView]) -> None:
     for words in ("no pretraining run has", "no full run has", "exact match"):
         assert words in words_of(fig)
     assert_readable(fig)
+
+
+@pytest.mark.parametrize("bound", [None, 0.05])
+def test_thresholds_that_are_off_or_in_one_place(views: list[RunView], bound: float | None) -> None:
+    """As studies have them whose runs are too short for the guide's."""
+    rules = guide_rules()
+    for name in ("gradient_starvation", "collapse"):
+        rules[name] = dataclasses.replace(rules[name], warn=bound, fail=bound, stop=None)
+    of = dataclasses.replace(study(views), health=HealthConfig(rules=rules))
+    for make in (gradient_flow, encoder_statistics):
+        fig = make(of)
+        assert_readable(fig)
+        ends = [text.get_text() for text in fig.axes[0].texts]
+        assert len(ends) == (bound is not None)
 
 
 def test_a_metric_that_no_run_has_is_said_in_words(views: list[RunView]) -> None:

@@ -32,7 +32,7 @@ AT_ONCE = (
     "comparisons",
     "claims",
 )  # tables in the section of results; others are folded
-LONG_TEXT, LONG_NAME = 60, 26  # letters of cells that are wrapped
+LONG_TEXT, LONG_NAME = 40, 26  # letters of cells that are wrapped
 DEEPER = 2  # levels that the headings of a record go down in the page
 
 
@@ -153,11 +153,11 @@ def _width(cell: str) -> str:
 
 
 def _wrapping(fragment: str) -> Markup:
-    """Return a table whose long cells have their class; names break after `_` first."""
+    """Return a table whose long cells have their class; names break after `_`, if at all."""
 
     def marked(cell: re.Match[str]) -> str:
         kind, text = _width(cell[1]), cell[1]
-        return f'<td class="{kind}">{text.replace("_", "_<wbr>") if kind == "name" else text}</td>'
+        return f'<td class="{kind}">{text.replace("_", "_<wbr>")}</td>'
 
     return Markup(re.sub("<td>([^<]+)</td>", marked, fragment))
 
