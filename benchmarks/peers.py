@@ -120,6 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file for the rows as JSON")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="(default %(default)s)")
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="(default: bf16)")
+    parser.add_argument(
+        "--only", default="", metavar="CASE", help="as peers/train-etrm, its beginning"
+    )
     options = parser.parse_args(arguments)
     try:
         device = pick_device(options.device)
@@ -130,11 +133,16 @@ def main(arguments: list[str] | None = None) -> int:
     rows, out = list[Row](), options.out or default_file(device)
     for dtype in options.dtype or ["bf16"]:
         for model in reversed(SOURCES):
-            for measure in (training_peers, evaluation_peers):
+            for case, measure in (("train", training_peers), ("eval", evaluation_peers)):
+                if not f"peers/{case}-{model}".startswith(options.only):
+                    continue
                 rows += measure(setting, model, dtype, options.rounds)
                 cases = [row.case for row in rows]
                 write_rows(out, rows, rows_of_other_cases(out, cases))
                 print(rows[-1].case, f"{rows[-1].speedup:.2f}", file=sys.stderr, flush=True)
+    if not rows:
+        print(f"benchmarks.peers: no case begins with {options.only!r}", file=sys.stderr)
+        return 2
     print(table(rows))
     return 0
 
