@@ -136,8 +136,8 @@ def choose(
 
 
 def _short(name: str) -> str:
-    """Return a task id as long as a low row is high: its beginning and its end."""
-    return name if len(name) <= LONGEST_LABEL else f"{name[:4]}…{name[-3:]}"
+    """Return a task id that fits above a column: its beginning and its end."""
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 4]}…{name[-3:]}"
 
 
 def _attempts(
@@ -227,7 +227,8 @@ class _Page:
         """Return the height of each row in inches: titles, those of a task, experiments."""
         grids = self.side * max(column.height / column.side for column in columns)
         demo = self._half() * max(column.demo_height / column.demo_side for column in columns)
-        lines = [2, 2, *(max(2, label.count("\n") + 1) for label in labels)]
+        least = 3.4 if self.bar else 2.0  # lines: a bar above two of text
+        lines = [2.0, 2.0, *(max(least, label.count("\n") + 1) for label in labels)]
         rows = [max(demo, self.line), *(max(grids, self.line * count) for count in lines)]
         return [1.4 * self.line, *(row + BETWEEN for row in rows)]
 

@@ -44,6 +44,8 @@ def voting(study: StudyView) -> Figure:
     with theme(style):
         if not names:
             return empty_figure(style, "no experiment has been evaluated on all tasks yet")
+        if all(view.score["variants"] == 1 for view in scored if view.score is not None):
+            return empty_figure(style, "every evaluation asks one variant of a task: none votes")
         fig, (left, right), columns = small_multiples(style, 2, 2, 0.75)
         evaluated = distinct(view.experiment for view in study.runs if view.score is not None)
         whole = part_of(len(names), len(evaluated), "experiments, evaluated on all tasks")

@@ -91,6 +91,13 @@ def test_experiments_that_were_asked_other_tasks_stand_apart(synthetic_study: St
     assert not {"etrm_lpn", "etrm_in_context"} & set(names)
 
 
+def test_where_one_variant_is_asked_there_is_no_vote(synthetic_study: StudyView) -> None:
+    scored = [view for view in synthetic_study.runs if view.score is not None]
+    runs = [dataclasses.replace(v, score={**(v.score or {}), "variants": 1}) for v in scored]
+    fig = voting(dataclasses.replace(synthetic_study, runs=runs))
+    assert "every evaluation asks one variant of a task" in words_of(fig)
+
+
 def test_pass_curves_rise_and_begin_with_the_scores(synthetic_study: StudyView) -> None:
     one = estimates(synthetic_study, 2)["etrm_in_context"]
     curve = pass_curve([v for v in synthetic_study.runs if v.experiment == "etrm_in_context"])

@@ -287,6 +287,19 @@ def test_cells_of_a_column_are_equally_large() -> None:
     assert len(set(sizes[2:])) == 1
 
 
+def test_rows_of_flat_grids_have_room_for_their_shares() -> None:
+    flat = np.arange(10, dtype=np.uint8)[None]
+    tasks = [Task(f"flat{i}", (Pair(flat, flat),), (Pair(flat, flat),)) for i in range(4)]
+    predictions = {name: fake.predictions(tasks) for name in ("one", "two", "three")}
+    counts = {name: Counter(right=1, structured=2) for name in predictions}
+    fig = draw_answers(tasks, predictions, STYLE, counts=counts)
+    assert_readable(fig)
+    bars = [axes.get_window_extent() for axes in fig.axes if axes.patches]
+    words = [box for text, box in texts(fig) if "right" in text and "of 3" in text]
+    assert len(bars) == len(words) == 3
+    assert not any(bar.overlaps(box) for bar in bars for box in words)
+
+
 def test_the_choice_of_tasks_is_seeded_and_asks_for_all_experiments() -> None:
     tasks = fake.tasks(12)
     full, half = fake.predictions(tasks), fake.predictions(tasks[:6])
