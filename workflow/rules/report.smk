@@ -15,7 +15,9 @@ rule figures:
     params:
         style=plain(STUDY.figures),
         health=plain(next(iter(STUDY.experiments.values())).health),
-        code=code_digest("etrm.report.write_figures", "etrm.report.collect", *modules(FIGURES)),
+        code=code_digest(
+            "etrm.report.write_figures", "etrm.report.collect", *modules(FIGURES)
+        ),
         script=code_of_script("figures"),
     script:
         "../scripts/figures.py"
@@ -34,7 +36,9 @@ rule tables:
     params:
         baseline=STUDY.baseline,
         finalists=LAYOUT.finalists,
-        code=code_digest("etrm.report.write_tables", "etrm.report.collect", *modules(TABLES)),
+        code=code_digest(
+            "etrm.report.write_tables", "etrm.report.collect", *modules(TABLES)
+        ),
         script=code_of_script("tables"),
     script:
         "../scripts/tables.py"
