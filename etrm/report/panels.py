@@ -79,15 +79,19 @@ def draw_panels(
 ) -> Figure:
     """Draw metrics of runs, some panels a row; `runs` names their stage, `rows` each row.
 
+    Without names of rows, a metric that no run has logged has no panel, and the heading says so.
     `ratio`: of the height of a panel to its width.
     """
     look_of, style = looks(view.experiment for view in study.runs), study.style
+    logged = {p.metric for p in panels if p.draw or any(len(v.series(p.metric)) for v in views)}
     views = [v for v in views if any(p.draw or len(v.series(p.metric)) for p in panels)]
+    missing = ", ".join(p.metric for p in panels if p.metric not in logged) if not rows else ""
+    panels = panels if rows else [p for p in panels if p.metric in logged]
     with theme(style):
         if not views:
             return empty_figure(style, f"no {subject} has finished yet")
         fig, grid, across = small_multiples(style, len(panels), columns, ratio)
-        heading(fig, style, runs)
+        heading(fig, style, runs, f"not logged: {missing}" if missing else "")
         for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
             title(axes, panel.title, style, across)
             if panel.draw is not None:

@@ -214,6 +214,7 @@ def test_a_metric_that_no_run_has_is_said_in_words(views: list[RunView]) -> None
     frames = [view.metrics.drop(columns=metric, errors="ignore") for view in views]
     without = [RunView(v.run, frame) for v, frame in zip(views, frames, strict=True)]
     fig = encoder_statistics(study(without))
+    assert sum(axes.axison for axes in fig.axes) == 3  # and no empty panel
     assert metric in words_of(fig).replace(" ", "")
     assert_readable(fig)
 
