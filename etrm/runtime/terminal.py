@@ -15,7 +15,7 @@ WIDTH = 80  # columns, where the output is no terminal
 DISPLAY = "ETRM_DISPLAY"
 # None of them is a quotation mark or a backslash: JSON stays JSON.
 STAND_INS = {
-    **dict.fromkeys("–—−─", "-"),
+    **dict.fromkeys("‑–—−─", "-"),
     **{"≈": "~", "\N{NO-BREAK SPACE}": " "},
     **{"→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-"},
     **{"…": "...", "×": "x", "·": "*", "√": "sqrt", "°": " deg", "†": "+"},

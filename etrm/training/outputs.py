@@ -98,13 +98,22 @@ def write_outputs(out: Path, record: Json, recorder: Recorder) -> None:
     error: OSError | None = None
     failed = False
 
-    def write() -> bool:
+    def write_results() -> bool:
         nonlocal error, failed
         recorder.exit_if_superseded()
         error = _write_files(out, record, recorder) if recorder.ranks.is_rank_zero else None
         failed = bool(recorder.ranks.max_(int(error is not None)))
-        # A state of the last step holds all that the results are made from.
-        return not failed or recorder.save() or recorder.saved == recorder.trainer.step_number
+        return not failed
+
+    def write() -> bool:
+        # A state of the last step holds all that the results are made from. Where there is room for
+        # it, there may be room by now for the results as well.
+        if write_results():
+            return True
+        if not recorder.save() and recorder.saved != recorder.trainer.step_number:
+            return False
+        write_results()
+        return True
 
     def problem() -> str:
         assert error is not None

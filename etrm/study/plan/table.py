@@ -37,7 +37,7 @@ OTHERS = {
 
 
 GAP, HANGING = "  ", " " * 8
-NARROWEST = 16  # of the last column: below it, reasons have lines of their own
+NARROWEST = 14  # of the last column: below it, reasons have lines of their own
 MOST = 2  # lines of a reason beside its row
 NAME = 24  # of the first column in a narrow terminal: names are cut in the middle
 
@@ -60,6 +60,10 @@ def render(plan: Plan, width: int, every: bool = False) -> str:
         rows += _rows(stages, every or plan.selected, "  " if len(groups) > 1 else "")
     study, root = plan.layout.study.study, plan.layout.root
     text = [f"Study {study} ({plan.configfile}), results in {root}", ""]
+    if not any(entry.gpus > 1 for entry in plan.stages):  # one, or none: not worth a column
+        at = head.index("GPUs")
+        rows = [row if isinstance(row, str) else (*row[:at], *row[at + 1 :]) for row in rows]
+        head = (*head[:at], *head[at + 1 :])
     text += aligned(head, rows, width) if rows else ["nothing is selected"]
     text += ["", *wrapped(_others(plan), width), *_totals(plan, width)]
     return "\n".join(line[: width - 1] + "…" if len(line) > width else line for line in text)
