@@ -93,6 +93,15 @@ def test_next_to_none_is_said_by_the_interval(
     assert no_few_shot(case).verdict == verdict
 
 
+def test_a_control_on_other_tasks_decides_nothing(tmp_path: Path) -> None:
+    failed = full(tmp_path, "a", 0)
+    control = full(tmp_path, "b", 400, config={"sources": ["world", "world_unseen"]})
+    first = CLAIMS[0].text
+    for views, verdict in (([failed], SUPPORTED), ([control], CONTRADICTED)):
+        assert {c.text: f.verdict for c, f in decide(views)}[first] == verdict
+    assert {c.text: f.verdict for c, f in decide([failed, control], "a")}[first] == SUPPORTED
+
+
 def test_a_run_whose_held_out_tasks_were_seen_decides_nothing(tmp_path: Path) -> None:
     assert no_few_shot(Case([full(tmp_path, "a", 0, seen=400)])).verdict == OPEN
 

@@ -16,7 +16,7 @@ from etrm.report.claims import accuracy, training
 from etrm.report.claims.case import VERDICTS, Case, Finding
 from etrm.report.estimates import OVER_TASKS, PAIRED, STUDENT, UNPAIRED
 from etrm.report.formats import Table
-from etrm.report.run_view import RunView
+from etrm.report.run_view import RunView, asked
 
 
 @dataclass(frozen=True)
@@ -231,13 +231,21 @@ NOTE = (
 
 
 def decide(views: Sequence[RunView], baseline: str | None = None) -> list[tuple[Claim, Finding]]:
-    """Return each claim with its verdict and evidence, in the discussion's order."""
-    case = Case(list(views), baseline)
+    """Return each claim with its verdict and evidence, in the discussion's order.
+
+    Of the runs on the `baseline`'s sources: a control on other tasks speaks of these.
+    """
+    case = Case(_on_its_sources(views, baseline), baseline)
     return [(claim, claim.decide(case)) for claim in CLAIMS]
 
 
+def _on_its_sources(views: Sequence[RunView], baseline: str | None) -> list[RunView]:
+    sources = {asked(view)[1] for view in views if view.experiment == baseline}
+    return [view for view in views if not sources or asked(view)[1] in sources]
+
+
 def claims(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of claims; recurrent encoders are compared with the `baseline`."""
+    """Return the table of claims, by the runs on the `baseline`'s sources."""
     rows = [
         {
             **{"section": claim.section, "claim": claim.text, "verdict": found.verdict},
@@ -247,7 +255,9 @@ def claims(views: Sequence[RunView], baseline: str | None = None) -> Table:
     ]
     numbers = pd.DataFrame(rows)
     text = numbers.rename(columns=str.capitalize)
-    return Table(numbers, text, (*tally(numbers["verdict"].tolist()), NOTE))
+    some = len(_on_its_sources(views, baseline)) < len(views)
+    left = (f"Of runs on the sources of {baseline} alone.",) if some else ()
+    return Table(numbers, text, (*tally(numbers["verdict"].tolist()), *left, NOTE))
 
 
 def tally(verdicts: Sequence[str]) -> tuple[str]:
