@@ -29,7 +29,7 @@ from etrm.config.study import RunConfig
 from etrm.data.corpus import Corpus, Episodes
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 from etrm.storage.checkpoint import CheckpointError, load_weights, save_state
-from etrm.storage.files import table_digest
+from etrm.storage.files import table_digest, write_json_atomic
 from etrm.training.build import hide_answers, training_data
 from etrm.training.initial_weights import LeakError
 from etrm.training.outputs import OutputError
@@ -462,6 +462,23 @@ def test_results_that_cannot_be_written_are_written_by_the_next_run(
         train(run, paths)
     assert_same(paths.out, expected)
     assert not states(paths)
+
+
+def test_results_are_tried_again_when_the_state_has_found_room(
+    paths: RunPaths, whole: Whole, monkeypatch: Patch
+) -> None:
+    tried: list[Path] = []
+
+    def full_at_first(path: Path, content: Any) -> None:
+        tried.append(path)
+        if len(tried) == 1:
+            full()
+        write_json_atomic(path, content)
+
+    monkeypatch.setattr("etrm.training.outputs.write_json_atomic", full_at_first)
+    train(make_run(train=RESUMABLE), paths)
+    assert len(tried) == 2
+    assert_same(paths.out, whole("standard"))
 
 
 # --- ending early ---
