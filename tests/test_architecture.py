@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -208,3 +209,26 @@ def test_tests_have_names_of_their_own() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert len(names) == len(set(names))
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield name and lines of every function, signature and docstring included."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".smk":  # no syntax of Python: from `def` to the next line that begins anew
+        for found in re.finditer(r"^def (\w+).*?(?=^[^\s)]|\Z)", text, re.M | re.S):
+            yield found[1], len(found[0].strip().splitlines())
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1
+
+
+@pytest.mark.parametrize("folder", ["etrm", "workflow", "benchmarks"])
+def test_functions_fit_on_a_screen(folder: str) -> None:
+    """None has more than 60 lines."""
+    files = (path for kind in ("*.py", "*.smk") for path in (ROOT / folder).rglob(kind))
+    lengths = {
+        f"{path.name}: {n}": size for path in files for n, size in lengths_of_functions(path)
+    }
+    assert lengths
+    assert {name: size for name, size in lengths.items() if size > 60} == {}

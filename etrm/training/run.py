@@ -83,13 +83,7 @@ def train_run(
     ):
         with interruption.at_once("before the first step", "run the same command again"):
             parent = _accepted_parent(run, paths)
-            tables = paths.tasks, paths.augmentations
-            data = {table.stem: table_digest(table) for table in tables}
-            weights = None if parent is None else parent.sha256
-            code = code_digest(*run_code(run))
-            determined = plain(run), list(data.values()), weights, code
-            key = run_key(*determined)
-            shorter = paths.state / CONTINUED / trajectory_key(*determined)[:16]
+            key, data, shorter = _key(run, paths, parent)
             states, store = paths.state / key[:16], paths.state / "finished" / name
             while ranks.max_(int(not lease.take(key))):
                 pass  # another process has the run, and is asked to hand over
@@ -98,6 +92,7 @@ def train_run(
             if record is not None:
                 return record
             execution = execution or ExecutionConfig()
+            tables = paths.tasks, paths.augmentations
             trainer, loaded = build_trainer(run, tables, parent, ranks, execution)
             tracking = tracking if ranks.is_rank_zero else TrackingConfig(wandb="disabled")
             tracker = Tracker(tracking, run, key, paths.wandb)
@@ -118,6 +113,20 @@ def train_run(
         cache_run(paths.out, store, key, states)
         tracker.finish({k: v for k, v in tracker.rows[-1].items() if k.startswith(EVALUATED)})
     return record
+
+
+def _key(
+    run: RunConfig, paths: RunPaths, parent: Parent | None
+) -> tuple[str, dict[str, str], Path]:
+    """Return the key of a run, the digests of its tables, and the place of a last state.
+
+    The state is that of a run with the same steps, which this one continues, or is continued by.
+    """
+    data = {table.stem: table_digest(table) for table in (paths.tasks, paths.augmentations)}
+    weights = None if parent is None else parent.sha256
+    determined = plain(run), list(data.values()), weights, code_digest(*run_code(run))
+    shorter = paths.state / CONTINUED / trajectory_key(*determined)[:16]
+    return run_key(*determined), data, shorter
 
 
 def _accepted_parent(run: RunConfig, paths: RunPaths) -> Parent | None:
