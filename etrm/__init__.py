@@ -12,8 +12,8 @@ The calls that the command line makes, for notebooks and scripts (`etrm.api` doc
     solver.solve("task.json").show()
 
 `__all__` lists the stable names. Rooms, bottom up; each imports from those before it: `config`,
-`arc`, `storage`, `runtime`, `tracking`, `data`, `models`, `evaluation`, `refinement`, `training`,
-`launch`, `report`, `study`, `solve`.
+`worlds`, `arc`, `storage`, `runtime`, `tracking`, `data`, `models`, `evaluation`, `refinement`,
+`training`, `launch`, `report`, `study`, `solve`.
 """
 
 from __future__ import annotations

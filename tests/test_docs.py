@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -55,12 +56,43 @@ def test_the_code_map_is_up_to_date() -> None:
     assert (ROOT / "docs/code-map.md").read_text(encoding="utf-8") == code_map.render()
 
 
-def test_the_readme_names_every_room() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_pages_name_every_room_in_order() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "etrm/__init__.py"]
     rooms = {path.parent.name for path in (ROOT / "etrm").glob("*/__init__.py")}
     assert rooms == set(code_map.ORDER)
-    assert all(f"`{room}`" in text for room in rooms)
-    assert len(text.splitlines()) <= 100
+    listed = r",\s+(?:and\s+)?".join(f"`{room}`" for room in code_map.ORDER[:-1])
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.search(rf"{listed}(,| and)\s+`{code_map.ORDER[-1]}`", text), page.name
+    assert len(pages[0].read_text(encoding="utf-8").splitlines()) <= 100
+
+
+FOLDERS = "etrm|docs|config|tests|workflow|benchmarks|examples|slurm|profiles|envs"
+NOT_IN_GIT = {"slurm/site.yaml"}  # a site's own
+
+
+def quoted(page: Path, pattern: str) -> set[str]:
+    """Return the texts in backticks that are wholly of a form, but for names in capitals."""
+    found = set(re.findall(rf"`({pattern})`", page.read_text(encoding="utf-8")))
+    return {each for each in found if not re.search("/[A-Z]+[._]", each)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    paths = quoted(page, rf"(?:{FOLDERS})/[\w./-]*") - NOT_IN_GIT
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    for name in quoted(page, r"(?:etrm|benchmarks)(?:\.\w+)+"):
+        pkgutil.resolve_name(name)  # raises for one that is not there
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_definitions_are_where_pages_say(page: Path) -> None:
+    """Of `NAME` in `file.py`, and `NAME` (`file.py`."""
+    text = page.read_text(encoding="utf-8")
+    for name, path in re.findall(r"`([\w.]+)`\s+(?:in |of |\()`(etrm/[\w/]+\.py)`", text):
+        module = path.removesuffix(".py").replace("/", ".")
+        found = pkgutil.resolve_name(f"{module}:{name}")
+        assert getattr(found, "__module__", module) == module, f"{name} is not defined in {path}"
 
 
 def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
