@@ -12,6 +12,8 @@ DOCS := .venv-docs
 LOWEST := $(addprefix tests/,arc config data evaluation models storage training)
 # One thread a job: two jobs side by side are faster than one job on two cores at these sizes.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# A study starts an interpreter for each job, the tests for each copy: they share bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run demo worlds test test-slurm test-lowest soak lint docs docs-generated
 

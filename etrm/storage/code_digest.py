@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 # Fields of syntax nodes without effect: the load or store of a name follows from its place,
@@ -126,7 +126,6 @@ class ModuleCode:
     imports: Mapping[str, str]  # name in the module: dotted name that it is bound to
 
 
-@lru_cache(maxsize=1024)
 def read_definitions(text: str, computing: Callable[[str], bool]) -> ModuleCode:
     """Split a module into definitions; `computing` tells whether a dotted name is in the key.
 

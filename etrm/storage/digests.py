@@ -17,7 +17,14 @@ from etrm.config.registry import (
     outside_packages,
 )
 from etrm.config.study import BESIDE_STEPS, RunConfig
-from etrm.storage.code_digest import ModuleCode, reachable, read_code, read_definitions
+from etrm.storage.code_digest import (
+    Definition,
+    ModuleCode,
+    reachable,
+    read_code,
+    read_definitions,
+)
+from etrm.storage.source_cache import SourceCache, beside_bytecode
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -83,9 +90,12 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
         path = _file(module, package)
         return None if path is None else path.read_text(encoding="utf-8")
 
+    known = _computing()
+
+    @cache
     def computing(module: str) -> ModuleCode | None:
-        text = source(module) if is_computing(module) else None
-        return None if text is None else read_definitions(text, is_computing)
+        text = source(module) if is_computing(module, known) else None
+        return None if text is None else _definitions(text, known)
 
     definitions = {root for root in roots if ":" in root}
     drawn: dict[str, str] = {}  # modules of the report
@@ -95,27 +105,56 @@ def _code_digests(roots: tuple[str, ...], package: Path) -> dict[str, str]:
         text = source(module)
         if text is None:
             raise LookupError(f"{module}: found no such module, expected one to take a digest of")
-        drawn[module], imports = read_code(text)
+        drawn[module], imports = _sources().get(text, "code", read_code)
         for name in imports:
             parent, _, last = name.rpartition(".")
-            if is_computing(name) and source(name) is None:  # a definition, no module
+            if is_computing(name, known) and source(name) is None:  # a definition, no module
                 definitions.add(f"{parent}:{last}")
             elif source(name) is not None and name.startswith("etrm.report.") and name not in drawn:
                 todo.append(name)
     found = reachable(sorted(definitions), computing)
+    _sources().save()
     modules = sorted({*found, *drawn})
     return {name: digest([found.get(name), drawn.get(name)])[:16] for name in modules}
 
 
-def is_computing(name: str) -> bool:
-    """Return whether a dotted name is in a package or module that determines results."""
-    known = (*COMPUTING, *outside_packages())
-    return any(name == each or name.startswith(f"{each}.") for each in known)
+def is_computing(name: str, known: Sequence[str] | None = None) -> bool:
+    """Return whether a dotted name is in a package or module that determines results.
+
+    `known`: those of `COMPUTING` and of encoders from outside, where they are at hand.
+    """
+    packages = _computing() if known is None else known
+    return any(name == each or name.startswith(f"{each}.") for each in packages)
+
+
+def _computing() -> tuple[str, ...]:
+    return (*COMPUTING, *sorted(outside_packages()))
+
+
+@cache
+def _sources() -> SourceCache:
+    reader = Path(__file__).with_name("code_digest.py").read_text(encoding="utf-8")
+    return SourceCache(beside_bytecode(__file__, "code_digests.json"), reader)
+
+
+def _definitions(text: str, known: Sequence[str]) -> ModuleCode:
+    """Return a module in pieces (`read_definitions`), from the cache where it was read before."""
+
+    def read(text: str) -> list[Any]:
+        code = read_definitions(text, lambda name: is_computing(name, known))
+        each = code.definitions.items()
+        pieces = {n: [[d.digest, sorted(d.names)] for d in found] for n, found in each}
+        return [pieces, dict(code.imports)]
+
+    pieces, imports = _sources().get(text, f"definitions {known}", read)
+    each = pieces.items()
+    found = {n: tuple(Definition(d, frozenset(names)) for d, names in ds) for n, ds in each}
+    return ModuleCode(found, imports)
 
 
 def script_digest(path: Path) -> str:
     """Return the digest of a script of the workflow; modules that it imports do not count."""
-    return read_code(path.read_text(encoding="utf-8"))[0][:16]
+    return str(_sources().get(path.read_text(encoding="utf-8"), "code", read_code)[0])[:16]
 
 
 def source_file(module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -57,7 +58,9 @@ def variant(folder: Path, change: dict[str, Any], name: str = "changed") -> str:
 
 
 def copy_project(target: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__", "site.yaml")
+    """Return a copy of the project, with its bytecode, which is that of files of these times."""
+    compileall.compile_dir(ROOT / "etrm", quiet=1)
+    ignored = shutil.ignore_patterns("site.yaml")
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
