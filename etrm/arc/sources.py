@@ -69,7 +69,7 @@ class Loaded:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Return revision, content and origin of the tasks, and what was skipped, as JSON values.
+        """Return revision, content and origin of the tasks, and those skipped, as JSON values.
 
         A result names them, its key does not. `revision`: of a public data set or of a generator;
         null: not known.

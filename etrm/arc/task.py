@@ -45,7 +45,7 @@ class Task:
     queries: tuple[Pair, ...]  # at least one
     rule: Rule | None = None  # of a generated task, where it is known
     # Whether it is another task when it is turned or in other colours, as a colour or a direction
-    # may be what its demos show: it has no variants, and its content is its grids as they are.
+    # may be all that its demos show: it has no variants, and its content is its grids as they are.
     exact: bool = False
     # The public task whose rule all pairs follow, where they were generated for one. It is shown to
     # nobody, but this task counts as that one, by id and content: whoever sees it knows the rule.

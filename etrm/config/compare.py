@@ -32,7 +32,7 @@ def in_words(change: tuple[str, Any, Any]) -> str:
     return f"{key} {_value(old)} → {_value(new)}"
 
 
-# Blocks of a configuration by what their keys change most.
+# Blocks of a configuration, those whose keys change most first.
 ORDER = ("split", "context", "model", "decoder", "halting", "train", "episodes", "evaluation")
 
 

@@ -74,7 +74,7 @@ def _joined(places: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
 def _of(
     name: str, block: Mapping[str, Any], selections: Any, problems: list[ConfigProblem]
 ) -> list[str]:
-    """Return what a template's selection chooses from; nothing where there is no such selection."""
+    """Return the names that a template's selection chooses from; none without such a selection."""
     known = selections if isinstance(selections, Mapping) else {}
     selection = known.get(block["after"])
     of = selection.get("of") if isinstance(selection, Mapping) else None
@@ -176,7 +176,7 @@ def _following_problems(
 def _not_continued(
     path: str, config: ExperimentConfig, candidate: ExperimentConfig
 ) -> Iterator[ConfigProblem]:
-    """Yield what keeps a run from going on where another has ended."""
+    """Yield the differences for which a run cannot continue another that has ended."""
     from etrm.config.load import plain
 
     mine, theirs = plain(config), plain(candidate)

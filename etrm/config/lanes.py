@@ -31,7 +31,7 @@ class Lane(Written):
 
     @classmethod
     def read(cls, value: Any) -> Lane | str:
-        """Return the lane of a side or of [rows, columns]; else the text of what was expected."""
+        """Return the lane of a side or of [rows, columns]; else the expectation as text."""
         if isinstance(value, list | tuple):
             sides, expected = (*value,), f"rows and columns from {cls.limits}"
         else:

@@ -19,7 +19,7 @@ DECODER_SIZES = (
     *("width", "heads", "layers", "expansion", "H_cycles", "L_cycles", "positions", "rope_theta"),
     "loss_type",
 )
-# What other codes for TRM have an option for and we have not, under their names of it: our value.
+# Options of other codes for TRM that we do not have, under their names of them: our value.
 FIXED = {
     "architecture": "trm",  # of official TRM's others, `trm_singlez` has tensors of the same names
     "mlp_t": False,

@@ -65,7 +65,7 @@ class Written(ABC):
     @classmethod
     @abstractmethod
     def read(cls, value: Any) -> Written | str:
-        """Return the object; the text of what was expected where the value is another."""
+        """Return the object; the expectation as text where the value is another."""
 
     @abstractmethod
     def plain(self) -> Any:

@@ -327,7 +327,7 @@ class ExperimentConfig:
     )
 
     def problems(self) -> list[ConfigProblem]:
-        """Return what of refinement, and of search in training, the context source has not."""
+        """Return options of refinement, or of search in training, that its context source lacks."""
         wanted, found = self.refinement, []
         for stage in self.stage_names if self.is_trm else ():
             own = self.stages.get(stage)

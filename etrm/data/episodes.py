@@ -97,8 +97,8 @@ def held_out_questions(corpus: Corpus) -> list[Question]:
 def shuffle_demos(corpus: Corpus, questions: Sequence[Question]) -> list[Question]:
     """Return the questions with the demos of other tasks: each task has those of the next.
 
-    The order of tasks is a fixed one that is unrelated to their names. A control: what is answered
-    all the same was not read from demos.
+    The order of tasks is a fixed one that is unrelated to their names. A control: a right
+    answer was not read from demos.
     """
     tasks = sorted({q.task for q in questions}, key=lambda t: digest(["demos", corpus.tasks[t].id]))
     following = dict(zip(tasks, [*tasks[1:], *tasks[:1]], strict=True))

@@ -1,7 +1,7 @@
 """Packing demos of unequal size: rows of like length are computed together, without the padding.
 
 How long a row can be must be known on the host, where shapes are decided. A CPU looks; for a GPU, a
-batch carries bounds (`TokenBounds`) from what the host knows of its questions.
+batch carries bounds (`TokenBounds`) from the host's knowledge of its questions.
 
 Shapes: B batch, K demos, n rows of a group.
 """

@@ -40,7 +40,7 @@ def prepare_tasks(data: DataConfig, out: Path) -> str:
 
 
 def select_tasks(data: DataConfig) -> tuple[list[TaskRecord], dict[str, Loaded], list[str]]:
-    """Return the tasks of a study, their sources, and lines on what was kept and left out.
+    """Return the tasks of a study, their sources, and lines on those kept and left out.
 
     Of each split, tasks are kept whose demo grids and query inputs have sides up to `max_side`
     (answers are not looked at), and of those as many as asked for, in the order of the sources.

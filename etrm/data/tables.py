@@ -30,7 +30,8 @@ from etrm.storage.files import ABOUT, TRUTH, write_table_atomic
 SPLITS = ("training", "validation", "evaluation")
 SOURCES = b"etrm_sources"  # metadata of tasks.parquet: the sources that it was made of, as JSON
 # Metadata, too: id of a generated task → the task whose rule it follows, in `task_to_json`'s form.
-# It determines no number: it decided which tasks training leaves out, and says what a run has seen.
+# It determines no number: it decided which tasks training leaves out, and tells those that a run
+# has seen.
 ORIGINALS = b"etrm_originals"
 ROWS_AT_ONCE = 10_000
 DIGEST_BYTES = 8 * DIGEST_WORDS

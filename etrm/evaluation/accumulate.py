@@ -37,8 +37,8 @@ def accumulate(folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]
     """Return pass@k of all votes together, and the submission that they give.
 
     The denominators are the tasks that every evaluation was asked for. `pass` and `ranks` are as in
-    `score.json`; `evaluations` says what has voted, with its own pass@k. Raises `UserError` for
-    evaluations of other tasks, and where one is given twice.
+    `score.json`; `evaluations` lists those that have voted, with their own pass@k. Raises
+    `UserError` for evaluations of other tasks, and where one is given twice.
     """
     scores = [read_score(folder / "score.json") for folder in folders]
     asked = [_asked(folder, score) for folder, score in zip(folders, scores, strict=True)]

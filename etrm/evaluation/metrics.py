@@ -37,7 +37,7 @@ class EvaluationSums:
     NAMES = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt_loss", "steps")
 
     def __init__(self) -> None:
-        # On the host, then on the device of what is added; the last: samples.
+        # On the host, then on the device of the numbers added; the last: samples.
         self.sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
 
     def add(self, losses: SampleLoss, exact: Tensor, steps: Tensor) -> None:

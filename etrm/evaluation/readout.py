@@ -1,4 +1,4 @@
-"""A linear read-out (Alain and Bengio, 2016): what a context tells of its task's rule.
+"""A linear read-out (Alain and Bengio, 2016): the rule of a task, from its context.
 
 Held-out tasks of a known rule are encoded. For each label (the rule's name, each of its parameters)
 a ridge regression on its classes is fitted to the contexts of most tasks, and asked about the rest.
@@ -92,9 +92,9 @@ def labels_of(rules: Sequence[Rule]) -> dict[str, Label]:
 
 
 def properties(rule: Rule) -> dict[str, str]:
-    """Return what can be asked of a rule: its name, and `primitive.parameter` of each primitive.
+    """Return the properties of a rule: its name, and `primitive.parameter` of each primitive.
 
-    A map of colours has a parameter for each colour in use, which is what becomes of it.
+    A map of colours has a parameter for each colour in use: the one that replaces it.
     """
     found, parts = {RULE: rule.name}, json.loads(rule.parameters)
     parts = parts if isinstance(parts, list) else [parts]

@@ -192,8 +192,8 @@ def identify_evaluation(
 ) -> Evaluation:
     """Read a run's record, and take the digest of everything that determines its evaluation.
 
-    Or another `stage`, its refinement or its validation, of these `settings`; `config` then says
-    what is asked.
+    Or another `stage`, its refinement or its validation, of these `settings`; `config` then names
+    the questions.
 
     Raises `DamagedFileError` where the weights are not those that the run has written.
     """
@@ -335,7 +335,7 @@ def score_shuffled(evaluation: Evaluation, device: torch.device, compile: str) -
 
 
 def score_readout(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Return what can be read from contexts of held-out tasks; None without ground truth.
+    """Return the read-out of contexts of held-out tasks; None without ground truth.
 
     Of all held-out tasks, also where the score is of a subset.
     """

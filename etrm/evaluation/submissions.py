@@ -1,6 +1,6 @@
 """`etrm score`: a submission in Kaggle's form against tasks, whoever made it.
 
-The tasks alone say what was asked for: an answer that is missing is wrong, one to another question
+The tasks alone are the questions: an answer that is missing is wrong, one to another question
 counts nowhere, and both are reported.
 """
 

@@ -1,8 +1,8 @@
-"""Floating-point operations, counted from the sizes: what any implementation must do.
+"""Floating-point operations, counted from the sizes: those that any implementation needs.
 
 A multiply-add counts as two. Norms, activations, rotations, softmax and lookups are left out: they
 are below one percent. Encoders count their own (`ContextSource.work`). `python -m benchmarks.floor`
-prints what they come to.
+prints their sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LINEAR_BACKWARD, FROZEN_BACKWARD, ATTENTION_BACKWARD = 2.0, 1.0, 2.5
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a forward pass, by what a backward pass makes of them."""
+    """FLOPs of a forward pass, by their cost in a backward pass."""
 
     linear: float = 0.0
     attention: float = 0.0

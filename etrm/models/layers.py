@@ -311,7 +311,7 @@ class Residuals(nn.Module):
     ) -> None:
         super().__init__()
         self.norm, self.branches = norm, branches
-        self.open_end = False  # the last branch's sum is not normalised: what follows does that
+        self.open_end = False  # the last branch's sum is not normalised: the next layer does that
         self.norms = nn.ModuleList(LayerNorm(width) for _ in range(branches * (norm == "pre")))
         scales = [] if layer_scale is None else [layer_scale] * branches
         self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), s)) for s in scales)
@@ -356,7 +356,7 @@ class Stack(nn.ModuleList):
     """Blocks one after the other, each with the same further arguments."""
 
     def leave_last_sum(self) -> None:
-        """Give the last block's sum as it is, for what follows to normalise."""
+        """Give the last block's sum as it is, for the next layer to normalise."""
         last = self[-1]
         assert isinstance(last, Block)
         last.residuals.open_end = True

@@ -126,7 +126,7 @@ def _record(evaluation: Evaluation, questions: Questions) -> dict[str, Any]:
 def refine_questions(
     model: Model, questions: Questions, run: RunConfig, config: RefinementConfig, name: str = ""
 ) -> tuple[pa.Table, Spent]:
-    """Return `refinement.parquet` of all questions by all methods, and what these have cost.
+    """Return `refinement.parquet` of all questions by all methods, and the cost of these.
 
     `name`: whose they are, in its progress; without one, none is shown.
     """

@@ -54,7 +54,7 @@ class Attempts:
 
 @dataclass
 class Refined:
-    """Attempts after each number of steps, and what the search did on the way."""
+    """Attempts after each number of steps, and the record of the search on the way."""
 
     attempts: dict[int, Attempts]  # by number of steps; 0: the encoder's context, not refined
     best: list[Tensor] = field(default_factory=list)  # [R, B] of each step: likelihood, best so far

@@ -164,8 +164,8 @@ class TokenSpace(Space):
 class LatentSpace(Space):
     """Shifts [B, Z] of the mean of a variational encoder's bottleneck.
 
-    Contexts are made anew from every point, so they stay what the encoder can say. Where each demo
-    has a latent of its own, the average of them is moved.
+    Contexts are made anew from every point, so they stay contexts that the encoder can give. Where
+    each demo has a latent of its own, the average of them is moved.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -230,7 +230,7 @@ class Shifted(ContextSource):
 
 @contextmanager
 def moved_latent(source: ContextSource, shift: Tensor) -> Iterator[None]:
-    """Add `shift` [B, Z] to what the bottleneck of a source gives, [B, Z] or [B, K, Z]."""
+    """Add `shift` [B, Z] to the output of a source's bottleneck, [B, Z] or [B, K, Z]."""
 
     def move(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
         z, kl = output

@@ -31,7 +31,7 @@ def search_step(
     `lr`: its RMS, in units of that of the context, or of 1 where that is smaller. A demo is
     answered in one ACT step from the context of the others, its state a new one. No weight gets a
     gradient. One demo of all samples after the other, so the pass needs the memory of that of the
-    queries, and no shape depends on what is on the device.
+    queries, and no shape depends on values on the device.
     """
     assert model.context.needs_demos, "found a source without demos, expected one that reads them"
     encoded = replace(encoded, tokens=encoded.tokens.detach())

@@ -58,7 +58,7 @@ def take() -> None:
 
 
 def is_taken() -> bool:
-    """Return whether stderr is the stream of a display, which prints what is in this job's log."""
+    """Return whether stderr is the stream of a display, which prints this job's log."""
     return bool(os.environ.get(DISPLAY)) and os.environ[DISPLAY] == _identity()
 
 

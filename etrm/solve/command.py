@@ -15,7 +15,7 @@ from etrm.errors import UserError
 from etrm.storage.files import write_json_atomic
 
 OUT = "solved"
-RECORD = "solve.json"  # in the folder of answers: what was asked; it marks the folder as ours
+RECORD = "solve.json"  # in the folder of answers: the questions; it marks the folder as ours
 SUBMISSION = "submission.json"
 NO_MATPLOTLIB = "matplotlib is not installed, etrm[pipeline] brings it"
 

@@ -318,7 +318,7 @@ class _Numbers(ast.NodeTransformer):
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        # A method that counts FLOPs tells what a plan costs, and no result.
+        # A method that counts FLOPs tells the cost of a plan, and no result.
         if node.name != COUNT:
             node.body = [part for part in node.body if not _counts(part)] or [ast.Pass()]
         return self.generic_visit(node)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 ZSTD_LEVEL = 9
 ABOUT = b"etrm_about"  # metadata of a column about other columns, which determines no result
-TRUTH = b"ground truth"  # what `ABOUT` says of columns that no model is shown
+TRUTH = b"ground truth"  # the value of `ABOUT` in columns that no model is shown
 COMPRESSION: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": ZSTD_LEVEL,

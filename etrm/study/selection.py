@@ -1,4 +1,4 @@
-"""Selections of a study: their record, and what they have chosen."""
+"""Selections of a study: their record, and their choices."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_selection(
 
 
 def choices_of(layout: Layout, name: str) -> list[Choice] | None:
-    """Return what a selection has chosen, by its record and the rule of today.
+    """Return the choices of a selection, by its record and the rule of today.
 
     So a rule that moves is known at once. None where the record is missing, or is of other
     candidates or of earlier runs of theirs. Raises `DamagedFileError`.
@@ -93,7 +93,7 @@ def of_how_many(layout: Layout, name: str) -> str:
 
 
 def chosen_in_words(layout: Layout, name: str) -> str:
-    """Return what a selection has chosen, or how many it is to choose."""
+    """Return the choices of a selection as text, or the number that it is to make."""
     choices = choices_of(layout, name)
     if choices is None:
         return f"{of_how_many(layout, name)}, not made yet"

@@ -1,4 +1,4 @@
-"""The summary of a study on a screen: results, verdicts, and what to open next."""
+"""The summary of a study on a screen: results, verdicts, and the pages to open next."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def summary(study: StudyConfig, columns: int | None = None) -> str:
 
 
 def _next(layout: Layout, views: list[RunView], columns: int) -> list[str]:
-    """Return what to open next, and where the rest is."""
+    """Return the pages to open next, and the places of the rest."""
     lines = [f"Open next: {_state(layout.page, [str(layout.page)])}"]
     for name, files in (("figures", layout.figure_files()), ("tables", layout.table_files())):
         lines.append(f"  {name}: {_state(Path(files[0]).parent, files)}")

@@ -16,7 +16,7 @@ from etrm.storage.records import read_score, read_verdict
 from etrm.study.layout import Layout, Run
 from etrm.study.selection import is_chosen
 
-_OF_RUN = ("experiment", "stage", "seed", "kind", "split")  # what score.json says of its run
+_OF_RUN = ("experiment", "stage", "seed", "kind", "split")  # the run's keys in score.json
 
 
 def find_views(name: str, configfile: str) -> dict[Path, RunView]:
@@ -78,7 +78,7 @@ def _of_run(folder: Path) -> RunView:
 
 
 def _of_evaluation(folder: Path) -> RunView:
-    """Return an evaluation with its run, or with what it says of it where that is not there."""
+    """Return an evaluation with its run, or with the keys of a run in its own record."""
     score = read_score(folder / "score.json")
     seed = f"seed{score['seed']}"
     study = folder.resolve() / "../../.."  # the folder is <study>/evaluation/<experiment>/<seed>

@@ -1,4 +1,4 @@
-"""`etrm sync`: send what W&B has recorded offline of a study, and save the dashboard there."""
+"""`etrm sync`: send a study's offline runs of W&B, and save the dashboard there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def offline_runs(folder: Path) -> list[Path]:
 
 
 def sync(folder: Path, project: str, environment: Mapping[str, str]) -> str:
-    """Send the offline runs in W&B's `folder`; return what was sent, and where to look.
+    """Send the offline runs in W&B's `folder`; return their number and place as text.
 
     W&B sends those of one id one after the other, in the order of their times. Raises `UserError`
     where W&B is not installed, or fails.

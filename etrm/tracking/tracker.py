@@ -76,7 +76,7 @@ class Tracker:
 
     @property
     def mirrors(self) -> bool:
-        """Return whether W&B gets what is recorded."""
+        """Return whether W&B gets the records."""
         return self._mirror is not None
 
     def log(self, row: Row) -> None:

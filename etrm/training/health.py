@@ -88,7 +88,7 @@ def check_rules(rows: Sequence[Row], config: HealthConfig, ended: bool = False) 
 def _judged(
     rows: Sequence[Row], rule: HealthRule, window: list[tuple[int, float]], whole: bool
 ) -> float | None:
-    """Return what a rule judges of the steps and values of a window; None where it cannot yet."""
+    """Return the number that a rule judges, of the rows of a window; None where it cannot yet."""
     median, last = statistics.median(value for _, value in window), window[0][0]
     if rule.of == "change":
         later = [value for step, value in window if step > last - rule.window / 2]

@@ -36,7 +36,7 @@ class LaneWeights:
 
     from share = questions, the lanes' shares of new questions, to N·m / Σ N·m with m = 1 / h, as
     fast as the official batch would. h: slots that halted over slots, as decayed sums. A lane in
-    which nothing has halted yet keeps what it has: no division by zero, no prior, no bound.
+    which nothing has halted yet keeps its weight: no division by zero, no prior, no bound.
 
     All ranks hold the same; everything stays on the device. One lane has the weight 1.
     """

@@ -3,7 +3,7 @@
 `train/accuracy`, `train/exact_accuracy`, `train/q_halt_accuracy` and `train/steps` are means over
 the samples that halted (as official TRM counts them); `train/exact_accuracy_all` is over all
 slots at whatever ACT depth they are. Losses are means over all slots. In all of them a slot has the
-weight of its lane (`lane_weights`), so they estimate what one batch without lanes would show.
+weight of its lane (`lane_weights`), so they estimate those of one batch without lanes.
 `train/count` is the number of training samples in a batch, `train/halted` of those that halted (by
 weight). Sums stay on the device until a row is logged.
 """

@@ -111,7 +111,7 @@ def make_renewal(
 
 
 def _family(options: Mapping[str, Any] | None) -> str:
-    """Return what the split of a world into its parts depends on."""
+    """Return the settings that the split of a world into its parts depends on."""
     same = {
         k: v for k, v in (options or {}).items() if k not in ("part", "tasks", "demos", "tests")
     }

@@ -148,7 +148,7 @@ class Trainer:
     def initial_row(self) -> dict[str, float]:
         """Return the probe's measures of the first weights, at step 0; empty without a probe.
 
-        What a random encoder already has from the grids is the floor of what is learned.
+        The measures of a random encoder are the floor of those that are learned.
         """
         if self.train.probe_every is None or self.probe is None:
             return {}

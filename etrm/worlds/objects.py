@@ -77,7 +77,7 @@ def enclosed(grid: Grid, color: int) -> Grid:
 def stamp(grid: Grid, color: int) -> Grid:
     """Copy the pattern, which is all that has other colours, to each mark of one colour.
 
-    Its top left cell comes to lie on the mark; what is over the edge is cut off.
+    Its top left cell comes to lie on the mark; cells over the edge are cut off.
     """
     pattern = crop.apply(np.where(grid == color, np.uint8(0), grid))
     output = grid.copy()

@@ -60,7 +60,7 @@ class Primitive:
     def answers(self, pairs: Pairs, queries: Sequence[Grid]) -> Iterator[list[Grid] | None]:
         """Yield the outputs for `queries` by all values that explain `pairs`; None: not determined.
 
-        Values are compared by what they do, one by one.
+        Values are compared by their outputs, one by one.
         """
         first, output = pairs[0]
         found = self.infer(first, output)
@@ -77,7 +77,7 @@ class Primitive:
 class ColorMap(Primitive):
     """A map of the colours of a task, one to one, too many to enumerate: they are inferred.
 
-    Values are the colours in use, ascending, and what becomes of each. Others do not occur.
+    Values are the colours in use, ascending, and the new colour of each. Others do not occur.
     """
 
     USED = 4  # so that demos show them all

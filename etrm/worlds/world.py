@@ -1,6 +1,6 @@
-"""A world: a family of rules over grids of a size, and what of it is held out.
+"""A world: a family of rules over grids of a size, and its held-out part.
 
-What is held out is a function of seed and family alone, so that two sources of one world agree.
+The held-out part is a function of seed and family alone, so that two sources of one world agree.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class World:
                 seen.remove(pair)
         return [c for c in all_of if (c in hidden) == held_out]
 
-    # --- what is held out ---
+    # --- the held-out part ---
 
     def _hash(self, *of: Any) -> int:
         text = json.dumps([self.source.seed, *of])

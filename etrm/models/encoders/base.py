@@ -14,7 +14,7 @@ Everything else of a `ContextSource` has a default that a stateless, determinist
 outputs; padded demos and PAD cells change nothing; the order of demos changes nothing where
 `order_invariant` claims so, but cells moved from one demo to another change the output; every
 parameter gets a gradient from the task's loss; every option changes something; evaluation is
-deterministic; `work` is what PyTorch counts. A source from outside the package may leave `work`
+deterministic; `work` equals PyTorch's count. A source from outside the package may leave `work`
 out: `etrm plan` then counts the decoder alone, and says so.
 
 Shape suffixes: B batch, K demos, S grid tokens, P context tokens, D width of the decoder.
@@ -61,8 +61,8 @@ class Representation:
     """The vectors that an encoder is judged by, in its own units: not those of the stream.
 
     Without `real`, token t is the same of every sample, and samples are compared token by token.
-    With `real`, a sample is a set of vectors of any number, as the cells of its demos are: what
-    they say lies in their differences, so all vectors of a batch are compared with one another.
+    With `real`, a sample is a set of vectors of any number, as the cells of its demos are: their
+    meaning lies in their differences, so all vectors of a batch are compared with one another.
     """
 
     vectors: Tensor  # [B, T, D], normalised: RMS 1

@@ -69,7 +69,7 @@ class InContextEncoder(Encoder):
         parts = []
         for rows, cells in self.cells.groups(batch):
             codes = self.codes(cells, batch.demo_mask[rows])  # [n, T, E]
-            # As light as learned positions: what is in a cell is learned later under heavy codes.
+            # As light as learned positions: cells' content is learned later under heavy codes.
             tokens = rms_norm(cells.tokens + STD_POSITION * codes)
             tokens = self.blocks(tokens, cells.rotary, cells.mask)
             pad = (1, size - tokens.shape[1] - 1)  # the learned token before, PAD behind

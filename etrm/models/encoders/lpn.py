@@ -12,7 +12,7 @@ normal latent [B, K, Z] of each demo, before the mean, or [B, Z] of all demos, b
 The defaults of `lpn` and `lpn_variational` are the small ones. `lpn_variational` with `layers: 8`,
 `width: 512`, `latent: 256` has the paper's sizes: 27.6 M, and 2.1 M for the map to P × D.
 Parameters are counted from sizes: with table 16's decoder they are 44.6 M, where the paper says
-178M, which is the number of their bytes in float32. What differs here: SwiGLU for SiLU in the MLP
+178M, which is the number of their bytes in float32. Differences here: SwiGLU for SiLU in the MLP
 (2 M more); no tokens for the shapes of grids, which EOS marks; learned rows and columns, as in
 LPN's code and in the paper's first version (rotary in the last).
 """

@@ -3,9 +3,9 @@
 Blocks over the cells of each pair, then P learned queries that cross-attend to the real cells of
 all demos, [B, P, D]: Perceiver IO's output queries (Jaegle et al., 2107.14795), the pooling by
 attention of a Set Transformer (Lee et al., 1810.00825) over cells. A query can look up one cell,
-what a colour became, where a pooled pair is one mixture of all its cells. As in the Perceiver, each
-cell has features of its place; and it has the code of its demo, by which a query that has read one
-cell finds the others of the same demo in the next layer.
+as the new colour of an old one, where a pooled pair is one mixture of all its cells. As in the
+Perceiver, each cell has features of its place; and it has the code of its demo, by which a query
+that has read one cell finds the others of the same demo in the next layer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PerceiverEncoder(SetEncoder):
     Options = PerceiverOptions
 
     def build(self) -> None:
-        """Create the blocks over cells, and what tells the cells of all demos apart."""
+        """Create the blocks over cells, and the codes that tell the cells of all demos apart."""
         o = self.options
         self.cells = self.pair_tokens(rows="sample")
         self.places = LearnedPlaces(o.width)

@@ -126,7 +126,7 @@ def stale(study: Study) -> Iterator[Symptom]:
     groups: dict[tuple[str, str, bool], list[tuple[str, Path]]] = {}
     for kind, run, record, found in _results(study):
         if found.stale and str(run) not in study.live and _expected(study, run):
-            # Snakemake reruns what it has a record of by itself; other results must be forced.
+            # Snakemake reruns results that it has a record of by itself; others must be forced.
             group = (kind, "; ".join(found.differences()), study.known(record))
             groups.setdefault(group, []).append((str(run), record))
     for (kind, differences, known), results in groups.items():

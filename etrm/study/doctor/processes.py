@@ -1,4 +1,4 @@
-"""Processes and what they leave: locks and marks of Snakemake, SLURM jobs, leases of runs."""
+"""Processes and their leftovers: locks and marks of Snakemake, SLURM jobs, leases of runs."""
 
 from __future__ import annotations
 

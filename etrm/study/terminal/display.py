@@ -1,9 +1,9 @@
 """The display of a study on the terminal, in place of Snakemake's listings of jobs.
 
-A handler of Snakemake's log messages: on a terminal, lines of what has happened above a live view
+A handler of Snakemake's log messages: on a terminal, lines on past events above a live view
 of the jobs that run; elsewhere, as in the log of a CI, lines only. The `Snakefile` puts it in the
 place of Snakemake's own handler, so that it works with every profile, and where the package is
-imported from a checkout and not installed. What Snakemake writes to `.snakemake/log` stays whole.
+imported from a checkout and not installed. Snakemake's own log in `.snakemake/log` stays whole.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def show(
 ) -> Display | None:
     """Put a display in the place of Snakemake's own handler; None where its output is wanted.
 
-    `settings` are Snakemake's output settings; `summary` is what a study ends with. A handler of
+    `settings` are Snakemake's output settings; `summary` stands at the end of a study. A handler of
     another plugin is left alone.
     """
     if os.environ.get(CHOICE) == SNAKEMAKE or settings.verbose or settings.debug_dag:
@@ -73,7 +73,7 @@ def show(
 
 
 class Display(logging.Handler):
-    """Prints what happens in a study; `emit` is called by all threads of Snakemake."""
+    """Prints the events of a study; `emit` is called by all threads of Snakemake."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Display(logging.Handler):
     # --- messages of Snakemake ---
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message, or what has happened by it."""
+        """Print a message, or the event that it tells."""
         try:
             event = str(getattr(record, "event", None) or "message")
             known = getattr(self, f"_on_{event}", None)
@@ -303,7 +303,7 @@ class Display(logging.Handler):
 
 
 def end(display: Display | None, summary: Callable[[], str]) -> None:
-    """Print the summary when a study has ended, above what the display says last."""
+    """Print the summary when a study has ended, above the last words of the display."""
     if display is not None:
         display.pause()
     print(summary(), flush=True)

@@ -21,7 +21,7 @@ class DryRun:
     def add(self, job: Job, reason: str, message: str | None = None) -> None:
         """Add a job; Snakemake's reason begins with its kind: `Missing output files: …`.
 
-        `message`: what its rule says of it, if anything.
+        `message`: that of its rule, if it has one.
         """
         if message:
             self._said[job.rule][message] = None

@@ -71,7 +71,7 @@ class Job:
         return interval(time.time() - self.started)
 
     def read(self) -> Iterator[str]:
-        """Read what is new in the log, and yield the warnings in it."""
+        """Read the new lines of the log, and yield the warnings in it."""
         for line in self._new_lines():
             if (reading := Reading.of_line(line)) is not None:
                 self.reading = reading
