@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class RunView:
     contexts: Path | None = None  # of tasks, as the run sees them
     finalist: bool = True  # to be evaluated on held-out tasks, if it can be
     choices: tuple[dict[str, Any], ...] = ()  # its places in selections
+    _read: dict[str, pd.Series] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def experiment(self) -> str:
@@ -95,7 +96,15 @@ class RunView:
         return next(found, None)
 
     def series(self, name: str) -> pd.Series:
-        """Return the metric over steps (index), without steps on which it has no finite value."""
+        """Return the metric over steps (index), without steps on which it has no finite value.
+
+        Figures ask for one many times over: it is read once, and must not be changed.
+        """
+        if name not in self._read:
+            self._read[name] = self._series(name)
+        return self._read[name]
+
+    def _series(self, name: str) -> pd.Series:
         if name not in self.metrics:
             return pd.Series(dtype=np.float64, name=name)
         values = self._over_steps(name)

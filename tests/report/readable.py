@@ -27,8 +27,10 @@ def texts(fig: Figure) -> list[tuple[str, Bbox]]:
     return [(text.get_text(), text.get_window_extent()) for text in found]
 
 
-def assert_readable(fig: Figure, names: Iterable[str] = ()) -> None:
-    """No text over text, none outside of the page, no broken word, the legend beside the panels.
+def assert_readable(fig: Figure, names: Iterable[str] = ()) -> str:
+    """Return the words of a figure, checked.
+
+    No text over text, none outside of the page, no broken word, the legend beside the panels.
 
     `names`: longer words that may appear, which lines may break after `_` and `-` only.
     """
@@ -46,6 +48,7 @@ def assert_readable(fig: Figure, names: Iterable[str] = ()) -> None:
     for legend in fig.legends:
         for axes in fig.axes:
             assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    return _words(found)
 
 
 def assert_whole(text: str, name: str) -> None:
@@ -61,4 +64,9 @@ def assert_whole(text: str, name: str) -> None:
 
 
 def words_of(fig: Figure) -> str:
-    return " ".join(text.replace("\n", " ") for text, _ in texts(fig))
+    """Return all visible text of a figure in one line."""
+    return _words(texts(fig))
+
+
+def _words(found: Iterable[tuple[str, Bbox]]) -> str:
+    return " ".join(text.replace("\n", " ") for text, _ in found)

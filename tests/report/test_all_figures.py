@@ -6,15 +6,14 @@ import dataclasses
 import re
 
 import pytest
-from readable import assert_readable, words_of
+from readable import assert_readable
 
 from etrm.config.execution import FigureStyle
 from etrm.report.registry import FIGURES, load
 from etrm.report.run_view import StudyView
 
 DRAW = load(FIGURES)
-
-
+PARTIAL = {"contexts", "qualitative", "encoders", "examples"}  # do not show all of so large a study
 PAGE, COLUMN = 7.0, 3.4  # inches
 
 
@@ -23,14 +22,12 @@ PAGE, COLUMN = 7.0, 3.4  # inches
 def test_no_text_overlaps_or_is_clipped_or_broken(
     synthetic_study: StudyView, name: str, width: float, scale: float
 ) -> None:
+    """A heading says that only a part of the study is shown."""
     style = FigureStyle(width=width, font_scale=scale)
     fig = DRAW[name](dataclasses.replace(synthetic_study, style=style))
-    assert_readable(fig, {view.experiment for view in synthetic_study.runs})
-
-
-@pytest.mark.parametrize("name", ["contexts", "qualitative", "encoders", "examples"])
-def test_a_heading_says_that_only_a_part_is_shown(synthetic_study: StudyView, name: str) -> None:
-    assert re.search(r"\b\d+ of \d+ (experiments|held-out)", words_of(DRAW[name](synthetic_study)))
+    words = assert_readable(fig, {view.experiment for view in synthetic_study.runs})
+    if name in PARTIAL:
+        assert re.search(r"\b\d+ of \d+ (experiments|held-out)", words)
 
 
 @pytest.mark.parametrize("name", FIGURES)
