@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from etrm.runtime.logs import say
 from etrm.runtime.terminal import is_taken
@@ -40,7 +40,9 @@ class Interruption:
         self.why: str | None = None  # the reason, where another process or thread has asked
         self.doing = "stopping …"  # printed when a signal arrives
         self.advanced = False  # this process has saved further steps
-        self._tell, self._at_once, self._asking = tell, False, False
+        self._tell, self._asking = tell, False
+        self._at_once: str | None = None  # said of a signal that ends the process where it is now
+        self._ended: str | None = None  # the same, once one has
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -51,6 +53,8 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ended and self._tell:
+            say(f"{self.why or signal_name(self.number)}: {self._ended}")
 
     def ask(self, why: str) -> None:
         """Ask this process to stop, as a signal does; for another thread than the main one."""
@@ -63,27 +67,29 @@ class Interruption:
     def at_once(self, doing: str, then: str) -> Iterator[None]:
         """Let a signal end the process within the block, where nothing is lost by that.
 
-        The message names the activity (`doing`), and the remedy (`then`).
+        The message names the activity (`doing`), and the remedy (`then`). It is printed when the
+        `Interruption` ends: a signal may arrive when the block has just been left, and not by the
+        handler, which may have interrupted a print.
         """
-        self._at_once = True
+        self._at_once = f"stopped {doing}; {then}"
         try:
             if self.number:
-                raise Interrupted(self.number, self.advanced)
+                self._end()
             yield
-        except Interrupted:
-            if self._tell:
-                say(f"{self.why or signal_name(self.number)}: stopped {doing}; {then}")
-            raise
         finally:
-            self._at_once = False
+            self._at_once = None
+
+    def _end(self) -> NoReturn:
+        # A second signal does not disturb the clearing up.
+        self._ended, self._at_once = self._at_once, None
+        raise Interrupted(self.number, self.advanced)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.told += not self._asking
         self._asking = False
         if self._at_once:
-            self._at_once = False  # a second signal does not disturb the clearing up
-            raise Interrupted(number, self.advanced)
+            self._end()
         if self._tell and not is_taken():  # not by print, which it may have interrupted
             with suppress(OSError):  # of a file on a full disk
                 os.write(2, f"\n{self.why or signal_name(number)}: {self.doing}\n".encode())

@@ -117,7 +117,8 @@ class Lease:
         self._interruption, self._is_rank_zero = interruption, main
         self._me = this_process()
         self._token: str | None = None  # of the claim, once it was made
-        self._left: Mapping[str, Any] = UNKNOWN  # the record that the last holder had left then
+        # The record that the last holder had left then; None: it had released the lease.
+        self._left: Mapping[str, Any] | None = None
         self._lock = SoftFileLease(
             self.folder / LOCK,
             lease_duration=SILENCE_SECONDS,
@@ -197,7 +198,8 @@ class Lease:
             self._lock.acquire(blocking=False)
         except (Timeout, FileNotFoundError):  # held, or its last holder has removed the folder
             return False
-        self._token, self._left = self._lock.token, _read(self.folder / HOLDER)
+        self._token, record = self._lock.token, self.folder / HOLDER
+        self._left = _read(record) if record.exists() else None
         self._me["token"] = self._token
         for left in self.folder.glob(".*.tmp"):  # of a process that was killed as it wrote
             left.unlink(missing_ok=True)

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import Scene, Server, Study, make_study
-
-STEPS = 36
+from jobs import STEPS, Scene, Server, Study, make_study
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,11 @@ import yaml
 from safetensors.torch import load_file
 from tiny import MODEL, make_tasks, small_context, write_study
 
-from etrm.runtime.run_lock import this_process
+from etrm.runtime.run_lock import LEASES, this_process
 from etrm.storage.digests import code_digest, train_code
 
 NAME = "etrm/overfit/seed0"
+STEPS = 36
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/faults")])
 PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
@@ -260,7 +261,7 @@ class Scene:
     @property
     def lease(self) -> Path:
         """The folder of the lease on the run."""
-        return self.study.state / "leases" / NAME
+        return self.study.state / LEASES / NAME
 
     def start(self, at: Place | None = None, **patch: Any) -> Job:
         """A job with quick heartbeats; `at`: one that stands still there."""

@@ -26,6 +26,7 @@ from jobs import (
 )
 
 from etrm.config.load import plain, read_study
+from etrm.runtime.run_lock import LEASES
 from etrm.storage.digests import code_digest, run_key, train_code
 from etrm.storage.files import table_digest
 from etrm.study.layout import Layout, Run
@@ -174,7 +175,7 @@ def test_a_signal_ends_the_wait_for_room(disks: Disks, scene: Scene) -> None:
     log = job.ended(EXIT_INTERRUPTED)
     assert "SIGTERM: trying to write once more …" in log
     assert re.search(rf"SIGTERM: step 36 could not be saved .*, there is no state: {LOST}", log)
-    assert not (scene.study.state / "leases").exists()
+    assert not (scene.study.state / LEASES).exists()
 
 
 def test_room_for_the_state_alone_keeps_all_steps(disks: Disks, scene: Scene) -> None:

@@ -16,10 +16,22 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs import LOCK, NAME, SILENCE, STEP, Place, Scene, claim, content, make_study, wait_for
+from jobs import (
+    LOCK,
+    NAME,
+    SILENCE,
+    STEP,
+    STEPS,
+    Place,
+    Scene,
+    claim,
+    content,
+    make_study,
+    wait_for,
+)
 
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interruption
-from etrm.runtime.run_lock import Lease, read_holder, this_process
+from etrm.runtime.run_lock import HOLDER, LEASES, Holder, Lease, read_holder, this_process
 
 SILENT = {f"{LOCK}:SILENCE_SECONDS": 60.0}
 WAITING = "asked it to save and to hand over, waiting"
@@ -39,7 +51,7 @@ def test_a_holder_hands_over(scene: Scene) -> None:
     assert f"{NAME} is with process {holder.pid} on " in log
     assert "resuming from step 20 " in log
     scene.same()
-    assert not (scene.study.state / "leases").exists()
+    assert not (scene.study.state / LEASES).exists()
 
 
 @pytest.mark.parametrize("reaped", [True, False])
@@ -116,13 +128,24 @@ def test_of_many_newcomers_one_trains_at_a_time(scene: Scene) -> None:
     logs = [job.log.read_text() for job in many]
     assert set(codes) <= {0, EXIT_INTERRUPTED}
     assert 0 in codes, logs
-    began = [int(n) for log in logs for n in re.findall(r"resuming from step (\d+)", log)]
-    saved = [int(n) for log in logs for n in re.findall(r": saved step (\d+)", log)]
-    assert sorted(began) == sorted([18, *saved]), "every step is trained once"
+    trained = sorted(filter(None, map(steps_of, logs)))
+    begun, ended = zip(*trained, strict=True)
+    assert [*begun, STEPS] == [18, *ended], "every step is trained once"
     assert sum("has ended: taking over" in log for log in logs) == 1
     scene.same()
-    assert not (scene.study.state / "leases").exists()
+    assert not (scene.study.state / LEASES).exists()
     assert holder.wait() == -signal.SIGKILL
+
+
+def steps_of(log: str) -> tuple[int, int] | None:
+    """The steps between which a job has trained: none, where it was asked before its first one."""
+    begun = re.search(r"resuming from step (\d+)", log)
+    if begun is None:
+        return None
+    ended = re.search(r": saved step (\d+)", log)
+    if ended is None and "stopped before the first step" in log:
+        ended = begun
+    return int(begun[1]), STEPS if ended is None else int(ended[1])
 
 
 def test_what_the_holder_has_finished_is_used(scene: Scene) -> None:
@@ -185,7 +208,7 @@ def test_ranks_wait_and_hand_over_together(scene: Scene, tmp_path: Path) -> None
 
 
 def test_a_lease_that_cannot_be_written_does_not_end_training(scene: Scene) -> None:
-    (scene.study.state / "leases").write_text("a file in its place")
+    (scene.study.state / LEASES).write_text("a file in its place")
     log = scene.resumes()
     assert log.count("the lease on the run could not be written (Not a directory)") == 1
 
@@ -199,7 +222,7 @@ def test_of_those_who_take_it_at_once_one_has_it(
         for number in range(20):
             folder = tmp_path / str(number)
             if number % 2:
-                claim(folder / "leases" / NAME, start=0)
+                claim(folder / LEASES / NAME, start=0)
             many = [Lease(folder, NAME, interruption, main=True) for _ in range(6)]
             taken = list(threads.map(lambda lease: lease.take("key"), many))
             assert sum(taken) == 1
@@ -213,7 +236,7 @@ def test_who_comes_after_a_successor_has_not_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It saw the dead holder; until it could claim the run, another had taken and released it."""
-    claim(tmp_path / "leases" / NAME, start=0)
+    claim(tmp_path / LEASES / NAME, start=0)
     acquire = Lease._acquire
 
     def late(lease: Lease) -> bool:
@@ -231,6 +254,29 @@ def test_who_comes_after_a_successor_has_not_taken_over(
         assert second.take("key")
     assert caplog.text.count("has ended: taking over") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_who_comes_when_the_holder_has_just_released_it_has_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It still saw the lease of a process that has handed over and ended since."""
+    lock = claim(tmp_path / LEASES / NAME, start=0)
+
+    def see(folder: Path) -> Holder | None:
+        monkeypatch.setattr("etrm.runtime.run_lock.read_holder", read_holder)
+        seen = read_holder(folder)
+        for file in (folder / HOLDER, lock):
+            file.unlink()
+        return seen
+
+    monkeypatch.setattr("etrm.runtime.run_lock.read_holder", see)
+    with (
+        caplog.at_level(logging.INFO),
+        Interruption() as interruption,
+        Lease(tmp_path, NAME, interruption, main=True) as second,
+    ):
+        assert second.take("key")
+    assert "taking over" not in caplog.text
 
 
 def test_a_renewal_that_fails_is_said_once_and_tried_again(
