@@ -102,7 +102,8 @@ def validation_settings(config: EvaluationConfig) -> dict[str, Any]:
 
 def to_yaml(study: StudyConfig) -> str:
     """Return the study with nothing left to merge, as a study file that gives it again."""
-    return yaml.safe_dump(plain(study), sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # of libyaml, in half the time
+    return yaml.dump(plain(study), Dumper=dumper, sort_keys=False, allow_unicode=True)
 
 
 def plain(value: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from etrm.config.load import load_study
+from etrm.config.load import load_study, read_study
 from etrm.config.schema import ConfigError, ConfigProblem
 from etrm.config.study import StudyConfig
 
@@ -24,6 +25,12 @@ def shipped(*patterns: str) -> list[Path]:
     )
     files = [ROOT / name for name in run.stdout.splitlines()]
     return sorted(files or (path for pattern in patterns for path in ROOT.glob(pattern)))
+
+
+@cache
+def shipped_study(file: str) -> StudyConfig:
+    """Return the study of a file in `config/`, read once."""
+    return read_study(ROOT / "config" / file)
 
 
 DOCUMENT: dict[str, Any] = {

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from documents import ROOT, shipped
+from documents import shipped_study as study
 
 from etrm.config.lanes import Lane
-from etrm.config.load import load_study, plain, read_study
+from etrm.config.load import load_study, plain, to_yaml
 from etrm.config.registry import encoders
 from etrm.config.schema import ConfigError
-from etrm.config.study import StudyConfig
 from etrm.study.layout import Layout
 
 FILES = [path.name for path in shipped("config/*.yaml")]
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 GRID = {(steps, share) for steps in (8, 16, 32) for share in (0.0, 0.3, 0.5, 0.7)}
-
-
-@pytest.fixture(autouse=True)
-def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # `extends` is seen from there
-
-
-def study(name: str) -> StudyConfig:
-    return read_study(Path("config") / name)
 
 
 def test_the_three_studies_are_there() -> None:
@@ -39,7 +30,7 @@ def test_the_three_studies_are_there() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_it_loads_again_from_its_resolved_form(file: str) -> None:
     config = study(file)
-    assert load_study(yaml.safe_load(yaml.safe_dump(plain(config)))) == config
+    assert load_study(yaml.load(to_yaml(config), Loader=FAST)) == config
 
 
 @pytest.mark.parametrize("file", FILES)

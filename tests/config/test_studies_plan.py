@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import ROOT
+from documents import ROOT, shipped_study
 
-from etrm.config.load import read_study
-from etrm.config.study import StudyConfig
 from etrm.data.prepare import select_tasks
 from etrm.study.layout import Layout
+from etrm.study.plan.jobs import snakemake_jobs
 
 MINI_ARC = 5  # tasks, rebuilt
 
@@ -41,22 +39,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def study(name: str) -> StudyConfig:
-    return read_study(ROOT / "config" / f"{name}.yaml")
+@pytest.fixture
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave no path and no handler of signals of Snakemake behind."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.usefixtures("_as_before")
 @pytest.mark.parametrize("name", ["arc2", "mini_arc", "rearc"])
 def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
     """Each experiment trains and is judged; finalists and baselines are evaluated."""
-    config = study(name)
-    file = str(ROOT / "config" / f"{name}.yaml")
-    command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(folder)]
-    command += ["--snakefile", str(ROOT / "Snakefile"), "--configfile", file]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ETRM_TERMINAL": "snakemake"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    stats = run.stdout.split("Job stats:")[1]
-    jobs = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
+    config = shipped_study(f"{name}.yaml")
+    jobs = snakemake_jobs(str(ROOT / "config" / f"{name}.yaml")).of_rules()
     # What follows a selection is not known yet.
     known = {name: e for name, e in config.experiments.items() if e.after is None}
     trm = sum(len(e.seeds) for e in known.values() if e.is_trm)
@@ -73,7 +70,7 @@ def test_it_plans_by_dry_run(name: str, folder: Path) -> None:
 
 
 def test_mini_arc_is_held_out_and_read_as_it_comes(folder: Path) -> None:
-    config = study("mini_arc")
+    config = shipped_study("mini_arc.yaml")
     records, sources, _ = select_tasks(config.data)
     held_out = [record for record in records if record.split == "evaluation"]
     assert [record.source for record in held_out] == ["mini_arc"] * MINI_ARC
@@ -90,15 +87,15 @@ def test_mini_arc_is_held_out_and_read_as_it_comes(folder: Path) -> None:
 
 def test_arc2_trains_on_both_sets_and_asks_todays_held_out_tasks() -> None:
     """How many tasks that leaves is in tests/data/test_prepare.py."""
-    data, paper = study("arc2").data, study("paper")
+    data, paper = shipped_study("arc2.yaml").data, shipped_study("paper.yaml")
     assert (data.training, data.duplicates) == (("arc2_training", "arc1_training"), "first")
     assert data.evaluation == ("arc2_evaluation",)
     assert (data.sources["arc2_evaluation"].version, data.variants) == ("kaggle2025", 1001)
-    assert set(paper.experiments) == set(study("arc2").experiments)
+    assert set(paper.experiments) == set(shipped_study("arc2.yaml").experiments)
 
 
 def test_rearc_trains_the_papers_encoders_on_tasks_and_pools() -> None:
-    config, paper = study("rearc"), study("paper")
+    config, paper = shipped_study("rearc.yaml"), shipped_study("paper.yaml")
     assert (config.data.training, config.data.evaluation) == (
         ("arc1_training", "rearc"),
         ("arc1_evaluation",),
