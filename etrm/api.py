@@ -16,6 +16,8 @@ from etrm.config.registry import register_encoder as register_encoder
 from etrm.config.study import StudyConfig
 from etrm.errors import MissingFileError, UserError
 from etrm.runtime.logs import say
+from etrm.solve.tasks import make_task as make_task
+from etrm.solve.tasks import read_tasks as read_tasks
 from etrm.storage.files import file_digest
 from etrm.study.layout import Layout, Run
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from etrm.arc.task import Task
     from etrm.models.act import Model
     from etrm.solve.solver import Solver
-    from etrm.solve.tasks import Tasks
     from etrm.study.plan.plan import Plan
 
 
@@ -297,26 +298,6 @@ def load(folder: str | Path, weights: str = "ema", device: str | None = None) ->
     from etrm.solve.solver import load
 
     return load(folder, weights, device)
-
-
-def read_tasks(tasks: Tasks) -> list[Task]:
-    """Return tasks: of task files, folders of them, Kaggle challenges files, or dictionaries.
-
-    Test outputs may be missing, grids may be arrays. Raises `UserError` with all problems.
-    """
-    from etrm.solve.tasks import read_tasks
-
-    return read_tasks(tasks)
-
-
-def make_task(demos: Sequence[tuple[Any, Any]], inputs: Sequence[Any], name: str = "task0") -> Task:
-    """Return the task of some demos, pairs of grids, and the inputs that are asked about.
-
-    A grid is an array of integers 0-9 [height, width], or a list of rows.
-    """
-    from etrm.solve.tasks import make_task
-
-    return make_task(demos, inputs, name)
 
 
 def predictions(path: str | Path) -> pd.DataFrame:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from etrm import api
 from etrm.config.load import read_study
+from etrm.config.registry import load_definition
 from etrm.errors import UserError, is_explained
 from etrm.runtime.terminal import use_stand_ins, width
 from etrm.solve.command import add_solve_options
+from etrm.solve.command import run as solve_tasks
 from etrm.study.gate import outcome
 from etrm.study.layout import Layout, Run
 
@@ -64,8 +66,8 @@ def _parser() -> ArgumentParser:
     command("prepare", _prepare, "write the tables of tasks and augmentations, without Snakemake")
     run = command("run", _run, "train one stage, or all stages in turn, without Snakemake")
     gate = command("gate", _gate, "judge a finished overfit run, and write its verdict")
-    evaluate = command("evaluate", _evaluate, "evaluate a finished run on the held-out tasks")
-    refine = command("refine", _refine, "refine the answers of a finished run by the demos")
+    evaluate = command("evaluate", _answer, "evaluate a finished run on the held-out tasks")
+    refine = command("refine", _answer, "refine the answers of a finished run by the demos")
     for each in (run, gate, evaluate, refine):
         each.add_argument("experiment", help="its name in the study")
     stages = "pretrain, overfit or full; without it: overfit, gate and full, or pretrain of a TRM"
@@ -76,7 +78,7 @@ def _parser() -> ArgumentParser:
         each.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     run.add_argument("--gpus", type=int, help="ranks on each node; default: execution.gpus")
     run.add_argument("--nodes", type=int, help="within a SLURM job; default: execution.nodes")
-    solve = command("solve", _solve, "answer tasks of your own by a finished run", False)
+    solve = command("solve", solve_tasks, "answer tasks of your own by a finished run", False)
     add_solve_options(solve)
     export = command(
         "export", _export, "write a run's weights in the format of official TRM", False
@@ -121,11 +123,21 @@ def _add_result_commands(command: Callable[..., ArgumentParser]) -> None:
     show.add_argument("run", metavar="RUN", help=words)
     figures = command("figures", _figures, "draw figures of a study again, all or by name")
     figures.add_argument("names", nargs="*", metavar="NAME", help="as in figures/NAME.png")
-    score = command("score", _score, "score any submission in Kaggle's form", False)
+    score = command(
+        "score",
+        _late("etrm.evaluation.submissions:run"),
+        "score any submission in Kaggle's form",
+        False,
+    )
     score.add_argument("submission", help="a JSON file in Kaggle's form")
     places = "task file, folder, Kaggle challenges file, or public set, as in arcagi or arcagi2"
     score.add_argument("--tasks", nargs="+", required=True, metavar="PLACE", help=places)
-    votes = command("vote", _vote, "accumulate the votes of several evaluations", False)
+    votes = command(
+        "vote",
+        _late("etrm.evaluation.accumulate:run"),
+        "accumulate the votes of several evaluations",
+        False,
+    )
     votes.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of the same tasks")
     votes.add_argument("--out", metavar="FILE", help="write the submission of all votes")
     for each in (compare, score, votes):
@@ -196,11 +208,16 @@ def _gate(given: Namespace) -> None:
     print(Layout(study).verdict(given.experiment, given.seed))
 
 
-def _evaluate(given: Namespace) -> None:
+def _answer(given: Namespace) -> None:
+    """Evaluate a run, or refine its answers, and print the files of the result."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    study = read_study(given.configfile)
-    api.evaluate(study, given.experiment, given.seed, device=given.device)
-    print("\n".join(Layout(study).score_files(Run(given.experiment, "full", given.seed))))
+    study, run = read_study(given.configfile), Run(given.experiment, "full", given.seed)
+    call, result = {
+        "evaluate": (api.evaluate, "evaluation"),
+        "refine": (api.refine, "refinement"),
+    }[given.command]
+    call(study, given.experiment, given.seed, device=given.device)
+    print("\n".join(Layout(study).score_files(run, result)))
 
 
 def _sync(given: Namespace) -> None:
@@ -233,34 +250,13 @@ def _figures(given: Namespace) -> None:
         print(path)
 
 
+def _late(place: str) -> Callable[[Namespace], None]:
+    """Return the function "module:name" as a command, imported when it is called."""
+    return lambda given: load_definition(place)(given)
+
+
 def _width() -> int:
     return width(otherwise=120)
-
-
-def _vote(given: Namespace) -> None:
-    from etrm.evaluation.accumulate import run
-
-    run(given)
-
-
-def _score(given: Namespace) -> None:
-    from etrm.evaluation.submissions import run
-
-    run(given)
-
-
-def _solve(given: Namespace) -> int:
-    from etrm.solve.command import run
-
-    return run(given)
-
-
-def _refine(given: Namespace) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    study = read_study(given.configfile)
-    api.refine(study, given.experiment, given.seed, device=given.device)
-    run = Run(given.experiment, "full", given.seed)
-    print("\n".join(Layout(study).score_files(run, "refinement")))
 
 
 def _export(given: Namespace) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from etrm.arc.task import Task
 from etrm.errors import UserError
-from etrm.evaluation.pass_at_k import ATTEMPTS
-from etrm.solve.terminal import count
-from etrm.storage.files import atomic_write
+from etrm.solve.terminal import attempts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from etrm.solve.solution import Solution
 
 PANEL, GAP, TITLE, MARGIN = 1.5, 0.15, 0.25, 0.1  # inches
 COLUMNS = 4  # panels in a line: two demos, or a test input, its attempts and its true output
@@ -32,8 +28,8 @@ class PictureError(UserError):
     """Pictures need matplotlib, which a machine that only trains and evaluates may lack."""
 
 
-def draw(task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool | None]) -> Figure:
-    """Return a figure of demos, test inputs, attempts and their votes, as of a `Solution`."""
+def draw(solution: Solution) -> Figure:
+    """Return a figure of demos, test inputs, attempts and their votes."""
     try:
         from matplotlib.figure import Figure
 
@@ -42,7 +38,7 @@ def draw(task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool 
         raise PictureError(
             f"found no {error.name}, expected it for pictures: install etrm[pipeline]"
         ) from None
-    lines = _lines(task, votes, variants, correct)
+    lines = _lines(solution)
     shapes = [grid.shape for line in lines for _, grid in line if grid is not None]
     frame = max(h for h, _ in shapes), max(w for _, w in shapes)  # cells: one size in all panels
     high = PANEL * frame[0] / max(frame)
@@ -61,21 +57,15 @@ def draw(task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool 
     return figure
 
 
-def _lines(
-    task: Task, votes: pd.DataFrame, variants: int, correct: Sequence[bool | None]
-) -> list[list[Panel]]:
+def _lines(solution: Solution) -> list[list[Panel]]:
     demos: list[Panel] = []
-    for number, pair in enumerate(task.demos, 1):
+    for number, pair in enumerate(solution.task.demos, 1):
         demos += [(f"demo {number}", pair.input), ("→", pair.output)]
     lines = [demos[i : i + COLUMNS] for i in range(0, len(demos), COLUMNS)]
-    for number, (query, right) in enumerate(zip(task.queries, correct, strict=True), 1):
-        ranked = votes[votes["query"] == number - 1]
-        line: list[Panel] = [(f"test {number}", query.input)]
-        best = ranked.head(ATTEMPTS)
-        for rank, (of, grid) in enumerate(zip(best["votes"], best["grid"], strict=True), 1):
-            line.append((f"attempt {rank}: {count(of, variants)}", grid))
+    for number, query in enumerate(solution.task.queries):
+        line: list[Panel] = list(attempts(solution, number))
         if query.output is not None:
-            line.append((f"true output, {FOUND[bool(right)]}", query.output))
+            line.append((f"true output, {FOUND[bool(solution.correct[number])]}", query.output))
         lines.append(line)
     return lines
 
@@ -85,9 +75,3 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def write(figure: Figure, path: Path) -> None:
-    """Write a PNG; it appears whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(png(figure))

@@ -18,6 +18,7 @@ from etrm.evaluation.decode import PREDICTIONS
 from etrm.evaluation.pass_at_k import Submission, submission, top_attempts
 from etrm.evaluation.voting import with_arrays
 from etrm.solve.terminal import render
+from etrm.storage.files import atomic_write
 
 
 def empty_submission(tasks: Sequence[Task]) -> Submission:
@@ -79,7 +80,7 @@ class Solution:
 
         Cells are digits, or with `colour` blocks of ARC's colours on a terminal.
         """
-        return render(self.task, self.votes, self.variants, self.correct, width, colour)
+        return render(self, width, colour)
 
     def show(self) -> None:
         """Print the text: in colour on a terminal, unless the variable NO_COLOR is set."""
@@ -88,15 +89,17 @@ class Solution:
 
     def picture(self, path: str | Path) -> None:
         """Write a PNG of demos, test inputs, attempts and votes; it needs matplotlib."""
-        from etrm.solve.picture import draw, write
+        from etrm.solve.picture import draw, png
 
-        write(draw(self.task, self.votes, self.variants, self.correct), Path(path))
+        content = png(draw(self))
+        with atomic_write(Path(path)) as temporary:  # it appears whole or not at all
+            temporary.write_bytes(content)
 
     def _repr_png_(self) -> bytes:
         """Return the picture, for a notebook."""
         from etrm.solve.picture import draw, png
 
-        return png(draw(self.task, self.votes, self.variants, self.correct))
+        return png(draw(self))
 
     def __str__(self) -> str:
         return self.text()

@@ -35,10 +35,11 @@ class TaskError(UserError):
 
 
 def read_tasks(tasks: Tasks) -> list[Task]:
-    """Return the tasks of any of the forms of `Tasks`; test outputs may be missing.
+    """Return tasks: of task files, folders, Kaggle challenges files, dictionaries, standard input.
 
-    The id of a task is its file's name, its key, or its own `id`; else `task0`, by its place in the
-    list. Raises `TaskError` with file, task and pair of every problem.
+    Test outputs may be missing, grids may be arrays. The id of a task is its file's name, its key,
+    or its own `id`; else `task0`, by its place in the list. Raises `TaskError` with file, task and
+    pair of every problem.
     """
     items = [tasks] if isinstance(tasks, str | Path | Mapping | Task) else list(tasks)
     problems, found, places = Problems(), [], []
@@ -67,7 +68,7 @@ def read_tasks(tasks: Tasks) -> list[Task]:
 def make_task(demos: Sequence[tuple[Any, Any]], inputs: Sequence[Any], name: str = "task0") -> Task:
     """Return the task of some demos, (input, output) grids, and the inputs that are asked about.
 
-    A grid is an array of integers [height, width], or a list of rows. Raises `TaskError`.
+    A grid is an array of integers 0-9 [height, width], or a list of rows. Raises `TaskError`.
     """
     pairs = [{"input": x, "output": y} for x, y in demos]
     return read_tasks({name: {"train": pairs, "test": [{"input": x} for x in inputs]}})[0]

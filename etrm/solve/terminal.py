@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from etrm.arc.task import Task
 from etrm.evaluation.pass_at_k import ATTEMPTS
+
+if TYPE_CHECKING:
+    from etrm.solve.solution import Solution
 
 # Of the 256 colours that all terminals have, those nearest to ARC's; black is a dark grey, which
 # can be told from the terminal's own background.
@@ -46,48 +48,41 @@ class Block:
         return Block(self.width + len(gap) + other.width, lines)
 
 
-def render(
-    task: Task,
-    votes: pd.DataFrame,
-    variants: int,
-    correct: Sequence[bool | None],
-    width: int,
-    colour: bool,
-) -> str:
+def render(solution: Solution, width: int, colour: bool) -> str:
     """Return demos, test inputs and attempts with their votes, at most `width` letters wide.
 
-    `votes`, `variants` and `correct` are those of a `Solution`. A grid that is wider is not cut.
+    A grid that is wider is not cut.
     """
-    lines = [f"task {task.id}", ""]
+    lines = [f"task {solution.task.id}", ""]
     demos = []
-    for number, pair in enumerate(task.demos, 1):
+    for number, pair in enumerate(solution.task.demos, 1):
         assert pair.output is not None
         left = Block.of_grid(f"demo {number}", pair.input, colour)
         demos.append(left.beside(Block.of_grid("", pair.output, colour), ARROW))
     lines += _flow(demos, width)
-    for number, (query, right) in enumerate(zip(task.queries, correct, strict=True), 1):
-        ranked = votes[votes["query"] == number - 1]
-        blocks = [Block.of_grid(f"test {number}", query.input, colour)]
-        best = ranked.head(ATTEMPTS)
-        for rank, (of, grid) in enumerate(zip(best["votes"], best["grid"], strict=True), 1):
-            blocks.append(Block.of_grid(f"attempt {rank}: {count(of, variants)}", grid, colour))
+    for number, right in enumerate(solution.correct):
+        blocks = [Block.of_grid(*each, colour) for each in attempts(solution, number)]
         lines += _flow(blocks, width)
-        lines += [f"test {number}: {summary(ranked, variants, right)}", ""]
+        counts = solution.votes.loc[solution.votes["query"] == number, "votes"].tolist()
+        lines += [f"test {number + 1}: {summary(counts, solution.variants, right)}", ""]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def count(votes: int, total: int) -> str:
-    """Return "3 of 8 votes"."""
-    return f"{votes} of {total} vote{'s' if total != 1 else ''}"
+def attempts(solution: Solution, number: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a test input and the attempts at it, each grid under its title: "3 of 8 votes"."""
+    yield f"test {number + 1}", solution.task.queries[number].input
+    best = solution.votes[solution.votes["query"] == number].head(ATTEMPTS)
+    total = f"{solution.variants} vote{'s' if solution.variants != 1 else ''}"
+    for rank, (of, grid) in enumerate(zip(best["votes"], best["grid"], strict=True), 1):
+        yield f"attempt {rank}: {of} of {total}", grid
 
 
-def summary(ranked: pd.DataFrame, variants: int, right: bool | None) -> str:
-    """Return how the variants of one test input voted, and whether an attempt is right."""
-    if ranked.empty:
+def summary(votes: Sequence[int], variants: int, right: bool | None) -> str:
+    """Return the votes on one test input in words, and whether an attempt is right."""
+    if not votes:
         return "no answer"
-    most = ranked["votes"].tolist()
-    listed = " + ".join(map(str, most[:5])) + (" + …" if len(most) > 5 else "")
-    answers = f"{len(most)} answer{'s' if len(most) > 1 else ''}"
+    listed = " + ".join(map(str, votes[:5])) + (" + …" if len(votes) > 5 else "")
+    answers = f"{len(votes)} answer{'s' if len(votes) > 1 else ''}"
     return f"{answers} of {variants} variant{'s' if variants > 1 else ''} ({listed}){MARKS[right]}"
 
 

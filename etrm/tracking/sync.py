@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from etrm.errors import UserError
-from etrm.tracking.dashboard import save_dashboard
 
 MARK = ".wandb.synced"  # the end of the name of W&B's file beside a run that has been sent
+# Titles and metrics as in the guide, "What to monitor in W&B dashboard".
+PANELS: dict[str, tuple[str, ...]] = {
+    "Success Metrics": ("train/exact_accuracy", "all.exact_accuracy", "ARC/pass@1"),
+    "Encoder Health": ("train/encoder_cross_sample_var", "grad/encoder_norm", "grad/total_norm"),
+    "Learning Dynamics": ("train/lm_loss", "train/q_halt_loss", "train/steps"),
+    "Encoder Statistics": (
+        "train/encoder_output_norm",
+        "train/encoder_output_std",
+        "train/encoder_token_std",
+    ),
+}
+VIEW = "ETRM"  # the name of the dashboard
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -62,3 +75,22 @@ def dashboard(project: str) -> str:
         return f"No dashboard ({error}): pip install wandb-workspaces, and call it again"
     except Exception as error:  # of a server
         return f"No dashboard ({error})"
+
+
+def save_dashboard(entity: str, project: str) -> str:
+    """Save the view in a W&B project, and return its address.
+
+    Raises `ImportError` where the package wandb-workspaces is not installed, which alone can.
+    """
+    panels: Any = importlib.import_module("wandb_workspaces.reports.v2")
+    views: Any = importlib.import_module("wandb_workspaces.workspaces")
+    sections = [
+        views.Section(
+            name=title,
+            is_open=True,
+            panels=[panels.LinePlot(title=metric, x="Step", y=[metric]) for metric in metrics],
+        )
+        for title, metrics in PANELS.items()
+    ]
+    view = views.Workspace(entity=entity, project=project, name=VIEW, sections=sections)
+    return str(view.save().url)

@@ -15,7 +15,7 @@ from etrm.config.study import EvaluationConfig
 from etrm.evaluation import mirror
 from etrm.evaluation.run import evaluate_run
 from etrm.evaluation.voting import voting_rows
-from etrm.tracking.dashboard import PANELS
+from etrm.tracking.sync import PANELS
 from etrm.training.run import RunPaths
 
 OFFLINE = TrackingConfig(wandb="offline")

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from etrm.errors import UserError
-from etrm.tracking.dashboard import PANELS, save_dashboard
-from etrm.tracking.sync import dashboard, offline_runs, sync
+from etrm.tracking.sync import PANELS, dashboard, offline_runs, save_dashboard, sync
 
 # `python -m wandb`: it sends what it finds in the folder but for the runs that it is told to lose.
 FAKE = """
