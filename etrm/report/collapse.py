@@ -7,15 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.estimates import (
-    OVER_TASKS,
-    STUDENT,
-    bracketed,
-    by_experiment,
-    over_seeds,
-    score_of,
-)
-from etrm.report.formats import NONE, Table
+from etrm.report.estimates import OVER_TASKS, STUDENT, by_experiment, over_seeds, score_of
+from etrm.report.formats import NONE, Columns, Table, interval
 from etrm.report.published import (
     DETERMINISTIC,
     EXACT,
@@ -43,14 +36,26 @@ NOTES = (
 )
 
 
+TEXT: Columns = {
+    "Model": "experiment",
+    "Stage": "stage",
+    "Seeds": "seeds",
+    "Cross-sample variance": interval("variance", ".3f", ""),
+    "By the guide": lambda row: NONE if pd.isna(row["variance"]) else zone(row["variance"]),
+    "Train exact match": interval("train_exact"),
+    "pass@1": lambda row: interval("pass@1")(row) + _of_tasks(row),
+    "Between-task ratio": interval("between_task", ".2f", ""),
+    "Untrained": interval("between_task_untrained", ".2f", ""),
+    "Effective rank": interval("rank", ".1f", ""),
+    "Swap drop": interval("swap_drop", ".2f", ""),
+}
+
+
 def collapse(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of collapse; no experiment is compared with the `baseline`."""
-    numbers = collapse_table(views)
-    return Table(numbers, rendered(numbers), NOTES)
+    """Return the table of collapse; no experiment is compared with the `baseline`.
 
-
-def collapse_table(views: Sequence[RunView]) -> pd.DataFrame:
-    """Return a row for each experiment with an encoder, of its last stage, then published ones."""
+    A row for each experiment with an encoder, of its last stage, then published ones.
+    """
     rows = [_row(name, mine) for name, mine in by_experiment(views).items() if not mine[0].is_trm]
     for model in (DETERMINISTIC, VARIATIONAL, RECURRENT):
         row: dict[str, Any] = {"experiment": model, "stage": "published", "seeds": 1}
@@ -67,7 +72,8 @@ def collapse_table(views: Sequence[RunView]) -> pd.DataFrame:
         rows.append(row)
     names = (*MEASURES, "between_task_untrained", "train_exact", "pass@1")
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["experiment", "stage", "seeds", *columns, "tasks"])
+    numbers = pd.DataFrame(rows, columns=["experiment", "stage", "seeds", *columns, "tasks"])
+    return Table.of(numbers, TEXT, NOTES)
 
 
 def _row(name: str, views: Sequence[RunView]) -> dict[str, Any]:
@@ -75,10 +81,9 @@ def _row(name: str, views: Sequence[RunView]) -> dict[str, Any]:
     for key, metric in MEASURES.items():
         row |= over_seeds((view.final(metric) for view in views), key)
     row |= over_seeds((_untrained(view) for view in views), "between_task_untrained")
-    row |= over_seeds((train_exact(view) for view in views), "train_exact", share=True)
+    row |= over_seeds((view.train_exact for view in views), "train_exact", share=True)
     if (score := score_of(views)) is not None:
-        row |= {"pass@1": score.value, "pass@1_low": score.low, "pass@1_high": score.high}
-        row["tasks"] = score.tasks
+        row |= score.row("pass@1")
     return row
 
 
@@ -87,35 +92,10 @@ def _untrained(view: RunView) -> float | None:
     return float(values.loc[0]) if 0 in values.index else None
 
 
-def train_exact(view: RunView) -> float | None:
-    """Return the last exact match over all episodes, else that of the last training samples."""
-    evaluated = view.last("all.exact_accuracy")
-    return view.final("train/exact_accuracy") if evaluated is None else evaluated
-
-
 def zone(variance: float) -> str:
     """Return the guide's word for a cross-sample variance."""
     return next((word for bound, word in GUIDE if variance < bound), "diverse")
 
 
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [row for _, row in table.iterrows()]
-    tasks = ["" if pd.isna(row["tasks"]) else f" (of {row['tasks']:.0f})" for row in rows]
-    return pd.DataFrame(
-        {
-            "Model": [str(row["experiment"]) for row in rows],
-            "Stage": [str(row["stage"]) for row in rows],
-            "Seeds": [str(row["seeds"]) for row in rows],
-            "Cross-sample variance": [bracketed(row, "variance", "{:.3f}", "") for row in rows],
-            "By the guide": [
-                NONE if pd.isna(row["variance"]) else zone(row["variance"]) for row in rows
-            ],
-            "Train exact match": [bracketed(row, "train_exact") for row in rows],
-            "pass@1": [bracketed(row, "pass@1") + n for row, n in zip(rows, tasks, strict=True)],
-            "Between-task ratio": [bracketed(row, "between_task", "{:.2f}", "") for row in rows],
-            "Untrained": [bracketed(row, "between_task_untrained", "{:.2f}", "") for row in rows],
-            "Effective rank": [bracketed(row, "rank", "{:.1f}", "") for row in rows],
-            "Swap drop": [bracketed(row, "swap_drop", "{:.2f}", "") for row in rows],
-        }
-    )
+def _of_tasks(row: pd.Series) -> str:
+    return "" if pd.isna(row["tasks"]) else f" (of {row['tasks']:.0f})"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from etrm.evaluation.statistics import difference_interval, difference_p_value, holm
-from etrm.report.formats import MARK, NONE, SURVIVORS, Table
-from etrm.report.run_view import RunView, asked, credits_of, distinct, gate_counts
+from etrm.evaluation.statistics import difference_p_value, holm
+from etrm.report.estimates import RULE, paired_credits, paired_difference
+from etrm.report.formats import MARK, NONE, SURVIVORS, Columns, Table, number, percent, points
+from etrm.report.run_view import RunView, asked, by_name, distinct, gate_counts
 from etrm.report.tables import ATTEMPTS, outcome
 
-RULE = "task_fraction"  # of credit, that of the published scores
 SIGNIFICANT = 0.05  # of the corrected p-value
 OVER_TASKS = "Newcombe's method 10, exact sign-flip test (McNemar's)"
 OVER_SEEDS = f"{OVER_TASKS}, Student's t"
@@ -28,6 +28,40 @@ COLUMNS = (
 )
 
 
+def _of_survivors(row: pd.Series) -> bool:
+    return bool(row["seeds"] and row["gate_passed"] < row["gate_seeds"])
+
+
+def _mark(row: pd.Series) -> str:
+    return MARK if pd.notna(row["pass"]) and _of_survivors(row) else ""
+
+
+def _seeds(row: pd.Series) -> str:
+    ours = f"{row['seeds']} of {row['gate_seeds']}" if _of_survivors(row) else str(row["seeds"])
+    return f"{ours} against {row['baseline_seeds']}"
+
+
+def render_p(value: float | None) -> str:
+    """Render a p-value to three digits."""
+    if value is None or np.isnan(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+TEXT: Columns = {
+    "Experiment": "experiment",
+    "Attempts": lambda row: f"pass@{row['attempts']}",
+    "Seeds": _seeds,
+    "Tasks": number("tasks", ".0f"),
+    "Score": lambda row: percent(row["pass"]) + _mark(row),
+    "Baseline": lambda row: percent(row["baseline_pass"]),
+    "Difference, points": points("difference"),
+    "p": lambda row: render_p(row["p"]),
+    "p, corrected": lambda row: render_p(row["p_holm"]),
+    "Status": "status",
+}
+
+
 def comparisons(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the difference of each experiment's pass@k from that of the `baseline`.
 
@@ -35,20 +69,18 @@ def comparisons(views: Sequence[RunView], baseline: str | None = None) -> Table:
     experiments at one k are a family (Holm). A row without a difference says why in its status.
     """
     numbers = comparisons_table(views, baseline)
-    return Table(numbers, rendered(numbers), _notes(views, baseline, numbers))
+    return Table.of(numbers, TEXT, _notes(views, baseline, numbers))
 
 
 def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.DataFrame:
     """Return the comparisons as numbers: fractions from 0 to 1, differences from -1 to 1."""
-    by_name = {
-        name: [view for view in views if view.experiment == name]
-        for name in distinct(view.experiment for view in views if not view.only_initialises)
-    }
-    theirs = by_name.pop(baseline or "", [])
+    runs = by_name(views)
+    runs = {n: runs[n] for n in by_name(view for view in views if not view.only_initialises)}
+    theirs = runs.pop(baseline or "", [])
     rows = []
     for k in ATTEMPTS:
         family = []
-        for mine in by_name.values():
+        for mine in runs.values():
             if theirs and asked(mine[0]) == asked(theirs[0]):
                 family.append(paired(mine, theirs, k))
         tested = [row for row in family if row["p"] is not None]
@@ -57,24 +89,6 @@ def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.Data
             row |= {"p_holm": p, "family": len(tested), "status": words}
         rows += family
     return pd.DataFrame(rows, columns=COLUMNS.split())
-
-
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the comparisons as text, with column names for people."""
-    return pd.DataFrame(
-        {
-            "Experiment": [str(name) for name in table["experiment"]],
-            "Attempts": [f"pass@{k}" for k in table["attempts"]],
-            "Seeds": [_seeds(row) for _, row in table.iterrows()],
-            "Tasks": [NONE if pd.isna(n) else f"{n:.0f}" for n in table["tasks"]],
-            "Score": [_share(row, "pass") for _, row in table.iterrows()],
-            "Baseline": [_share(row, "baseline_pass") for _, row in table.iterrows()],
-            "Difference, points": [render_difference(row) for _, row in table.iterrows()],
-            "p": [render_p(value) for value in table["p"]],
-            "p, corrected": [render_p(value) for value in table["p_holm"]],
-            "Status": [str(status) for status in table["status"]],
-        }
-    )
 
 
 def paired(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[str, Any]:
@@ -93,22 +107,16 @@ def paired(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[s
     if not all(scored):
         of, whose = (mine, "") if scored[1] else (theirs, "the baseline is ")
         return row | {"status": whose + "; ".join(distinct(outcome(v) for v in of))}
-    ours, base = (credits_of(views, k, RULE) for views in scored)
-    if ours is None or base is None or set(ours) != set(base):
+    if (credits := paired_credits(mine, theirs, k)) is None:
         return row | {"status": "not the same tasks as the baseline's"}
-    a, b = ours.to_numpy(), base[ours.columns].to_numpy()  # [seed, task]
-    low, high = difference_interval(a, b)
+    a, b = credits
+    found = paired_difference(a, b)
+    partial = any(v.score and v.score["partial"] for v in (*scored[0], *scored[1]))
     return row | {
-        "tasks": a.shape[1],
-        "pass": float(a.mean()),
-        "baseline_pass": float(b.mean()),
-        "difference": float(a.mean() - b.mean()),
-        "difference_low": low,
-        "difference_high": high,
-        "p": difference_p_value(a, b),
-        "status": "; partial"
-        * any(v.score and v.score["partial"] for v in (*scored[0], *scored[1])),
-        "method": OVER_TASKS if min(len(a), len(b)) == 1 else OVER_SEEDS,
+        **{"tasks": found.tasks, "pass": float(a.mean()), "baseline_pass": float(b.mean())},
+        **found.row("difference"),
+        **{"p": difference_p_value(a, b), "status": "; partial" * partial},
+        "method": OVER_TASKS if found.seeds == 1 else OVER_SEEDS,
     }
 
 
@@ -137,33 +145,3 @@ def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) 
     if any(_of_survivors(row) for _, row in table.iterrows()):
         notes.append(SURVIVORS)
     return tuple(notes)
-
-
-def _of_survivors(row: pd.Series) -> bool:
-    return bool(row["seeds"] and row["gate_passed"] < row["gate_seeds"])
-
-
-def _seeds(row: pd.Series) -> str:
-    ours = f"{row['seeds']} of {row['gate_seeds']}" if _of_survivors(row) else str(row["seeds"])
-    return f"{ours} against {row['baseline_seeds']}"
-
-
-def _share(row: pd.Series, name: str) -> str:
-    mark = MARK if name == "pass" and _of_survivors(row) else ""
-    return NONE if pd.isna(row[name]) else f"{100 * row[name]:.1f} %{mark}"
-
-
-def render_difference(row: pd.Series | dict[str, Any]) -> str:
-    """Render `+2.3 [−0.1, +4.8]`, in points."""
-    if pd.isna(row["difference"]):
-        return NONE
-    points = (100 * row[f"difference{part}"] for part in ("", "_low", "_high"))
-    middle, low, high = (f"{each:+.1f}".replace("-", "−") for each in points)
-    return f"{middle} [{low}, {high}]"
-
-
-def render_p(value: float | None) -> str:
-    """Render a p-value to three digits."""
-    if value is None or np.isnan(value):
-        return NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from etrm.report.estimates import STUDENT, bracketed, over_seeds
-from etrm.report.formats import NONE, Table
-from etrm.report.run_view import STAGES, RunView, distinct
+from etrm.report.estimates import STUDENT, over_seeds
+from etrm.report.formats import NONE, Columns, Table, interval, number
+from etrm.report.run_view import STAGES, RunView, by_name, distinct
 
 COLUMNS = (
     "experiment stage seeds params steps batch devices ranks hours hours_low"
@@ -23,17 +23,28 @@ NOTES = (
 )
 
 
+TEXT: Columns = {
+    "Experiment": "experiment",
+    "Stage": "stage",
+    "Seeds": "seeds",
+    "Parameters": number("params", ",.0f"),
+    "Steps": number("steps", ",.0f"),
+    "Batch": number("batch", ".0f"),
+    "Device": lambda row: f"{row['ranks']} × " * (row["ranks"] > 1) + str(row["devices"]),
+    "Hours": interval("hours", ".3g", ""),
+    "Examples a second": interval("rate", ",.0f", ""),
+    "Peak memory, GiB": number("memory_gib", ".1f"),
+    "Device hours": number("device_hours", ".3g"),
+    "Evaluation, hours": number("evaluation_hours", ".3g"),
+    "GFLOP": number("gflop_of_answer", ".3g"),
+}
+
+
 def compute(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the cost of each experiment and stage; nothing is compared with the `baseline`."""
-    numbers = pd.DataFrame(_rows(views), columns=COLUMNS.split())
-    return Table(numbers, rendered(numbers), (*NOTES, *_total(numbers)))
-
-
-def _rows(views: Sequence[RunView]) -> Iterator[dict[str, Any]]:
-    for name in distinct(view.experiment for view in views):
-        for stage in STAGES:
-            if mine := [v for v in views if (v.experiment, v.stage) == (name, stage)]:
-                yield _row(mine)
+    groups = ([v for v in of if v.stage == s] for of in by_name(views).values() for s in STAGES)
+    numbers = pd.DataFrame([_row(mine) for mine in groups if mine], columns=COLUMNS.split())
+    return Table.of(numbers, TEXT, (*NOTES, *_total(numbers)))
 
 
 def _row(views: Sequence[RunView]) -> dict[str, Any]:
@@ -47,7 +58,7 @@ def _row(views: Sequence[RunView]) -> dict[str, Any]:
         **{"experiment": views[0].experiment, "stage": views[0].stage, "seeds": len(views)},
         "params": runs[0].get("num_params"),
         "steps": over_seeds(run.get("steps_done") for run in runs)["value"],
-        "batch": runs[0].get("config", {}).get("train", {}).get("batch_size"),
+        "batch": views[0].setting("train.batch_size"),
         "devices": "; ".join(distinct(str(run.get("device", NONE)) for run in runs)),
         "ranks": max(ranks),
         **over_seeds(hours, "hours"),
@@ -65,36 +76,6 @@ def _searched(views: Sequence[RunView]) -> float | None:
     last = [by_steps[max(by_steps, key=int)] for by_steps in found if by_steps]
     answers = sum(one["answers"] for one in last)
     return sum(one["gflop"] for one in last) / answers if answers else None
-
-
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame(
-        {
-            "Experiment": [str(row["experiment"]) for row in rows],
-            "Stage": [str(row["stage"]) for row in rows],
-            "Seeds": [str(row["seeds"]) for row in rows],
-            "Parameters": [_number(row["params"], ",.0f") for row in rows],
-            "Steps": [_number(row["steps"], ",.0f") for row in rows],
-            "Batch": [_number(row["batch"], ".0f") for row in rows],
-            "Device": [_device(row) for row in rows],
-            "Hours": [bracketed(row, "hours", "{:.3g}", "") for row in rows],
-            "Examples a second": [bracketed(row, "rate", "{:,.0f}", "") for row in rows],
-            "Peak memory, GiB": [_number(row["memory_gib"], ".1f") for row in rows],
-            "Device hours": [_number(row["device_hours"], ".3g") for row in rows],
-            "Evaluation, hours": [_number(row["evaluation_hours"], ".3g") for row in rows],
-            "GFLOP": [_number(row["gflop_of_answer"], ".3g") for row in rows],
-        }
-    )
-
-
-def _number(value: Any, form: str) -> str:
-    return NONE if value is None or pd.isna(value) else format(value, form)
-
-
-def _device(row: pd.Series) -> str:
-    return f"{row['ranks']} × {row['devices']}" if row["ranks"] > 1 else str(row["devices"])
 
 
 def _total(table: pd.DataFrame) -> tuple[str, ...]:

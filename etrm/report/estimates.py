@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from etrm.config.compare import flat
 from etrm.evaluation.pass_at_k import INTERVAL
@@ -18,8 +17,8 @@ from etrm.evaluation.statistics import (
     share_interval,
     t_quantile,
 )
-from etrm.report.formats import NONE
-from etrm.report.run_view import STAGES, RunView, asked, credits_of, distinct
+from etrm.report.formats import NONE, in_points
+from etrm.report.run_view import STAGES, RunView, asked, by_name, credits_of
 
 RULE = "task_fraction"  # of credit, that of the published scores
 VALIDATION = "validation.exact_accuracy"
@@ -51,6 +50,11 @@ class Estimate:
         low, high = 100 * self.low, 100 * self.high
         return f"{100 * self.value:.1f} % [{low:.1f}, {high:.1f}] of {self.tasks} tasks"
 
+    def row(self, name: str, tasks: str = "tasks") -> dict[str, float]:
+        """Return it as `name`, `name_low`, `name_high` and the number of `tasks` of a row."""
+        interval = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return {**interval, tasks: self.tasks}
+
     def points(self) -> str:
         """Render it as a difference in percentage points."""
         return f"{in_points(self.value, self.low, self.high)} points over {self.tasks} tasks"
@@ -58,10 +62,8 @@ class Estimate:
 
 def by_experiment(views: Iterable[RunView], stage: str | None = None) -> dict[str, list[RunView]]:
     """Return the runs of each experiment in a stage, by default the last stage that it has."""
-    views = list(views)
     found = {}
-    for name in distinct(view.experiment for view in views):
-        mine = [view for view in views if view.experiment == name]
+    for name, mine in by_name(views).items():
         last = stage or max((view.stage for view in mine), key=STAGES.index)
         if runs := [view for view in mine if view.stage == last]:
             found[name] = runs
@@ -107,15 +109,27 @@ def validation_of(views: Sequence[RunView]) -> Estimate | None:
     return Estimate(VALIDATION, float(shares.mean()), low, high, tasks, len(shares))
 
 
-def score_difference(ours: Sequence[RunView], theirs: Sequence[RunView]) -> Estimate | None:
-    """Return pass@1 of `ours` minus that of `theirs`, paired; None unless of the same tasks."""
+def paired_credits(
+    ours: Sequence[RunView], theirs: Sequence[RunView], k: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return credits [seed, task] of the scored runs of both; None unless of the same tasks."""
     scored = [[v for v in views if v.score is not None] for views in (ours, theirs)]
-    mine, base = (credits_of(views, 1, RULE) for views in scored)
+    mine, base = (credits_of(views, k, RULE) for views in scored)
     if mine is None or base is None or set(mine) != set(base):
         return None
-    a, b = mine.to_numpy(), base[mine.columns].to_numpy()
+    return mine.to_numpy(), base[mine.columns].to_numpy()
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Return the mean credit of `a` minus that of `b`, both [seed, task], paired over tasks."""
     middle, interval = float(a.mean() - b.mean()), difference_interval(a, b)
     return Estimate("pass@1", middle, *interval, a.shape[1], min(len(a), len(b)))
+
+
+def score_difference(ours: Sequence[RunView], theirs: Sequence[RunView]) -> Estimate | None:
+    """Return pass@1 of `ours` minus that of `theirs`, paired; None unless of the same tasks."""
+    credits = paired_credits(ours, theirs, 1)
+    return None if credits is None else paired_difference(*credits)
 
 
 def validation_difference(ours: Sequence[RunView], theirs: Sequence[RunView]) -> Estimate | None:
@@ -159,23 +173,3 @@ def twins(views: Sequence[RunView], keys: Iterable[str]) -> list[tuple[str, str]
     pairs = ((a, b) for a in runs for b in runs if a < b)
     found = ((a, b, set(changed_keys(runs[a][0], runs[b][0]))) for a, b in pairs)
     return [(a, b) for a, b, changed in found if changed and changed <= wanted]
-
-
-def in_points(value: float, low: float, high: float) -> str:
-    """Render `+2.3 [−0.1, +4.8]` of fractions; `–` of a missing one."""
-    if pd.isna(value):
-        return NONE
-    middle, least, most = (f"{100 * each:+.1f}".replace("-", "−") for each in (value, low, high))
-    return f"{middle} [{least}, {most}]"
-
-
-def bracketed(row: pd.Series, name: str, form: str = "{:.1f}", unit: str = " %") -> str:
-    """Render `92.0 % [90.1, 93.9]` of a number and its `_low` and `_high`; fractions as percent."""
-    scale = 100 if unit.strip() == "%" else 1
-    value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
-    if pd.isna(value):
-        return NONE
-    text = form.format(scale * value) + unit
-    if pd.notna(low):
-        text += f" [{form.format(scale * low)}, {form.format(scale * high)}]"
-    return text.replace("-", "−")

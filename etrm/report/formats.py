@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ _CSS = (
 )
 
 
+Cell = Callable[[pd.Series], str]  # the text of a cell, from the numbers of its row
+Columns = Mapping[str, str | Cell]  # by title; the name of a number that is shown as it is
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a study."""
@@ -45,6 +50,56 @@ class Table:
     numbers: pd.DataFrame  # fractions from 0 to 1, counts
     text: pd.DataFrame  # the same for people, every cell a string
     notes: tuple[str, ...] = ()  # sentences below the text
+
+    @classmethod
+    def of(cls, numbers: pd.DataFrame, columns: Columns, notes: Iterable[str] = ()) -> Table:
+        """Return a table whose text has these columns, each cell made from a row of numbers."""
+        cells = {title: number(of) if isinstance(of, str) else of for title, of in columns.items()}
+        rows = [row for _, row in numbers.iterrows()]
+        text = pd.DataFrame({title: [cell(row) for row in rows] for title, cell in cells.items()})
+        return cls(numbers, text, tuple(notes))
+
+
+def number(name: str, form: str = "") -> Cell:
+    """Return the cell of a number in a format: `–` of a missing one, any value without a format."""
+    return lambda row: NONE if form and pd.isna(row[name]) else format(row[name], form)
+
+
+def interval(name: str, form: str = ".1f", unit: str = " %", mark: Cell | None = None) -> Cell:
+    """Return the cell `92.0 % [90.1, 93.9]` of a number, its `_low` and `_high`.
+
+    Fractions are in percent. `mark`: text between the number and the brackets.
+    """
+    scale = 100 if unit.strip() == "%" else 1
+
+    def cell(row: pd.Series) -> str:
+        value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+        if pd.isna(value):
+            return NONE
+        text = f"{scale * value:{form}}{unit}{mark(row) if mark else ''}"
+        if pd.notna(low):
+            text += f" [{scale * low:{form}}, {scale * high:{form}}]"
+        return text.replace("-", "−")
+
+    return cell
+
+
+def points(name: str, of: str | None = None) -> Cell:
+    """Return the cell `+2.3 [−0.1, +4.8] (of 400)` of a difference; `of`: the number of tasks."""
+
+    def cell(row: pd.Series) -> str:
+        shown = in_points(*(row[f"{name}{part}"] for part in ("", "_low", "_high")))
+        return shown if of is None or shown == NONE else f"{shown} (of {row[of]:.0f})"
+
+    return cell
+
+
+def in_points(value: float, low: float, high: float) -> str:
+    """Render `+2.3 [−0.1, +4.8]` of fractions; `–` of a missing one."""
+    if pd.isna(value):
+        return NONE
+    middle, least, most = (f"{100 * each:+.1f}".replace("-", "−") for each in (value, low, high))
+    return f"{middle} [{least}, {most}]"
 
 
 def to_markdown(table: Table) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from etrm.config.compare import changes, summary
-from etrm.report.comparisons import METHODS, paired, render_difference, render_p
+from etrm.report.comparisons import METHODS, paired, render_p
 from etrm.report.estimates import by_experiment, changed_keys, settings
-from etrm.report.formats import NONE, Table
+from etrm.report.formats import NONE, Table, points
 from etrm.report.published import ARC1, find
 from etrm.report.published import value_text as published_text
 from etrm.report.run_view import RunView, asked
@@ -44,7 +44,7 @@ def trm(views: Sequence[RunView], baseline: str | None = None) -> Table:
     added: dict[str, Any] = {
         "pass@2": results([v for v in views if v.is_trm], baseline).text["pass@2"],
         CHANGE: [NONE if pd.isna(c) else str(c) for c in numbers["change"]],
-        GAIN: [render_difference(row) for _, row in numbers.iterrows()],
+        GAIN: [points("difference")(row) for _, row in numbers.iterrows()],
         "p": [render_p(value) for value in numbers["p"]],
     }
     text = table.text.assign(**added)

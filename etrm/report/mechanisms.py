@@ -15,13 +15,11 @@ from etrm.report.estimates import (
     OVER_TASKS,
     PAIRED,
     Estimate,
-    bracketed,
     by_experiment,
-    in_points,
     score_difference,
     score_of,
 )
-from etrm.report.formats import NONE, Table
+from etrm.report.formats import NONE, Columns, Table, interval, number, points
 from etrm.report.refinement import METHODS, refinement_table
 from etrm.report.run_view import RunView
 
@@ -38,26 +36,31 @@ NOTES = (
 )
 
 
+TEXT: Columns = {
+    "Mechanism": "mechanism",
+    "Guided by": "guided_by",
+    "Experiment": "experiment",
+    "Steps": number("steps", ".0f"),
+    "Seeds": "seeds",
+    "pass@1": lambda row: f"{interval('pass@1')(row)} (of {row['tasks']})",
+    "Gain, points": points("gain"),
+    "Gain over": lambda row: NONE if pd.isna(row["gain"]) else str(row["gain_over"]),
+    "GFLOP": number("gflop", ".3g"),
+}
+
+
 def mechanisms(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the mechanisms of refinement; recurrent encoders are compared with the `baseline`."""
-    numbers = mechanisms_table(views, baseline)
-    return Table(numbers, rendered(numbers), NOTES)
+    """Return the mechanisms of refinement, a row for each and each experiment that has a score.
 
-
-def mechanisms_table(views: Sequence[RunView], baseline: str | None = None) -> pd.DataFrame:
-    """Return a row for each mechanism and experiment that has a score."""
+    Recurrent encoders are compared with the `baseline`.
+    """
     rows = [*_of_models(views, baseline), *_of_methods(views)]
-    return pd.DataFrame(rows, columns=COLUMNS.split())
+    return Table.of(pd.DataFrame(rows, columns=COLUMNS.split()), TEXT, NOTES)
 
 
 def is_recurrent(view: RunView) -> bool:
     """Return whether the encoder refines a state of its own over ACT steps."""
-    return source_of(view).startswith("recurrent")
-
-
-def source_of(view: RunView) -> str:
-    """Return the name of the context source."""
-    return str(view.run.get("config", {}).get("context", {}).get("source", NONE))
+    return view.source.startswith("recurrent")
 
 
 def _of_models(views: Sequence[RunView], baseline: str | None) -> Iterator[dict[str, Any]]:
@@ -78,11 +81,9 @@ def _of_models(views: Sequence[RunView], baseline: str | None) -> Iterator[dict[
         else:
             continue
         row: dict[str, Any] = {"mechanism": words, "guided_by": signal, "experiment": name}
-        row |= {"seeds": score.seeds, "tasks": score.tasks, "pass@1": score.value}
-        row |= {"pass@1_low": score.low, "pass@1_high": score.high}
+        row |= {"seeds": score.seeds, **score.row("pass@1")}
         if gain is not None:
-            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
-            row["gain_over"] = baseline
+            row |= {**gain.row("gain"), "tasks": score.tasks, "gain_over": baseline}
         yield row
 
 
@@ -94,23 +95,3 @@ def _of_methods(views: Sequence[RunView]) -> Iterator[dict[str, Any]]:
             row = {key: last[key] for key in COLUMNS.split() if key in last}
             named = {"mechanism": METHODS[str(method)], "guided_by": GUIDED_BY[str(method)]}
             yield row | named | {"experiment": name, "gain_over": f"{name}, no step"}
-
-
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame(
-        {
-            "Mechanism": [str(row["mechanism"]) for row in rows],
-            "Guided by": [str(row["guided_by"]) for row in rows],
-            "Experiment": [str(row["experiment"]) for row in rows],
-            "Steps": [NONE if pd.isna(row["steps"]) else f"{row['steps']:.0f}" for row in rows],
-            "Seeds": [str(row["seeds"]) for row in rows],
-            "pass@1": [f"{bracketed(row, 'pass@1')} (of {row['tasks']})" for row in rows],
-            "Gain, points": [
-                in_points(row["gain"], row["gain_low"], row["gain_high"]) for row in rows
-            ],
-            "Gain over": [NONE if pd.isna(row["gain"]) else str(row["gain_over"]) for row in rows],
-            "GFLOP": [NONE if pd.isna(row["gflop"]) else f"{row['gflop']:.3g}" for row in rows],
-        }
-    )

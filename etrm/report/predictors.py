@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from etrm.report.correlation import RankCorrelation, rank_correlation
-from etrm.report.formats import NONE, Table
+from etrm.report.formats import NONE, Columns, Table
 from etrm.report.run_view import RunView, asked, distinct
 
 LEAST = 5  # runs; the order of fewer says nothing
@@ -52,10 +52,20 @@ class Point:
     outcome: float
 
 
+TEXT: Columns = {
+    "Measure": "measure",
+    "Outcome": "outcome",
+    "Rank correlation": lambda row: words(row["correlation"], row["low"], row["high"]),
+    "Runs": lambda row: f"{row['runs']} of {row['experiments']} experiments",
+    "Split and sources": lambda row: f"{row['split']}, {row['sources']}",
+    "Status": "status",
+}
+
+
 def predictors(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the table of predictors; no run is compared with the `baseline`."""
     numbers = predictors_table(views)
-    return Table(numbers, rendered(numbers), _notes(views, numbers))
+    return Table.of(numbers, TEXT, _notes(views, numbers))
 
 
 def predictors_table(views: Sequence[RunView]) -> pd.DataFrame:
@@ -71,23 +81,6 @@ def predictors_table(views: Sequence[RunView]) -> pd.DataFrame:
         order = (-table["correlation"].astype(float).abs()).argsort(kind="stable")
         rows.append(table.iloc[order])
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS.split())
-
-
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame(
-        {
-            "Measure": [str(row["measure"]) for row in rows],
-            "Outcome": [str(row["outcome"]) for row in rows],
-            "Rank correlation": [
-                words(row["correlation"], row["low"], row["high"]) for row in rows
-            ],
-            "Runs": [f"{row['runs']} of {row['experiments']} experiments" for row in rows],
-            "Split and sources": [f"{row['split']}, {row['sources']}" for row in rows],
-            "Status": [str(row["status"]) for row in rows],
-        }
-    )
 
 
 def words(value: float | None, low: float | None, high: float | None) -> str:

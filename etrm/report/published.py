@@ -103,16 +103,13 @@ def find(metric: str, benchmark: str = ARC1, split: str | None = None) -> list[P
 
 def published(views: Sequence[RunView] = (), baseline: str | None = None) -> Table:
     """Return the table of published numbers, which no run and no `baseline` changes."""
-    rows: list[dict[str, object]] = []
+    rows = []
     for each in PUBLISHED:
         low, high = each.interval or (None, None)
-        row: dict[str, object] = {
-            "name": each.name,
-            "benchmark": each.benchmark,
-            "split": each.split,
-        }
-        rows.append(row | {"metric": each.metric, "published": each.value, "published_low": low})
-        rows[-1] |= {"published_high": high, "tasks": each.tasks, "source": each.source}
+        named = {"name": each.name, "benchmark": each.benchmark, "split": each.split}
+        value = {"published": each.value, "published_low": low, "published_high": high}
+        of = {"tasks": each.tasks, "source": each.source}
+        rows.append({**named, "metric": each.metric, **value, **of})
     text = pd.DataFrame(
         {
             "Model": [each.name for each in PUBLISHED],

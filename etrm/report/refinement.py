@@ -10,8 +10,8 @@ import pandas as pd
 
 from etrm.evaluation.pass_at_k import ATTEMPTS, credits
 from etrm.evaluation.statistics import difference_interval, mean_interval
-from etrm.report.formats import NONE, Table
-from etrm.report.run_view import RunView, distinct
+from etrm.report.formats import NONE, Columns, Table, interval, number, points
+from etrm.report.run_view import RunView, by_name, distinct
 
 METHODS = {  # in the order of rows, in words
     "search": "latent search",
@@ -34,11 +34,28 @@ NOTES = (
 )
 
 
+TEXT: Columns = {
+    "Experiment": "experiment",
+    "Method": lambda row: METHODS[row["method"]],
+    "Steps": "steps",
+    "Seeds": "seeds",
+    "Tasks": "tasks",
+    "pass@1": interval("pass@1"),
+    "pass@2": interval("pass@2"),
+    "Gain, points": lambda row: points("gain")(row) if row["steps"] else NONE,
+    "Demos, before → after": lambda row: _demos(row),
+    "Right where demos are": lambda row: _of(row["solved_right"], row["solved"]),
+    "Right elsewhere": lambda row: _of(row["unsolved_right"], row["unsolved"]),
+    "Seconds": number("seconds", ".2g"),
+    "GFLOP": number("gflop", ".3g"),
+}
+
+
 def refinement(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the table of refinement; nothing is compared with the `baseline`."""
     numbers = refinement_table(views)
     notes = ("No experiment names refinement.steps.",) if numbers.empty else NOTES
-    return Table(numbers, rendered(numbers), notes)
+    return Table.of(numbers, TEXT, notes)
 
 
 def refinement_table(views: Sequence[RunView]) -> pd.DataFrame:
@@ -47,41 +64,16 @@ def refinement_table(views: Sequence[RunView]) -> pd.DataFrame:
     `solved`, `unsolved`: answers whose demos all came out exactly, and the others; of them
     `_right` are correct.
     """
-    rows: list[dict[str, Any]] = []
-    for name in distinct(view.experiment for view in views if view.refinement is not None):
-        mine = [v for v in views if v.experiment == name and v.refinement is not None]
-        for method in METHODS:
-            rows += _rows(name, method, mine)
+    refined = by_name(view for view in views if view.refinement is not None)
+    rows = [r for name, mine in refined.items() for m in METHODS for r in _rows(name, m, mine)]
     return pd.DataFrame(rows, columns=COLUMNS.split())
-
-
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [row for _, row in table.iterrows()]
-    return pd.DataFrame(
-        {
-            "Experiment": [str(row["experiment"]) for row in rows],
-            "Method": [METHODS[row["method"]] for row in rows],
-            "Steps": [str(row["steps"]) for row in rows],
-            "Seeds": [str(row["seeds"]) for row in rows],
-            "Tasks": [str(row["tasks"]) for row in rows],
-            "pass@1": [_share(row, "pass@1") for row in rows],
-            "pass@2": [_share(row, "pass@2") for row in rows],
-            "Gain, points": [_gain(row) for row in rows],
-            "Demos, before → after": [_demos(row) for row in rows],
-            "Right where demos are": [_of(row["solved_right"], row["solved"]) for row in rows],
-            "Right elsewhere": [_of(row["unsolved_right"], row["unsolved"]) for row in rows],
-            "Seconds": [f"{row['seconds']:.2g}" for row in rows],
-            "GFLOP": [f"{row['gflop']:.3g}" for row in rows],
-        }
-    )
 
 
 def _rows(name: str, method: str, views: Sequence[RunView]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a method, of the seeds that have them with the same tasks."""
     found = [(v.refinement or {}).get("methods", {}).get(method, {}) for v in views]
     found = [by_steps for by_steps in found if by_steps]
-    for steps in distinct(number for by_steps in found for number in by_steps):
+    for steps in distinct(key for by_steps in found for key in by_steps):
         each = [by_steps[steps] for by_steps in found if steps in by_steps]
         credit, start = (stacked_credits([by[n] for by in found if n in by]) for n in (steps, "0"))
         if credit is None or start is None or credit.shape != start.shape:
@@ -114,18 +106,6 @@ def stacked_credits(each: Sequence[dict[str, Any]]) -> np.ndarray | None:
     if not ranks or not ranks[0] or any(list(one) != list(ranks[0]) for one in ranks):
         return None
     return np.stack([credits(one, range(1, ATTEMPTS + 1))[:, :, 0] for one in ranks])
-
-
-def _share(row: pd.Series, name: str) -> str:
-    low, high = 100 * row[f"{name}_low"], 100 * row[f"{name}_high"]
-    return f"{100 * row[name]:.1f} % [{low:.1f}, {high:.1f}]"
-
-
-def _gain(row: pd.Series) -> str:
-    if not row["steps"]:
-        return NONE
-    middle, low, high = (100 * row[f"gain{part}"] for part in ("", "_low", "_high"))
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
 def _demos(row: pd.Series) -> str:

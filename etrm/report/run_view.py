@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from etrm.evaluation.pass_at_k import CREDIT_RULES, credits
+from etrm.report.formats import NONE
 from etrm.storage.records import (
     DESCRIBED,
     DamagedFileError,
@@ -68,12 +69,17 @@ class RunView:
     @property
     def is_cached(self) -> bool:
         """Return whether contexts were cached in training: the negative control."""
-        return bool(self.run.get("config", {}).get("train", {}).get("cache_context", False))
+        return bool(self.setting("train.cache_context", False))
+
+    @property
+    def source(self) -> str:
+        """The name of its context source."""
+        return str(self.setting("context.source", NONE))
 
     @property
     def only_initialises(self) -> bool:
         """Return whether it has no embedding of a held-out task, so that nothing is evaluated."""
-        asked = self.run.get("config", {}).get("context", {}).get("unseen", "none") != "none"
+        asked = self.setting("context.unseen", "none") != "none"
         return self.is_trm and self.run["split"] == "strict" and not asked
 
     @property
@@ -94,6 +100,17 @@ class RunView:
         events = self.run.get("health") or []
         found = (e for e in events if e["severity"] == "stop" and e["finding"] == reason)
         return next(found, None)
+
+    @property
+    def train_exact(self) -> float | None:
+        """The last exact match over all episodes, else that of the last training samples."""
+        evaluated = self.last("all.exact_accuracy")
+        return self.final("train/exact_accuracy") if evaluated is None else evaluated
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key of its configuration, `block.name`."""
+        block, _, name = key.partition(".")
+        return self.run.get("config", {}).get(block, {}).get(name, default)
 
     def series(self, name: str) -> pd.Series:
         """Return the metric over steps (index), without steps on which it has no finite value.
@@ -219,6 +236,14 @@ def last_stage(runs: Sequence[RunView]) -> tuple[list[RunView], str]:
     words = {"full": "Full runs", "overfit": "Overfit runs", "pretrain": "Pretraining"}[stage]
     with_trm = etrm and any(view.is_trm for view in shown)
     return shown, words + " (TRM: pretraining)" * bool(with_trm)
+
+
+def by_name(runs: Iterable[RunView]) -> dict[str, list[RunView]]:
+    """Return the runs of each experiment, in the order first seen."""
+    found: dict[str, list[RunView]] = {}
+    for view in runs:
+        found.setdefault(view.experiment, []).append(view)
+    return found
 
 
 def distinct(names: Iterable[str]) -> list[str]:

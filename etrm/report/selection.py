@@ -11,22 +11,29 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.formats import Table
-from etrm.report.run_view import RunView, distinct
+from etrm.report.formats import Columns, Table, percent
+from etrm.report.run_view import RunView, by_name
 
 EXACT = "validation.exact_accuracy"
 COLUMNS = (
     *("experiment", "seeds", "validation_exact", "validation_exact_sd", "numerators"),
     *("questions", "train_exact", "gap", "finalist", "choices"),
 )
-WORDS = ("Experiment", "Seeds", "Validation exact match", "Right answers", "Train exact match")
-MORE = ("Gap", "Finalist", "Selections")
+TEXT: Columns = {
+    "Experiment": "experiment",
+    "Seeds": "seeds",
+    "Validation exact match": lambda row: percent(row["validation_exact"]) + _spread(row),
+    "Right answers": lambda row: f"{', '.join(row['numerators'].split())} of {row['questions']:,}",
+    "Train exact match": lambda row: f"{100 * row['train_exact']:.1f} %",
+    "Gap": lambda row: f"{100 * row['gap']:.1f} points",
+    "Finalist": lambda row: "yes" if row["finalist"] else "no",
+    "Selections": "choices",
+}
 
 
 def selection(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the table of selection; no experiment is compared with the `baseline`."""
-    numbers = selection_table(views)
-    return Table(numbers, rendered(numbers))
+    return Table.of(selection_table(views), TEXT)
 
 
 def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
@@ -37,10 +44,8 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
     `questions` (a test input of a validation task in a variant); `choices`: its place in each
     selection, in words: points are of exact match, means over validation tasks, ± a standard error.
     """
-    validated = [view for view in views if view.last(EXACT) is not None]
     rows = []
-    for name in distinct(view.experiment for view in validated):
-        mine = [view for view in validated if view.experiment == name]
+    for name, mine in by_name(v for v in views if v.last(EXACT) is not None).items():
         exact, questions, train = (
             pd.Series([view.last(metric) for view in mine], dtype=float)
             for metric in (EXACT, "validation.count", "all.exact_accuracy")
@@ -54,19 +59,8 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
     return table.sort_values("validation_exact", ascending=False, kind="stable", ignore_index=True)
 
 
-def rendered(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text, with column names for people."""
-    rows = [_cells(row) for _, row in table.iterrows()]
-    return pd.DataFrame(rows, columns=[*WORDS, *MORE])
-
-
-def _cells(row: pd.Series) -> tuple[Any, ...]:
-    exact, train, gap = (100 * row[key] for key in ("validation_exact", "train_exact", "gap"))
-    spread = f" ± {100 * row['validation_exact_sd']:.1f}" if row["seeds"] > 1 else ""
-    right = f"{', '.join(row['numerators'].split())} of {row['questions']:,}"
-    shown = (f"{exact:.1f} %{spread}", right, f"{train:.1f} %", f"{gap:.1f} points")
-    finalist = "yes" if row["finalist"] else "no"
-    return row["experiment"], str(row["seeds"]), *shown, finalist, row["choices"]
+def _spread(row: pd.Series) -> str:
+    return f" ± {100 * row['validation_exact_sd']:.1f}" if row["seeds"] > 1 else ""
 
 
 def _place(choice: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from etrm.config.compare import flat
 from etrm.report.estimates import by_experiment, settings
-from etrm.report.formats import NONE, Table
+from etrm.report.formats import NONE, Columns, Table, number
 from etrm.report.run_view import STAGES, RunView, asked, distinct
 
 MOST = 6  # values of a key that are shown one by one
@@ -23,12 +23,34 @@ SPLIT_COLUMNS = (
 )
 
 
+def _held_out_tasks(row: pd.Series) -> str:
+    asked_tasks, whole = (number(name, ",.0f")(row) for name in ("held_out_tasks", "of_split"))
+    return asked_tasks if whole in (asked_tasks, NONE) else f"{asked_tasks} of {whole}"
+
+
+SPLIT_TEXT: Columns = {
+    "Stage": "stage",
+    "Split": "split",
+    "Sources": "sources",
+    "Experiments": number("experiments", ",.0f"),
+    "Training tasks": number("training_tasks", ",.0f"),
+    "Augmented puzzles": number("puzzles", ",.0f"),
+    "Pairs asked about": number("questions", ",.0f"),
+    "Validation tasks": number("validation_tasks", ",.0f"),
+    "Held-out tasks": _held_out_tasks,
+    "Test outputs": number("test_outputs", ",.0f"),
+    "Too large for their canvas": number("not_fitting", ",.0f"),
+    "Variants that vote": number("variants", ",.0f"),
+    "Seen": lambda row: number("seen", ".0f")(row) + _claim(row),
+}
+
+
 def splits(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return what runs were trained on and asked about, a row for each kind of run."""
     groups: dict[Any, list[RunView]] = {}
     for view in views:
-        tasks = view.run.get("config", {}).get("train", {}).get("tasks")
-        groups.setdefault((view.stage, *asked(view), tasks), []).append(view)
+        kind = (view.stage, *asked(view), view.setting("train.tasks"))
+        groups.setdefault(kind, []).append(view)
     ordered = sorted(groups.values(), key=lambda mine: STAGES.index(mine[0].stage))
     numbers = pd.DataFrame(map(_split_row, ordered), columns=SPLIT_COLUMNS.split())
     notes = (
@@ -36,7 +58,7 @@ def splits(views: Sequence[RunView], baseline: str | None = None) -> Table:
         " every puzzle; test outputs that exceed their canvas count as wrong. Seen: held-out tasks"
         " that have touched a weight, by id or by content, through parents too; – is not scored.",
     )
-    return Table(numbers, _splits_text(numbers), notes)
+    return Table.of(numbers, SPLIT_TEXT, notes)
 
 
 def _split_row(views: Sequence[RunView]) -> dict[str, Any]:
@@ -58,51 +80,17 @@ def _split_row(views: Sequence[RunView]) -> dict[str, Any]:
         "puzzles": most(runs, "puzzles"),
         "questions": max((sum(r["lanes"].values()) for r in runs if "lanes" in r), default=None),
         "validation_tasks": max((n for n in validation if n is not None), default=None),
-        **{
-            "held_out_tasks": most(scores, "tasks_asked"),
-            "of_split": most(scores, "tasks_of_split"),
-        },
+        "held_out_tasks": most(scores, "tasks_asked"),
+        "of_split": most(scores, "tasks_of_split"),
         "test_outputs": most(scores, "test_outputs"),
         "not_fitting": most(scores, "outputs_not_fitting_canvas"),
-        **{
-            "variants": most(scores, "variants"),
-            "held_out": weakest,
-            "seen": most(held_out, "seen"),
-        },
+        "variants": most(scores, "variants"),
+        **{"held_out": weakest, "seen": most(held_out, "seen")},
     }
 
 
-def _splits_text(table: pd.DataFrame) -> pd.DataFrame:
-    rows = [row for _, row in table.iterrows()]
-
-    def column(name: str) -> list[str]:
-        return [NONE if pd.isna(row[name]) else f"{row[name]:,.0f}" for row in rows]
-
-    return pd.DataFrame(
-        {
-            "Stage": [str(row["stage"]) for row in rows],
-            "Split": [str(row["split"]) for row in rows],
-            "Sources": [str(row["sources"]) for row in rows],
-            "Experiments": column("experiments"),
-            "Training tasks": column("training_tasks"),
-            "Augmented puzzles": column("puzzles"),
-            "Pairs asked about": column("questions"),
-            "Validation tasks": column("validation_tasks"),
-            "Held-out tasks": [
-                asked_tasks if whole in (asked_tasks, NONE) else f"{asked_tasks} of {whole}"
-                for asked_tasks, whole in zip(
-                    column("held_out_tasks"), column("of_split"), strict=True
-                )
-            ],
-            "Test outputs": column("test_outputs"),
-            "Too large for their canvas": column("not_fitting"),
-            "Variants that vote": column("variants"),
-            "Seen": [
-                NONE if pd.isna(row["seen"]) else f"{row['seen']:.0f} ({row['held_out']})"
-                for row in rows
-            ],
-        }
-    )
+def _claim(row: pd.Series) -> str:
+    return "" if pd.isna(row["seen"]) else f" ({row['held_out']})"
 
 
 def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table:
@@ -124,15 +112,9 @@ def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table
             row["explored"] = ", ".join(f"{value} ({n})" for value, n in counts.items())
             rows.append(row | {"baseline": _shown(own[key]) if key in own else NONE})
     numbers = pd.DataFrame(rows, columns=["key", "values", "explored", "experiments", "baseline"])
-    text = pd.DataFrame(
-        {
-            "Dimension": numbers["key"].astype(str),
-            "Values (experiments)": numbers["explored"].astype(str),
-            "Baseline": numbers["baseline"].astype(str),
-        }
-    )
-    count = f"{len(found)} experiments with an encoder"
-    return Table(numbers, text, (f"Of {count}; counts, without error.",))
+    columns = {"Dimension": "key", "Values (experiments)": "explored", "Baseline": "baseline"}
+    notes = (f"Of {len(found)} experiments with an encoder; counts, without error.",)
+    return Table.of(numbers, columns, notes)
 
 
 def _not_of_stages(each: dict[str, Any]) -> dict[str, Any]:

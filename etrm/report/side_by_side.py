@@ -13,8 +13,8 @@ import pandas as pd
 
 from etrm.config.compare import changes, in_words
 from etrm.config.text import first_few
-from etrm.report.comparisons import METHODS, RULE, paired, render_difference, render_p
-from etrm.report.formats import NONE, Table, to_terminal
+from etrm.report.comparisons import METHODS, RULE, paired, render_p
+from etrm.report.formats import NONE, Columns, Table, percent, points, to_terminal
 from etrm.report.run_view import RunView, credits_of, distinct
 from etrm.report.tables import ATTEMPTS, outcome
 
@@ -184,19 +184,16 @@ def _scores_text(found: dict[str, Any], width: int) -> list[str]:
         return [f"  not compared: no evaluation of {' and of '.join(without)}"]
     if "difference" not in first:
         return ["  not compared: not of the same tasks"]
-    rows = [
-        {
-            "": name,
-            "A": f"{100 * row['baseline_pass']:.1f} %",
-            "B": f"{100 * row['pass']:.1f} %",
-            "B − A, points": render_difference(row),
-            "p": render_p(row["p"]),
-            "tasks": str(row["tasks"]),
-        }
-        for name, row in scores.items()
-    ]
-    table = pd.DataFrame(rows)
-    return _indented(Table(table, table, (METHODS[first["method"]],)), width)
+    columns: Columns = {
+        "": "name",
+        "A": lambda row: percent(row["baseline_pass"]),
+        "B": lambda row: percent(row["pass"]),
+        "B − A, points": points("difference"),
+        "p": lambda row: render_p(row["p"]),
+        "tasks": "tasks",
+    }
+    table = pd.DataFrame([{"name": name, **row} for name, row in scores.items()])
+    return _indented(Table.of(table, columns, (METHODS[first["method"]],)), width)
 
 
 def _indented(table: Table, width: int) -> list[str]:

@@ -20,10 +20,14 @@ from etrm.report.formats import (
     NONE,
     SURVIVORS,
     TERMINAL_WIDTH,
+    Columns,
     Table,
+    interval,
+    number,
+    percent,
     to_terminal,
 )
-from etrm.report.run_view import STAGES, RunView, credits_of, distinct, gate_counts
+from etrm.report.run_view import STAGES, RunView, by_name, credits_of, distinct, gate_counts
 from etrm.runtime.terminal import cut
 
 ATTEMPTS = (1, 2)
@@ -62,8 +66,7 @@ def results_table(views: Sequence[RunView]) -> pd.DataFrame:
     Absent numbers are missing.
     """
     rows = []
-    for name in distinct(view.experiment for view in views):
-        mine = [view for view in views if view.experiment == name]
+    for mine in by_name(views).values():
         of = {stage: [view for view in mine if view.stage == stage] for stage in STAGES}
         finished = {view.seed for view in of["full"]}  # seeds
         waiting = [view for view in of["overfit"] if view.seed not in finished]
@@ -79,17 +82,17 @@ def results_table(views: Sequence[RunView]) -> pd.DataFrame:
 
 def rendered(table: pd.DataFrame) -> pd.DataFrame:
     """Return the results table as text, with column names for people."""
-    columns: dict[str, Callable[[pd.Series], str]] = {
-        "Experiment": lambda row: str(row["experiment"]),
-        "Stage": lambda row: str(row["stage"]),
-        "Context": lambda row: str(row["context"]),
+    columns: Columns = {
+        "Experiment": "experiment",
+        "Stage": "stage",
+        "Context": "context",
         "Split": _split,
         "Seeds": _seeds,
-        "Parameters": lambda row: _count(row["params"]),
+        "Parameters": number("params", ",.0f"),
         "Overfit exact match": lambda row: _mean(row, "overfit_exact"),
         "Gate": _gate,
         "Train exact match": lambda row: _mean(row, "train_exact"),
-        "Validation exact match": lambda row: _estimate(row, "validation_exact"),
+        "Validation exact match": interval("validation_exact", mark=_mark),
         "pass@1": lambda row: _pass(row, "pass@1_task_fraction"),
         "pass@2": lambda row: _pass(row, "pass@2_task_fraction"),
         SHUFFLED: lambda row: _mean(row, "shuffled_pass@1"),
@@ -97,11 +100,10 @@ def rendered(table: pd.DataFrame) -> pd.DataFrame:
         "Test exact match": lambda row: _mean(row, "test_exact"),
         "Test token accuracy": lambda row: _mean(row, "test_token_accuracy"),
         "Tasks": _tasks,
-        "Variants": lambda row: _count(row["variants"]),
-        "Status": lambda row: str(row["status"]),
+        "Variants": number("variants", ",.0f"),
+        "Status": "status",
     }
-    rows = [row for _, row in table.iterrows()]
-    text = pd.DataFrame({name: [make(row) for row in rows] for name, make in columns.items()})
+    text = Table.of(table, columns).text
     return text if table["shuffled_pass@1"].notna().any() else text.drop(columns=SHUFFLED)
 
 
@@ -146,14 +148,14 @@ def brief(table: Table) -> pd.DataFrame:
     text = table.text[["Experiment", "Stage"]].copy()
     text["Split"] = [_split(row, brief=True) for row in rows]
     text["Seeds"] = table.text["Seeds"]
-    for title, name, show in (
-        ("Overfit %", "overfit_exact", _percent),
-        ("Train %", "train_exact", _percent),
-        ("Valid. %", "validation_exact", _percent),
-        ("pass@1 %", "pass@1_task_fraction", _estimate),
-        ("pass@2 %", "pass@2_task_fraction", _estimate),
+    for title, show in (
+        ("Overfit %", lambda row: _percent(row, "overfit_exact")),
+        ("Train %", lambda row: _percent(row, "train_exact")),
+        ("Valid. %", lambda row: _percent(row, "validation_exact")),
+        ("pass@1 %", interval("pass@1_task_fraction", mark=_mark)),
+        ("pass@2 %", interval("pass@2_task_fraction", mark=_mark)),
     ):
-        cells = [show(row, name).replace(" %", "") for row in rows]
+        cells = [show(row).replace(" %", "") for row in rows]
         if not rows or set(cells) != {NONE}:
             text[title] = cells
     text["Status"] = table.text["Status"]
@@ -191,9 +193,9 @@ def _columns() -> list[str]:
         " seeds params status gate_passed gate_seeds gate_threshold"
     )
     spreads = [f"{name}{part}" for name in SPREADS for part in ("", "_min", "_max")]
-    interval = ("_low", "_high", "_method")
-    validation = [f"validation_exact{part}" for part in ("", *interval)]
-    parts = ("", "_numerators", "_denominator", *interval)
+    limits = ("_low", "_high", "_method")
+    validation = [f"validation_exact{part}" for part in ("", *limits)]
+    parts = ("", "_numerators", "_denominator", *limits)
     passes = [f"pass@{k}_{rule}{part}" for k in ATTEMPTS for rule in CREDIT_RULES for part in parts]
     counts = "tasks tasks_of_split tasks_evaluated partial subset variants scored_on_test"
     return [*fixed.split(), *spreads, *validation, *passes, *counts.split()]
@@ -213,7 +215,7 @@ def _row(
         "experiment": first.experiment,
         "stage": first.stage,
         "kind": first.run["kind"],
-        "context": first.run.get("config", {}).get("context", {}).get("source", NONE),
+        "context": first.source,
         "split": first.run["split"],
         # The weakest claim of any seed, and the most that any of them has seen.
         "held_out": next((c for c in ("seen", "not proven", "proven") if c in claims), None),
@@ -226,7 +228,7 @@ def _row(
         ),
         "gate_threshold": verdicts[0]["threshold"] if verdicts else None,
         **_spread("overfit_exact", [verdict["exact_accuracy"] for verdict in verdicts]),
-        **_spread("train_exact", [_train_exact(view) for view in views]),
+        **_spread("train_exact", [view.train_exact for view in views]),
         **_spread("test_exact", [view.test_metric("all.exact_accuracy") for view in views]),
         **_spread("test_token_accuracy", [view.test_metric("all.accuracy") for view in views]),
         **_spread("shuffled_pass@1", [_shuffled(view) for view in views]),
@@ -248,12 +250,6 @@ def _row(
 
 def _extreme(pick: Callable[..., Any], records: Sequence[dict[str, Any]], key: str) -> Any:
     return pick((record.get(key, 0) for record in records), default=None)
-
-
-def _train_exact(view: RunView) -> float | None:
-    """Return the last exact match over all episodes, else that of the last training samples."""
-    evaluated = view.last("all.exact_accuracy")
-    return view.final("train/exact_accuracy") if evaluated is None else evaluated
 
 
 def _shuffled(view: RunView) -> float | None:
@@ -284,8 +280,8 @@ def _validation(views: Sequence[RunView]) -> dict[str, Any]:
         return {name: None}
     counts = [view.last("validation.tasks") for view in views]
     tasks = min((int(count) for count in counts if count), default=0)
-    interval = share_interval(shares, tasks) if tasks else None
-    return {name: float(shares.mean()), **_interval(name, interval, len(shares))}
+    limits = share_interval(shares, tasks) if tasks else None
+    return {name: float(shares.mean()), **_limits(name, limits, len(shares))}
 
 
 def _pass_numbers(views: Sequence[RunView], k: int, rule: str) -> dict[str, Any]:
@@ -295,20 +291,20 @@ def _pass_numbers(views: Sequence[RunView], k: int, rule: str) -> dict[str, Any]
         return {}
     name, values = f"pass@{k}_{rule}", [one["value"] for one in found if one["value"] is not None]
     credit = credits_of([view for view in views if view.score is not None], k, rule)
-    interval = None if credit is None else mean_interval(credit.to_numpy())
+    limits = None if credit is None else mean_interval(credit.to_numpy())
     return {
         name: float(np.mean(values)) if values else None,
         f"{name}_numerators": ", ".join(f"{one['numerator']:.4g}" for one in found),
         f"{name}_denominator": min(one["denominator"] for one in found),  # the weakest
-        **_interval(name, interval, len(found)),
+        **_limits(name, limits, len(found)),
     }
 
 
-def _interval(name: str, interval: tuple[float, float] | None, seeds: int) -> dict[str, Any]:
-    if interval is None:
+def _limits(name: str, limits: tuple[float, float] | None, seeds: int) -> dict[str, Any]:
+    if limits is None:
         return {}
     method = INTERVAL if seeds == 1 else OVER_SEEDS
-    return {f"{name}_low": interval[0], f"{name}_high": interval[1], f"{name}_method": method}
+    return {f"{name}_low": limits[0], f"{name}_high": limits[1], f"{name}_method": method}
 
 
 def _notes(table: pd.DataFrame) -> tuple[str, ...]:
@@ -367,17 +363,19 @@ def _tasks(row: pd.Series) -> str:
         return NONE
     words = []
     if row["partial"]:
-        words.append(f"partial: {_count(row['tasks_evaluated'])} of {_count(row['tasks'])}")
+        words.append(f"partial: {row['tasks_evaluated']:,.0f} of {row['tasks']:,.0f}")
     if row["subset"]:
-        words.append(f"subset: {_count(row['tasks'])} of {_count(row['tasks_of_split'])}")
-    return ", ".join(words) or _count(row["tasks"])
+        words.append(f"subset: {row['tasks']:,.0f} of {row['tasks_of_split']:,.0f}")
+    return ", ".join(words) or f"{row['tasks']:,.0f}"
 
 
 def _percent(row: pd.Series, name: str) -> str:
     """Render `2.3 %`, marked where it is a mean over survivors."""
-    if pd.isna(row[name]):
-        return NONE
-    return f"{100 * row[name]:.1f} %{MARK if _of_survivors(row) else ''}"
+    return NONE if pd.isna(row[name]) else percent(row[name]) + _mark(row)
+
+
+def _mark(row: pd.Series) -> str:
+    return MARK if _of_survivors(row) else ""
 
 
 def _mean(row: pd.Series, name: str) -> str:
@@ -388,24 +386,12 @@ def _mean(row: pd.Series, name: str) -> str:
     return text
 
 
-def _estimate(row: pd.Series, name: str) -> str:
-    """Render `2.3 % [1.0, 3.8]`."""
-    text = _percent(row, name)
-    if pd.notna(row[f"{name}_low"]):
-        text += f" [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
-    return text
-
-
 def _pass(row: pd.Series, name: str) -> str:
     """Render `2.3 % [1.0, 4.2] (9 of 400)`, with several seeds `(9, 8, 10 of 400)`."""
-    text, numerators = _estimate(row, name), row[f"{name}_numerators"]
+    text, numerators = interval(name, mark=_mark)(row), row[f"{name}_numerators"]
     if pd.isna(numerators):
         return text
     # A CSV of single seeds has numbers.
     shown = numerators if isinstance(numerators, str) else f"{numerators:.4g}"
     partial = ", partial" if row["partial"] else ""
     return f"{text} ({shown} of {row[f'{name}_denominator']:.0f}{partial})"
-
-
-def _count(value: float | None) -> str:
-    return NONE if value is None or pd.isna(value) else f"{int(value):,}"

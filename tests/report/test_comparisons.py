@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from etrm.evaluation.statistics import difference_interval, difference_p_value, holm
-from etrm.report.comparisons import OVER_SEEDS, OVER_TASKS, comparisons, rendered
+from etrm.report.comparisons import OVER_SEEDS, OVER_TASKS, TEXT, comparisons
 from etrm.report.formats import Table, write_table
 from etrm.report.run_view import RunView
 
@@ -141,7 +141,7 @@ def test_the_files_say_the_same(tmp_path: Path) -> None:
     views = runs(tmp_path, "base", (25, 26)) + runs(tmp_path, "worse", (3, 2))
     table = comparisons(views, "base")
     csv, markdown, latex, page = write_table(table, tmp_path / "comparisons")
-    pd.testing.assert_frame_equal(rendered(pd.read_csv(csv)), table.text)
+    pd.testing.assert_frame_equal(Table.of(pd.read_csv(csv), TEXT).text, table.text)
     difference = table.text["Difference, points"][0]
     assert re.fullmatch(r"−5\.8 \[−\d\.\d, −\d\.\d\]", difference)
     assert difference in markdown.read_text()

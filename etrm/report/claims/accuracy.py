@@ -22,7 +22,7 @@ from etrm.report.claims.case import (
     opposite,
 )
 from etrm.report.estimates import Estimate, difference, score_difference, score_of, settings, twins
-from etrm.report.mechanisms import is_recurrent, source_of
+from etrm.report.mechanisms import is_recurrent
 from etrm.report.published import ARC1, TRM_518K, find
 from etrm.report.refinement import stacked_credits
 from etrm.report.run_view import RunView
@@ -41,7 +41,7 @@ def all_families_fail(case: Case) -> Finding:
     """5.1.1: the best held-out accuracy of each kind of encoder."""
     best: dict[str, tuple[str, Estimate]] = {}
     for name, score in case.held_out.items():
-        source = source_of(case.encoders[name][0])
+        source = case.encoders[name][0].source
         if source not in best or score.value > best[source][1].value:
             best[source] = name, score
     if len(best) < 3:
@@ -99,9 +99,7 @@ def guided_refinement(case: Case) -> Finding:
 
 def variational_fails(case: Case) -> Finding:
     """5.1.4: held-out accuracy of variational encoders."""
-    scores = {
-        n: s for n, s in case.held_out.items() if "variational" in source_of(case.encoders[n][0])
-    }
+    scores = {n: s for n, s in case.held_out.items() if "variational" in case.encoders[n][0].source}
     return near_zero(scores, "held-out score of a variational encoder")
 
 
@@ -181,7 +179,7 @@ def no_few_shot(case: Case) -> Finding:
 def other_architectures(case: Case) -> Finding:
     """5.3.2: held-out accuracy of encoders that the discussion's authors had not tried."""
     tried = ("standard", "variational", "hybrid_variational", "recurrent", "recurrent_trm")
-    scores = {n: s for n, s in case.held_out.items() if source_of(case.encoders[n][0]) not in tried}
+    scores = {n: s for n, s in case.held_out.items() if case.encoders[n][0].source not in tried}
     return opposite(near_zero(scores, "held-out score of another encoder"))
 
 

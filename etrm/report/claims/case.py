@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from etrm.config.text import first_few
-from etrm.report.collapse import train_exact
 from etrm.report.estimates import Estimate, by_experiment, over_seeds, score_of, twins
-from etrm.report.mechanisms import source_of
 from etrm.report.published import VARIANCE
 from etrm.report.run_view import RunView
 
@@ -61,7 +59,9 @@ class Case:
     @cached_property
     def learned(self) -> dict[str, float]:
         """Train exact match of the experiments that have learned their training tasks."""
-        return {name: x for name, x in self.means(train_exact).items() if x >= LEARNED}
+        return {
+            name: x for name, x in self.means(lambda view: view.train_exact).items() if x >= LEARNED
+        }
 
     @cached_property
     def variance(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Case:
         found = []
         for pair in twins(self.views, ["context.source"]):
             for a, b in (pair, pair[::-1]):
-                plain, sampled = (source_of(self.encoders[name][0]) for name in (a, b))
+                plain, sampled = (self.encoders[name][0].source for name in (a, b))
                 if sampled == ("variational" if plain == "standard" else f"{plain}_variational"):
                     found.append((a, b))
         return found

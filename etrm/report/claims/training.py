@@ -15,9 +15,9 @@ from etrm.report.claims.case import (
     listed,
     missing,
 )
-from etrm.report.collapse import SWAP, train_exact
-from etrm.report.estimates import VALIDATION, in_points, over_seeds, settings
-from etrm.report.mechanisms import source_of
+from etrm.report.collapse import SWAP
+from etrm.report.estimates import VALIDATION, over_seeds, settings
+from etrm.report.formats import in_points
 from etrm.report.predictors import Point, correlation_of, measure_of, strata, words
 from etrm.report.published import VARIANCE
 from etrm.report.run_view import RunView
@@ -43,7 +43,7 @@ def updates_per_puzzle(case: Case) -> Finding:
 
 def low_variance(case: Case) -> Finding:
     """5.1.3: cross-sample variance of deterministic encoders."""
-    sources = {name: source_of(mine[0]) for name, mine in case.encoders.items()}
+    sources = {name: mine[0].source for name, mine in case.encoders.items()}
     plain = {n: v for n, v in case.variance.items() if "variational" not in sources[n]}
     shown = {name: f"{value:.3f}" for name, value in plain.items()}
     return by_all({n: v <= LOW for n, v in plain.items()}, shown, "deterministic encoder")
@@ -73,7 +73,7 @@ def variational_variance(case: Case) -> Finding:
 
 def variational_memory(case: Case) -> Finding:
     """5.1.4: train exact match of a variational encoder below that of its twin."""
-    exact = case.means(train_exact)
+    exact = case.means(lambda view: view.train_exact)
     pairs = [(a, b) for a, b in case.variational_pairs() if a in exact and b in exact]
     lower = {f"{b} below {a}": exact[a] - exact[b] for a, b in pairs}
     shown = {name: f"by {100 * gap:.1f} points" for name, gap in lower.items()}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.comparisons import RULE, comparisons_table, render_difference, render_p
+from etrm.report.comparisons import RULE, comparisons_table, render_p
 from etrm.report.experiment_record import PASSING_TEST
-from etrm.report.formats import number_of, percent
+from etrm.report.formats import number_of, percent, points
 from etrm.report.run_view import RunView, asked, gate_counts
 from etrm.report.tables import ATTEMPTS, results_table
 
@@ -114,7 +114,7 @@ def _compared(views: Sequence[RunView], experiment: str, baseline: str | None, k
         against = f"Against the baseline `{baseline}`"
         if pd.isna(row["difference"]):
             return [f"{against}: no comparison ({row['status']})."]
-        numbers = f"{render_difference(row)} points, corrected p {render_p(row['p_holm'])}"
+        numbers = f"{points('difference')(row)} points, corrected p {render_p(row['p_holm'])}"
         return [f"{against} ({percent(row['baseline_pass'])}): {numbers}: {row['status']}."]
     return []
 
