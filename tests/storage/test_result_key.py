@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -184,7 +183,12 @@ OTHER = {
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package, in which one file at a time is edited."""
-    package = tmp_path_factory.mktemp("copy") / "etrm"
+    return copied(tmp_path_factory.mktemp("copy"))
+
+
+def copied(folder: Path) -> Path:
+    """Return a copy of the package in a folder."""
+    package = folder / "etrm"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     return package
 
@@ -199,39 +203,42 @@ def digests_of(package: Path) -> dict[str, dict[str, str]]:
     return {name: taken(roots, package) for name, roots in KEYS.items()}
 
 
-@pytest.fixture
-def edited(copy: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, str, str, str]]:
-    """The copy with an edit, removed afterwards, that finds what it replaces in one place."""
-    name, before, after, *rest = request.param
-    path = copy / name
+def edit(path: Path, before: str | None, after: str) -> None:
+    """Replace what stands in one place of a file, or add to its end."""
     text = path.read_text(encoding="utf-8")
     if before is None:
         changed = f"{text}\n{after}\n"
     else:
-        assert before in text, f"{name}: {before!r} is not there any more"
-        assert text.count(before) == 1 or before == "def forward(", f"{name}: {before!r} twice"
+        assert before in text, f"{path}: {before!r} is not there any more"
+        assert text.count(before) == 1 or before == "def forward(", f"{path}: {before!r} twice"
         changed = text.replace(before, after, 1)
     path.write_text(changed, encoding="utf-8")
-    yield copy, name, before, "".join(rest)
-    path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("edited", SAME.values(), ids=SAME, indirect=True)
-def test_an_edit_that_changes_no_number_changes_no_key(edited: tuple[Path, ...]) -> None:
-    assert digests_of(edited[0]) == digests_today()
+def test_edits_that_change_no_number_change_no_key(tmp_path: Path) -> None:
+    """All at once: a digest that one of them changes is not changed back by another."""
+    package = copied(tmp_path)
+    for name, before, after in SAME.values():
+        edit(package / name, before, after)
+    assert digests_of(package) == digests_today()
 
 
-@pytest.mark.parametrize("edited", OTHER.values(), ids=OTHER, indirect=True)
+@pytest.mark.parametrize(("name", "before", "after", "pattern"), OTHER.values(), ids=OTHER)
 def test_an_edit_that_changes_numbers_changes_the_keys_of_these(
-    edited: tuple[Path, str, str, str],
+    copy: Path, name: str, before: str | None, after: str, pattern: str
 ) -> None:
-    package, name, _, pattern = edited
-    before, after = digests_today(), digests_of(package)
-    changed = {key for key in KEYS if before[key] != after[key]}
+    text = (copy / name).read_text(encoding="utf-8")
+    edit(copy / name, before, after)
+    try:
+        today, then = digests_today(), digests_of(copy)
+    finally:
+        (copy / name).write_text(text, encoding="utf-8")
+    changed = {key for key in KEYS if today[key] != then[key]}
     assert changed == {k for k in KEYS if any(fnmatchcase(k, p) for p in pattern.split("|"))}
     # The plan names the file.
-    now, then = before[min(changed)], after[min(changed)]
-    files = {source_file(m) for m in {*now, *then} if now.get(m) != then.get(m)}
+    first = min(changed)
+    modules = {*today[first], *then[first]}
+    files = {source_file(m) for m in modules if today[first].get(m) != then[first].get(m)}
     assert files == {f"etrm/{name}"}
 
 
