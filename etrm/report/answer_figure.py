@@ -12,24 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from etrm.report import style
 from etrm.report.estimates import score_of
 from etrm.report.published import find
-from etrm.report.run_view import RunView, StudyView, asked, distinct, last_stage
-from etrm.report.style import (
-    GUIDE,
-    Rows,
-    across,
-    empty_figure,
-    heading,
-    legend_below,
-    looks,
-    percent,
-    theme,
-)
+from etrm.report.run_view import RunView, StudyView, asked, by_name, distinct, last_stage
 from etrm.report.tables import ATTEMPTS
 
 ARC1 = "ARC-AGI-1 evaluation"
-DOTTED: Any = {"color": GUIDE, "linestyle": ":", "linewidth": 0.7, "alpha": 0.6, "zorder": 1.1}
+DOTTED: Any = {
+    "color": style.GUIDE,
+    "linestyle": ":",
+    "linewidth": 0.7,
+    "alpha": 0.6,
+    "zorder": 1.1,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Line:
     group: tuple[bool, int] = (True, 0)  # lines of the same tasks; those of the benchmark last
 
 
+@style.figure
 def answer(study: StudyView) -> Figure:
     """Draw pass@1 and pass@2 on held-out tasks: TRM, ETRM from the best on, published results.
 
@@ -62,44 +59,44 @@ def answer(study: StudyView) -> Figure:
     demos of the tasks were trained on. Lines part experiments that were asked other tasks.
     Published values are diamonds on dotted lines, beside experiments of their benchmark only.
     """
-    style = study.style
     ours, theirs = _experiments(study.runs), _published(study.runs)
-    with theme(style):
-        if not any(line.marks for line in ours):
-            return empty_figure(style, "no experiment has a score on held-out tasks yet")
-        lines = [*ours, *theirs]
-        rows = Rows([line.label for line in lines], style)
-        columns = across(len(ATTEMPTS), style, 2.6)  # labels and values beside the panels
-        down = -(-len(ATTEMPTS) // columns)
-        size = style.width, down * (rows.height + 0.4 * style.font_scale) + 0.35 * style.font_scale
-        fig = Figure(figsize=size, layout="constrained")
-        heading(fig, style, last_stage([v for v in study.runs if v.score is not None])[1])
-        panels = fig.subplots(down, columns, sharey=True, squeeze=False).ravel()
-        top = next((y for y, line in zip(rows.at, lines, strict=True) if line.group[0]), 0.0)
-        for axes, k in zip(panels, ATTEMPTS, strict=True):
-            axes.set_title(f"pass@{k}, held-out tasks")
-            for y, line in zip(rows.at, lines, strict=True):
-                _draw(axes, float(y), line, k)
-                if line in theirs and (mark := line.marks.get(k)):
-                    axes.plot([mark.value] * 2, [top, rows.height], **DOTTED)
-            _axis(axes)
-            for i, (one, other) in enumerate(itertools.pairwise(lines)):
-                if one.group != other.group or (other in theirs and one in ours):
-                    axes.axhline((rows.at[i] + rows.at[i + 1]) / 2, color=GUIDE, linewidth=0.6)
-            rows.label(axes)
-        legend_below(fig, _legend(lines, bool(theirs)), style)
+    if not any(line.marks for line in ours):
+        raise style.EmptyFigureError("no experiment has a score on held-out tasks yet")
+    lines = [*ours, *theirs]
+    rows = style.Rows([line.label for line in lines], study.style)
+    columns = style.across(len(ATTEMPTS), study.style, 2.6)  # labels and values beside the panels
+    down = -(-len(ATTEMPTS) // columns)
+    size = (
+        study.style.width,
+        down * (rows.height + 0.4 * study.style.font_scale) + 0.35 * study.style.font_scale,
+    )
+    fig = Figure(figsize=size, layout="constrained")
+    style.heading(fig, study.style, last_stage([v for v in study.runs if v.score is not None])[1])
+    panels = fig.subplots(down, columns, sharey=True, squeeze=False).ravel()
+    top = next((y for y, line in zip(rows.at, lines, strict=True) if line.group[0]), 0.0)
+    for axes, k in zip(panels, ATTEMPTS, strict=True):
+        axes.set_title(f"pass@{k}, held-out tasks")
+        for y, line in zip(rows.at, lines, strict=True):
+            _draw(axes, float(y), line, k)
+            if line in theirs and (mark := line.marks.get(k)):
+                axes.plot([mark.value] * 2, [top, rows.height], **DOTTED)
+        _axis(axes)
+        for i, (one, other) in enumerate(itertools.pairwise(lines)):
+            if one.group != other.group or (other in theirs and one in ours):
+                axes.axhline((rows.at[i] + rows.at[i + 1]) / 2, color=style.GUIDE, linewidth=0.6)
+        rows.label(axes)
+    style.legend_below(fig, _legend(lines, bool(theirs)), study.style)
     return fig
 
 
 def _experiments(runs: Sequence[RunView]) -> list[Line]:
     """Return a line for each experiment that is or could have been evaluated."""
-    look_of = looks(view.experiment for view in runs)
+    look_of = style.looks(view.experiment for view in runs)
     lines = []
     groups: dict[frozenset[str], int] = {}  # by the tasks that were asked
     # An experiment without a score stands beside those of the same sources.
     of_sources = {asked(v): frozenset(v.score["ranks"]) for v in runs if v.score is not None}
-    for name in distinct(view.experiment for view in runs):
-        mine = [view for view in runs if view.experiment == name]
+    for name, mine in by_name(runs).items():
         if all(view.only_initialises for view in mine):
             continue
         scores = [view.score for view in mine if view.score is not None]
@@ -140,14 +137,14 @@ def _published(runs: Sequence[RunView]) -> list[Line]:
             if (p := found[k].get(name)) is not None:
                 low, high = p.interval or (None, None)
                 marks[k] = Mark(p.value, low, high, p.split != "strict", p.tasks)
-        lines.append(Line(name, GUIDE, "d", marks))
+        lines.append(Line(name, style.GUIDE, "d", marks))
     return lines
 
 
 def _draw(axes: Axes, y: float, line: Line, k: int) -> None:
     if line.words:
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
-        axes.annotate(line.words, (0.02, y), color=GUIDE, style="italic", **place)
+        axes.annotate(line.words, (0.02, y), color=style.GUIDE, style="italic", **place)
     if (mark := line.marks.get(k)) is None:
         return
     if mark.low is not None and mark.high is not None:
@@ -157,7 +154,7 @@ def _draw(axes: Axes, y: float, line: Line, k: int) -> None:
     look: dict[str, Any] = {"marker": line.marker, "ms": 5, "ls": "", "mec": line.colour}
     axes.plot([mark.value], [y], mfc=face, zorder=3, **look)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
-    beside |= {"textcoords": "offset points", "annotation_clip": False, "color": GUIDE}
+    beside |= {"textcoords": "offset points", "annotation_clip": False, "color": style.GUIDE}
     words = f"{100 * mark.value:.1f} %" + (f" of {mark.tasks}" if mark.tasks else "")
     axes.annotate(words, (1, y), xytext=(3, 0), fontsize="small", **beside)
 
@@ -166,21 +163,17 @@ def _axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(percent)
+    axes.xaxis.set_major_formatter(style.percent)
     axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # a mark at zero is whole
 
 
 def _legend(lines: Sequence[Line], published: bool) -> list[Line2D]:
     seen = {mark.seen for line in lines for mark in line.marks.values()}
-    mark: dict[str, Any] = {"color": GUIDE, "ls": "", "ms": 5}
-    entries = []
-    if False in seen:
-        entries.append(Line2D([], [], marker="o", label="tasks never seen", **mark))
+    mark: dict[str, Any] = {"ls": "", "ms": 5, "marker": "o"}
+    entries = [style.entry("tasks never seen", **mark)] if False in seen else []
     if True in seen:
-        words = "demos of the tasks trained on"
-        entries.append(Line2D([], [], marker="o", mfc="white", label=words, **mark))
-    entries.append(Line2D([], [], color=GUIDE, lw=1.2, label="95 % interval"))
+        entries.append(style.entry("demos of the tasks trained on", mfc="white", **mark))
+    entries.append(style.entry("95 % interval", lw=1.2))
     if published:
-        look: dict[str, Any] = {"marker": "d", "ls": ":", "color": GUIDE, "lw": 0.7}
-        entries.append(Line2D([], [], label="published, by others", **look))
+        entries.append(style.entry("published, by others", marker="d", ls=":", lw=0.7))
     return entries

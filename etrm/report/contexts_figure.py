@@ -12,22 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from etrm.report import style
 from etrm.report.neighbours import contexts_frame
-from etrm.report.run_view import RunView, StudyView, distinct, last_stage
-from etrm.report.style import (
-    PALETTE,
-    RIGHT,
-    WRONG,
-    across,
-    empty_figure,
-    heading,
-    legend_below,
-    part_of,
-    say,
-    small_multiples,
-    theme,
-    title,
-)
+from etrm.report.run_view import RunView, StudyView, by_name, last_stage
 
 RUNS = 12  # that are drawn: the first seed of each experiment, in the order of the study
 POINTS = 400  # tasks of a panel: held-out ones first
@@ -47,6 +34,7 @@ class Group:
     rows: np.ndarray  # [T] bool
 
 
+@style.figure
 def contexts(study: StudyView) -> Figure:
     """Draw the contexts of each run twice, by their principal components and by t-SNE.
 
@@ -55,39 +43,40 @@ def contexts(study: StudyView) -> Figure:
     a t-SNE mean nothing (van der Maaten and Hinton, 2008).
     """
     found = _runs(study.runs)
-    shown, style = found[:RUNS], study.style
-    with theme(style):
-        if not shown:
-            return empty_figure(style, "no run has been evaluated on held-out tasks yet")
-        most = 2 * min(2, len(shown), across(2, style, 2.6))  # pairs stay beside each other
-        fig, grid, columns = small_multiples(style, 2 * len(shown), most, 1.0, least=0.5)
-        heading(
-            fig,
-            style,
-            last_stage(shown)[1],
-            "a point a task",
-            part_of(len(shown), len(found), "experiments"),
-        )
-        panels = zip(grid[::2], grid[1::2], strict=True)
-        frames = [_frame(view) for view in shown]
-        colours = _colours(frames)
-        legend: dict[str, Line2D] = {}
-        for (left, right), view, frame in zip(panels, shown, frames, strict=True):
-            groups = _groups(frame, view, colours)
-            x = np.array(frame["context"].to_list())  # [T, F]; of a diverged run [0]
-            for axes, at, words in ((left, _pca(x, 2), "PCA"), (right, _tsne(x), "t-SNE")):
-                _draw(axes, at, groups)
-                title(axes, f"{view.experiment}\n{words}", style, columns)
-            legend |= {group.label: _mark(group) for group in groups if group.rows.any()}
-        legend_below(fig, list(legend.values()), style)
+    shown = found[:RUNS]
+    if not shown:
+        raise style.EmptyFigureError("no run has been evaluated on held-out tasks yet")
+    most = 2 * min(2, len(shown), style.across(2, study.style, 2.6))  # pairs stay beside each other
+    fig, grid, columns = style.small_multiples(study.style, 2 * len(shown), most, 1.0, least=0.5)
+    style.heading(
+        fig,
+        study.style,
+        last_stage(shown)[1],
+        "a point a task",
+        style.part_of(len(shown), len(found), "experiments"),
+    )
+    panels = zip(grid[::2], grid[1::2], strict=True)
+    frames = [_frame(view) for view in shown]
+    colours = _colours(frames)
+    legend: dict[str, Line2D] = {}
+    for (left, right), view, frame in zip(panels, shown, frames, strict=True):
+        groups = _groups(frame, view, colours)
+        x = np.array(frame["context"].to_list())  # [T, F]; of a diverged run [0]
+        for axes, at, words in ((left, _pca(x, 2), "PCA"), (right, _tsne(x), "t-SNE")):
+            _draw(axes, at, groups)
+            style.title(axes, f"{view.experiment}\n{words}", study.style, columns)
+        for group in groups:
+            if group.rows.any():
+                mark = {"color": group.colour, "marker": group.marker}
+                legend[group.label] = style.entry(group.label, ls="", ms=4, **mark)
+    style.legend_below(fig, list(legend.values()), study.style)
     return fig
 
 
 def _runs(views: Sequence[RunView]) -> list[RunView]:
     """Return the first seed of each experiment that has contexts."""
-    found = [view for view in views if view.contexts is not None]
-    names = distinct(view.experiment for view in found)
-    return [min((v for v in found if v.experiment == n), key=lambda v: v.seed) for n in names]
+    found = by_name(view for view in views if view.contexts is not None)
+    return [min(mine, key=lambda view: view.seed) for mine in found.values()]
 
 
 def _frame(view: RunView) -> pd.DataFrame:
@@ -101,7 +90,7 @@ def _colours(frames: Sequence[pd.DataFrame]) -> dict[str, str]:
     """Return a colour for each of the most frequent rules, where there are two at least."""
     counts = pd.concat([frame["rule"] for frame in frames]).value_counts()
     rules = sorted(counts.index[:RULES])
-    return dict(zip(rules, PALETTE, strict=False)) if len(rules) > 1 else {}
+    return dict(zip(rules, style.PALETTE, strict=False)) if len(rules) > 1 else {}
 
 
 def _groups(frame: pd.DataFrame, view: RunView, colours: dict[str, str]) -> list[Group]:
@@ -115,24 +104,20 @@ def _groups(frame: pd.DataFrame, view: RunView, colours: dict[str, str]) -> list
     right = np.array([all(r == 1 for r in ranks.get(t, [None])) for t in frame["task"]], bool)
     return [
         Group("training or validation task", PALE, "o", ~held_out),
-        Group("held-out task, wrong", WRONG, "X", held_out & ~right),
-        Group("held-out task, right", RIGHT, "D", held_out & right),
+        Group("held-out task, wrong", style.WRONG, "X", held_out & ~right),
+        Group("held-out task, right", style.RIGHT, "D", held_out & right),
     ]
 
 
 def _draw(axes: Axes, at: np.ndarray | None, groups: Sequence[Group]) -> None:
     if at is None:
-        say(axes, "too few contexts that differ")
+        style.say(axes, "too few contexts that differ")
         return
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     for group in groups:
         x, y = at[group.rows].T
         axes.scatter(x, y, s=7, c=group.colour, marker=group.marker, linewidths=0.15, ec="white")
-
-
-def _mark(group: Group) -> Line2D:
-    return Line2D([], [], ls="", color=group.colour, marker=group.marker, ms=4, label=group.label)
 
 
 def _pca(x: np.ndarray, directions: int) -> np.ndarray | None:

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
-from etrm.report.run_view import RunView, distinct
-from etrm.report.style import GUIDE, Look
+from etrm.report.run_view import RunView, by_name
+from etrm.report.style import GUIDE, Look, entry
 
 BANDS = 8  # experiments: bands of more would hide each other
 
@@ -59,17 +59,14 @@ def draw_curves(
     Unless there are too many experiments, several seeds have a band, and one its raw values.
     """
     shown = [view for view in views if len(view.series(metric))]
-    names = distinct(view.experiment for view in shown)
-    for name in names:
-        seeds = [view for view in shown if view.experiment == name]
+    runs = by_name(shown)
+    for name, seeds in runs.items():
         look = look_of[name]
         curve = over_seeds([smoothed(view, metric) for view in seeds])
-        if (
-            len(names) <= BANDS and len(seeds) == 1
-        ):  # the raw values, faint; several seeds have a band instead
-            raw = seeds[0].series(metric)
+        if len(runs) <= BANDS and len(seeds) == 1:
+            raw = seeds[0].series(metric)  # faint; several seeds have a band instead
             axes.plot(raw.index, raw, color=look.colour, alpha=0.15, linewidth=0.5, zorder=1.5)
-        elif len(names) <= BANDS:
+        elif len(runs) <= BANDS:
             band = (curve.index, curve["low"], curve["high"])
             axes.fill_between(*band, color=look.colour, alpha=0.18, linewidth=0, zorder=1.6)
         axes.plot(
@@ -104,20 +101,19 @@ def legend_entries(
     """Return legend entries of the experiments, in the order given, and of bands and dashes."""
     handles: dict[str, Artist] = {}
     for view in views:
-        name, line = view.experiment, line_of(view)
-        look = look_of[name]
-        handles[name] = Line2D([], [], label=name, color=look.colour, marker=look.marker, ls=line)
+        look, line = look_of[view.experiment], line_of(view)
+        handles[view.experiment] = entry(view.experiment, look.colour, marker=look.marker, ls=line)
     notes: list[Artist] = []
     if any(axes.collections for axes in panels):
         notes.append(Patch(color=GUIDE, alpha=0.18, linewidth=0, label="range of seeds"))
     if any(view.is_cached for view in views):
-        notes.append(Line2D([], [], color=GUIDE, linestyle="-.", label="contexts cached"))
+        notes.append(entry("contexts cached", linestyle="-."))
     return [*handles.values(), *notes]
 
 
 def end_entry(label: str, marker: str = "X") -> Line2D:
     """Return the legend entry of a mark at the end of runs."""
-    return Line2D([], [], label=label, color=GUIDE, marker=marker, ms=6, ls="none")
+    return entry(label, marker=marker, ms=6, ls="none")
 
 
 def label_steps(axes: Axes, labelled: bool = True) -> None:

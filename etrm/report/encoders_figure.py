@@ -10,25 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
+from etrm.report import style
 from etrm.report.estimates import by_experiment, score_of
-from etrm.report.run_view import RunView, StudyView, asked, distinct
-from etrm.report.style import (
-    GUIDE,
-    Look,
-    empty_figure,
-    heading,
-    legend_below,
-    looks,
-    part_of,
-    percent,
-    say,
-    share_y,
-    small_multiples,
-    theme,
-)
+from etrm.report.run_view import RunView, StudyView, asked, by_name
 
 DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of ARC-AGI-1
 
@@ -50,6 +36,7 @@ class Point:
     high: float | None
 
 
+@style.figure
 def encoders(study: StudyView) -> Figure:
     """Draw each experiment's outcome against its encoder's parameters and FLOPs.
 
@@ -57,38 +44,37 @@ def encoders(study: StudyView) -> Figure:
     held-out tasks; while nothing is scored, exact match of overfit runs. FLOPs are those of
     encoding three demos of 12 × 12 cells once, without the decoder's.
     """
-    style, look_of = study.style, looks(view.experiment for view in study.runs)
+    look_of = style.looks(view.experiment for view in study.runs)
     encoded = [view for view in study.runs if not view.is_trm]
-    names = distinct(view.experiment for view in encoded)
+    names = by_name(encoded)
     points, outcome, runs, ends = _points(_largest(encoded))
-    with theme(style):
-        sizes = {name: size_of(_first(study.runs, name)) for name in points}
-        sized = {name: size for name, size in sizes.items() if size is not None}
-        if not sized:
-            return empty_figure(style, "no run with an encoder has finished yet")
-        fig, (left, right), columns = small_multiples(style, 2, 2, 0.75)
-        share_y([left, right], columns)
-        heading(fig, style, runs, part_of(len(sized), len(names), "experiments with an encoder"))
-        panels: list[tuple[Axes, str, Callable[[Size], float | None]]] = [
-            (left, "parameters of the encoder", lambda size: float(size.parameters)),
-            (right, "FLOP of encoding a task", lambda size: size.flop),
-        ]
-        for axes, words, of in panels:
-            places = _apart({name: of(size) for name, size in sized.items()})
-            for name, x in places.items():
-                _draw(axes, x, points[name], look_of[name])
-            if places:
-                _axis(axes, list(places.values()), words)
-            else:
-                say(axes, "no encoder here counts its FLOPs")
-        for axes in (left, right)[::columns]:
-            axes.set_ylabel(outcome)
-        left.yaxis.set_major_formatter(percent)
-        left.set_ylim(bottom=-0.02)
-        entries = [_mark(look_of[name], label=name) for name in sized]
-        interval: dict[str, Any] = {"color": GUIDE, "lw": 0.8, "alpha": 0.6}
-        entries.append(Line2D([], [], label=ends, **interval))
-        legend_below(fig, entries, style)
+    sizes = {name: size_of(_first(study.runs, name)) for name in points}
+    sized = {name: size for name, size in sizes.items() if size is not None}
+    if not sized:
+        raise style.EmptyFigureError("no run with an encoder has finished yet")
+    fig, (left, right), columns = style.small_multiples(study.style, 2, 2, 0.75)
+    style.share_y([left, right], columns)
+    style.heading(
+        fig, study.style, runs, style.part_of(len(sized), len(names), "experiments with an encoder")
+    )
+    panels: list[tuple[Axes, str, Callable[[Size], float | None]]] = [
+        (left, "parameters of the encoder", lambda size: float(size.parameters)),
+        (right, "FLOP of encoding a task", lambda size: size.flop),
+    ]
+    for axes, words, of in panels:
+        places = _apart({name: of(size) for name, size in sized.items()})
+        for name, x in places.items():
+            _draw(axes, x, points[name], look_of[name])
+        if places:
+            _axis(axes, list(places.values()), words)
+        else:
+            style.say(axes, "no encoder here counts its FLOPs")
+    for axes in (left, right)[::columns]:
+        axes.set_ylabel(outcome)
+    left.yaxis.set_major_formatter(style.percent)
+    left.set_ylim(bottom=-0.02)
+    entries = [style.entry(name, ms=4.5, ls="", **look_of[name].mark) for name in sized]
+    style.legend_below(fig, [*entries, style.entry(ends, lw=0.8, alpha=0.6)], study.style)
     return fig
 
 
@@ -136,12 +122,11 @@ def _points(views: Sequence[RunView]) -> tuple[dict[str, Point], str, str, str]:
     found = {name: score_of(mine) for name, mine in scored.items()}
     if points := {n: Point(e.value, e.low, e.high) for n, e in found.items() if e is not None}:
         return points, "pass@1, held-out tasks", "Full runs", "95 % interval"
-    overfit = [view for view in views if view.verdict is not None]
     exact: dict[str, Point] = {}
-    for name in distinct(view.experiment for view in overfit):
-        verdicts = [v.verdict for v in overfit if v.experiment == name and v.verdict is not None]
-        values = [verdict["exact_accuracy"] for verdict in verdicts]
-        exact[name] = Point(float(np.mean(values)), min(values), max(values))
+    for name, mine in by_name(views).items():
+        verdicts = [view.verdict for view in mine if view.verdict is not None]
+        if values := [verdict["exact_accuracy"] for verdict in verdicts]:
+            exact[name] = Point(float(np.mean(values)), min(values), max(values))
     return exact, "exact match", "Overfit runs", "range of seeds"
 
 
@@ -172,13 +157,8 @@ def size_of(view: RunView) -> Size | None:
     return Size(parameters, None if work is None else work.forward)
 
 
-def _draw(axes: Axes, x: float, point: Point, look: Look) -> None:
+def _draw(axes: Axes, x: float, point: Point, look: style.Look) -> None:
     if point.low is not None and point.high is not None:
         ends: dict[str, Any] = {"color": look.colour, "linewidth": 0.8, "alpha": 0.4}
         axes.plot([x, x], [point.low, point.high], **ends)
-    mark = _mark(look)
-    axes.plot([x], [point.value], marker=mark.get_marker(), ms=4.5, color=look.colour, zorder=3)
-
-
-def _mark(look: Look, **more: Any) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker or "o", ms=4.5, ls="", **more)
+    axes.plot([x], [point.value], ms=4.5, zorder=3, **look.mark)

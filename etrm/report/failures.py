@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from etrm.evaluation.voting import to_array
-from etrm.report.run_view import RunView, StudyView, distinct, last_stage
-from etrm.report.style import (
-    RIGHT,
-    Rows,
-    empty_figure,
-    heading,
-    legend_below,
-    percent,
-    theme,
-    title,
-)
+from etrm.report import style
+from etrm.report.run_view import RunView, StudyView, by_name, last_stage
 
 if TYPE_CHECKING:
     from etrm.arc.task import Task
@@ -35,7 +25,7 @@ if TYPE_CHECKING:
 SOLID = 0.95  # share of one colour from which on a grid is collapsed
 NEARLY = 0.9  # share of right cells from which on an answer is nearly right
 CLASSES = {  # name: colour, words
-    "right": (RIGHT, "right"),
+    "right": (style.RIGHT, "right"),
     "nearly": ("#56B4E9", f"nearly right: {100 * NEARLY:g}\u00a0% of cells"),
     "rearranged": ("#0072B2", "rearranged: the colours are right"),
     "structured": ("#E69F00", "structured but wrong"),
@@ -88,36 +78,36 @@ def truths_of(tasks: Sequence[Task]) -> dict[tuple[str, int], np.ndarray]:
     return {(task, query): output for task, query, output in pairs if output is not None}
 
 
+@style.figure
 def failures(study: StudyView) -> Figure:
     """Draw the shares of right answers and of each class of wrong ones, an experiment a row.
 
     All single answers count, before the vote, of all variants and seeds.
     """
-    style, truths = study.style, truths_of(study.tasks)
+    truths = truths_of(study.tasks)
     counts: dict[str, Counter[str]] = {}
-    for name in distinct(view.experiment for view in study.runs if view.predictions is not None):
-        mine = [view for view in study.runs if view.experiment == name]
+    scored = [view for view in study.runs if view.predictions is not None]
+    for name, mine in by_name(scored).items():
         total = sum((shares(view, truths) for view in mine), Counter[str]())
         if total:
             counts[name] = total
-    with theme(style):
-        if not counts:
-            return empty_figure(style, "no answer to a held-out task has a known output yet")
-        rows = Rows(list(counts), style)
-        size = style.width, rows.height + 0.75 * style.font_scale
-        fig = Figure(figsize=size, layout="constrained")
-        scored = [view for view in study.runs if view.experiment in counts]
-        heading(fig, style, last_stage([v for v in scored if v.predictions is not None])[1])
-        axes = fig.subplots()
-        title(axes, "Single answers to held-out tasks, of all variants", style, 1)
-        left = np.zeros(len(counts))
-        for name, (colour, _) in CLASSES.items():
-            share = np.array([of[name] / of.total() for of in counts.values()])
-            axes.barh(rows.at, share, 0.7 * rows.at[0] * 2, left, color=colour)
-            left += share
-        rows.label(axes)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(percent)
-        entry = partial(Patch, linewidth=0)
-        legend_below(fig, [entry(color=c, label=words) for c, words in CLASSES.values()], style)
+    if not counts:
+        raise style.EmptyFigureError("no answer to a held-out task has a known output yet")
+    rows = style.Rows(list(counts), study.style)
+    size = study.style.width, rows.height + 0.75 * study.style.font_scale
+    fig = Figure(figsize=size, layout="constrained")
+    style.heading(fig, study.style, last_stage([v for v in scored if v.experiment in counts])[1])
+    axes = fig.subplots()
+    style.title(axes, "Single answers to held-out tasks, of all variants", study.style, 1)
+    left = np.zeros(len(counts))
+    for name, (colour, _) in CLASSES.items():
+        share = np.array([of[name] / of.total() for of in counts.values()])
+        axes.barh(rows.at, share, 0.7 * rows.at[0] * 2, left, color=colour)
+        left += share
+    rows.label(axes)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(style.percent)
+    style.legend_below(
+        fig, [Patch(lw=0, color=c, label=w) for c, w in CLASSES.values()], study.style
+    )
     return fig

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from etrm.report import style
 from etrm.report.curves import (
     draw_curves,
     end_entry,
@@ -22,18 +23,7 @@ from etrm.report.curves import (
     smoothed,
 )
 from etrm.report.panels import Panel, bounds, draw_panels
-from etrm.report.run_view import STAGES, RunView, StudyView, distinct
-from etrm.report.style import (
-    GUIDE,
-    Look,
-    legend_below,
-    looks,
-    percent,
-    say,
-    share_y,
-    small_multiples,
-    theme,
-)
+from etrm.report.run_view import STAGES, RunView, StudyView, by_name
 
 TITLES = {"pretrain": "Pretraining", "overfit": "Overfit", "full": "Full"}
 SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
@@ -55,6 +45,7 @@ DASHBOARD = (  # metrics of the experiment guide, after those with thresholds
 )
 
 
+@style.figure
 def training_curves(study: StudyView) -> Figure:
     """Draw train exact match (`train/exact_accuracy`) over steps, one panel per stage.
 
@@ -63,73 +54,73 @@ def training_curves(study: StudyView) -> Figure:
     experiment was stopped, by its verdict or by a health rule. Dotted lines are exact match on
     validation tasks (`validation.exact_accuracy`), with averaged weights too.
     """
-    look_of, style = looks(view.experiment for view in study.runs), study.style
-    with theme(style):
-        fig, panels, across = small_multiples(style, len(STAGES), len(STAGES), 0.9)
-        share_y(panels, across)
-        drawn: list[RunView] = []
-        for axes, stage in zip(panels, STAGES, strict=True):
-            runs = [view for view in study.runs if view.stage == stage]
-            shown = draw_curves(axes, runs, "train/exact_accuracy", look_of)
-            _validation_curves(axes, runs, look_of)
-            for view in shown:
-                _end_mark(axes, view, look_of[view.experiment].colour)
-            label_steps(axes)
-            axes.set_title(TITLES[stage])
-            drawn += shown
-            if not shown:
-                say(axes, f"no {TITLES[stage].lower()} run has finished yet")
-        panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
-        panels[0].yaxis.set_major_formatter(percent)
-        _name_rows(panels, across, "exact match")
-        handles = legend_entries(drawn, look_of, panels)
-        handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
-        ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
-        if any(view.stopped for view in drawn):
-            handles.append(end_entry("end of a stopped run"))
-        if any(not view.stopped for view in ended):
-            handles.append(end_entry("all episodes, averaged weights", "o"))
-        if any(len(view.series(VALIDATION)) for view in drawn):
-            handles.append(_validation_entry())
-        legend_below(fig, handles, style)
+    look_of = style.looks(view.experiment for view in study.runs)
+    fig, panels, across = style.small_multiples(study.style, len(STAGES), len(STAGES), 0.9)
+    style.share_y(panels, across)
+    drawn: list[RunView] = []
+    for axes, stage in zip(panels, STAGES, strict=True):
+        runs = [view for view in study.runs if view.stage == stage]
+        shown = draw_curves(axes, runs, "train/exact_accuracy", look_of)
+        _validation_curves(axes, runs, look_of)
+        for view in shown:
+            _end_mark(axes, view, look_of[view.experiment].colour)
+        label_steps(axes)
+        axes.set_title(TITLES[stage])
+        drawn += shown
+        if not shown:
+            style.say(axes, f"no {TITLES[stage].lower()} run has finished yet")
+    panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
+    panels[0].yaxis.set_major_formatter(style.percent)
+    _name_rows(panels, across, "exact match")
+    handles = legend_entries(drawn, look_of, panels)
+    handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
+    ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
+    if any(view.stopped for view in drawn):
+        handles.append(end_entry("end of a stopped run"))
+    if any(not view.stopped for view in ended):
+        handles.append(end_entry("all episodes, averaged weights", "o"))
+    if any(len(view.series(VALIDATION)) for view in drawn):
+        handles.append(_validation_entry())
+    style.legend_below(fig, handles, study.style)
     return fig
 
 
+@style.figure
 def learning(study: StudyView) -> Figure:
     """Draw token accuracy and the loss of answers over steps, by stage: train against validation.
 
     Dotted lines are those of validation tasks, with averaged weights.
     """
-    look_of, style = looks(view.experiment for view in study.runs), study.style
+    look_of = style.looks(view.experiment for view in study.runs)
     metrics = {"accuracy": "token accuracy", "lm_loss": "loss of the answer"}
-    with theme(style):
-        count = len(STAGES)
-        fig, panels, across = small_multiples(style, count * len(metrics), count, 0.75)
-        drawn: list[RunView] = []
-        for first, (name, words) in enumerate(metrics.items()):
-            row = panels[first * count : (first + 1) * count]
-            share_y(row, across)
-            for axes, stage in zip(row, STAGES, strict=True):
-                runs = [view for view in study.runs if view.stage == stage]
-                shown = draw_curves(axes, runs, f"train/{name}", look_of)
-                _validation_curves(axes, runs, look_of, f"validation.{name}")
-                label_steps(axes, labelled=axes in panels[-across:])
-                drawn += shown
-                if not shown:
-                    say(axes, f"no {TITLES[stage].lower()} run has finished yet")
-                if first == 0 or across < count:
-                    axes.set_title(TITLES[stage])
-            _name_rows(row, across, words)
-        panels[0].set_ylim(top=1.02)
-        panels[0].yaxis.set_major_formatter(percent)
-        panels[count].set_ylim(bottom=0.0)
-        handles = legend_entries(drawn, look_of, panels)
-        if any(len(view.series("validation.accuracy")) for view in drawn):
-            handles.append(_validation_entry())
-        legend_below(fig, handles, style)
+    count = len(STAGES)
+    fig, panels, across = style.small_multiples(study.style, count * len(metrics), count, 0.75)
+    drawn: list[RunView] = []
+    for first, (name, words) in enumerate(metrics.items()):
+        row = panels[first * count : (first + 1) * count]
+        style.share_y(row, across)
+        for axes, stage in zip(row, STAGES, strict=True):
+            runs = [view for view in study.runs if view.stage == stage]
+            shown = draw_curves(axes, runs, f"train/{name}", look_of)
+            _validation_curves(axes, runs, look_of, f"validation.{name}")
+            label_steps(axes, labelled=axes in panels[-across:])
+            drawn += shown
+            if not shown:
+                style.say(axes, f"no {TITLES[stage].lower()} run has finished yet")
+            if first == 0 or across < count:
+                axes.set_title(TITLES[stage])
+        _name_rows(row, across, words)
+    panels[0].set_ylim(top=1.02)
+    panels[0].yaxis.set_major_formatter(style.percent)
+    panels[count].set_ylim(bottom=0.0)
+    handles = legend_entries(drawn, look_of, panels)
+    if any(len(view.series("validation.accuracy")) for view in drawn):
+        handles.append(_validation_entry())
+    style.legend_below(fig, handles, study.style)
     return fig
 
 
+@style.figure
 def encoder_statistics(study: StudyView) -> Figure:
     """Draw the encoder's output in overfit runs: variance across samples, spread, norm, tokens.
 
@@ -151,6 +142,7 @@ def encoder_statistics(study: StudyView) -> Figure:
     )
 
 
+@style.figure
 def gradient_flow(study: StudyView) -> Figure:
     """Draw the gradient that reaches the encoder in overfit runs: norm, share and coverage.
 
@@ -185,6 +177,7 @@ def gradient_flow(study: StudyView) -> Figure:
     )
 
 
+@style.figure
 def encoder_probe(study: StudyView) -> Figure:
     """Draw how far contexts depend on puzzle and task in overfit runs, and on what answers lose.
 
@@ -200,6 +193,7 @@ def encoder_probe(study: StudyView) -> Figure:
     )
 
 
+@style.figure
 def overfit_dynamics(study: StudyView) -> Figure:
     """Draw losses and ACT steps of overfit runs, and each metric whose rule ended a run.
 
@@ -215,6 +209,7 @@ def overfit_dynamics(study: StudyView) -> Figure:
     )
 
 
+@style.figure
 def dashboard(study: StudyView) -> Figure:
     """Draw the experiment guide's dashboard: its four panels are the rows, over overfit runs.
 
@@ -223,21 +218,18 @@ def dashboard(study: StudyView) -> Figure:
     fail, warn = bounds(study.health, "collapse")
     starved, _ = bounds(study.health, "gradient_starvation")
     scores = {
-        name: [v.test_metric("ARC/pass@1") for v in study.runs if v.experiment == name]
-        for name in distinct(view.experiment for view in study.runs)
+        name: [x for v in mine if (x := v.test_metric("ARC/pass@1")) is not None]
+        for name, mine in by_name(study.runs).items()
     }
 
-    def passes(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
-        found = {name: [s for s in scores[name] if s is not None] for name in scores}
-        shown = [n for n in distinct(view.experiment for view in views) if found[n]]
+    def passes(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, style.Look]) -> None:
+        shown = [name for name in by_name(views) if scores[name]]
         if not shown:
-            say(axes, "no score yet")
+            style.say(axes, "no score yet")
         for place, name in enumerate(shown):
-            look = look_of[name]
-            mark: dict[str, Any] = {"color": look.colour, "marker": look.marker or "o", "ls": ""}
-            axes.plot([place] * len(found[name]), found[name], **mark)
+            axes.plot([place] * len(scores[name]), scores[name], ls="", **look_of[name].mark)
         axes.set_xticks([])
-        axes.yaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(style.percent)
 
     panels = [
         Panel("train/exact_accuracy", "train/exact_accuracy", percent=True),
@@ -298,18 +290,19 @@ def _of_overfit_runs(study: StudyView, *panels: Panel, subject: str) -> Figure:
 
 
 def _validation_entry() -> Line2D:
-    line: dict[str, Any] = {"color": GUIDE, "linestyle": DOTTED, "marker": ".", "ms": 4}
-    return Line2D([], [], label="validation tasks", **line)
+    return style.entry("validation tasks", linestyle=DOTTED, marker=".", ms=4)
 
 
 def _validation_curves(
-    axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look], metric: str = VALIDATION
+    axes: Axes,
+    views: Sequence[RunView],
+    look_of: Mapping[str, style.Look],
+    metric: str = VALIDATION,
 ) -> None:
     """Draw a metric of validation tasks, one dotted line per experiment: the mean over seeds."""
-    shown = [view for view in views if len(view.series(metric))]
-    for name in distinct(view.experiment for view in shown):
-        seeds = [view.series(metric) for view in shown if view.experiment == name]
-        curve, colour = over_seeds(seeds)["mean"], look_of[name].colour
+    for name, mine in by_name(view for view in views if len(view.series(metric))).items():
+        curve = over_seeds([view.series(metric) for view in mine])["mean"]
+        colour = look_of[name].colour
         line: dict[str, Any] = {"linestyle": DOTTED, "marker": ".", "ms": 4, "zorder": 2.6}
         axes.plot(curve.index, curve, color=colour, **line)
 
@@ -324,10 +317,10 @@ def _end_mark(axes: Axes, view: RunView, colour: str) -> None:
 
 def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:
     thresholds = {view.verdict["threshold"] for view in views if view.verdict is not None}
-    look: dict[str, Any] = {"color": GUIDE, "linestyle": ":", "linewidth": 1.0}
+    look: dict[str, Any] = {"color": style.GUIDE, "linestyle": ":", "linewidth": 1.0}
     for value in sorted(thresholds):
         axes.axhline(value, zorder=1.2, **look)
     if not thresholds:
         return []
     values = ", ".join(f"{100 * value:g} %" for value in sorted(thresholds))
-    return [Line2D([], [], label=f"gate: {values}", **look)]
+    return [style.entry(f"gate: {values}", **look)]

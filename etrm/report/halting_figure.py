@@ -15,24 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from etrm.report import style
 from etrm.report.panels import Panel, bounds, draw_panels
-from etrm.report.run_view import RunView, StudyView, distinct, last_stage
-from etrm.report.style import (
-    PALETTE,
-    Look,
-    empty_figure,
-    legend_below,
-    percent,
-    say,
-    small_multiples,
-    theme,
-    title,
-)
+from etrm.report.run_view import RunView, StudyView, by_name, last_stage
 
 UNLIKE = ("experiment", "stage", "seed", "health", "halting")  # where runs of a group may differ
 Grid = dict[tuple[int, float], list[RunView]]  # by max_steps and exploration_prob
 
 
+@style.figure
 def halting(study: StudyView) -> Figure:
     """Draw ACT steps and the halting head over training, and held-out answers by ACT step."""
     views, runs = last_stage(study.runs)
@@ -53,48 +44,47 @@ def halting(study: StudyView) -> Figure:
     return draw_panels(study, views, panels, runs=runs, subject="run")
 
 
-def _line(look: Look, view: RunView) -> dict[str, Any]:
-    style = "--" if view.is_trm else "-"
-    return {"color": look.colour, "marker": look.marker, "ls": style, "zorder": 2.5}
+def _line(look: style.Look, view: RunView) -> dict[str, Any]:
+    dashes = "--" if view.is_trm else "-"
+    return {"color": look.colour, "marker": look.marker, "ls": dashes, "zorder": 2.5}
 
 
-def _histogram(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+def _histogram(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, style.Look]) -> None:
     """Draw the shares of answers by the steps that they took, where any stopped early."""
-    found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for view in views:
-        if view.predictions is not None:
-            columns = pq.read_table(view.predictions, columns=["steps"])
-            found[view.experiment].append(columns["steps"].to_numpy())
-    answers = {n: np.concatenate(each) for n, each in found.items() if sum(map(len, each))}
+    answered = by_name(view for view in views if view.predictions is not None)
+    paths = {name: [view.predictions for view in mine] for name, mine in answered.items()}
+    found = {n: pq.read_table(of, columns=["steps"])["steps"].to_numpy() for n, of in paths.items()}
+    answers = {name: steps for name, steps in found.items() if len(steps)}
     if not answers:
-        say(axes, "no answers to held-out tasks yet")
+        style.say(axes, "no answers to held-out tasks yet")
     elif all(steps.min() == steps.max() for steps in answers.values()):
-        say(axes, "every answer took all of its steps: evaluations do not halt early")
+        style.say(axes, "every answer took all of its steps: evaluations do not halt early")
     else:
         for name, steps in answers.items():
-            view = next(view for view in views if view.experiment == name)
             counts = np.bincount(steps)[1:]
-            line = _line(look_of[name], view) | {"drawstyle": "steps-mid", "markevery": 0.2}
+            line = _line(look_of[name], answered[name][0]) | {
+                "drawstyle": "steps-mid",
+                "markevery": 0.2,
+            }
             axes.plot(np.arange(1, len(counts) + 1), counts / counts.sum(), **line)
-        axes.yaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(style.percent)
         _steps(axes)
 
 
 def _by_step(
-    metric: str, axes: Axes, views: Sequence[RunView], look_of: Mapping[str, Look]
+    metric: str, axes: Axes, views: Sequence[RunView], look_of: Mapping[str, style.Look]
 ) -> None:
     """Draw a metric of held-out answers after each ACT step, the mean over seeds."""
-    for name in distinct(view.experiment for view in views):
-        mine = [view for view in views if view.experiment == name]
+    for name, mine in by_name(views).items():
         curves = [((view.score or {}).get("by_step") or {}).get(metric) for view in mine]
         if known := [curve for curve in curves if curve]:
             mean = np.mean([curve[: min(map(len, known))] for curve in known], axis=0)
             line = _line(look_of[name], mine[0]) | {"markevery": max(1, len(mean) // 6)}
             axes.plot(np.arange(1, len(mean) + 1), mean, **line)
     if not axes.lines:
-        say(axes, "no evaluation on held-out tasks has recorded its steps yet")
+        style.say(axes, "no evaluation on held-out tasks has recorded its steps yet")
         return
-    axes.yaxis.set_major_formatter(percent)
+    axes.yaxis.set_major_formatter(style.percent)
     _steps(axes)
 
 
@@ -104,29 +94,28 @@ def _steps(axes: Axes) -> None:
     axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])  # a line at zero stays in sight
 
 
+@style.figure
 def halting_grid(study: StudyView) -> Figure:
     """Draw exact match by `max_steps` and `exploration_prob`, as heat maps and as curves.
 
     Of experiments that differ in nothing else, the largest group: overfit runs (the guide found a U
     over exploration), and pass@1 of their full runs.
     """
-    style = study.style
     overfit, full = _group(study.runs)
-    with theme(style):
-        if len(overfit) + len(full) == 0 or len({*overfit, *full}) < 2:
-            words = "no two experiments differ in max_steps and exploration_prob alone"
-            return empty_figure(style, words)
-        fig, (left, right, curves), columns = small_multiples(style, 3, 3, 0.95)
-        for axes, words in (
-            (left, "Overfit runs: exact match, %"),
-            (right, "Full runs: pass@1, %"),
-            (curves, "Overfit runs: exact match"),
-        ):
-            title(axes, words, style, columns)
-        _heat_map(left, overfit, _exact)
-        _heat_map(right, full, _pass)
-        entries = _curves(curves, overfit)
-        legend_below(fig, entries, style)
+    if len(overfit) + len(full) == 0 or len({*overfit, *full}) < 2:
+        words = "no two experiments differ in max_steps and exploration_prob alone"
+        raise style.EmptyFigureError(words)
+    fig, (left, right, curves), columns = style.small_multiples(study.style, 3, 3, 0.95)
+    for axes, words in (
+        (left, "Overfit runs: exact match, %"),
+        (right, "Full runs: pass@1, %"),
+        (curves, "Overfit runs: exact match"),
+    ):
+        style.title(axes, words, study.style, columns)
+    _heat_map(left, overfit, _exact)
+    _heat_map(right, full, _pass)
+    entries = _curves(curves, overfit)
+    style.legend_below(fig, entries, study.style)
     return fig
 
 
@@ -134,8 +123,7 @@ def _group(runs: Sequence[RunView]) -> tuple[Grid, Grid]:
     """Return the overfit and the full runs of the largest group that differs in halting alone."""
     groups: dict[str, tuple[Grid, Grid]] = {}
     etrm = [view for view in runs if not view.is_trm and "halting" in view.run.get("config", {})]
-    for name in distinct(view.experiment for view in etrm):
-        mine = [view for view in etrm if view.experiment == name]
+    for mine in by_name(etrm).values():
         config = mine[0].run["config"]  # of its overfit run, where it has one
         others = {k: v for k, v in config.items() if k not in UNLIKE}
         key = json.dumps([mine[0].stage, others], sort_keys=True)
@@ -165,7 +153,7 @@ def _heat_map(axes: Axes, grid: Grid, value: Callable[[RunView], float | None]) 
     """Draw a cell for each pair of options, with its percentage; a dash where there is no run."""
     cells = {cell: _mean(views, value) for cell, views in grid.items()}
     if not np.isfinite(list(cells.values())).any():
-        say(axes, "no run has finished yet")
+        style.say(axes, "no run has finished yet")
         return
     down, across = sorted({m for m, _ in cells}), sorted({p for _, p in cells})
     table = np.array([[cells.get((m, p), np.nan) for p in across] for m in down])
@@ -197,14 +185,14 @@ def _curves(axes: Axes, grid: Grid) -> list[Line2D]:
         else:
             lines[None][steps] = _mean(views, _exact)
     entries = []
-    for colour, (most, shares) in zip(PALETTE, lines.items(), strict=False):
+    for colour, (most, shares) in zip(style.PALETTE, lines.items(), strict=False):
         look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4}
         axes.plot(list(shares), list(shares.values()), **look)
         if most is not None:
-            entries.append(Line2D([], [], label=f"{most} steps at most", **look))
+            entries.append(style.entry(f"{most} steps at most", **look))
     axes.set_xlabel("exploration" if by_steps else "max. ACT steps")
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(percent)
+    axes.yaxis.set_major_formatter(style.percent)
     if not axes.lines:
-        say(axes, "no overfit run has finished yet")
+        style.say(axes, "no overfit run has finished yet")
     return entries

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from etrm.config.health import HealthConfig, guide_rules
+from etrm.report import style
 from etrm.report.curves import (
     draw_curves,
     draw_threshold,
@@ -23,24 +23,9 @@ from etrm.report.curves import (
     mark_last,
     smoothed,
 )
-from etrm.report.run_view import RunView, StudyView, distinct
-from etrm.report.style import (
-    GUIDE,
-    Look,
-    empty_figure,
-    heading,
-    legend_below,
-    letters_across,
-    looks,
-    percent,
-    say,
-    small_multiples,
-    theme,
-    title,
-    wrap,
-)
+from etrm.report.run_view import RunView, StudyView, by_name
 
-DrawPanel = Callable[[Axes, Sequence[RunView], Mapping[str, Look]], None]
+DrawPanel = Callable[[Axes, Sequence[RunView], Mapping[str, style.Look]], None]
 
 
 @dataclass(frozen=True)
@@ -82,41 +67,44 @@ def draw_panels(
     Without names of rows, a metric that no run has logged has no panel, and the heading says so.
     `ratio`: of the height of a panel to its width.
     """
-    look_of, style = looks(view.experiment for view in study.runs), study.style
+    look_of = style.looks(view.experiment for view in study.runs)
     logged = {p.metric for p in panels if p.draw or any(len(v.series(p.metric)) for v in views)}
     views = [v for v in views if any(p.draw or len(v.series(p.metric)) for p in panels)]
     missing = ", ".join(p.metric for p in panels if p.metric not in logged) if not rows else ""
     panels = panels if rows else [p for p in panels if p.metric in logged]
-    with theme(style):
-        if not views:
-            return empty_figure(style, f"no {subject} has finished yet")
-        fig, grid, across = small_multiples(style, len(panels), columns, ratio)
-        heading(fig, style, runs, f"not logged: {missing}" if missing else "")
-        for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
-            title(axes, panel.title, style, across)
-            if panel.draw is not None:
-                panel.draw(axes, views, look_of)
-                continue
-            _draw(axes, panel, views, look_of)
-            below = panels[i + across] if i + across < len(panels) else None
-            label_steps(axes, labelled=below is None or below.draw is not None)
-        if across == columns:
-            room = letters_across(ratio * style.width / across, 7.5 * style.font_scale)
-            for axes, words in zip(grid[::across], rows, strict=False):
-                axes.set_ylabel(wrap(words, room))
-        handles = legend_entries(views, look_of, grid)
-        if any(panel.floor for panel in panels):
-            handles.append(Line2D([], [], color=GUIDE, linestyle="--", label="untrained"))
-        ended = {view.stopped_by["metric"] for view in views if view.stopped_by is not None}
-        if ended & {panel.metric for panel in panels}:
-            handles.append(end_entry("end of a run, by this metric"))
-        legend_below(fig, handles, style)
+    if not views:
+        raise style.EmptyFigureError(f"no {subject} has finished yet")
+    fig, grid, across = style.small_multiples(study.style, len(panels), columns, ratio)
+    style.heading(fig, study.style, runs, f"not logged: {missing}" if missing else "")
+    for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+        style.title(axes, panel.title, study.style, across)
+        if panel.draw is not None:
+            panel.draw(axes, views, look_of)
+            continue
+        _draw(axes, panel, views, look_of)
+        below = panels[i + across] if i + across < len(panels) else None
+        label_steps(axes, labelled=below is None or below.draw is not None)
+    if across == columns:
+        room = style.letters_across(
+            ratio * study.style.width / across, 7.5 * study.style.font_scale
+        )
+        for axes, words in zip(grid[::across], rows, strict=False):
+            axes.set_ylabel(style.wrap(words, room))
+    handles = legend_entries(views, look_of, grid)
+    if any(panel.floor for panel in panels):
+        handles.append(style.entry("untrained", linestyle="--"))
+    ended = {view.stopped_by["metric"] for view in views if view.stopped_by is not None}
+    if ended & {panel.metric for panel in panels}:
+        handles.append(end_entry("end of a run, by this metric"))
+    style.legend_below(fig, handles, study.style)
     return fig
 
 
-def _draw(axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[str, Look]) -> None:
+def _draw(
+    axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[str, style.Look]
+) -> None:
     if not draw_curves(axes, views, panel.metric, look_of):
-        say(axes, f"no run has logged {panel.metric}")
+        style.say(axes, f"no run has logged {panel.metric}")
         return
     if panel.floor:
         _floors(axes, views, panel.metric, look_of)
@@ -135,15 +123,17 @@ def _draw(axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[s
         make_logarithmic(axes, panel.linear_below)
     elif panel.percent:
         axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
-        axes.yaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(style.percent)
     else:
         axes.set_ylim(min(0.0, low), max(1.1 * high, 0.0))
 
 
-def _floors(axes: Axes, views: Sequence[RunView], metric: str, look_of: Mapping[str, Look]) -> None:
+def _floors(
+    axes: Axes, views: Sequence[RunView], metric: str, look_of: Mapping[str, style.Look]
+) -> None:
     """Draw each experiment's value before the first step, the mean over its seeds."""
-    for name in distinct(view.experiment for view in views):
-        series = [view.series(metric) for view in views if view.experiment == name]
+    for name, mine in by_name(views).items():
+        series = [view.series(metric) for view in mine]
         if first := [values.loc[0] for values in series if 0 in values.index]:
             look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
             axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)

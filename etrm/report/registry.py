@@ -1,9 +1,9 @@
 """The figures and tables of a study by name: one function and one line here for each.
 
-A figure is a function from a `StudyView` to a `Figure`; its caption is `workflow/report/NAME.rst`.
-A table is a function from the runs and the name of the baseline to a `Table` (`formats.py`); its
-caption is `workflow/report/NAME_table.rst`. Modules are loaded when they are used, so that a plan
-needs no matplotlib.
+A figure is a function from a `StudyView` to a `Figure`, under `@style.figure`; its caption is
+`workflow/report/NAME.rst`. A table is a function from the runs and the name of the baseline to a
+`Table` (`formats.py`); its caption is `workflow/report/NAME_table.rst`. Modules are loaded when
+they are used, so that a plan needs no matplotlib.
 """
 
 from __future__ import annotations

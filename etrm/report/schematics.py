@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from etrm.report.run_view import StudyView
-from etrm.report.style import GUIDE, INK, across, letters_across, theme, wrap
+from etrm.report.style import GUIDE, INK, across, figure, letters_across, wrap
 
 if TYPE_CHECKING:
     from etrm.config.execution import FigureStyle
@@ -111,16 +111,19 @@ FAMILIES = (
 )
 
 
+@figure
 def pipeline(study: StudyView) -> Figure:
     """Draw the stages of a study, from tasks to the report."""
     return _draw(PIPELINE, study.style, path=True)
 
 
+@figure
 def trm_and_etrm(study: StudyView) -> Figure:
     """Draw the one difference between TRM and ETRM: where the context comes from."""
     return _draw(MODELS, study.style)
 
 
+@figure
 def encoder_families(study: StudyView) -> Figure:
     """Draw how each family of encoders reads pairs, and how it combines them."""
     return _draw(FAMILIES, study.style)
@@ -138,33 +141,32 @@ def _draw(rows: Sequence[Sequence[Box]], style: FigureStyle, path: bool = False)
         rows = [boxes[i : i + 2] for i in range(0, len(boxes), 2)]
     elif down:
         rows = list(zip(*rows, strict=True))
-    with theme(style):
-        most = max(map(len, rows))
-        width = (style.width - 2 * MARGIN - GAP * (most - 1)) / most
-        texts = [[_lines(box, width, style) for box in row] for row in rows]
-        line = 1.3 * 7 * style.font_scale / 72  # inches
-        heights = [2 * PAD + line * max(len(n) + len(w) for n, w in row) for row in texts]
-        total = 2 * MARGIN + sum(heights) + GAP * (len(rows) - 1)
-        fig = Figure(figsize=(style.width, total))
-        axes = fig.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set(xlim=(0, style.width), ylim=(total, 0))  # inches, downwards
-        top = MARGIN
-        for number, (row, lines, height) in enumerate(zip(rows, texts, heights, strict=True)):
-            backwards = path and number % 2 == 1
-            lefts = [MARGIN + i * (width + GAP) for i in range(len(row))]
-            lefts = lefts[::-1] if backwards else lefts
-            for left, box, of in zip(lefts, row, lines, strict=True):
-                _box(axes, (left, top, width, height), box, of, line)
-            middle, bottom = top + height / 2, top + height
-            for left, following in itertools.pairwise(lefts) if not down else ():
-                start = left + (0 if backwards else width)
-                _arrow(axes, (start, middle), (following + (width if backwards else 0), middle))
-            for left in lefts if down else lefts[-1:] if path else ():
-                if number + 1 < len(rows):
-                    x = left + width / 2
-                    _arrow(axes, (x, bottom), (x, bottom + GAP))
-            top += height + GAP
+    most = max(map(len, rows))
+    width = (style.width - 2 * MARGIN - GAP * (most - 1)) / most
+    texts = [[_lines(box, width, style) for box in row] for row in rows]
+    line = 1.3 * 7 * style.font_scale / 72  # inches
+    heights = [2 * PAD + line * max(len(n) + len(w) for n, w in row) for row in texts]
+    total = 2 * MARGIN + sum(heights) + GAP * (len(rows) - 1)
+    fig = Figure(figsize=(style.width, total))
+    axes = fig.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, style.width), ylim=(total, 0))  # inches, downwards
+    top = MARGIN
+    for number, (row, lines, height) in enumerate(zip(rows, texts, heights, strict=True)):
+        backwards = path and number % 2 == 1
+        lefts = [MARGIN + i * (width + GAP) for i in range(len(row))]
+        lefts = lefts[::-1] if backwards else lefts
+        for left, box, of in zip(lefts, row, lines, strict=True):
+            _box(axes, (left, top, width, height), box, of, line)
+        middle, bottom = top + height / 2, top + height
+        for left, following in itertools.pairwise(lefts) if not down else ():
+            start = left + (0 if backwards else width)
+            _arrow(axes, (start, middle), (following + (width if backwards else 0), middle))
+        for left in lefts if down else lefts[-1:] if path else ():
+            if number + 1 < len(rows):
+                x = left + width / 2
+                _arrow(axes, (x, bottom), (x, bottom + GAP))
+        top += height + GAP
     return fig
 
 

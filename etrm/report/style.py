@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,12 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from etrm.arc.grid import ARC_COLOURS
 from etrm.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from etrm.config.execution import FigureStyle
+    from etrm.report.run_view import StudyView
 
 # Okabe and Ito's colour-blind-safe colours without black, and without their yellow, which is too
 # pale for lines; then those that are each time farthest from all before, in OKLab as it is and as
@@ -50,6 +53,15 @@ class Look:
     colour: str
     marker: str
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Colour and marker of a single mark, a dot where lines have none."""
+        return {"color": self.colour, "marker": self.marker or "o"}
+
+
+class EmptyFigureError(Exception):
+    """A study has nothing that a figure shows; the message says so to its readers."""
+
 
 @contextlib.contextmanager
 def theme(style: FigureStyle) -> Iterator[None]:
@@ -72,6 +84,20 @@ def theme(style: FigureStyle) -> Iterator[None]:
     }
     with mpl.rc_context(cast(Any, settings)):
         yield
+
+
+def figure(draw: Callable[[StudyView], Figure]) -> Callable[[StudyView], Figure]:
+    """Make a function draw in the look of its study, and say in words where there is nothing."""
+
+    @functools.wraps(draw)
+    def drawn(study: StudyView) -> Figure:
+        with theme(study.style):
+            try:
+                return draw(study)
+            except EmptyFigureError as reason:
+                return empty_figure(study.style, str(reason))
+
+    return drawn
 
 
 def colour_of(name: str) -> str:
@@ -138,6 +164,11 @@ def legend_below(fig: Figure, handles: Sequence[Artist], style: FigureStyle) -> 
     box = legend.get_window_extent(FigureCanvasAgg(fig).get_renderer())
     fig.set_figheight(fig.get_figheight() + box.height / fig.dpi)
     return float(box.height / fig.dpi)
+
+
+def entry(label: str, color: str = GUIDE, **line: Any) -> Line2D:
+    """Return an entry of a legend: a line, or a mark alone where `ls` is empty."""
+    return Line2D([], [], label=label, color=color, **line)
 
 
 def letters_across(inches: float, points: float) -> int:
