@@ -100,6 +100,14 @@ def validation_settings(config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
+def result_settings(config: ExperimentConfig, stage: str) -> dict[str, Any]:
+    """Return the settings of an experiment's `evaluation`, `refinement` or `validation`."""
+    if stage == "refinement":
+        return dict(plain(config.refinement))
+    of = validation_settings if stage == "validation" else evaluation_settings
+    return of(config.evaluation)
+
+
 def to_yaml(study: StudyConfig) -> str:
     """Return the study with nothing left to merge, as a study file that gives it again."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # of libyaml, in half the time

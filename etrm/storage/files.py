@@ -6,16 +6,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+T = TypeVar("T")
 ZSTD_LEVEL = 9
 ABOUT = b"etrm_about"  # metadata of a column about other columns, which determines no result
 TRUTH = b"ground truth"  # the value of `ABOUT` in columns that no model is shown
@@ -59,6 +61,18 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_once(path: Path, read: Callable[[Path], T]) -> T:
+    """Return the result of `read` for a file, which is called once while the file is unchanged."""
+    found = path.stat()
+    result: T = _read_once(read, path, found.st_mtime_ns, found.st_size)
+    return result
+
+
+@cache
+def _read_once(read: Callable[[Path], Any], path: Path, time: int, size: int) -> Any:
+    return read(path)
 
 
 def table_digest(path: Path) -> str:

@@ -7,7 +7,8 @@ the defect and the remedy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +62,6 @@ class DamagedFileError(UserError):
 def read_run(folder: Path, keys: Keys = RUN) -> dict[str, Any]:
     """Return the `run.json` of a run folder; raise `DamagedFileError`, or `FileNotFoundError`."""
     return read_record(folder / "run.json", keys, "the record of a run")
-
-
-def read_verdict(path: Path) -> dict[str, Any]:
-    """Return a `verdict.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
-    return read_record(path, VERDICT, "the verdict on an overfit run")
-
-
-def read_score(path: Path) -> dict[str, Any]:
-    """Return a `score.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
-    return read_record(path, SCORE, "the score of a run")
-
-
-def read_refinement(path: Path) -> dict[str, Any]:
-    """Return a `refinement.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
-    return read_record(path, REFINEMENT, "the refinement of a run")
-
-
-def read_validation(path: Path) -> dict[str, Any]:
-    """Return a `validation.json`; raise `DamagedFileError`, or `FileNotFoundError`."""
-    return read_record(path, VALIDATION, "the validation of a run")
-
-
-def read_selection(path: Path) -> dict[str, Any]:
-    """Return the record of a selection; raise `DamagedFileError`, or `FileNotFoundError`."""
-    return read_record(path, SELECTION, "the record of a selection")
 
 
 def check_weights(folder: Path, record: Mapping[str, Any]) -> str:
@@ -160,19 +136,35 @@ def read_metrics(folder: Path) -> pa.Table:
     return read_table(folder / "metrics.parquet", "the metrics of a run", ("step",))
 
 
-def read_refined_answers(path: Path) -> pa.Table:
-    """Return a `refinement.parquet`, a row for each attempt at a question."""
-    columns = ("method", "steps", "attempt", "task", "query", "variant", "grid", "likelihood")
-    return read_table(path, "the refined answers of a run", columns)
-
-
-def read_contexts(path: Path) -> pa.Table:
-    """Return a `contexts.parquet`, a row for each task."""
-    columns = ("task", "split", "rule", "context")
-    return read_table(path, "the contexts of an evaluation", columns)
-
-
-def read_predictions(path: Path) -> pa.Table:
-    """Return a `predictions.parquet`, a row for each task, query and variant."""
-    columns = ("task", "query", "variant", "height", "width", "grid", "q_halt")
-    return read_table(path, "the predictions of an evaluation", columns)
+# Readers of the other records and tables by their path; they raise as `read_record` does.
+read_verdict = partial(read_record, keys=VERDICT, expected="the verdict on an overfit run")
+read_score = partial(read_record, keys=SCORE, expected="the score of a run")
+read_refinement = partial(read_record, keys=REFINEMENT, expected="the refinement of a run")
+read_validation = partial(read_record, keys=VALIDATION, expected="the validation of a run")
+read_selection = partial(read_record, keys=SELECTION, expected="the record of a selection")
+read_predictions = partial(  # a row for each task, query and variant
+    read_table,
+    expected="the predictions of an evaluation",
+    columns=("task", "query", "variant", "height", "width", "grid", "q_halt"),
+)
+read_contexts = partial(  # a row for each task
+    read_table,
+    expected="the contexts of an evaluation",
+    columns=("task", "split", "rule", "context"),
+)
+read_refined_answers = partial(  # a row for each attempt at a question
+    read_table,
+    expected="the refined answers of a run",
+    columns=("method", "steps", "attempt", "task", "query", "variant", "grid", "likelihood"),
+)
+READERS: dict[str, Callable[[Path], object]] = {  # by the name of the file
+    "run.json": lambda path: read_run(path.parent),
+    "metrics.parquet": lambda path: read_metrics(path.parent),
+    "verdict.json": read_verdict,
+    "score.json": read_score,
+    "predictions.parquet": read_predictions,
+    "contexts.parquet": read_contexts,
+    "refinement.json": read_refinement,
+    "refinement.parquet": read_refined_answers,
+    "validation.json": read_validation,
+}

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from etrm.storage.files import file_digest, write_json_atomic
@@ -70,13 +71,21 @@ def restore_result(out: Path, names: Sequence[str], store: Path, key: str) -> bo
 
 def is_cached(names: Sequence[str], store: Path, key: str) -> bool:
     """Return whether a result with this key is cached and every file has its digest."""
+    folder, digests = store / key[:16], cached_digests(names, store, key)
+    with suppress(OSError, KeyError):
+        return digests is not None and all(file_digest(folder / n) == digests[n] for n in names)
+    return False
+
+
+def cached_digests(names: Sequence[str], store: Path, key: str) -> dict[str, str] | None:
+    """Return the recorded digests of the files cached under a key; None unless all are there."""
     folder = store / key[:16]
     try:
         cached = json.loads((folder / LIST).read_text(encoding="utf-8"))
-        same = [file_digest(folder / name) == cached["sha256"][name] for name in names]
-        return bool(cached["key"] == key and all(same))
+        there = cached["key"] == key and all((folder / name).is_file() for name in names)
+        return dict(cached["sha256"]) if there else None
     except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
-        return False
+        return None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from etrm.config.selection import SelectionConfig
 from etrm.config.text import first_few
 from etrm.errors import UserError
 from etrm.evaluation.selection import Choice, choose
-from etrm.storage.files import write_json_atomic
+from etrm.storage.files import read_once, write_json_atomic
 from etrm.storage.records import DamagedFileError, read_selection, read_validation
 from etrm.study.gate import GateError
 from etrm.study.layout import Layout
@@ -73,7 +72,7 @@ def choices_of(layout: Layout, name: str) -> list[Choice] | None:
     path = layout.selection(name)
     if not path.is_file():
         return None
-    record = _read(path, path.stat().st_mtime_ns)
+    record = read_once(path, read_selection)
     known = {run["experiment"] for run in record["runs"]} | set(record["stopped"])
     if known != set(layout.study.candidates(name)):
         return None
@@ -140,18 +139,8 @@ def _shares(runs: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.array(rows) for name, rows in of.items()}
 
 
-@cache
-def _read(path: Path, _modified: int) -> dict[str, Any]:
-    return read_selection(path)
-
-
 def _key_of(path: Path) -> str | None:
     try:
-        return _run_key(path, path.stat().st_mtime_ns)
+        return str(read_once(path, read_validation)["run_key"])
     except (OSError, DamagedFileError):
         return None
-
-
-@cache
-def _run_key(path: Path, _modified: int) -> str:
-    return str(read_validation(path)["run_key"])

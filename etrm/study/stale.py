@@ -7,15 +7,15 @@ weights of its result. Nothing else is read, so that hundreds are compared in se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from etrm.config.compare import changes, summary
-from etrm.config.load import evaluation_settings, plain, validation_settings
+from etrm.config.load import plain, result_settings
 from etrm.config.merging import TAGS
 from etrm.config.text import first_few
 from etrm.storage import records
@@ -28,15 +28,20 @@ from etrm.storage.digests import (
     score_code,
     source_file,
 )
-from etrm.storage.files import file_digest, table_digest, truth_digest
+from etrm.storage.files import file_digest, read_once, table_digest, truth_digest
 from etrm.storage.first_weights import ParentError
-from etrm.storage.result_cache import LIST, RESULT_FILES, RUN_FILES
+from etrm.storage.result_cache import RESULT_FILES, RUN_FILES, cached_digests
 from etrm.study.gate import GateError, judge, require_passed
 from etrm.study.layout import Layout, Run
 from etrm.study.selection import require_chosen
 
 STATES = "step*.state"  # as `etrm.storage.checkpoint` names them
-RECORDS = {"run.json", "score.json", "refinement.json", "validation.json"}
+RECORDS = {  # the keys of each record, among them the block of its settings
+    "run.json": (records.RUN, "config"),
+    "score.json": (records.SCORE, "evaluation"),
+    "refinement.json": (records.REFINEMENT, "refinement"),
+    "validation.json": (records.VALIDATION, "validation"),
+}
 SHOWN = 3  # differences of a kind in `differences`
 
 
@@ -83,7 +88,7 @@ class Status:
         """Return why it is not up to date: missing files, a damaged record, differences."""
         found = [f"{name} is missing" for name in self.missing]
         if self.record is None and not self.missing:
-            [name] = RECORDS & {*self.files}
+            [name] = RECORDS.keys() & {*self.files}
             found.append(f"{name} cannot be read: `etrm doctor` says how to mend it")
         return found + self.differences()
 
@@ -112,18 +117,13 @@ class StudyStatus:
             found,
             origin="other first weights" if then and now and then != now else None,
             step=max((int(step) for step in steps if step.isdecimal()), default=None),
-            cached=bool(key and _cached(self.layout.cache(run, run.stage), key, RUN_FILES)),
+            cached=bool(key and self._cached_run(run, key)),
         )
 
     def score(self, run: Run, stage: str = "evaluation") -> Status:
         """Return the status of a run's evaluation, refinement or validation."""
         config, layout = self.layout.study.experiments[run.experiment], self.layout
-        settings: dict[str, Callable[[], dict[str, Any]]] = {
-            "evaluation": lambda: evaluation_settings(config.evaluation),
-            "refinement": lambda: plain(config.refinement),
-            "validation": lambda: validation_settings(config.evaluation),
-        }
-        today, code = settings[stage](), score_code(config.context.source, stage)
+        today, code = result_settings(config, stage), score_code(config.context.source, stage)
         name = layout.score(run, stage).name
         found = self._compared(layout.score_files(run, stage), name, today, code)
         trained, record, origin = self.run(run).record, found.record, None
@@ -137,7 +137,7 @@ class StudyStatus:
         if key is not None and own is not None:
             tables = list(self._tables(truth=True).values())
             wanted = evaluation_key(today, key, own, tables, code_digest(*code), stage)
-            cached = _cached(layout.cache(run, stage), wanted, RESULT_FILES[stage]) is not None
+            cached = bool(cached_digests(RESULT_FILES[stage], layout.cache(run, stage), wanted))
         return replace(found, origin=origin, cached=cached)
 
     def _compared(
@@ -146,13 +146,8 @@ class StudyStatus:
         """Return files and record of a result, and how its settings, code and tables differ."""
         there = tuple(Path(path).name for path in paths if Path(path).is_file())
         missing = tuple(n for path in paths if (n := Path(path).name) not in there)
+        keys, block = RECORDS[name]
         # The block of an evaluation is named as the study has it; that of a run is the whole.
-        keys, block = {
-            "run.json": (records.RUN, "config"),
-            "score.json": (records.SCORE, "evaluation"),
-            "refinement.json": (records.REFINEMENT, "refinement"),
-            "validation.json": (records.VALIDATION, "validation"),
-        }[name]
         prefix = "" if name == "run.json" else f"{block}."
         try:
             record = records.read_record(Path(paths[0]).with_name(name), keys, "a record")
@@ -182,8 +177,11 @@ class StudyStatus:
             return None
         if status.complete and status.record is not None and status.record["key"] == key:
             return str(status.record["weights_sha256"])
-        cached = _cached(self.layout.cache(run, run.stage), key, RUN_FILES)
+        cached = self._cached_run(run, key)
         return cached["model.safetensors"] if cached else None
+
+    def _cached_run(self, run: Run, key: str) -> dict[str, str] | None:
+        return cached_digests(RUN_FILES, self.layout.cache(run, run.stage), key)
 
     def first_weights(self, run: Run) -> str | None:
         """Return the SHA-256 of a run's first weights; None from scratch, and for missing ones."""
@@ -198,8 +196,11 @@ class StudyStatus:
         first = self.layout.outside(run)
         if first is None:
             return None
-        record = {} if first.run is None else _json(first.run / "run.json")
-        return record.get("weights_sha256") or _digest(first.file)
+        with suppress(records.DamagedFileError, FileNotFoundError):
+            if first.run is not None:
+                keys = {"weights_sha256": str}
+                return str(records.read_run(first.run, keys)["weights_sha256"])
+        return _digest(first.file)
 
     def verdict(self, experiment: str, seed: int) -> dict[str, Any] | None:
         """Return the verdict on the overfit run that is there.
@@ -254,14 +255,9 @@ def check_records(layout: Layout) -> None:
         for folder in folders:
             if (folder / "run.json").is_file():
                 records.read_run(folder)
-    readers = {
-        "evaluation": records.read_score,
-        "refinement": records.read_refinement,
-        "validation": records.read_validation,
-    }
     for run, stage in layout.results():
         if (path := layout.score(run, stage)).is_file():
-            readers[stage](path)
+            records.READERS[path.name](path)
     for name in layout.study.selections:
         if (path := layout.selection(name)).is_file():
             records.read_selection(path)
@@ -316,31 +312,8 @@ def _digests(code: tuple[str, ...]) -> dict[str, str]:
     return code_digests(*code)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    return content if isinstance(content, dict) else {}
-
-
-def _cached(store: Path, key: str, names: Sequence[str]) -> dict[str, str] | None:
-    """Return the digests of the files that are cached under a key (`etrm.storage.result_cache`)."""
-    folder = store / key[:16]
-    found = _json(folder / LIST)
-    there = found.get("key") == key and all((folder / name).is_file() for name in names)
-    return found["sha256"] if there else None
-
-
 def _digest(path: Path, of: Callable[[Path], str | None] = file_digest) -> str | None:
     """Return the digest of a file, computed once while it is unchanged; None where missing."""
-    try:
-        found = path.stat()
-        return _computed(of, path, found.st_mtime_ns, found.st_size)
-    except OSError:  # a folder, too
-        return None
-
-
-@cache
-def _computed(of: Callable[[Path], str | None], path: Path, time: int, size: int) -> str | None:
-    return of(path)
+    with suppress(OSError):  # a folder, too
+        return read_once(path, of)
+    return None

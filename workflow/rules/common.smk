@@ -10,11 +10,10 @@ from etrm.launch.site import read_site
 from etrm.config.schema import ConfigError
 from etrm.config.files import check_files, with_types
 from etrm.config.load import (
-    evaluation_settings,
     load_study,
     plain,
+    result_settings,
     to_yaml,
-    validation_settings,
 )
 from etrm.config.merging import merge
 from etrm.storage.result_cache import RUN_FILES
@@ -165,12 +164,8 @@ def files_of(runs):
     return [path for run in runs for path in LAYOUT.run_files(run)]
 
 
-def scores_of(runs):
-    return [path for run in runs for path in LAYOUT.score_files(run)]
-
-
-def refinements_of(runs):
-    return [path for run in runs for path in LAYOUT.score_files(run, "refinement")]
+def scores_of(runs, stage="evaluation"):
+    return [path for run in runs for path in LAYOUT.score_files(run, stage)]
 
 
 def code_of_script(name):
@@ -192,19 +187,14 @@ def code_of(wildcards):
     return code_of_run(run_of(wildcards, "full"))
 
 
-def code_of_evaluation(wildcards):
-    source = STUDY.experiments[wildcards.experiment].context.source
-    return code_digest(*score_code(source))
+def code_of_result(stage):
+    """The code of an `evaluation`, a `refinement` or a `validation`."""
 
+    def code(wildcards):
+        source = STUDY.experiments[wildcards.experiment].context.source
+        return code_digest(*score_code(source, stage))
 
-def code_of_validation(wildcards):
-    source = STUDY.experiments[wildcards.experiment].context.source
-    return code_digest(*score_code(source, "validation"))
-
-
-def code_of_refinement(wildcards):
-    source = STUDY.experiments[wildcards.experiment].context.source
-    return code_digest(*score_code(source, "refinement"))
+    return code
 
 
 def parent_of(stage):
@@ -275,16 +265,10 @@ def scored_run(wildcards):
     return run_of(wildcards, STUDY.experiments[wildcards.experiment].scored_stage)
 
 
-def evaluation_of(wildcards):
-    return evaluation_settings(STUDY.experiments[wildcards.experiment].evaluation)
-
-
-def validation_of(wildcards):
-    return validation_settings(STUDY.experiments[wildcards.experiment].evaluation)
-
-
-def refinement_of(wildcards):
-    return plain(STUDY.experiments[wildcards.experiment].refinement)
+def settings_of(stage):
+    return lambda wildcards: result_settings(
+        STUDY.experiments[wildcards.experiment], stage
+    )
 
 
 def finished(wildcards):
@@ -293,7 +277,7 @@ def finished(wildcards):
         *files_of(going(LAYOUT.runs())),
         *verdicts(),
         *scores_of(going(LAYOUT.scored())),
-        *refinements_of(going(LAYOUT.refined())),
+        *scores_of(going(LAYOUT.refined()), "refinement"),
     ]
 
 
@@ -351,7 +335,7 @@ def files_of_experiment(mine):
             for r in LAYOUT.runs("overfit", mine)
         ),
         *scores_of(going(LAYOUT.scored(mine))),
-        *refinements_of(going(LAYOUT.refined(mine))),
+        *scores_of(going(LAYOUT.refined(mine)), "refinement"),
     ]
     return list(dict.fromkeys([*own, *baseline, *metrics]))
 

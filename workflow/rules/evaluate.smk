@@ -29,8 +29,8 @@ rule evaluate_shard:
     resources:
         **SITE.resources("evaluate"),
     params:
-        evaluation=evaluation_of,
-        code=code_of_evaluation,
+        evaluation=settings_of("evaluation"),
+        code=code_of_result("evaluation"),
         script=code_of_script("evaluate_shard"),
         state=LAYOUT.state,
     script:
@@ -54,8 +54,8 @@ rule evaluate_run:
     resources:
         **SITE.resources("evaluate"),
     params:
-        evaluation=evaluation_of,
-        code=code_of_evaluation,
+        evaluation=settings_of("evaluation"),
+        code=code_of_result("evaluation"),
         script=code_of_script("evaluate"),
         state=LAYOUT.state,
     script:
@@ -78,8 +78,8 @@ rule merge_shards:
     conda:
         ENVIRONMENT
     params:
-        evaluation=evaluation_of,
-        code=code_of_evaluation,
+        evaluation=settings_of("evaluation"),
+        code=code_of_result("evaluation"),
         script=code_of_script("evaluate"),
         state=LAYOUT.state,
     script:
@@ -90,7 +90,7 @@ rule merge_shards:
 rule refine:
     input:
         verdicts(),
-        lambda wildcards: refinements_of(going(LAYOUT.refined())),
+        lambda wildcards: scores_of(going(LAYOUT.refined()), "refinement"),
     localrule: True
 
 
@@ -113,8 +113,8 @@ rule refine_run:
     resources:
         **SITE.resources("evaluate"),
     params:
-        refinement=refinement_of,
-        code=code_of_refinement,
+        refinement=settings_of("refinement"),
+        code=code_of_result("refinement"),
         script=code_of_script("refine"),
         state=LAYOUT.state,
     script:
@@ -147,8 +147,8 @@ rule validate_run:
     resources:
         **SITE.resources("evaluate"),
     params:
-        validation=validation_of,
-        code=code_of_validation,
+        validation=settings_of("validation"),
+        code=code_of_result("validation"),
         script=code_of_script("validate"),
         state=LAYOUT.state,
     script:

@@ -80,16 +80,8 @@ NAMES: dict[str, tuple[Reader, tuple[type[Exception], ...], str, str]] = {
 READERS: dict[str, Reader] = {
     "tasks.parquet": read_tasks,
     "augmentations.parquet": read_augmentations,
-    "run.json": lambda path: records.read_run(path.parent),
-    "metrics.parquet": lambda path: records.read_metrics(path.parent),
+    **records.READERS,
     "model.safetensors": _weights,
-    "verdict.json": records.read_verdict,
-    "predictions.parquet": records.read_predictions,
-    "score.json": records.read_score,
-    "contexts.parquet": records.read_contexts,
-    "refinement.parquet": records.read_refined_answers,
-    "refinement.json": records.read_refinement,
-    "validation.json": records.read_validation,
     "submission.json": lambda path: records.read_record(path, {}, "a submission"),
 }
 
