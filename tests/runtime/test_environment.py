@@ -97,7 +97,7 @@ def test_builds_of_one_release_are_the_same(
     installed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "LOCK", tmp_path / "lock.txt")
-    monkeypatch.setattr(metadata, "version", lambda name: installed)
+    monkeypatch.setattr(module, "distribution_version", lambda name: installed)
     module.LOCK.write_text("torch==2.13.0\n")
     assert environment()["differs"] == {}
     module.LOCK.write_text("torch==2.13.1\n")
