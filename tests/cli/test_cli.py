@@ -8,14 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 from small_study import STUDY, write_sources
 
 import etrm
 from etrm.cli import main
 from etrm.errors import UserError
+from etrm.models.encoders.embedding import PuzzleEmbedding
 from etrm.models.encoders.standard import StandardEncoder
 
 FULL = Path("results/tiny/runs/one/full/seed0")
@@ -99,32 +102,31 @@ def test_ranks_of_torchrun_are_given_a_stage(
     assert "stage" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gpus", ["1", "2"])
-def test_a_defect_has_its_traceback(study: dict[str, Any], gpus: str) -> None:
+BROKEN = """
+import torch
+from etrm.models.encoders.embedding import PuzzleEmbedding
+def forward(self, *_):
+    return torch.ones(2, 3) @ torch.ones(4, 5)
+PuzzleEmbedding.forward = forward
+"""
+
+
+def test_a_defect_has_its_traceback(
+    study: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In one process, and in the ranks that it starts."""
     assert call("prepare") == 0
-    broken = (
-        "import sys, torch\n"
-        "from etrm.models.encoders.embedding import PuzzleEmbedding\n"
-        "def forward(self, *_):\n"
-        "    return torch.ones(2, 3) @ torch.ones(4, 5)\n"
-        "PuzzleEmbedding.forward = forward\n"
-    )
     # Every rank imports it as it starts.
-    Path("sitecustomize.py").write_text(broken, encoding="utf-8")
-    command = [sys.executable, "-m", "etrm", "run", "strict", "--configfile", "tiny.yaml"]
-    root = Path(etrm.__file__).parents[1]
-    found = subprocess.run(
-        [*command, "--gpus", gpus, "--device", "cpu"],
-        env={"PYTHONPATH": f".:{root}", "PATH": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 1
-    assert "Traceback" in found.stderr
-    assert "sitecustomize.py" in found.stderr
-    assert "mat1 and mat2 shapes cannot be multiplied" in found.stderr
+    Path("sitecustomize.py").write_text(BROKEN, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f".:{Path(etrm.__file__).parents[1]}")
+    assert call("run", "strict", "--gpus", "2", "--device", "cpu") == 1
+    shown = capfd.readouterr().err
+    for words in ("Traceback", "sitecustomize.py", "mat1 and mat2 shapes cannot be multiplied"):
+        assert words in shown
+    broken = Mock(side_effect=lambda *_: torch.ones(2, 3) @ torch.ones(4, 5))
+    monkeypatch.setattr(PuzzleEmbedding, "forward", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        call("run", "strict", "--gpus", "1", "--device", "cpu")
 
 
 def test_the_package_says_which_calls_it_has() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 from documents import ROOT
 
+from etrm.config import reference
 from etrm.config.data import DataConfig
 from etrm.config.health import HealthRule, guide_rules
 from etrm.config.load import load_study
@@ -21,7 +22,6 @@ from etrm.config.registry import context_options
 from etrm.config.schema import ConfigError
 from etrm.config.sources import source_kinds
 from etrm.config.study import ExperimentConfig, StudyConfig, TrainConfig
-from etrm.config.text import write_page
 
 PAGE = render()
 
@@ -123,10 +123,11 @@ def test_numbers_are_written_as_yaml_reads_them(number: float) -> None:
     assert yaml.safe_load(literal(number)) == number
 
 
-def test_the_command_prints_the_page_or_writes_it(tmp_path: Path, capsys) -> None:
-    write_page(PAGE, [])
-    assert capsys.readouterr().out == PAGE
+def test_the_command_prints_the_page_or_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "README.md"
-    command = [sys.executable, "-m", "etrm.config.reference", str(out)]
-    subprocess.run(command, check=True, cwd=ROOT)
-    assert out.read_text(encoding="utf-8") == PAGE
+    for arguments in ([], [str(out)]):
+        monkeypatch.setattr(sys, "argv", ["reference", *arguments])
+        runpy.run_path(reference.__file__, run_name="__main__")
+    assert capsys.readouterr().out == out.read_text(encoding="utf-8") == PAGE

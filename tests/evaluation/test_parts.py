@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,8 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import etrm
-from etrm.config.load import plain
 from etrm.config.study import EvaluationConfig
 from etrm.evaluation import parts
 from etrm.evaluation import run as evaluation
@@ -29,25 +26,6 @@ from etrm.training.run import RunPaths
 
 CONFIG = EvaluationConfig(variants=4, pass_k=(1, 2), batch_size=3)  # 16 answers, in 6 batches
 BATCHES = 6
-
-# Ends the process in the third batch as a kill does: nothing is flushed, no handler runs.
-KILLED = f"""
-import os, signal, sys
-from pathlib import Path
-from etrm.config.schema import parse
-from etrm.config.study import EvaluationConfig
-from etrm.evaluation import parts, run
-parts.SECONDS, predict = 0.0, run.predict_batches
-def killed(*arguments):
-    for number, table in enumerate(predict(*arguments)):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield table
-run.predict_batches = killed
-config = parse(EvaluationConfig, {plain(CONFIG)!r})
-folder, tasks, augmentations, out, state = map(Path, sys.argv[1:])
-run.evaluate_run(folder, tasks, augmentations, config, out, device="cpu", state=state)
-"""
 
 
 def evaluate(paths: RunPaths, out: Path, **more: Any) -> dict[str, Any]:
@@ -105,20 +83,30 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> Callable[[], No
 def test_an_evaluation_that_was_killed_resumes(
     runs: dict[str, RunPaths], whole: Path, tmp_path: Path, decoded: list[int]
 ) -> None:
-    state, out, run = tmp_path / "state", tmp_path / "out", runs["etrm"]
-    arguments = map(str, (run.out, run.tasks, run.augmentations, out, state))
-    root = str(Path(etrm.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], env=environment, check=False, timeout=300
-    )
-    assert found.returncode == -signal.SIGKILL
+    """A kill in the third batch: nothing is flushed, no handler runs."""
+    state, out = tmp_path / "state", tmp_path / "out"
+    process = os.fork()
+    if process == 0:
+        try:
+            predict = evaluation.predict_batches
+            evaluation.predict_batches = partial(_killed, predict)
+            evaluate(runs["etrm"], out, state=state)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     assert len(parts_in(state)) == 2
     assert not out.exists()
-    evaluate(run, out, state=state)
+    evaluate(runs["etrm"], out, state=state)
     assert len(decoded) == BATCHES - 2
     assert_same(out, whole)
     assert parts_in(state) == []
+
+
+def _killed(predict: Callable[..., Iterator[pa.Table]], *arguments: Any) -> Iterator[pa.Table]:
+    for number, table in enumerate(predict(*arguments)):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield table
 
 
 @pytest.mark.parametrize("batches", range(BATCHES))

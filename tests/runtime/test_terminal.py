@@ -21,15 +21,23 @@ from etrm.runtime.terminal import stand_in
 from etrm.study.layout import Layout, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-ENCODINGS = ("latin-1", "ascii")
 
 
-def etrm(folder: Path, encoding: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "etrm", *arguments]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-    output, errors = (text.decode(encoding) for text in (run.stdout, run.stderr))
-    return subprocess.CompletedProcess(command, run.returncode, output, errors)
+class Terminal:
+    """A terminal of 80 columns in an encoding, to which commands write."""
+
+    def __init__(self, encoding: str, patch: pytest.MonkeyPatch) -> None:
+        self.files = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        for name, file in zip(("stdout", "stderr"), self.files, strict=True):
+            patch.setattr(sys, name, file)
+        patch.setenv("COLUMNS", "80")
+
+    def text(self) -> str:
+        """Return all that was written, errors at the end."""
+        for file in self.files:
+            file.flush()
+        buffers = [(file.buffer, file.encoding) for file in self.files]
+        return "".join(buffer.getvalue().decode(encoding) for buffer, encoding in buffers)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +59,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_summary_of_a_study(folder: Path, encoding: str) -> None:
-    run = etrm(folder, encoding, "summary", "--configfile", "study.yaml")
-    assert run.returncode == 0, run.stderr
-    assert "passed   etrm, seed 0: exact match 95.0% >= 90%" in run.stdout
-    assert max(map(len, run.stdout.splitlines())) <= 80
-    assert "results/s/index.html" in run.stdout
-    assert "----------" in run.stdout  # the rules of the table
-    assert "?" not in run.stdout
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_help(tmp_path: Path, encoding: str) -> None:
-    run = etrm(tmp_path, encoding, "run", "--help")
-    assert run.returncode == 0, run.stderr
-    assert "cpu, cuda, cuda:1, ...;" in " ".join(run.stdout.split())
-
-
-def test_errors_of_the_configuration(folder: Path) -> None:
-    (folder / "bad.yaml").write_text("extends: study.yaml\nthreads: 0\n", encoding="utf-8")
-    run = etrm(folder, "ascii", "summary", "--configfile", "bad.yaml")
-    assert run.returncode == 1
-    assert "threads: found 0, expected an integer >= 1" in run.stderr
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_commands(folder: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    summary = Terminal(encoding, monkeypatch)
+    assert cli.main(["summary", "--configfile", "study.yaml"]) == 0
+    assert "passed   etrm, seed 0: exact match 95.0% >= 90%" in summary.text()
+    assert max(map(len, summary.text().splitlines())) <= 80
+    assert "results/s/index.html" in summary.text()
+    assert "----------" in summary.text()  # the rules of the table
+    assert "?" not in summary.text()
+    words = Terminal(encoding, monkeypatch)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["run", "--help"])
+    assert "cpu, cuda, cuda:1, ...;" in " ".join(words.text().split())
+    Path("bad.yaml").write_text("extends: study.yaml\nthreads: 0\n", encoding="utf-8")
+    errors = Terminal(encoding, monkeypatch)
+    assert cli.main(["summary", "--configfile", "bad.yaml"]) == 1
+    assert "threads: found 0, expected an integer >= 1" in errors.text()
 
 
 @pytest.mark.parametrize(
@@ -88,10 +91,9 @@ def test_errors_of_the_configuration(folder: Path) -> None:
 def test_a_plan(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = "a – b → c ≥ 1, 2 × 3 ± 4 ─── … é 日 \udcff"  # the last of a file name
     monkeypatch.setattr(cli, "plan_text", lambda given: screen)
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(sys, "stdout", out)
+    terminal = Terminal(encoding, monkeypatch)
     assert cli.main(["plan"]) == 0
-    assert out.buffer.getvalue().decode(encoding) == shown + "\n"  # type: ignore[attr-defined]
+    assert terminal.text() == shown + "\n"
 
 
 def texts(path: Path) -> Iterator[str]:
