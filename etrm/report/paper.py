@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from etrm.report.claims.case import Finding
-from etrm.report.claims.table import NOTE, Claim, decide, tally
+from etrm.report.claims.case import Claim, Finding
+from etrm.report.claims.table import NOTE, decide, tally
 from etrm.report.formats import escape_latex
 from etrm.report.published import ARC1, ETRM, LPN, PUBLISHED, TINY, TRM, value_text
 from etrm.report.registry import FIGURES, PAPER_FILES, TABLES

@@ -11,31 +11,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from etrm.report.claims.accuracy import (
+from etrm.report.claims.case import CONTRADICTED, OPEN, SUPPORTED, VERDICTS, Case
+from etrm.report.claims.generalisation import (
     all_families_fail,
     collapsed_answers,
     generalisation_gap,
     guided_refinement,
+    ignored_encoder,
+    low_variance,
     no_few_shot,
-    pretraining_helps,
-    search_helps,
     trm_as_published,
     trm_is_often_right,
     unguided_iteration,
-    variance_is_not_enough,
-)
-from etrm.report.claims.case import CONTRADICTED, OPEN, SUPPORTED, VERDICTS, Case
-from etrm.report.claims.table import CLAIMS, claims, decide
-from etrm.report.claims.training import (
-    cached_encodings_starve,
-    clipping,
-    encoding_anew,
-    ignored_encoder,
-    low_variance,
     updates_per_puzzle,
+    variance_is_not_enough,
     variational_memory,
     variational_variance,
 )
+from etrm.report.claims.remedies import pretraining_helps, search_helps
+from etrm.report.claims.table import CLAIMS, claims, decide
+from etrm.report.claims.training import cached_encodings_starve, clipping, encoding_anew
 from etrm.report.run_view import RunView, StudyView
 
 EQUAL = {"decoder": {"init": "trm_strict"}, "train": {"steps": 100, "batch_size": 8}}

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from etrm.config.text import first_few
-from etrm.report.estimates import Estimate, by_experiment, over_seeds, score_of, twins
+from etrm.report.estimates import (
+    Estimate,
+    by_experiment,
+    over_seeds,
+    paired_difference,
+    score_of,
+    twins,
+)
 from etrm.report.published import VARIANCE
+from etrm.report.refinement import stacked_credits
 from etrm.report.run_view import RunView
 
 SUPPORTED, CONTRADICTED, OPEN = VERDICTS = ("supported", "contradicted", "not decided")
@@ -38,30 +47,33 @@ class Case:
         return by_experiment(view for view in self.views if not view.is_trm)
 
     @cached_property
+    def sources(self) -> dict[str, str]:
+        """The encoder of each of these experiments, by name."""
+        return {name: mine[0].source for name, mine in self.encoders.items()}
+
+    @cached_property
     def held_out(self) -> dict[str, Estimate]:
         """pass@1 of each experiment with an encoder whose weights no held-out task has touched."""
-        found = {}
+        scores = {}
         for name, mine in self.encoders.items():
             proven = [v for v in mine if v.score and v.score["held_out"]["status"] == "proven"]
-            if (score := score_of(proven)) is not None:
-                found[name] = score
-        return found
-
-    def mean(self, name: str, measure: Callable[[RunView], float | None]) -> float | None:
-        """Return the mean over seeds of a measure of an experiment."""
-        return over_seeds(measure(view) for view in self.encoders[name])["value"]
+            scores[name] = score_of(proven)
+        return known(scores)
 
     def means(self, measure: Callable[[RunView], float | None]) -> dict[str, float]:
         """Return the mean over seeds of a measure of every experiment that has it."""
-        found = {name: self.mean(name, measure) for name in self.encoders}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {n: map(measure, mine) for n, mine in self.encoders.items()}
+        return known({name: over_seeds(each)["value"] for name, each in values.items()})
 
     @cached_property
-    def learned(self) -> dict[str, float]:
-        """Train exact match of the experiments that have learned their training tasks."""
-        return {
-            name: x for name, x in self.means(lambda view: view.train_exact).items() if x >= LEARNED
-        }
+    def exact(self) -> dict[str, float]:
+        """Train exact match of each experiment."""
+        return self.means(lambda view: view.train_exact)
+
+    @cached_property
+    def learned(self) -> set[str]:
+        """The experiments that have learned their training tasks."""
+        return {name for name, exact in self.exact.items() if exact >= LEARNED}
 
     @cached_property
     def variance(self) -> dict[str, float]:
@@ -78,10 +90,65 @@ class Case:
         found = []
         for pair in twins(self.views, ["context.source"]):
             for a, b in (pair, pair[::-1]):
-                plain, sampled = (self.encoders[name][0].source for name in (a, b))
+                plain, sampled = self.sources[a], self.sources[b]
                 if sampled == ("variational" if plain == "standard" else f"{plain}_variational"):
                     found.append((a, b))
         return found
+
+    def of_methods(self, ours: str, theirs: str | None) -> dict[str, Estimate]:
+        """Return the difference of pass@1 of two methods of refinement at the most common steps.
+
+        `theirs` None: from the same method without a step.
+        """
+        found = {}
+        for name, mine in self.encoders.items():
+            methods = [(view.refinement or {}).get("methods", {}) for view in mine]
+            both = [each for each in methods if each.get(ours) and each.get(theirs or ours)]
+            steps = [set(each[ours]) & set(each[theirs or ours]) - {"0"} for each in both]
+            common = set.intersection(*steps) if steps else set()
+            if not common:
+                continue
+            most = max(common, key=int)
+            a = stacked_credits([each[ours][most] for each in both])
+            b = stacked_credits(
+                [each[theirs][most] if theirs else each[ours]["0"] for each in both]
+            )
+            if a is not None and b is not None and a.shape == b.shape:
+                a, b = a[..., 0], b[..., 0]
+                shown = f"{100 * b.mean():.1f} to {100 * a.mean():.1f} %"
+                found[f"{name}, {most} steps: {shown},"] = paired_difference(a, b)
+        return found
+
+
+Rule = Callable[[Case], Finding]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, where the discussion makes it, and what decides it."""
+
+    section: str
+    text: str
+    rule: str  # in words, what `decide` does
+    decide: Rule
+
+
+CLAIMS: list[Claim] = []  # as `claim` enters them
+
+
+def claim(section: str, text: str, rule: str) -> Callable[[Rule], Rule]:
+    """Enter a function into `CLAIMS` as the one that decides a claim by its rule."""
+
+    def enter(decide: Rule) -> Rule:
+        CLAIMS.append(Claim(section, text, rule, decide))
+        return decide
+
+    return enter
+
+
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are there."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def listed(items: Iterable[str]) -> str:
@@ -94,13 +161,24 @@ def missing(what: str) -> Finding:
     return Finding(OPEN, f"this study has no {what}")
 
 
-def by_all(cases: Mapping[str, bool], evidence: Mapping[str, str], lacking: str) -> Finding:
-    """Support by all, contradict by none."""
-    if not cases:
+def decided(supported: bool, contradicted: bool, evidence: str | Iterable[str]) -> Finding:
+    """Return the verdict, support before contradiction, with its evidence, one text or a list."""
+    verdict = SUPPORTED if supported else CONTRADICTED if contradicted else OPEN
+    return Finding(verdict, evidence if isinstance(evidence, str) else listed(evidence))
+
+
+def by_all(
+    values: Mapping[str, Any],
+    holds: Callable[[Any], bool],
+    show: Callable[[Any], str],
+    lacking: str,
+) -> Finding:
+    """Support if the claim holds of all values, contradict if of none."""
+    if not values:
         return missing(lacking)
-    verdict = SUPPORTED if all(cases.values()) else OPEN if any(cases.values()) else CONTRADICTED
-    count = f"{sum(cases.values())} of {len(cases)}: "
-    return Finding(verdict, count + listed(f"{name} {evidence[name]}" for name in cases))
+    true = [holds(value) for value in values.values()]
+    evidence = listed(f"{name} {show(value)}" for name, value in values.items())
+    return decided(all(true), not any(true), f"{sum(true)} of {len(true)}: {evidence}")
 
 
 def near_zero(scores: Mapping[str, Estimate], lacking: str, bound: float = NEAR_ZERO) -> Finding:
@@ -110,8 +188,7 @@ def near_zero(scores: Mapping[str, Estimate], lacking: str, bound: float = NEAR_
     best = sorted(scores, key=lambda name: scores[name].low, reverse=True)
     below = all(score.high < bound for score in scores.values())
     above = any(score.low > bound for score in scores.values())
-    verdict = CONTRADICTED if above else SUPPORTED if below else OPEN
-    return Finding(verdict, listed(f"{name} {scores[name]}" for name in best))
+    return decided(below, above, (f"{name} {scores[name]}" for name in best))
 
 
 def opposite(found: Finding) -> Finding:
@@ -120,12 +197,11 @@ def opposite(found: Finding) -> Finding:
     return Finding(turned[found.verdict], found.evidence)
 
 
-def gain(effects: Mapping[str, Estimate], lacking: str) -> Finding:
+def gain(effects: Mapping[str, Estimate | None], lacking: str) -> Finding:
     """Support if one effect is above 0, contradict if all are below a point."""
-    if not effects:
+    if not (found := known(effects)):
         return missing(lacking)
-    above = any(effect.low > 0 for effect in effects.values())
-    below = all(effect.high < POINT for effect in effects.values())
-    verdict = SUPPORTED if above else CONTRADICTED if below else OPEN
-    shown = (f"{name} {each.points()} ({each.what})" for name, each in effects.items())
-    return Finding(verdict, listed(shown))
+    above = any(effect.low > 0 for effect in found.values())
+    below = all(effect.high < POINT for effect in found.values())
+    shown = (f"{name} {each.points()} ({each.what})" for name, each in found.items())
+    return decided(above, below, shown)
