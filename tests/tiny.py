@@ -201,6 +201,11 @@ def write_study(
     records += [TaskRecord(task, "made", "evaluation") for task in evaluation]
     write_tasks(folder / "tasks.parquet", records)
     write_augmentations(folder / "augmentations.parquet", make_variants([r.task for r in records]))
+    return paths_in(folder)
+
+
+def paths_in(folder: Path) -> RunPaths:
+    """The places of a run on the tables in `folder`."""
     return RunPaths(
         tasks=folder / "tasks.parquet",
         augmentations=folder / "augmentations.parquet",

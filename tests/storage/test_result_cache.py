@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import make_run, make_tasks, write_study
+from tiny import make_run, make_tasks, paths_in, write_study
 
 from etrm.config.execution import TrackingConfig
 from etrm.config.study import EvaluationConfig
@@ -26,8 +26,26 @@ from etrm.training.trainer import Trainer
 OFF = TrackingConfig(wandb="disabled")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, and its evaluation."""
+    folder = tmp_path_factory.mktemp("finished")
+    paths = write_study(folder, make_tasks(4), make_tasks(2, seed=7, prefix="held_out"))
+    train(paths)
+    evaluate(paths)
+    return folder
+
+
 @pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
+def paths(finished: Path, tmp_path: Path) -> RunPaths:
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return paths_in(tmp_path / "copy")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> RunPaths:
+    """The same tables, without a run."""
     return write_study(tmp_path, make_tasks(4), make_tasks(2, seed=7, prefix="held_out"))
 
 
@@ -48,9 +66,10 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("deleted", [True, False])
 def test_the_same_run_is_restored(
-    deleted: bool, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    deleted: bool, fresh: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also after its outputs were deleted, as the workflow does before it starts a job again."""
+    paths = fresh
     train(paths)
     before = content(paths.out)
     [cached] = [p.parent for p in paths.state.rglob("run.json")]
@@ -67,7 +86,6 @@ def test_the_same_run_is_restored(
 def test_a_changed_run_that_fails_leaves_the_good_one(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(paths)
     before = content(paths.out)
     shutil.rmtree(paths.out)
     forbid(monkeypatch)
@@ -80,20 +98,20 @@ def test_a_changed_run_that_fails_leaves_the_good_one(
     assert content(paths.out) == before
 
 
-def test_the_current_run_and_the_one_before_are_cached(paths: RunPaths) -> None:
-    lengths = (2, 3, 5, 6)
+def test_the_current_run_and_the_one_before_are_cached(fresh: RunPaths) -> None:
+    lengths = (2, 3, 5)
     for steps in lengths:
-        train(paths, train={"steps": steps})
-    cached = {json.loads(p.read_text())["steps_done"] for p in paths.state.rglob("run.json")}
+        train(fresh, train={"steps": steps})
+    cached = {json.loads(p.read_text())["steps_done"] for p in fresh.state.rglob("run.json")}
     assert cached == set(lengths[-MAX_CACHED:])
-    other = replace(paths, out=paths.out.with_name("other"))
+    other = replace(fresh, out=fresh.out.with_name("other"))
     train(other, experiment="other", train={"steps": 2})
-    assert len(list(paths.state.rglob("run.json"))) == MAX_CACHED + 1, "each run has its own"
+    assert len(list(fresh.state.rglob("run.json"))) == MAX_CACHED + 1, "each run has its own"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
 def test_a_damaged_copy_is_not_used(paths: RunPaths, damage: str) -> None:
-    first = train(paths)
+    first = json.loads((paths.out / "run.json").read_text())
     before = content(paths.out)
     [cached] = [p.parent for p in paths.state.rglob("run.json")]
     shutil.rmtree(paths.out)
@@ -129,8 +147,6 @@ def evaluate(paths: RunPaths, **changes: Any) -> dict[str, Any]:
 def test_an_evaluation_is_restored_after_another_one_failed(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(paths)
-    first = evaluate(paths)
     out = paths.out.with_name("evaluation")
     before = content(out, SCORE_FILES)
     shutil.rmtree(out)
@@ -138,7 +154,7 @@ def test_an_evaluation_is_restored_after_another_one_failed(
     with pytest.raises(RuntimeError, match="something was computed"):
         evaluate(paths, variants=1)
     assert not out.exists()
-    assert evaluate(paths) == json.loads(json.dumps(first))
+    assert evaluate(paths) == json.loads(before["score.json"])
     assert content(out, SCORE_FILES) == before
 
 
@@ -146,8 +162,6 @@ def test_an_evaluation_is_restored_after_another_one_failed(
 def test_an_evaluation_of_something_else_is_not_restored(
     change: str, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(paths)
-    evaluate(paths)
     forbid(monkeypatch)
     changes: dict[str, Any] = {}
     record = paths.out / "run.json"
@@ -170,12 +184,12 @@ def test_an_evaluation_of_something_else_is_not_restored(
 
 
 def test_a_result_that_cannot_be_cached_is_a_result(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fresh: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr("etrm.storage.result_cache._link", full)
     with caplog.at_level(logging.WARNING):
-        train(paths, train={"steps": 3})
-        evaluate(paths)
+        train(fresh, train={"steps": 3})
+        evaluate(fresh)
     assert caplog.text.count("could not be cached") == 2
-    assert list(paths.state.rglob("*.state")), "without a cached result, its state stays"
+    assert list(fresh.state.rglob("*.state")), "without a cached result, its state stays"
