@@ -1,25 +1,30 @@
 """Real training jobs on a tiny study, to be killed: `etrm run` in processes of their own.
 
 A job is the command line as a person types it, in a process forked from a warm one (importing
-PyTorch takes longer than these runs). `stall` stops a job at the n-th call of a function, so that
-it can be killed right there, as in the middle of a save.
+PyTorch takes longer than these runs), and so are the processes that it starts: `srun`, launchers
+of nodes, ranks. `stall` stops each of them at its n-th call of a function, so that it can be killed
+right there, as in the middle of a save.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
+import logging
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import torch
@@ -27,6 +32,8 @@ import yaml
 from safetensors.torch import load_file
 from tiny import MODEL, make_tasks, small_context, write_study
 
+from etrm.runtime.interruption import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from etrm.runtime.interruption import Interruption
 from etrm.runtime.run_lock import LEASES, this_process
 from etrm.storage.digests import code_digest, train_code
 
@@ -35,7 +42,6 @@ STEPS = 36
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/faults")])
 PYTHON = {"PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
-EXIT_INTERRUPTED = 75
 Patch = dict[str, Any] | None
 SILENCE = 3.0  # seconds without a heartbeat, for all processes of a test that waits for that
 PATIENCE = 60.0  # seconds until a job that does not do what it should is a failure
@@ -95,13 +101,9 @@ class Study:
             path.unlink()
 
     def command(self, experiment: str = "etrm", *more: str) -> list[str]:
-        """What follows `etrm` on the command line."""
+        """The command, after `python -m`."""
         where = ["--configfile", str(self.config), "--device", "cpu"]
-        return ["run", experiment, "overfit", *where, *more]
-
-    def etrm(self, *more: str) -> list[str]:
-        """The same for a Python of its own, after `-m`."""
-        return ["etrm", *self.command("etrm", *more)]
+        return ["etrm", "run", experiment, "overfit", *where, *more]
 
 
 def step_of(state: Path) -> int:
@@ -163,7 +165,7 @@ class Job:
 
 
 def start(command: list[str], log: Path, **environment: str) -> Job:
-    """Start a Python of its own, not one of the server, with such a command line."""
+    """Start a job in a Python of its own, as all that it starts."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -206,7 +208,7 @@ class Server:
     ) -> Job:
         """Start a job, for which `wait` must be called in the end.
 
-        `patch`: values of `module:attribute`, for it alone; `env`: its environment.
+        `patch`: values of `module:attribute`, for it and all that it starts; `env`: variables.
         """
         self._count += 1
         log = self._folder / f"job{self._count}.log"
@@ -242,7 +244,8 @@ class Stall:
 
     function: str
     call: int
-    marker: Path  # is written when the job has stopped there, which goes on when it is removed
+    # Has the number of each process that has stopped there; these go on when it is removed.
+    marker: Path
 
 
 Place = tuple[str, int]
@@ -271,9 +274,10 @@ class Scene:
             wait_for(self.marker.exists, f"{at}, {job.log}")
         return job
 
-    def ranks(self) -> Job:
-        """The run on two ranks, in processes of their own."""
-        return start(self.study.etrm("--gpus", "2"), self.marker.with_name("ranks.log"))
+    def ranks(self, **patch: Any) -> Job:
+        """The run on two ranks."""
+        command = self.study.command("etrm", "--gpus", "2")
+        return self.server.start(command, None, {**QUICK, **patch})
 
     def same(self) -> None:
         """Assert that the run has come to the same as an undisturbed one."""
@@ -297,6 +301,7 @@ def serve() -> None:
         "etrm.launch.torchrun",
         "etrm.models.encoders.standard",
         "torch._dynamo",
+        "torch.distributed.run",
     ):
         importlib.import_module(module)
     code_digest(*train_code("standard"))
@@ -311,31 +316,75 @@ def serve() -> None:
         print(answer, flush=True)
 
 
-def _run(asked: dict[str, Any]) -> None:
-    """The child: its output goes to the log, and it ends as a command does."""
-    from etrm.cli import main
-
+def _run(asked: dict[str, Any]) -> NoReturn:
+    """The child: its output goes to the log."""
     file = os.open(asked["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    _take_streams(os.open(os.devnull, os.O_RDONLY), file, file)
     os.environ.update(asked["env"])
-    code = 1
-    try:
-        for name, value in asked["patch"].items():
-            setattr(*_place(name), value)
-        if asked["stall"] is not None:
-            _stall(*asked["stall"])
-        code = main(asked["command"])
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    except BaseException:
-        import traceback
+    for name, value in asked["patch"].items():
+        setattr(*_place(name), value)
+    if asked["stall"] is not None:
+        _stall(*asked["stall"])
+    subprocess.Popen._execute_child = _fork_child  # type: ignore[attr-defined]
+    _be(*asked["command"])
 
+
+def _be(module: str, *arguments: str) -> NoReturn:
+    """Be `python -m module …`, and end as that does."""
+    code = 1
+    sys.argv = [module, *arguments]
+    if "." in module:
+        sys.modules.pop(module, None)  # it is imported as the program instead
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(code)
+
+
+_execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+
+def _fork_child(process: subprocess.Popen[Any], *given: Any) -> None:
+    """In the place of `Popen._execute_child`: fork Python programs of ours, `srun` among them."""
+    asked = inspect.signature(_execute_child).bind(process, *given).arguments
+    words = [str(word) for word in asked["args"] if word != "-u"]
+    if words[0] != "srun" and words[:2] != [sys.executable, "-m"]:
+        return _execute_child(process, *given)  # type: ignore[no-any-return]
+    # A signal that arrives meanwhile is for the new program, which handles none yet.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.signals)
+    process.pid = os.fork()
+    if process.pid == 0:
+        for number in Interruption.signals:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        _take_streams(asked["p2cread"], asked["c2pwrite"], asked["errwrite"])
+        if asked["start_new_session"]:
+            os.setsid()
+        if asked["preexec_fn"]:
+            asked["preexec_fn"]()
+        if asked["env"] is not None:
+            environment = dict(asked["env"])
+            os.environ.clear()
+            os.environ.update(environment)
+        logging.getLogger().handlers.clear()
+        _be(*(words if words[0] == "srun" else words[2:]))
+    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+    process._child_created = True  # type: ignore[attr-defined]
+
+
+def _take_streams(*files: int) -> None:
+    """Have open files, but for -1, as the streams of this process, and no others."""
+    for number, file in enumerate(files):
+        if file != -1:
+            os.dup2(file, number)
+    os.closerange(3, 1024)
 
 
 def _place(name: str) -> tuple[Any, str]:
@@ -353,7 +402,8 @@ def _stall(function: str, call: int, marker: str) -> None:
         nonlocal count
         count += 1
         if count == call:
-            Path(marker).touch()
+            with open(marker, "a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()}\n")
             while os.path.exists(marker):
                 time.sleep(0.01)
         return original(*arguments, **options)

@@ -192,7 +192,7 @@ def test_ranks_wait_and_hand_over_together(scene: Scene, tmp_path: Path) -> None
     """One rank hands over to two, and these to one."""
     study = make_study(tmp_path / "long", 10_000, eval_every=None, save_every=10_000)
     scene = replace(scene, study=study)
-    first, ranks = scene.start(STEP, **SILENT), scene.ranks()
+    first, ranks = scene.start(STEP, **SILENT), scene.ranks(**SILENT)
     ranks.says(WAITING)
     first.says(OVER)
     scene.marker.unlink()

@@ -17,7 +17,6 @@ from jobs import (
     gone,
     make_study,
     metrics,
-    start,
     wait_for,
 )
 from safetensors.torch import load_file
@@ -25,8 +24,8 @@ from safetensors.torch import load_file
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
-def two_ranks(study: Study) -> Job:
-    return start(study.etrm("--gpus", "2"), study.folder / "ranks.log")
+def two_ranks(server: Server, study: Study) -> Job:
+    return server.start(study.command("etrm", "--gpus", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +43,22 @@ def begun(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.fixture(scope="module")
-def undisturbed_ranks(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def undisturbed_ranks(
+    server: Server, begun: Study, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
     """Two ranks have done the rest, started by torchrun itself."""
     study = begun.copy(tmp_path_factory.mktemp("torchrun") / "study")
-    output = start([*TORCHRUN, *study.etrm()], study.folder / "torchrun.log").ended(0)
+    output = server.run([*TORCHRUN, *study.command()])
     assert "resuming from step 12 " in output
     assert output.count("step 50: exact match") == 1, "one rank speaks"
     return study
 
 
 @pytest.fixture(scope="module")
-def killed(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def killed(server: Server, begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Two ranks were doing the rest, when the second of them was killed."""
     study = begun.copy(tmp_path_factory.mktemp("killed") / "study")
-    job = two_ranks(study)
+    job = two_ranks(server, study)
     wait_for(lambda: study.newest() >= 24, "a state")
     ranks = job.children()
     assert len(ranks) == 2
@@ -71,11 +72,11 @@ def killed(begun: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_run_with_a_killed_rank_goes_on_on_as_many(
-    killed: Study, undisturbed_ranks: Study, tmp_path: Path
+    server: Server, killed: Study, undisturbed_ranks: Study, tmp_path: Path
 ) -> None:
     study = killed.copy(tmp_path / "study")
     newest = study.newest()
-    assert f"resuming from step {newest} " in two_ranks(study).ended(0)
+    assert f"resuming from step {newest} " in two_ranks(server, study).ended(0)
     assert_same_run(study.out(), undisturbed_ranks.out())
 
 
