@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
 from typing import Any
 
 from torch import nn
@@ -21,10 +20,14 @@ QUICK: dict[str, Any] = {
 
 
 def simplify_compilation(trace: bool) -> None:
-    """Let this process trace modules as for the compiler, or not at all; and generate no code."""
+    """Let this process trace modules as for the compiler, or not at all; and generate no code.
 
-    def ignore(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Leave a module as it is."""
+    Shapes are traced as they come: dynamic ones take the tracer several times as long.
+    """
+    compile_module = nn.Module.compile
 
-    traced = partialmethod(nn.Module.compile, backend="eager")
-    nn.Module.compile = traced if trace else ignore  # type: ignore[method-assign, assignment]
+    def simplified(self: nn.Module, *, dynamic: bool) -> None:
+        if trace:
+            compile_module(self, backend="eager", dynamic=False)
+
+    nn.Module.compile = simplified  # type: ignore[method-assign]

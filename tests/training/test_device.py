@@ -6,6 +6,7 @@ tensors of another one.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tiny import make_run, make_tasks, make_variants, questions_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from etrm.config.registry import CONTEXT_SOURCES
+from etrm.config.registry import encoders
 from etrm.data.corpus import Corpus
 from etrm.evaluation.decode import decode
 from etrm.models.build import build_model
@@ -63,17 +64,19 @@ class FromHost(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("flash", [False, True], ids=["masks", "segments"])
-@pytest.mark.parametrize("source", CONTEXT_SOURCES)
-@pytest.mark.parametrize("pairing", ["aligned", "concat"])
+@pytest.mark.parametrize(
+    ("source", "pairing"),
+    [("embedding", None), *itertools.product(encoders(), ("aligned", "concat"))],
+)
 def test_no_step_takes_anything_from_the_host(
-    source: str, pairing: str, flash: bool, monkeypatch: pytest.MonkeyPatch
+    source: str, pairing: str | None, flash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps between rows; what a lane needs is on the device after its first step."""
     if flash:
         use_flash(monkeypatch)
-    context = {"pairing": pairing, "contrastive_weight": 0.1}
-    changes = {} if source == "embedding" else {"context": context}
-    trainer, _ = on_meta(source, train={"log_every": 100, "steps": 100}, **changes)
+    context = {"pairing": pairing, "contrastive_weight": 0.1} if pairing else {}
+    train, one_lane = {"log_every": 100, "steps": 100}, {"canvas": [4]}
+    trainer, _ = on_meta(source, context=context, train=train, episodes=one_lane)
     trainer.step()
     with FromHost() as watch:
         trainer.step()

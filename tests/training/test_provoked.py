@@ -167,22 +167,19 @@ def q_head(bias: float) -> Callable[[Trainer], None]:
 
 SLOW = {"lr": 1e-7, "batch_size": 4}
 UNTAUGHT = {"loss_weight": 0.0, "exploration_prob": 0.0, "max_steps": 16}
-# Steps, the failure, further settings, and what must be found with which severity.
+# Steps, the failure, further settings, and the findings with their severity. (After step 100, from
+# which they are judged, samples that never halt end at the 112th.)
 FAILURES: dict[str, tuple[int, Callable[[Trainer], None], dict[str, Any], dict[str, str]]] = {
-    "cached encodings": (
-        *(115, lambda trainer: None, {"train": {**SLOW, "cache_context": True}}),
-        {"gradient_starvation": "stop"},
-    ),
     "learning rate": (
         *(30, lambda trainer: None, {"train": {"lr": 30.0, "batch_size": 4, "grad_clip": None}}),
         {"divergence": "stop"},
     ),
-    "never halts": (
-        *(130, q_head(-50.0), {"train": SLOW, "halting": UNTAUGHT}),
-        {"never_halts": "warn"},
+    "never halts, cached encodings": (
+        *(113, q_head(-50.0), {"train": {**SLOW, "cache_context": True}, "halting": UNTAUGHT}),
+        {"never_halts": "warn", "gradient_starvation": "stop"},
     ),
     "halts at once": (
-        *(130, q_head(50.0), {"train": SLOW, "halting": UNTAUGHT}),
+        *(101, q_head(50.0), {"train": SLOW, "halting": UNTAUGHT}),
         {"halts_at_once": "warn", "unsure_halting": "warn"},
     ),
 }

@@ -13,13 +13,13 @@ from etrm.evaluation.run import evaluate_run
 from etrm.training.run import RunPaths, train_run
 
 # Every colour becomes another one: maps of four colours, of which a task shows each.
-WORLD = {"kind": "world", "rules": ["recolour"], "size": [1, 6], "split_from": 20}
+WORLD = {"kind": "world", "rules": ["recolour"], "size": [1, 5], "split_from": 20}
 SMALL = {"width": 32, "heads": 2}
 STUDY: dict[str, Any] = {
     "study": "control",
     "data": {
         "sources": {
-            "world": {**WORLD, "part": "training", "tasks": 4000},
+            "world": {**WORLD, "part": "training", "tasks": 1000},
             "unseen": {**WORLD, "part": "held_out", "tasks": 100},
         },
         "training": ["world"],
@@ -28,17 +28,17 @@ STUDY: dict[str, Any] = {
         "variants": 1,
     },
     "defaults": {
-        "episodes": {"canvas": [[1, 6]], "queries": "test_pairs", "translate": False},
+        "episodes": {"canvas": [[1, 5]], "queries": "test_pairs", "translate": False},
         "model": {
             **{**SMALL, "layers": 1, "context_tokens": 4, "H_cycles": 1, "L_cycles": 2},
             **{"rope_theta": 100.0, "loss_type": "softmax_cross_entropy"},
         },
         "halting": {"max_steps": 1},
         "train": {
-            **{"batch_size": 32, "lr": 3e-3, "warmup_steps": 20, "ema_decay": 0.98},
+            **{"batch_size": 32, "lr": 5e-3, "warmup_steps": 20, "ema_decay": 0.98},
             **{"log_every": 100, "probe_every": None},
         },
-        "stages": {"pretrain": {"steps": 300}, "full": {"steps": 400}},
+        "stages": {"pretrain": {"steps": 80}, "full": {"steps": 220}},
         "evaluation": {"variants": 1, "pass_k": [1], "shuffled": True},
     },
     "experiments": {
