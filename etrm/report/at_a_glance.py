@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from etrm.arc.parse import count
 from etrm.config.text import first_few
 from etrm.evaluation.pass_at_k import RULES_IN_WORDS
-from etrm.report.experiment_record import environment_text, held_out_text
+from etrm.report.experiment_record import environment_text, held_out_text, parents
 from etrm.report.formats import NONE, percent
 from etrm.report.run_view import RunView
 from etrm.report.side_by_side import METRICS
@@ -41,11 +40,8 @@ def _rows(folder: Path, view: RunView) -> Iterator[tuple[str, str]]:
     run = view.run
     config = run.get("config", {})
     if config:
-        context = config["context"]
-        yield (
-            "context" if view.is_trm else "encoder",
-            f"{context['source']}{_options(context, _OF_ENCODER)}",
-        )
+        label, context = "context" if view.is_trm else "encoder", config["context"]
+        yield label, f"{context['source']}{_options(context, _OF_ENCODER)}"
         parameters = f"{run['num_params']:,} parameters" if "num_params" in run else NONE
         yield "model", f"{parameters}{_options(config.get('model', {}), _SIZES)}"
         yield "weights", _first_weights(run, config.get("decoder", {}))
@@ -78,13 +74,12 @@ def _first_weights(run: Mapping[str, Any], decoder: Mapping[str, Any]) -> str:
     initial = decoder.get("init")
     if initial is None:
         return "from scratch"
-    names = [f"{p['experiment']}/{p['stage']}/seed{p['seed']}" for p in run.get("parents") or ()]
-    loaded = run.get("init") or {}
-    text = f"decoder from {', '.join(names) or initial} ({loaded.get('weights', NONE)})"
-    frozen = "frozen" if decoder.get("frozen") else ""
-    if not frozen and decoder.get("frozen_steps"):
-        frozen = f"frozen for {decoder['frozen_steps']} steps"
-    return ", ".join(part for part in (text, frozen) if part)
+    weights = (run.get("init") or {}).get("weights", NONE)
+    text = f"decoder from {', '.join(parents(run)) or initial} ({weights})"
+    if decoder.get("frozen"):
+        return f"{text}, frozen"
+    steps = decoder.get("frozen_steps")
+    return f"{text}, frozen for {steps} steps" if steps else text
 
 
 def _data(run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -118,23 +113,18 @@ def _training(run: Mapping[str, Any], train: Mapping[str, Any]) -> str:
 
 def _metrics(view: RunView) -> str:
     """Return the metrics at the end, those that compare shows."""
-    found = []
-    for name in METRICS:
-        training = name.startswith(("train/", "grad/"))
-        value = view.final(name) if training else view.last(name)
-        if value is not None:
-            found.append(f"{name} {value:.3g}")
-    return ", ".join(found)
+    found = {name: view.end(name) for name in METRICS}
+    return ", ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)
 
 
 def _health(run: Mapping[str, Any]) -> str:
     events = run.get("health") or []
-    times = Counter((event["severity"], event["finding"]) for event in events)
-    last = {(e["severity"], e["finding"]): e for e in events}
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for event in events:
+        found.setdefault((event["severity"], event["finding"]), []).append(event)
     texts = []
-    for (severity, finding), n in times.items():
-        event = last[severity, finding]
-        often = f", {n} times, the last" if n > 1 else ""
+    for (severity, finding), each in found.items():
+        event, often = each[-1], f", {len(each)} times, the last" if len(each) > 1 else ""
         value = f"{event['metric']} {event['value']:.3g}" if event["value"] is not None else NONE
         texts.append(f"{severity}: {finding} ({value}{often} at step {event['step']})")
     return "; ".join(texts) or "no finding"

@@ -43,7 +43,7 @@ TEXT: Columns = {
     "Cross-sample variance": interval("variance", ".3f", ""),
     "By the guide": lambda row: NONE if pd.isna(row["variance"]) else zone(row["variance"]),
     "Train exact match": interval("train_exact"),
-    "pass@1": lambda row: interval("pass@1")(row) + _of_tasks(row),
+    "pass@1": interval("pass@1", of="tasks"),
     "Between-task ratio": interval("between_task", ".2f", ""),
     "Untrained": interval("between_task_untrained", ".2f", ""),
     "Effective rank": interval("rank", ".1f", ""),
@@ -80,22 +80,13 @@ def _row(name: str, views: Sequence[RunView]) -> dict[str, Any]:
     row: dict[str, Any] = {"experiment": name, "stage": views[0].stage, "seeds": len(views)}
     for key, metric in MEASURES.items():
         row |= over_seeds((view.final(metric) for view in views), key)
-    row |= over_seeds((_untrained(view) for view in views), "between_task_untrained")
+    row |= over_seeds((view.series(BETWEEN).get(0) for view in views), "between_task_untrained")
     row |= over_seeds((view.train_exact for view in views), "train_exact", share=True)
     if (score := score_of(views)) is not None:
         row |= score.row("pass@1")
     return row
 
 
-def _untrained(view: RunView) -> float | None:
-    values = view.series(BETWEEN)
-    return float(values.loc[0]) if 0 in values.index else None
-
-
 def zone(variance: float) -> str:
     """Return the guide's word for a cross-sample variance."""
     return next((word for bound, word in GUIDE if variance < bound), "diverse")
-
-
-def _of_tasks(row: pd.Series) -> str:
-    return "" if pd.isna(row["tasks"]) else f" (of {row['tasks']:.0f})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,32 +24,26 @@ def collect(files: Iterable[str | Path], finalists: Collection[str] | None = Non
     """
     paths = [Path(f) for f in files]
     verdicts = {p.parent: p for p in paths if p.name == "verdict.json"}
-    scores = {}
-    for path in paths:
-        if path.name == "score.json":
-            content = read_score(path)
-            scores[content["experiment"], content["stage"], content["seed"]] = path
-    refined = {}
-    for path in paths:
-        if path.name == "refinement.json":
-            content = read_refinement(path)
-            refined[content["experiment"], content["stage"], content["seed"]] = content
+    scores = {_run(read_score(path)): path for path in paths if path.name == "score.json"}
+    records = [read_refinement(path) for path in paths if path.name == "refinement.json"]
+    refined = {_run(record): record for record in records}
     choices = _choices(path for path in paths if path.parent.name == "selections")
     views = []
-    for path in paths:
-        if path.name != "run.json":
-            continue
-        run = read_run(path.parent, DESCRIBED)
-        score = scores.get((run["experiment"], run["stage"], run["seed"]))
+    for folder in (path.parent for path in paths if path.name == "run.json"):
+        key = _run(read_run(folder, DESCRIBED))
+        score = scores.get(key)
         beside = {kind: score.with_name(f"{kind}.parquet") for kind in BESIDE} if score else {}
         tables = {kind: table for kind, table in beside.items() if table in paths}
-        verdict = verdicts.get(path.parent)
-        view = load_run(path.parent, verdict=verdict, score=score, **tables)
-        finalist = finalists is None or view.experiment in finalists
-        key = view.experiment, view.stage, view.seed
-        view = replace(view, finalist=finalist, refinement=refined.get(key))
-        views.append(replace(view, choices=choices.get(view.experiment, ())))
+        view = load_run(folder, verdict=verdicts.get(folder), score=score, **tables)
+        finalist, places = finalists is None or key[0] in finalists, choices.get(key[0], ())
+        refinement = refined.get(key)
+        views.append(replace(view, finalist=finalist, refinement=refinement, choices=places))
     return views
+
+
+def _run(record: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Return the run that a record is of: its experiment, stage and seed."""
+    return record["experiment"], record["stage"], record["seed"]
 
 
 def _choices(records: Iterable[Path]) -> dict[str, tuple[dict[str, Any], ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 NORMAL = 1.959964  # two-sided quantile at 95 %
 
@@ -31,7 +32,7 @@ def rank_correlation(
     no independent runs as far as both `x` and `y` are alike in them (Moulton, 1990). A correlation
     of ±1 counts as half a step of ranks less, so that its interval does not vanish.
     """
-    a, b = _ranks(x), _ranks(y)
+    a, b = (pd.Series(list(each)).rank().to_numpy() for each in (x, y))  # the mean of equal ones
     if len(a) < 2 or not (a.std() and b.std()):
         return None
     value = float(np.clip(np.corrcoef(a, b)[0, 1], -1.0, 1.0))
@@ -45,13 +46,6 @@ def rank_correlation(
     error = NORMAL * math.sqrt((1 + value**2 / 2) / (effective - 3))
     low, high = min(value, math.tanh(z - error)), max(value, math.tanh(z + error))
     return RankCorrelation(value, low, high, effective)
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Return ranks from 1, the mean of their ranks for equal values."""
-    _, inverse, counts = np.unique(list(values), return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def _within(values: np.ndarray, groups: Sequence[str]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from etrm.report import style
-from etrm.report.estimates import by_experiment, score_of
+from etrm.report.estimates import Estimate, by_experiment, score_of
 from etrm.report.run_view import RunView, StudyView, asked, by_name
 
 DEMOS, CELLS = 3, 144  # of the task whose encoding is counted: near the mean of ARC-AGI-1
@@ -25,15 +24,6 @@ class Size:
 
     parameters: int
     flop: float | None  # of encoding one task once; None: it does not count its own
-
-
-@dataclass(frozen=True)
-class Point:
-    """An encoder's outcome, with its 95 % interval where there is one."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @style.figure
@@ -116,17 +106,18 @@ def _axis(axes: Axes, places: Sequence[float], words: str) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _points(views: Sequence[RunView]) -> tuple[dict[str, Point], str, str, str]:
+def _points(views: Sequence[RunView]) -> tuple[dict[str, Estimate], str, str, str]:
     """Return the outcome of each experiment, its name, the runs that have it, and the lines."""
     scored = by_experiment(view for view in views if view.score is not None)
     found = {name: score_of(mine) for name, mine in scored.items()}
-    if points := {n: Point(e.value, e.low, e.high) for n, e in found.items() if e is not None}:
+    if points := {name: each for name, each in found.items() if each is not None}:
         return points, "pass@1, held-out tasks", "Full runs", "95 % interval"
-    exact: dict[str, Point] = {}
+    exact: dict[str, Estimate] = {}
     for name, mine in by_name(views).items():
         verdicts = [view.verdict for view in mine if view.verdict is not None]
         if values := [verdict["exact_accuracy"] for verdict in verdicts]:
-            exact[name] = Point(float(np.mean(values)), min(values), max(values))
+            mean, ends = float(np.mean(values)), (min(values), max(values))
+            exact[name] = Estimate("exact match", mean, *ends, 0, len(values))
     return exact, "exact match", "Overfit runs", "range of seeds"
 
 
@@ -157,8 +148,6 @@ def size_of(view: RunView) -> Size | None:
     return Size(parameters, None if work is None else work.forward)
 
 
-def _draw(axes: Axes, x: float, point: Point, look: style.Look) -> None:
-    if point.low is not None and point.high is not None:
-        ends: dict[str, Any] = {"color": look.colour, "linewidth": 0.8, "alpha": 0.4}
-        axes.plot([x, x], [point.low, point.high], **ends)
+def _draw(axes: Axes, x: float, point: Estimate, look: style.Look) -> None:
+    axes.plot([x, x], [point.low, point.high], color=look.colour, linewidth=0.8, alpha=0.4)
     axes.plot([x], [point.value], ms=4.5, zorder=3, **look.mark)

@@ -14,7 +14,7 @@ from typing import Any
 from etrm.config.compare import changes, flat
 from etrm.config.text import first_few
 from etrm.evaluation.pass_at_k import CREDIT_RULES, RULES_IN_WORDS
-from etrm.report.formats import NONE, percent
+from etrm.report.formats import NONE, markdown_table, percent
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import ATTEMPTS, outcome
 from etrm.storage.files import atomic_write
@@ -132,8 +132,8 @@ def _configuration(view: RunView) -> list[str]:
     }
     lines = [f"- {name}: {value}" for name, value in named.items()]
     lines += ["", f"All of it but the health rules ({view.stage}):", ""]
-    shown = sorted((k, _cell(v)) for k, v in config.items() if not k.startswith("health."))
-    return [*lines, "| key | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in shown)]
+    shown = [(f"`{k}`", config[k]) for k in sorted(config) if not k.startswith("health.")]
+    return [*lines, *markdown_table(("key", "value"), shown)]
 
 
 def _results(view: RunView) -> list[str]:
@@ -267,19 +267,16 @@ def _name(view: RunView) -> str:
 
 
 def _provenance(views: Sequence[RunView]) -> list[str]:
-    lines = ["| stage | seed | started | device | peak memory | commit | code | parents |"]
-    lines += ["|" + " --- |" * 8]
+    rows = []
     for view in views:
         run = view.run
         memory = run.get("peak_memory_bytes")
-        cells = [view.stage, view.seed, run.get("started"), run.get("device")]
-        cells += [f"{memory / 2**20:,.0f} MiB" if memory else NONE]
-        cells += [str(run.get(key) or NONE)[:12] for key in ("commit", "code_digest")]
-        names = [
-            f"{p['experiment']}/{p['stage']}/seed{p['seed']}" for p in run.get("parents") or []
-        ]
-        cells += [", ".join([*names, *(run.get("unproven") or [])]) or NONE]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        row = [view.stage, view.seed, run.get("started"), run.get("device")]
+        row += [f"{memory / 2**20:,.0f} MiB" if memory else NONE]
+        row += [str(run.get(key) or NONE)[:12] for key in ("commit", "code_digest")]
+        rows.append([*row, ", ".join([*parents(run), *(run.get("unproven") or [])]) or NONE])
+    columns = ("stage", "seed", "started", "device", "peak memory", "commit", "code", "parents")
+    lines = markdown_table(columns, rows)
     versions = views[-1].run.get("versions") or {}
     known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     places = [view.run.get("environment") or {} for view in views]
@@ -311,8 +308,10 @@ def environment_text(environment: Mapping[str, Any]) -> str:
     return f"{name}, not as locked: {', '.join(first_few(shown, _SHOWN))}"
 
 
-def _cell(value: Any) -> str:
-    return str(NONE if value is None else value).replace("|", "\\|")
+def parents(run: Mapping[str, Any]) -> list[str]:
+    """Return the runs that a run started from, as `trm/pretrain/seed0`."""
+    found = run.get("parents") or ()
+    return [f"{each['experiment']}/{each['stage']}/seed{each['seed']}" for each in found]
 
 
 def _number(value: float | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -65,10 +66,16 @@ def number(name: str, form: str = "") -> Cell:
     return lambda row: NONE if form and pd.isna(row[name]) else format(row[name], form)
 
 
-def interval(name: str, form: str = ".1f", unit: str = " %", mark: Cell | None = None) -> Cell:
-    """Return the cell `92.0 % [90.1, 93.9]` of a number, its `_low` and `_high`.
+def interval(
+    name: str,
+    form: str = ".1f",
+    unit: str = " %",
+    mark: Cell | None = None,
+    of: str | None = None,
+) -> Cell:
+    """Return the cell `92.0 % [90.1, 93.9] (of 400)` of a number, its `_low` and `_high`.
 
-    Fractions are in percent. `mark`: text between the number and the brackets.
+    Fractions are in percent. `mark`: text between number and brackets; `of`: the number of tasks.
     """
     scale = 100 if unit.strip() == "%" else 1
 
@@ -79,7 +86,7 @@ def interval(name: str, form: str = ".1f", unit: str = " %", mark: Cell | None =
         text = f"{scale * value:{form}}{unit}{mark(row) if mark else ''}"
         if pd.notna(low):
             text += f" [{scale * low:{form}}, {scale * high:{form}}]"
-        return text.replace("-", "−")
+        return (text + _tasks(row, of)).replace("-", "−")
 
     return cell
 
@@ -89,9 +96,13 @@ def points(name: str, of: str | None = None) -> Cell:
 
     def cell(row: pd.Series) -> str:
         shown = in_points(*(row[f"{name}{part}"] for part in ("", "_low", "_high")))
-        return shown if of is None or shown == NONE else f"{shown} (of {row[of]:.0f})"
+        return shown if shown == NONE else shown + _tasks(row, of)
 
     return cell
+
+
+def _tasks(row: pd.Series, of: str | None) -> str:
+    return "" if of is None or pd.isna(row[of]) else f" (of {row[of]:.0f})"
 
 
 def in_points(value: float, low: float, high: float) -> str:
@@ -104,11 +115,15 @@ def in_points(value: float, low: float, high: float) -> str:
 
 def to_markdown(table: Table) -> str:
     """Return a Markdown table, and the notes below it."""
-    text = table.text
-    cells = text.map(lambda cell: cell.replace("|", "\\|")).to_numpy().tolist()
-    lines = ["| " + " | ".join(row) + " |" for row in (list(text.columns), *cells)]
-    lines.insert(1, "|" + " --- |" * len(text.columns))
+    lines = markdown_table(list(table.text.columns), table.text.to_numpy().tolist())
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes), ""])
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return the lines of a Markdown table; None is a dash."""
+    shown = [[str(NONE if c is None else c).replace("|", "\\|") for c in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, *shown)]
+    return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]
 
 
 def to_latex(table: Table) -> str:

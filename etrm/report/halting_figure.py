@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from etrm.report import style
+from etrm.report.estimates import over_seeds
 from etrm.report.panels import Panel, bounds, draw_panels
 from etrm.report.run_view import RunView, StudyView, by_name, last_stage
 
@@ -113,9 +114,8 @@ def halting_grid(study: StudyView) -> Figure:
     ):
         style.title(axes, words, study.style, columns)
     _heat_map(left, overfit, _exact)
-    _heat_map(right, full, _pass)
-    entries = _curves(curves, overfit)
-    style.legend_below(fig, entries, study.style)
+    _heat_map(right, full, lambda view: view.test_metric("ARC/pass@1"))
+    style.legend_below(fig, _curves(curves, overfit), study.style)
     return fig
 
 
@@ -140,13 +140,9 @@ def _exact(view: RunView) -> float | None:
     return view.last("all.exact_accuracy")
 
 
-def _pass(view: RunView) -> float | None:
-    return view.test_metric("ARC/pass@1")
-
-
 def _mean(views: Sequence[RunView], value: Callable[[RunView], float | None]) -> float:
-    known = [found for view in views if (found := value(view)) is not None]
-    return float(np.mean(known)) if known else np.nan
+    mean = over_seeds(map(value, views))["value"]
+    return np.nan if mean is None else mean
 
 
 def _heat_map(axes: Axes, grid: Grid, value: Callable[[RunView], float | None]) -> None:
@@ -180,10 +176,8 @@ def _curves(axes: Axes, grid: Grid) -> list[Line2D]:
     by_steps = len({p for _, p in grid}) > 1
     lines: dict[int | None, dict[float, float]] = defaultdict(dict)
     for (steps, exploration), views in sorted(grid.items()):
-        if by_steps:
-            lines[steps][exploration] = _mean(views, _exact)
-        else:
-            lines[None][steps] = _mean(views, _exact)
+        line, place = (steps, exploration) if by_steps else (None, steps)
+        lines[line][place] = _mean(views, _exact)
     entries = []
     for colour, (most, shares) in zip(style.PALETTE, lines.items(), strict=False):
         look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4}

@@ -42,7 +42,7 @@ TEXT: Columns = {
     "Experiment": "experiment",
     "Steps": number("steps", ".0f"),
     "Seeds": "seeds",
-    "pass@1": lambda row: f"{interval('pass@1')(row)} (of {row['tasks']})",
+    "pass@1": interval("pass@1", of="tasks"),
     "Gain, points": points("gain"),
     "Gain over": lambda row: NONE if pd.isna(row["gain"]) else str(row["gain_over"]),
     "GFLOP": number("gflop", ".3g"),

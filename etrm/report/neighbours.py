@@ -37,7 +37,8 @@ def neighbours_table(views: Sequence[RunView]) -> pd.DataFrame:
             continue
         x, y = (np.stack(part["context"].to_list()) for part in (asked, known))
         middle = np.concatenate([x, y]).mean(axis=0)
-        x, y = (_unit(each - middle) for each in (x, y))
+        x, y = (each - middle for each in (x, y))
+        x, y = (z / np.linalg.norm(z, axis=1, keepdims=True).clip(1e-12) for z in (x, y))
         cosine = x @ y.T
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
         rule, rules = asked["rule"].to_numpy(), known["rule"].to_numpy()
@@ -85,7 +86,3 @@ def contexts_frame(view: RunView) -> pd.DataFrame:
     assert view.contexts is not None
     frame = read_contexts(view.contexts).to_pandas()
     return frame[[bool(np.isfinite(x).all()) for x in frame["context"]]].reset_index(drop=True)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12))

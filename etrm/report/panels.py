@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,6 +22,7 @@ from etrm.report.curves import (
     mark_last,
     smoothed,
 )
+from etrm.report.estimates import over_seeds
 from etrm.report.run_view import RunView, StudyView, by_name
 
 DrawPanel = Callable[[Axes, Sequence[RunView], Mapping[str, style.Look]], None]
@@ -133,7 +133,7 @@ def _floors(
 ) -> None:
     """Draw each experiment's value before the first step, the mean over its seeds."""
     for name, mine in by_name(views).items():
-        series = [view.series(metric) for view in mine]
-        if first := [values.loc[0] for values in series if 0 in values.index]:
+        first = over_seeds(view.series(metric).get(0) for view in mine)["value"]
+        if first is not None:
             look: dict[str, Any] = {"color": look_of[name].colour, "linestyle": "--"}
-            axes.axhline(float(np.mean(first)), linewidth=0.8, alpha=0.7, zorder=1.4, **look)
+            axes.axhline(first, linewidth=0.8, alpha=0.7, zorder=1.4, **look)

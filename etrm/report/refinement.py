@@ -43,7 +43,9 @@ TEXT: Columns = {
     "pass@1": interval("pass@1"),
     "pass@2": interval("pass@2"),
     "Gain, points": lambda row: points("gain")(row) if row["steps"] else NONE,
-    "Demos, before → after": lambda row: _demos(row),
+    "Demos, before → after": lambda row: (
+        f"{row['likelihood_start']:.3f} → {row['likelihood']:.3f}".replace("-", "−")
+    ),
     "Right where demos are": lambda row: _of(row["solved_right"], row["solved"]),
     "Right elsewhere": lambda row: _of(row["unsolved_right"], row["unsolved"]),
     "Seconds": number("seconds", ".2g"),
@@ -106,10 +108,6 @@ def stacked_credits(each: Sequence[dict[str, Any]]) -> np.ndarray | None:
     if not ranks or not ranks[0] or any(list(one) != list(ranks[0]) for one in ranks):
         return None
     return np.stack([credits(one, range(1, ATTEMPTS + 1))[:, :, 0] for one in ranks])
-
-
-def _demos(row: pd.Series) -> str:
-    return f"{row['likelihood_start']:.3f} → {row['likelihood']:.3f}".replace("-", "−")
 
 
 def _of(right: int, total: int) -> str:

@@ -154,6 +154,10 @@ class RunView:
         values = self.series(name)
         return float(values.iloc[-1]) if len(values) else None
 
+    def end(self, name: str) -> float | None:
+        """Return the metric at the end: `final` of training, else `last`, of an evaluation."""
+        return self.final(name) if name.startswith(("train/", "grad/")) else self.last(name)
+
     def test_metric(self, name: str) -> float | None:
         """Return an `all.*` metric of the evaluation on test tasks."""
         value = None if self.score is None else self.score["metrics"].get(name)

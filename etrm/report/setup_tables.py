@@ -41,7 +41,7 @@ SPLIT_TEXT: Columns = {
     "Test outputs": number("test_outputs", ",.0f"),
     "Too large for their canvas": number("not_fitting", ",.0f"),
     "Variants that vote": number("variants", ",.0f"),
-    "Seen": lambda row: number("seen", ".0f")(row) + _claim(row),
+    "Seen": lambda row: NONE if pd.isna(row["seen"]) else f"{row['seen']:.0f} ({row['held_out']})",
 }
 
 
@@ -87,10 +87,6 @@ def _split_row(views: Sequence[RunView]) -> dict[str, Any]:
         "variants": most(scores, "variants"),
         **{"held_out": weakest, "seen": most(held_out, "seen")},
     }
-
-
-def _claim(row: pd.Series) -> str:
-    return "" if pd.isna(row["seen"]) else f" ({row['held_out']})"
 
 
 def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from etrm.config.compare import changes, in_words
 from etrm.config.text import first_few
 from etrm.report.comparisons import METHODS, RULE, paired, render_p
+from etrm.report.estimates import over_seeds
 from etrm.report.formats import NONE, Columns, Table, percent, points, to_terminal
 from etrm.report.run_view import RunView, credits_of, distinct
 from etrm.report.tables import ATTEMPTS, outcome
@@ -59,21 +59,16 @@ class Side:
 
     def last_step(self) -> int:
         """Return the last step that all its runs have logged; 0 where one has none."""
-        return int(
-            min(view.metrics["step"].max() if len(view.metrics) else 0 for view in self.views)
-        )
+        steps = (view.metrics["step"] for view in self.views)
+        return int(min(each.max() if len(each) else 0 for each in steps))
 
     def value(self, name: str, step: int) -> float | None:
         """Return a metric at a step, the mean over runs.
 
         Of training the mean over the last tenth until then, of an evaluation the last until then.
         """
-        found = []
-        for view in self.views:
-            until = replace(view, metrics=view.metrics[view.metrics["step"] <= step])
-            value = until.final(name) if name.startswith(("train/", "grad/")) else until.last(name)
-            found += [] if value is None else [value]
-        return float(np.mean(found)) if found else None
+        until = (replace(v, metrics=v.metrics[v.metrics["step"] <= step]) for v in self.views)
+        return over_seeds(view.end(name) for view in until)["value"]
 
 
 def side_by_side(a: Side, b: Side) -> dict[str, Any]:
@@ -155,9 +150,8 @@ def _wrapped(line: str, width: int) -> list[str]:
 def _head(letter: str, side: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, side["seeds"]))
     named = f"{side['experiment']} {side['stage']}, seed{'s' * (len(side['seeds']) > 1)} {seeds}"
-    return (
-        f"{letter}  {named}: {side['steps']:,} steps, {'; '.join(side['status'])}; {side['name']}"
-    )
+    status = "; ".join(side["status"])
+    return f"{letter}  {named}: {side['steps']:,} steps, {status}; {side['name']}"
 
 
 def _curves_text(curves: Sequence[dict[str, Any]], width: int) -> list[str]:
