@@ -86,7 +86,7 @@ def _parser() -> ArgumentParser:
     export.add_argument("run", help="the run folder")
     export.add_argument("out", help="the file to write, .pt or .safetensors")
     export.add_argument("--weights", choices=("raw", "ema"), default="raw")
-    command("sync", _sync, "send what W&B has recorded offline, and save the dashboard there")
+    command("sync", _sync, "send the offline runs of W&B, and save the dashboard there")
     _add_result_commands(command)
     return parser
 
@@ -106,9 +106,11 @@ def _plan_options(parser: ArgumentParser) -> None:
     )
     add("--gpu", metavar="NAME", help=words)
     add("--gpus", metavar="N", type=int, help="the wall time on so many devices at once")
-    budget = "hours of one device that it may take: what fits, and what is cut (the study's budget)"
+    budget = (
+        "hours of one device that it may take, which decide the cut (default: the study's budget)"
+    )
     add("--budget", metavar="H", type=float, help=budget)
-    add("--price", metavar="P", type=float, help="what it costs, where an hour of a device is P")
+    add("--price", metavar="P", type=float, help="the cost, where an hour of a device is P")
     add("--all", action="store_true", help="a line for every experiment, also where all are done")
     add("--json", action="store_true", help="everything, by experiment, stage and seed")
 
@@ -119,7 +121,7 @@ def _add_result_commands(command: Callable[..., ArgumentParser]) -> None:
     words = "run folder, folder of an evaluation, or experiment of the study"
     compare.add_argument("a", metavar="A", help=words)
     compare.add_argument("b", metavar="B", help="another, compared with A")
-    show = command("show", _show, "show what a run is, and how it went, at a glance")
+    show = command("show", _show, "show a run's settings, course and scores at a glance")
     show.add_argument("run", metavar="RUN", help=words)
     figures = command("figures", _figures, "draw figures of a study again, all or by name")
     figures.add_argument("names", nargs="*", metavar="NAME", help="as in figures/NAME.png")

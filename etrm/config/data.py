@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from etrm.config.lanes import BY_AREA, MAX_SIDE, Lane
@@ -72,23 +73,27 @@ class DataConfig:
         "seed of the draws of tasks, dihedrals and colour permutations", 0, ge=0, le=MAX_SEED
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return bad names of sources, those of none, and those that train and evaluate."""
-        expected = f"a name of up to {MAX_NAME} printable characters"
-        found = [
-            ConfigProblem(join("sources", name), f"the name {brief(name)}", expected)
-            for name in self.sources
-            if not (0 < len(name) <= MAX_NAME and name.isprintable())
-        ]
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield bad names of sources, those of none, and those that train and evaluate."""
+        for name in self.sources:
+            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+                expected = f"a name of up to {MAX_NAME} printable characters"
+                yield ConfigProblem(join("sources", name), f"the name {brief(name)}", expected)
         for key in ("training", "evaluation"):
-            for name in getattr(self, key):
-                if name not in self.sources:
-                    known = ", ".join(sorted(self.sources))
-                    found.append(ConfigProblem(key, repr(name), f"one of data.sources: {known}"))
+            yield from unknown_sources(key, getattr(self, key), self.sources)
         for name in set(self.training) & set(self.evaluation):  # never train on held-out tasks
             expected = "a source that is not in data.training: held-out tasks are never trained on"
-            found.append(ConfigProblem("evaluation", repr(name), expected))
-        return found
+            yield ConfigProblem("evaluation", repr(name), expected)
+
+
+def unknown_sources(
+    path: str, names: Iterable[str], sources: Collection[str]
+) -> Iterator[ConfigProblem]:
+    """Yield names of sources, in the key at `path`, that `data.sources` does not have."""
+    for name in names:
+        if name not in sources:
+            known = ", ".join(sorted(sources))
+            yield ConfigProblem(path, repr(name), f"one of data.sources: {known}")
 
 
 @dataclass(frozen=True)
@@ -139,19 +144,17 @@ class EpisodesConfig:
         rule=BY_AREA,
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return a range without a number, and lanes and draws that `epochs` does not have.
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield a range without a number, and lanes and draws that `epochs` does not have.
 
         A batch in that order is one sequence of questions.
         """
-        problems = []
         if self.shown == "uniform" and self.min_demos > self.max_demos:
             expected = f"at most max_demos, {self.max_demos}"
-            problems.append(ConfigProblem("min_demos", str(self.min_demos), expected))
+            yield ConfigProblem("min_demos", str(self.min_demos), expected)
         if self.order == "epochs" and len(self.canvas) > 1:
             found = f"{len(self.canvas)} lanes with order: epochs"
-            problems.append(ConfigProblem("canvas", found, "one lane, as in `[30]`"))
+            yield ConfigProblem("canvas", found, "one lane, as in `[30]`")
         if self.order == "epochs" and self.draw != "question":
             expected = "question: with order: epochs, all questions of a task are asked in turn"
-            problems.append(ConfigProblem("draw", self.draw, expected))
-        return problems
+            yield ConfigProblem("draw", self.draw, expected)

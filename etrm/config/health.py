@@ -42,8 +42,8 @@ class HealthRule:
         le=1,
     )
     of: str = option(
-        "what is judged: the median `value`; its `change` from the first half of the window to the"
-        " second; or the median as a `share` of that of all rows so far",
+        "the number that is judged: the median `value`; its `change` from the first half of the"
+        " window to the second; or the median as a `share` of that of all rows so far",
         "value",
         choices=("value", "change", "share"),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from etrm.config.data import DataConfig
+from etrm.config.data import DataConfig, unknown_sources
 from etrm.config.entry import Entry
 from etrm.config.files import read_file
 from etrm.config.following import follow, selection_problems
@@ -234,11 +234,9 @@ def _unusable_sources(
     for name, config in experiments.items():
         for key in ("training", "evaluation"):
             path, given = f"experiments.{name}.sources.{key}", getattr(config.sources, key)
+            yield from unknown_sources(path, given or (), data.sources)
             for source in given or ():
-                if source not in data.sources:
-                    known = ", ".join(sorted(data.sources))
-                    yield ConfigProblem(path, repr(source), f"one of data.sources: {known}")
-                elif key == "evaluation" and source in trained_on:
+                if key == "evaluation" and source in trained_on & data.sources.keys():
                     expected = "a source that no experiment trains on: its tasks are held out"
                     yield ConfigProblem(path, repr(source), expected)
 
@@ -251,23 +249,16 @@ def _with_all_sources(study: StudyConfig) -> StudyConfig:
     data, experiments = study.data, study.experiments
     if all(config.sources == ExperimentSources() for config in experiments.values()):
         return study
-    named = {
-        name: dataclasses.replace(
-            config,
-            sources=ExperimentSources(
-                config.sources.training or data.training,
-                config.sources.evaluation or data.evaluation,
-            ),
-        )
-        for name, config in experiments.items()
-    }
-    training, evaluation = [*data.training], [*data.evaluation]
-    for config in named.values():
-        training += config.sources.training or ()
-        evaluation += config.sources.evaluation or ()
-    data = dataclasses.replace(
-        data, training=tuple(dict.fromkeys(training)), evaluation=tuple(dict.fromkeys(evaluation))
-    )
+    named: dict[str, ExperimentConfig] = {}
+    training, evaluation = dict.fromkeys(data.training), dict.fromkeys(data.evaluation)
+    for name, config in experiments.items():
+        trained_on = config.sources.training or data.training
+        held_out = config.sources.evaluation or data.evaluation
+        own = ExperimentSources(trained_on, held_out)
+        named[name] = dataclasses.replace(config, sources=own)
+        training |= dict.fromkeys(trained_on)
+        evaluation |= dict.fromkeys(held_out)
+    data = dataclasses.replace(data, training=tuple(training), evaluation=tuple(evaluation))
     return dataclasses.replace(study, data=data, experiments=named)
 
 

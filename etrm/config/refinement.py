@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etrm.config.rules import DISTINCT
@@ -30,7 +31,7 @@ class RefinementConfig:
         rule=DISTINCT,
     )
     space: str = option(
-        "what is searched: the context `tokens`, or the `latent` of a variational encoder",
+        "the space of the search: the context `tokens`, or the `latent` of a variational encoder",
         "tokens",
         choices=("tokens", "latent"),
     )
@@ -75,13 +76,10 @@ class RefinementConfig:
         """Return the number of starts of a search."""
         return 1 + self.demo_starts + self.perturbed_starts + self.random_starts
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return numbers of steps out of order, and a control without its search."""
-        found = []
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield numbers of steps out of order, and a control without its search."""
         if self.steps and (self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps))):
-            expected = "0 first, then more, none twice"
-            found.append(ConfigProblem("steps", str(list(self.steps)), expected))
+            yield ConfigProblem("steps", str(list(self.steps)), "0 first, then more, none twice")
         if "search" not in self.methods and "random" in self.methods:
             expected = "`search` beside `random`, whose directions have the lengths of its steps"
-            found.append(ConfigProblem("methods", str(list(self.methods)), expected))
-        return found
+            yield ConfigProblem("methods", str(list(self.methods)), expected)

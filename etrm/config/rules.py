@@ -57,19 +57,8 @@ PATH = Rule(
 )
 # Targets of the workflow, which a group of experiments cannot be named after.
 TARGETS = (
-    *(
-        "all",
-        "generate",
-        "tasks",
-        "augment",
-        "pretrain",
-        "overfit",
-        "gate",
-        "full",
-        "evaluate",
-        "figures",
-    ),
-    *("tables", "record", "records", "page", "paper", "report"),
+    *("all", "generate", "tasks", "augment", "pretrain", "overfit", "gate", "full", "evaluate"),
+    *("figures", "tables", "record", "records", "page", "paper", "report"),
     *("train_pretrain", "train_overfit", "train_full"),
     *("verdict", "evaluate_shard", "evaluate_run", "merge_shards", "resolved_config"),
     *("refine", "refine_run", "validate", "validate_run", "select"),

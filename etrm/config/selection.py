@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from etrm.config.rules import DISTINCT
@@ -30,11 +31,10 @@ class SelectionConfig:
         ge=1,
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return a bound below the number of the best."""
-        if self.at_most is None or self.at_most >= self.best:
-            return []
-        return [ConfigProblem("at_most", str(self.at_most), f"`best` at least, {self.best}")]
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield a bound below the number of the best."""
+        if self.at_most is not None and self.at_most < self.best:
+            yield ConfigProblem("at_most", str(self.at_most), f"`best` at least, {self.best}")
 
     @property
     def most(self) -> int | None:

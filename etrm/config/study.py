@@ -8,7 +8,7 @@ that the official TRM code has for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,12 @@ class ModelConfig:
         choices=("stablemax_cross_entropy", "softmax_cross_entropy"),
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return head sizes that the rotary positions cannot divide."""
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield head sizes that the rotary positions cannot divide."""
         part = 4 if self.positions == "rope_2d" else 2
-        if self.width % self.heads == 0 and (self.width // self.heads) % part == 0:
-            return []
-        found = f"width {self.width} with {self.heads} heads"
-        return [ConfigProblem("width", found, f"a multiple of {part} × heads")]
+        if self.width % (part * self.heads):
+            found = f"width {self.width} with {self.heads} heads"
+            yield ConfigProblem("width", found, f"a multiple of {part} × heads")
 
 
 # Settings of a decoder that no tensor's shape tells; the latter are other codes' names.
@@ -208,12 +207,11 @@ class TrainConfig:
     )
     stop_on_health: bool = option("let a failed health rule end the run with its diagnosis", False)
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return a target without an evaluation to reach it."""
-        if self.target_exact_accuracy is None or self.eval_every is not None:
-            return []
-        expected = "a number of steps, because target_exact_accuracy is set"
-        return [ConfigProblem("eval_every", "null", expected)]
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield a target without an evaluation to reach it."""
+        if self.target_exact_accuracy is not None and self.eval_every is None:
+            expected = "a number of steps, because target_exact_accuracy is set"
+            yield ConfigProblem("eval_every", "null", expected)
 
 
 # Keys of `train` that no step depends on: runs that differ in these alone take the same steps.
@@ -326,9 +324,9 @@ class ExperimentConfig:
         factory=RefinementConfig,
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return options of refinement, or of search in training, that its context source lacks."""
-        wanted, found = self.refinement, []
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield options of refinement, or of search in training, that its context source lacks."""
+        wanted = self.refinement
         for stage in self.stage_names if self.is_trm else ():
             own = self.stages.get(stage)
             own = own if isinstance(own, Mapping) and "search_from" in own else None
@@ -336,14 +334,13 @@ class ExperimentConfig:
             if search_from is not None:
                 path = "train.search_from" if own is None else f"stages.{stage}.search_from"
                 expected = "null: a table of embeddings reads no demos"
-                found.append(ConfigProblem(path, str(search_from), expected))
+                yield ConfigProblem(path, str(search_from), expected)
         if wanted.space == "latent" and not hasattr(self.context, "latent"):
             expected = "`tokens`, or a variational context.source, which has a latent"
-            found.append(ConfigProblem("refinement.space", "'latent'", expected))
+            yield ConfigProblem("refinement.space", "'latent'", expected)
         if "fine_tuning" in wanted.methods and wanted.tuned == "encoder" and self.is_trm:
             expected = "`all`: a table of embeddings is no encoder, and `search` moves its row"
-            found.append(ConfigProblem("refinement.tuned", "'encoder'", expected))
-        return found
+            yield ConfigProblem("refinement.tuned", "'encoder'", expected)
 
     @property
     def is_trm(self) -> bool:
@@ -397,11 +394,11 @@ class StudyConfig:
         rule=NONE_TWICE,
     )
     selections: dict[str, SelectionConfig] = option(
-        "choices among experiments by rule, and what follows them", factory=dict
+        "choices among experiments by rule, and the experiments that follow them", factory=dict
     )
     budget: float | None = option(
-        "device-hours that the study may take: `etrm plan` shows what fits and what is cut; changes"
-        " no result, and stops nothing",
+        "device-hours that the study may take: `etrm plan` shows those that fit and those cut;"
+        " changes no result, and stops nothing",
         None,
         "hours",
         gt=0,

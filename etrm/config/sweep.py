@@ -60,11 +60,11 @@ class AxisConfig:
         rule=Rule("letters, digits, - and _", lambda v: re.sub(r"[\w-]", "", v, flags=re.A) == ""),
     )
 
-    def problems(self) -> list[ConfigProblem]:
-        """Return the problem of a key beside `every`."""
-        if self.every is None or self.key is None:
-            return []
-        return [ConfigProblem("key", repr(self.key), "null: `every` gives blocks of differences")]
+    def problems(self) -> Iterator[ConfigProblem]:
+        """Yield the problem of a key beside `every`."""
+        if self.every is not None and self.key is not None:
+            expected = "null: `every` gives blocks of differences"
+            yield ConfigProblem("key", repr(self.key), expected)
 
 
 @dataclass

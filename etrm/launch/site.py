@@ -7,14 +7,13 @@ in `slurm/site.yaml`, which git ignores; `slurm/site.example.yaml` has every key
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from etrm.config.files import located, read_file
 from etrm.config.schema import ConfigError, ConfigProblem, option, parse
-from etrm.config.text import show
 
 SITE = Path("slurm/site.yaml")
 VARIABLE = "ETRM_SITE"
@@ -146,11 +145,8 @@ def read_site(path: Path | None = None) -> SiteConfig:
     if not where.exists() and not named and path is None:
         return SiteConfig()
     document = read_file(where, f"the file of settings that {VARIABLE} names")
-    if document is not None and not isinstance(document, Mapping):
-        problem = ConfigProblem("(top level)", show(document), "a block of keys")
-        raise ConfigError([problem], str(where))
     try:
-        site: SiteConfig = parse(SiteConfig, document or {})
+        site: SiteConfig = parse(SiteConfig, {} if document is None else document)
     except ConfigError as error:
         raise ConfigError(error.problems, str(where)) from None
     return site

@@ -82,12 +82,12 @@ def preemptible() -> Iterator[None]:
 def _preempted() -> bool:
     """Return whether SLURM ends this job to make room for another one."""
     job = this_job()
-    said = "" if job is None else _slurm("scontrol", "show", "job", job)[0]
+    said = "" if job is None else ask_slurm("scontrol", "show", "job", job)[0]
     at = re.search(r"\bPreemptTime=(\S+)", said)
     return at is not None and at[1] not in ("None", "N/A", "Unknown")
 
 
-def _slurm(*command: str) -> tuple[str, str]:
+def ask_slurm(*command: str) -> tuple[str, str]:
     """Return the output of a command of SLURM, and its error; empty where there is none."""
     try:
         done = subprocess.run(
@@ -95,7 +95,8 @@ def _slurm(*command: str) -> tuple[str, str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", str(error)
-    return done.stdout, done.stderr.strip() if done.returncode else ""
+    failed = f"exit code {done.returncode}" if done.returncode else ""
+    return done.stdout, failed and (done.stderr.strip() or failed)
 
 
 def requeue() -> bool:
@@ -106,7 +107,7 @@ def requeue() -> bool:
     job = this_job()
     if job is None:
         return False
-    problem = _slurm("scontrol", "requeue", job)[1]
+    problem = ask_slurm("scontrol", "requeue", job)[1]
     if problem:
         text = "SLURM job %s could not be put back into the queue (%s): it counts as failed"
         say(text % (job, problem), logging.WARNING)

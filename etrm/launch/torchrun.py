@@ -33,6 +33,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from etrm.errors import UserError
 from etrm.launch.job import Job, read_job, write_job
+from etrm.launch.slurm import ask_slurm
 from etrm.runtime.distributed import ranks_of_this_run
 from etrm.runtime.environment import search_first
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, Interruption, signal_name
@@ -254,13 +255,12 @@ def this_node(environment: Mapping[str, str]) -> Node:
             f"SLURM's variables: found none or no number ({error}), expected those of a process"
             " that `srun` has started within a SLURM job"
         ) from None
-    command = ["scontrol", "show", "hostnames", names]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    hosts = tuple(done.stdout.split())
+    said, problem = ask_slurm("scontrol", "show", "hostnames", names)
+    hosts = tuple(said.split())
     if not 0 <= number < len(hosts):
         raise LaunchError(
             f"SLURM_STEP_NODELIST: found {len(hosts)} hosts in {names!r} for node {number}"
-            f" {done.stderr.strip()}, expected one host for each node"
+            f" {problem}, expected one host for each node"
         )
     return Node(number, hosts, FIRST_PORT + (job + 101 * step) % PORTS)
 

@@ -9,6 +9,7 @@ from typing import Any
 from etrm.config.health import GateConfig
 from etrm.errors import UserError
 from etrm.storage.records import read_run, read_verdict
+from etrm.study.layout import Layout, Run
 
 
 class GateError(UserError):
@@ -54,6 +55,12 @@ def describe(verdict: Mapping[str, Any]) -> str:
     if failed:
         return f"{text}, failed {failed}"
     return f"{text} ({hints})" if hints and not verdict["passed"] else text
+
+
+def verdicts_of(layout: Layout) -> dict[Run, dict[str, Any]]:
+    """Return the verdicts that are there, by their overfit runs."""
+    paths = {run: layout.verdict(run.experiment, run.seed) for run in layout.runs("overfit")}
+    return {run: read_verdict(path) for run, path in paths.items() if path.is_file()}
 
 
 def outcome(verdict: Mapping[str, Any]) -> str:

@@ -103,10 +103,6 @@ class Layout:
         """Return the record of a selection."""
         return self.root / "selections" / f"{name}.json"
 
-    def validation(self, experiment: str, seed: int) -> Path:
-        """Return the `validation.json` of a candidate."""
-        return self.root / "validation" / experiment / f"seed{seed}" / "validation.json"
-
     def refined(self, experiment: str | None = None) -> list[Run]:
         """Return the runs whose answers are refined, after they are evaluated."""
         known = self.study.experiments
@@ -267,10 +263,8 @@ class Layout:
         """
         found = {}
         for name, source in self.sources.items():
-            if isinstance(
-                source, GeneratedSource
-            ):  # its name tells the content, before it is there
-                found[name] = generated_file(source).stem
+            if isinstance(source, GeneratedSource):
+                found[name] = generated_file(source).stem  # it tells the content of a missing file
                 continue
             folder = Path(getattr(source, "path", None) or "")  # of which ids are made
             paths = [Path(file) for file in self.source_files(name)]

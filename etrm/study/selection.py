@@ -18,7 +18,7 @@ from etrm.evaluation.selection import Choice, choose
 from etrm.storage.files import read_once, write_json_atomic
 from etrm.storage.records import DamagedFileError, read_selection, read_validation
 from etrm.study.gate import GateError
-from etrm.study.layout import Layout
+from etrm.study.layout import Layout, Run
 
 
 def write_selection(
@@ -77,7 +77,8 @@ def choices_of(layout: Layout, name: str) -> list[Choice] | None:
     if known != set(layout.study.candidates(name)):
         return None
     for run in record["runs"]:
-        now = _key_of(layout.validation(run["experiment"], run["seed"]))
+        of = Run(run["experiment"], "full", run["seed"])
+        now = _key_of(layout.score(of, "validation"))
         if now not in (None, run["run_key"]):
             return None
     return choose(_shares(record["runs"]), layout.study.selections[name])

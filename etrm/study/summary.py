@@ -8,8 +8,7 @@ from etrm.config.study import StudyConfig
 from etrm.report.run_view import RunView
 from etrm.report.tables import results, to_text
 from etrm.runtime.terminal import fit, width
-from etrm.storage.records import read_verdict
-from etrm.study.gate import outcome
+from etrm.study.gate import outcome, verdicts_of
 from etrm.study.layout import Layout
 from etrm.study.selection import chosen_in_words, is_chosen
 from etrm.study.views import study_views
@@ -18,23 +17,16 @@ from etrm.study.views import study_views
 def summary(study: StudyConfig, columns: int | None = None) -> str:
     """Return the summary, no wider than `columns` (those of the terminal, without)."""
     columns, layout = columns or width(), Layout(study)
-    paths = [layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")]
-    verdicts = {path: read_verdict(path) for path in paths if path.is_file()}
+    verdicts = verdicts_of(layout).values()
     views = study_views(study)
     if not views:
-        text = f"{layout.root}: no run has finished yet"
-        return "\n".join(fit(text, columns))
+        return "\n".join(fit(f"{layout.root}: no run has finished yet", columns))
     lines = [f"Study {study.study}", "", to_text(results(views, study.baseline), columns)]
-    if verdicts:
-        lines += ["Gates"]
-        for verdict in verdicts.values():
-            lines += fit(f"  {outcome(verdict)}", columns, " " * 9)
-        lines.append("")
-    if study.selections:
-        lines += ["Selections"]
-        for name in study.selections:
-            lines += fit(f"  {name}: {chosen_in_words(layout, name)}", columns, " " * 9)
-        lines.append("")
+    chosen = [f"{name}: {chosen_in_words(layout, name)}" for name in study.selections]
+    for title, said in (("Gates", list(map(outcome, verdicts))), ("Selections", chosen)):
+        if said:
+            each = [part for text in said for part in fit(f"  {text}", columns, " " * 9)]
+            lines += [title, *each, ""]
     return "\n".join([*lines, *_next(layout, views, columns)])
 
 

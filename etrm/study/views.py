@@ -12,7 +12,8 @@ from etrm.config.text import first_few, nearest
 from etrm.errors import MissingFileError, UserError
 from etrm.report.collect import collect
 from etrm.report.run_view import RunView, load_run
-from etrm.storage.records import read_score, read_verdict
+from etrm.storage.records import read_score
+from etrm.study.gate import verdicts_of
 from etrm.study.layout import Layout, Run
 from etrm.study.selection import is_chosen
 
@@ -45,9 +46,8 @@ def study_views(study: StudyConfig) -> list[RunView]:
     Without full runs behind a gate that has since closed, or after a selection of others.
     """
     layout = Layout(study)
-    verdicts = {r: layout.verdict(r.experiment, r.seed) for r in layout.runs("overfit")}
-    judged = {(r.experiment, r.seed): read_verdict(p) for r, p in verdicts.items() if p.is_file()}
-    passed = {run for run, verdict in judged.items() if verdict["passed"]}
+    verdicts = verdicts_of(layout)
+    passed = {(run.experiment, run.seed) for run, found in verdicts.items() if found["passed"]}
     runs = [
         run
         for run in layout.runs()
@@ -55,11 +55,9 @@ def study_views(study: StudyConfig) -> list[RunView]:
         or (run.experiment, run.seed) in passed
         or (study.experiments[run.experiment].after and is_chosen(layout, run.experiment))
     ]
-    selections = map(layout.selection, study.selections)
-    files = [
-        *map(str, (*verdicts.values(), *selections)),
-        *(f for run in runs for f in layout.run_files(run)),
-    ]
+    files = [str(layout.verdict(run.experiment, run.seed)) for run in verdicts]
+    files += map(str, map(layout.selection, study.selections))
+    files += [file for run in runs for file in layout.run_files(run)]
     scored = [(run, stage) for run, stage in layout.results() if run in runs]
     files += [file for run, stage in scored for file in layout.score_files(run, stage)]
     return collect([file for file in files if Path(file).is_file()], layout.finalists)

@@ -55,7 +55,7 @@ def sync(folder: Path, project: str, environment: Mapping[str, str]) -> str:
     if code or left:
         raise UserError(
             f"wandb sync ended with code {code}, and {len(left)} of {len(runs)} offline runs are"
-            f" not sent: what W&B said is above. With a key (`wandb login`, or WANDB_API_KEY) and a"
+            f" not sent: the reason is above. With a key (`wandb login`, or WANDB_API_KEY) and a"
             " network, the same command sends the rest"
         )
     return f"{len(runs)} offline runs sent to the project {project}"

@@ -57,14 +57,18 @@ class Tracker:
         self._mirror: _Mirror | None = None
         mode = _mode(tracking.wandb)
         if mode != "disabled":
+            group = f"{run.experiment}/{run.stage}"
+            tags = (folder.parent.name, run.stage, run.context.source, run.split, f"seed{run.seed}")
             asked = {
-                "project": tracking.project,
-                "name": f"{run.experiment}/{run.stage}/seed{run.seed}",
-                "id": key[:16],
+                "run": {  # arguments of `wandb.init`
+                    "project": tracking.project,
+                    "name": f"{group}/seed{run.seed}",
+                    "id": key[:16],
+                    "config": plain(run),
+                    "group": group,
+                    "tags": [tag[:TAG_LETTERS] for tag in tags if tag],
+                },
                 "mode": mode,
-                "config": plain(run),
-                "group": f"{run.experiment}/{run.stage}",
-                "tags": [tag[:TAG_LETTERS] for tag in _tags(run, folder.parent.name) if tag],
                 "folder": str(folder),
                 "init_seconds": INIT_SECONDS,
                 "finish_seconds": FINISH_SECONDS,
@@ -112,10 +116,6 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.close(seconds)
         self._mirror = None
-
-
-def _tags(run: RunConfig, study: str) -> tuple[str, ...]:
-    return study, run.stage, run.context.source, run.split, f"seed{run.seed}"
 
 
 class _Mirror:
@@ -174,7 +174,7 @@ class _Mirror:
         if not self._warned:
             self._warned = True
             log.warning(
-                "W&B: %s; training goes on and metrics.parquet has everything. What W&B recorded"
+                "W&B: %s; training goes on and metrics.parquet has everything. The records of W&B"
                 " here can be sent later: etrm sync, or wandb sync %s",
                 problem,
                 self.folder,

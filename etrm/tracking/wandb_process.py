@@ -58,9 +58,8 @@ def _mirror(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:
         return
     _answer(answers, folder=str(run.settings.sync_dir), problem=asked.get("problem"))
     if url := getattr(run, "url", None):  # of one that is online: the record of the run links to it
-        with open(
-            os.path.join(asked["folder"], f"{asked['id']}.url"), "w", encoding="utf-8"
-        ) as file:
+        path = os.path.join(asked["folder"], f"{asked['run']['id']}.url")
+        with open(path, "w", encoding="utf-8") as file:
             file.write(url)
     try:
         for line in given:
@@ -117,18 +116,9 @@ def _start(asked: dict[str, Any]) -> Any:
     os.environ.setdefault("WANDB_DATA_DIR", os.path.join(asked["folder"], "data"))
     import wandb
 
-    return wandb.init(
-        project=asked["project"],
-        name=asked["name"],
-        id=asked["id"],
-        resume="allow",
-        mode=asked["mode"],
-        dir=asked["folder"],
-        config=asked["config"],
-        group=asked["group"],
-        tags=asked["tags"],
-        settings=wandb.Settings(silent=True, console="off", init_timeout=asked["init_seconds"]),
-    )
+    settings = wandb.Settings(silent=True, console="off", init_timeout=asked["init_seconds"])
+    place = {"mode": asked["mode"], "dir": asked["folder"]}
+    return wandb.init(**asked["run"], **place, resume="allow", settings=settings)
 
 
 def _begin_again(asked: dict[str, Any], given: list[str], answers: TextIO) -> None:

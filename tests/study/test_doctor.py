@@ -286,7 +286,7 @@ def test_slurm_jobs_of_an_earlier_snakemake_are_told_from_those_of_the_one_that_
 def test_a_slurm_that_gives_no_answer_is_noted(
     study: Made, monkeypatch: pytest.MonkeyPatch, then: str, why: str
 ) -> None:
-    monkeypatch.setattr("etrm.study.doctor.study.SQUEUE_SECONDS", 0.2)
+    monkeypatch.setattr("etrm.launch.slurm.SECONDS", 0.2)
     squeue(study, then=then)
     diagnosis = examine()
     assert not diagnosis.symptoms

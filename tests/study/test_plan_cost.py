@@ -381,7 +381,7 @@ def test_missing_sources_are_named_and_their_numbers_not_known(tmp_path: Path) -
     assert (found.training, found.validation, found.questions) == (360, 40, None)
     assert str(tmp_path / "gone") in found.missing[0]
     assert "ask for it" in found.missing[0]
-    assert found.predictions(layout.study.experiments["trm"], 8) is None
+    assert found.answers(layout.study.experiments["trm"].evaluation, 8) is None
 
 
 def test_parameters_and_weights_are_those_of_the_model(tmp_path: Path) -> None:

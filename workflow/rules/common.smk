@@ -157,7 +157,7 @@ def verdicts_of(experiments):
 def validations_of(selection):
     """The validations of the candidates that no gate has stopped."""
     runs = [r for name in STUDY.candidates(selection) for r in LAYOUT.validated(name)]
-    return [str(LAYOUT.validation(r.experiment, r.seed)) for r in going(runs)]
+    return scores_of(going(runs), "validation")
 
 
 def files_of(runs):
@@ -314,7 +314,7 @@ def of_group(members):
     after = dict.fromkeys(STUDY.experiments[name].after for name in members)
     asked = [str(LAYOUT.selection(name)) for name in after if name]
     runs = going([run for name in members for run in LAYOUT.validated(name)])
-    asked += [str(LAYOUT.validation(run.experiment, run.seed)) for run in runs]
+    asked += scores_of(runs, "validation")
     return [*records(members=members), *asked, *below]
 
 

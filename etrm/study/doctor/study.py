@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
+import shutil
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+from etrm.launch.slurm import ask_slurm
 from etrm.runtime.run_lock import SILENCE_SECONDS, Holder, all_holders, is_running
 from etrm.study.layout import Layout
 from etrm.study.stale import StudyStatus
@@ -29,7 +30,6 @@ PROC = Path("/proc")  # a folder for each process of this machine
 # Options of a process that is itself a job of Snakemake, or runs none.
 NO_DRIVER = re.compile(r"-[a-z]*n[a-z]*|--(mode|dry-?run|unlock|lint|report)(=.*)?")
 SQUEUE = ("squeue", "--me", "--noheader", "--format=%i|%T|%r|%Z|%k|%M|%j")
-SQUEUE_SECONDS = 10.0  # to wait for its answer
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,12 @@ class Study:
     @cached_property
     def squeue(self) -> tuple[list[SlurmJob], str]:
         """Return the jobs that Snakemake submitted here, and why SLURM gives no answer, if so."""
-        try:
-            done = subprocess.run(
-                SQUEUE,
-                capture_output=True,
-                timeout=SQUEUE_SECONDS,
-                encoding="utf-8",
-                errors="replace",
-            )
-        except FileNotFoundError:
+        if shutil.which(SQUEUE[0]) is None:
             return [], ""
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return [], str(error)
-        if done.returncode:
-            return [], (done.stderr.strip().splitlines() or ["no reason"])[-1]
-        fields = [line.split("|", 6) for line in done.stdout.splitlines()]
+        said, problem = ask_slurm(*SQUEUE)
+        if problem:
+            return [], problem.splitlines()[-1]
+        fields = [line.split("|", 6) for line in said.splitlines()]
         jobs = [SlurmJob(*each) for each in fields if len(each) == 7]
         ours = [job for job in jobs if job.comment.startswith("rule_")]
         return [job for job in ours if Path(job.folder).resolve() == self.folder], ""

@@ -18,7 +18,7 @@ from etrm.config.load import plain
 from etrm.config.study import RunConfig
 from etrm.study.layout import Layout, Run
 from etrm.study.plan.devices import Device
-from etrm.study.plan.entries import Entry
+from etrm.study.plan.entries import RESULTS, Entry
 from etrm.study.plan.sizes import Sizes
 from etrm.study.plan.spread import Spreads
 from etrm.study.plan.work import Demand, Demands, refinement
@@ -42,28 +42,27 @@ class Measured:
 
 def measured(layout: Layout, status: StudyStatus) -> Iterator[Measured]:
     """Yield the speed of every finished run and evaluation whose record has its duration."""
-    scored, refined = set(layout.scored()), set(layout.refined())
+    results = set(layout.results())
     for run in layout.runs():
         record = status.run(run).record
         if record is None:
             continue
-        config, seconds = record["config"], record.get("seconds") or 0.0
-        done = record["steps_done"] * config["train"]["batch_size"]  # samples
-        if done and seconds > 0:
-            rate = done / seconds / record.get("ranks", 1)
-            yield Measured(run, run.stage, training_kind(config), rate, record["device"])
-        score = status.score(run).record if run in scored else None
-        if score is not None and (score.get("seconds") or 0.0) > 0:
+        config = record["config"]
+        samples = record["steps_done"] * config["train"]["batch_size"] / record.get("ranks", 1)
+        found = [(run.stage, training_kind(config), samples, record)]
+        score, refined = (
+            status.score(run, stage).record if (run, stage) in results else None
+            for stage in ("evaluation", "refinement")
+        )
+        if score is not None:
             done = score["predictions"] * config["halting"]["max_steps"]  # all take every step
-            kind = evaluation_kind(config, score["evaluation"])
-            yield Measured(run, "evaluate", kind, done / score["seconds"], score["device"])
-        found = status.score(run, "refinement").record if run in refined else None
-        if found is not None and (found.get("seconds") or 0.0) > 0:
-            kind, rate = (
-                refinement_kind(config, found["refinement"]),
-                found["tasks_asked"] / found["seconds"],
-            )
-            yield Measured(run, "refine", kind, rate, found["device"])
+            found.append(("evaluate", evaluation_kind(config, score["evaluation"]), done, score))
+        if refined is not None:
+            kind = refinement_kind(config, refined["refinement"])
+            found.append(("refine", kind, refined["tasks_asked"], refined))
+        for stage, kind, done, of in found:
+            if done and (of.get("seconds") or 0.0) > 0:
+                yield Measured(run, stage, kind, done / of["seconds"], of["device"])
 
 
 def training_kind(config: Row) -> str:
@@ -118,32 +117,39 @@ class Costs:
         """Return the remaining cost of a stage: none for a verdict, or a restored result."""
         if entry.stage == "gate" or not entry.costs or entry.cached:
             return Cost(0.0, hours_least=0.0)
-        if entry.stage == "refine":
-            return self._refinement(entry)
-        if entry.stage in ("evaluate", "validate"):
-            return self._evaluation(entry)
+        if entry.stage in RESULTS:
+            return self._result(entry)
         return self._training(entry)
 
-    def _refinement(self, entry: Entry) -> Cost:
-        experiment = self.layout.study.experiments[entry.experiment]
-        settings = experiment.refinement
-        config = self.layout.config_of(
-            Run(entry.experiment, str(experiment.scored_stage), entry.seed)
-        )
-        found = self._of_runs(
-            entry.experiment, "refine", refinement_kind(plain(config), plain(settings))
-        )
-        asked = self.sizes.asked_of(settings.tasks)
-        if asked is None:
+    def _result(self, entry: Entry) -> Cost:
+        """Return the cost of answers of a finished run, of an evaluation or a refinement."""
+        experiment, sizes = self.layout.study.experiments[entry.experiment], self.sizes
+        run = Run(entry.experiment, str(experiment.scored_stage), entry.seed)
+        config, validation = self.layout.config_of(run), entry.stage == "validate"
+        done: float | None
+        if entry.stage == "refine":
+            settings = experiment.refinement
+            stage, kind = "refine", refinement_kind(plain(config), plain(settings))
+            samples = sizes.answers(settings, self.layout.study.data.variants)
+            done = min(settings.tasks or sizes.held_out, sizes.held_out)
+        else:
+            of = experiment.evaluation
+            stage, kind = "evaluate", evaluation_kind(plain(config), plain(of))
+            samples = sizes.answers(of, self.layout.study.data.variants, validation)
+            # Rates of evaluations are in ACT steps, which another number of them scales with.
+            done = samples and samples * config.halting.max_steps
+        if samples is None or done is None:
             return Cost()
+        found = self._of_runs(entry.experiment, stage, kind)
         if found is not None:
-            tasks = min(settings.tasks or self.sizes.held_out, self.sizes.held_out)
-            hours = tasks / found[0] / HOUR
+            hours = done / found[0] / HOUR
             return Cost(hours, found[1], hours)
-        spread = self.demands.spreads.of(config, held_out=True)
-        demand = refinement(config, settings, spread)
-        variants = min(settings.variants, self.layout.study.data.variants)
-        return self._by_flops(config, "eval", demand, asked * variants)
+        if stage == "refine":
+            spread = self.demands.spreads.of(config, held_out=True)
+            demand = refinement(config, experiment.refinement, spread)
+        else:
+            demand = self.demands.of(config, False, held_out=not validation)
+        return self._by_flops(config, "eval", demand, samples)
 
     def _training(self, entry: Entry) -> Cost:
         config = self.layout.config_of(entry.run)
@@ -178,24 +184,6 @@ class Costs:
         if not early or not train.eval_every or left <= 0:
             return 1.0
         return min(1.0, (train.eval_every - step % train.eval_every) / left)
-
-    def _evaluation(self, entry: Entry) -> Cost:
-        experiment = self.layout.study.experiments[entry.experiment]
-        stage = experiment.scored_stage
-        assert stage is not None  # only scored stages have such an entry
-        config = self.layout.config_of(Run(entry.experiment, stage, entry.seed))
-        variants, validation = self.layout.study.data.variants, entry.stage == "validate"
-        samples = self.sizes.predictions(experiment, variants, validation)
-        if samples is None:
-            return Cost()
-        kind = evaluation_kind(plain(config), plain(experiment.evaluation))
-        # Rates of evaluations are in ACT steps, which another number of them scales with.
-        found = self._of_runs(entry.experiment, "evaluate", kind)
-        if found is not None:
-            hours = samples * config.halting.max_steps / found[0] / HOUR
-            return Cost(hours, found[1], hours)
-        demand = self.demands.of(config, False, held_out=not validation)
-        return self._by_flops(config, "eval", demand, samples)
 
     def _by_flops(self, config: RunConfig, case: str, demand: Demand, samples: float) -> Cost:
         """Return the cost of so many samples at the rate of the device; `case`: train or eval."""

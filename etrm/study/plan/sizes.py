@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from etrm.config.study import ExperimentConfig, ModelConfig, RunConfig
+from etrm.config.refinement import RefinementConfig
+from etrm.config.study import EvaluationConfig, ModelConfig, RunConfig
 from etrm.data.prepare import select_tasks
 from etrm.data.tables import TaskRecord, read_tasks
 from etrm.models.build import context_of_sizes
@@ -40,20 +41,20 @@ class Sizes:
     records: Sequence[TaskRecord] = field(default=(), repr=False, compare=False)
     missing: tuple[str, ...] = ()  # sources whose files are missing, and where to get them
 
-    def predictions(
-        self, config: ExperimentConfig, variants: int, validation: bool = False
+    def answers(
+        self, config: EvaluationConfig | RefinementConfig, variants: int, validation: bool = False
     ) -> int | None:
-        """Return the most predictions of an evaluation, or a validation: queries × variants."""
-        if validation:
-            return self.asked * min(config.evaluation.variants, variants)
-        asked = self.asked_of(config.evaluation.tasks)
-        return None if asked is None else asked * min(config.evaluation.variants, variants)
+        """Return the most answers that are asked for, queries × variants; None: not known yet.
 
-    def asked_of(self, tasks: int | None) -> int | None:
-        """Return the queries of so many held-out `tasks`, or of all; None: not known yet."""
-        if self.questions is None or not self.held_out:
-            return None
-        return round(self.questions * min(tasks or self.held_out, self.held_out) / self.held_out)
+        To so many held-out tasks as `config` names, or to the validation tasks.
+        """
+        asked = self.asked
+        if not validation:
+            if self.questions is None or not self.held_out:
+                return None
+            tasks = min(config.tasks or self.held_out, self.held_out)
+            asked = round(self.questions * tasks / self.held_out)
+        return asked * min(config.variants, variants)
 
     def puzzles(self, run: RunConfig, variants: int) -> int:
         """Return the most augmented puzzles of a run: rows of its table of embeddings."""
@@ -120,7 +121,7 @@ def disk_of(layout: Layout, entries: Iterable[Entry], sizes: Sizes) -> Disk:
             continue  # small files, for the most part
         if entry.stage == "evaluate":
             experiment = layout.study.experiments[entry.experiment]
-            rows = sizes.predictions(experiment, layout.study.data.variants) or 0
+            rows = sizes.answers(experiment.evaluation, layout.study.data.variants) or 0
             steps = FLOAT * experiment.halting.max_steps  # an accuracy for each
             write += round(rows * (sizes.cells + ROW + steps))
             continue

@@ -19,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from tqdm import tqdm
 
 from etrm.runtime.interruption import EXIT_INTERRUPTED
 from etrm.runtime.terminal import WIDTH, cut, fit, take, use_stand_ins
 from etrm.study.terminal.dry_run import DryRun
-from etrm.study.terminal.jobs import Job, failure, interval, of_record
+from etrm.study.terminal.jobs import Job, failure, of_record
 
 CHOICE = "ETRM_TERMINAL"  # an environment variable
 SNAKEMAKE = "snakemake"  # its value for Snakemake's own output, as `--verbose` has it
@@ -238,7 +239,7 @@ class Display(logging.Handler):
         if self.failed:
             failed = ", ".join(job.name for job in self.failed.values())
             self._print(f"{of}, {len(self.failed)} failed: {failed}.", "bold red")
-            self._print("Their errors are above. Run the same command again for what is missing.")
+            self._print("Their errors are above. Run the same command again for the rest.")
 
     # --- jobs that run ---
 
@@ -279,7 +280,7 @@ class Display(logging.Handler):
     def _view(self) -> Text:
         """Return the live view: a line for all jobs, and one for each that runs."""
         running = [job for job in self.jobs.values() if job.works]
-        passed = interval(time.time() - self._began)
+        passed = tqdm.format_interval(time.time() - self._began)
         lines = [f"{self.done} of {self.total} jobs done, {len(running)} running, {passed}"]
         rows = [_cells(job) for job in running[:ROOM]]
         far, left = (max((len(row[i]) for row in rows), default=0) for i in (1, 2))

@@ -45,7 +45,7 @@ class DryRun:
             lines += fit(f"{head}{of}{' - ' * bool(of and why) or ' '}{why}", width, " " * 4)
             lines += [part for said in self._said[rule] for part in fit(f"    {said}", width, "")]
         text = (
-            "Nothing was done. `etrm plan` says what each experiment waits for, and the cost;"
+            "Nothing was done. `etrm plan` says why, stage by stage, and the cost;"
             " --verbose lists the jobs one by one, with their files."
         )
         return [*lines, *fit(text, width, "")]

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from etrm.errors import UserError
 from etrm.runtime.progress import Reading
 from etrm.storage.records import DESCRIBED, read_run, read_score, read_verdict
@@ -68,7 +70,7 @@ class Job:
     @property
     def duration(self) -> str:
         """Return the time since it was started."""
-        return interval(time.time() - self.started)
+        return tqdm.format_interval(time.time() - self.started)
 
     def read(self) -> Iterator[str]:
         """Read the new lines of the log, and yield the warnings in it."""
@@ -135,13 +137,6 @@ def _last_error(lines: Sequence[str]) -> str:
 def _message(line: str) -> str:
     match = LINE.match(line)
     return match[2] if match else line
-
-
-def interval(seconds: float) -> str:
-    """Return a duration: `0:07`, `12:34`, `3:05:09`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _training(output: Path) -> str:
