@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tiny import make_run, make_tasks, write_study
 
+from etrm import cli
 from etrm.config.execution import TrackingConfig
 from etrm.config.load import load_study
 from etrm.training.run import train_run
@@ -93,6 +94,28 @@ def test_definitions_are_where_pages_say(page: Path) -> None:
         module = path.removesuffix(".py").replace("/", ".")
         found = pkgutil.resolve_name(f"{module}:{name}")
         assert getattr(found, "__module__", module) == module, f"{name} is not defined in {path}"
+
+
+def commands_of(page: Path, program: str) -> list[str]:
+    """Return the command lines of a program that a page names, in text and in blocks of shell."""
+    text = page.read_text(encoding="utf-8")
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.split("\n")
+    ]
+    found = [*lines, *re.findall(r"`([^`\n]+)`", text)]
+    return [each.partition("#")[0] for each in found if re.match(rf"{program} [a-z]", each)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_options_that_are_named_exist(page: Path) -> None:
+    [kinds] = [each for each in cli._parser()._actions if isinstance(each.choices, dict)]
+    assert isinstance(kinds.choices, dict)
+    for line in commands_of(page, "etrm"):
+        parser = kinds.choices[line.split()[1]]
+        unknown = set(re.findall(r"(?<=\s)--[a-z-]+", line)) - set(parser._option_string_actions)
+        assert unknown == set(), line
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert {line.split()[1] for line in commands_of(page, "make")} <= set(targets)
 
 
 def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
