@@ -20,6 +20,7 @@ from jobs import (
     LOCK,
     NAME,
     SILENCE,
+    SILENT,
     STEP,
     STEPS,
     Place,
@@ -33,7 +34,6 @@ from jobs import (
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interruption
 from etrm.runtime.run_lock import HOLDER, LEASES, Holder, Lease, read_holder, this_process
 
-SILENT = {f"{LOCK}:SILENCE_SECONDS": 60.0}
 WAITING = "asked it to save and to hand over, waiting"
 OVER = f"handing {NAME} over to "
 HOST = this_process()["host"]
@@ -75,7 +75,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(damaged: bool, sc
     lease = claim(scene.lease, host="elsewhere", place="there", pid=12, slurm_job="345")
     if damaged:
         (lease.parent / "holder.json").write_text("")
-    second = scene.start()
+    second = scene.start(**SILENT)
     second.says(WAITING)
     until = time.monotonic() + 1.3 * SILENCE
     while time.monotonic() < until:
@@ -88,7 +88,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(damaged: bool, sc
     log = second.ended(0)
     process = "process 12 on elsewhere" + ("" if damaged else " (SLURM job 345)")
     assert f"{NAME} is with {process} since" in log
-    assert f"{process} gave no heartbeat for 3 s: taking over" in log
+    assert f"{process} gave no heartbeat for {SILENCE:g} s: taking over" in log
     scene.same()
 
 
@@ -102,9 +102,9 @@ def test_a_silent_holder_elsewhere_is_succeeded_and_not_before(damaged: bool, sc
 )
 def test_a_holder_that_was_asleep_writes_nothing(at: Place, scene: Scene) -> None:
     """In a step, in the middle of a save, and before its results."""
-    holder, study = scene.start(at), scene.study
+    holder, study = scene.start(at, **SILENT), scene.study
     holder.kill(signal.SIGSTOP)
-    assert "gave no heartbeat for" in scene.resumes()
+    assert "gave no heartbeat for" in scene.resumes(**SILENT)
     before = {n: c for n, c in content(study.root).items() if not n.endswith(".tmp")}
     folders = sorted(study.state.rglob("*/"))
     scene.marker.unlink()
@@ -161,8 +161,8 @@ def test_what_the_holder_has_finished_is_used(scene: Scene) -> None:
 
 
 def test_a_newcomer_that_is_told_to_stop_stops_and_withdraws(scene: Scene) -> None:
-    deaf = {f"{LOCK}:HEARTBEAT_SECONDS": 50.0, **SILENT}
-    holder, second = scene.start(STEP, **deaf), scene.start(**SILENT)
+    deaf = {f"{LOCK}:HEARTBEAT_SECONDS": 50.0}
+    holder, second = scene.start(STEP, **deaf), scene.start()
     second.says(WAITING)
     assert (scene.lease / "request.json").exists()
     second.kill(signal.SIGTERM)
@@ -192,14 +192,14 @@ def test_ranks_wait_and_hand_over_together(scene: Scene, tmp_path: Path) -> None
     """One rank hands over to two, and these to one."""
     study = make_study(tmp_path / "long", 10_000, eval_every=None, save_every=10_000)
     scene = replace(scene, study=study)
-    first, ranks = scene.start(STEP, **SILENT), scene.ranks(**SILENT)
+    first, ranks = scene.start(STEP), scene.ranks()
     ranks.says(WAITING)
     first.says(OVER)
     scene.marker.unlink()
     assert ": saved step 20\n" in first.ended(EXIT_INTERRUPTED)
     ranks.says("step 24/")
     assert "resuming from step 20 " in ranks.log.read_text()
-    last = scene.start(**SILENT)
+    last = scene.start()
     step = int(re.findall(r": saved step (\d+)\n", ranks.ended(EXIT_INTERRUPTED))[0])
     assert step >= 24
     last.says(f"resuming from step {step} ")
