@@ -44,7 +44,7 @@ class RunView:
     contexts: Path | None = None  # of tasks, as the run sees them
     finalist: bool = True  # to be evaluated on held-out tasks, if it can be
     choices: tuple[dict[str, Any], ...] = ()  # its places in selections
-    _read: dict[str, pd.Series] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _read: dict[Any, pd.Series] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def experiment(self) -> str:
@@ -158,6 +158,17 @@ class RunView:
         """Return the metric at the end: `final` of training, else `last`, of an evaluation."""
         return self.final(name) if name.startswith(("train/", "grad/")) else self.last(name)
 
+    def credit(self, k: int, rule: str) -> pd.Series | None:
+        """Return the credit of each test task by its id; None without a score at k."""
+        score = self.score or {}
+        ranks = score.get("ranks")
+        if not ranks or str(k) not in score["pass"]:
+            return None
+        if (k, rule) not in self._read:
+            found = credits(ranks, [k])[:, 0, CREDIT_RULES.index(rule)]
+            self._read[k, rule] = pd.Series(found, index=list(ranks), name=self.seed)
+        return self._read[k, rule]
+
     def test_metric(self, name: str) -> float | None:
         """Return an `all.*` metric of the evaluation on test tasks."""
         value = None if self.score is None else self.score["metrics"].get(name)
@@ -206,12 +217,10 @@ def credits_of(views: Sequence[RunView], k: int, rule: str) -> pd.DataFrame | No
     """Return the credits of runs on test tasks, [seed, task id]; None unless all have the same."""
     rows = []
     for view in views:
-        score = view.score or {}
-        ranks = score.get("ranks")
-        if not ranks or str(k) not in score["pass"]:
+        row = view.credit(k, rule)
+        if row is None:
             return None
-        credit = credits(ranks, [k])[:, 0, CREDIT_RULES.index(rule)]
-        rows.append(pd.Series(credit, index=list(ranks), name=view.seed))
+        rows.append(row)
     if not rows or any(set(row.index) != set(rows[0].index) for row in rows):
         return None
     return pd.DataFrame(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import fake
 import pytest
 import synthetic
@@ -20,5 +22,10 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[RunView]:
 
 
 @pytest.fixture(scope="session")
-def synthetic_study(tmp_path_factory: pytest.TempPathFactory) -> StudyView:
-    return synthetic.study(tmp_path_factory.mktemp("synthetic"))
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("synthetic")
+
+
+@pytest.fixture(scope="session")
+def synthetic_study(synthetic_folder: Path) -> StudyView:
+    return synthetic.study(synthetic_folder)

@@ -39,8 +39,9 @@ def assert_readable(fig: Figure, names: Iterable[str] = ()) -> str:
     for text, _ in found:
         for name in names:
             assert_whole(text, name)
-    for (one, box), (other, its) in itertools.combinations(found, 2):
-        assert not box.padded(-0.5).overlaps(its.padded(-0.5)), f"{one!r} lies over {other!r}"
+    smaller = [(text, box.padded(-0.5)) for text, box in found]
+    for (one, box), (other, its) in itertools.combinations(smaller, 2):
+        assert not box.overlaps(its), f"{one!r} lies over {other!r}"
     for text, box in found:
         inside = fig.bbox.padded(1.0)
         assert inside.contains(box.x0, box.y0), f"{text!r} leaves the page"

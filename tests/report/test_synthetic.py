@@ -43,8 +43,11 @@ def test_runs_are_missing_stopped_failed_and_of_one_point(
     assert score["partial"]
 
 
-def test_its_files_lie_as_a_study_lays_them_out(tmp_path: Path) -> None:
-    files = [str(path.relative_to(tmp_path)) for path in synthetic.write(tmp_path)]
-    assert files[0] == "data/tasks.parquet"
-    assert "runs/etrm_lpn/overfit/seed2/verdict.json" in files
-    assert "evaluation/trm/seed0/predictions.parquet" in files
+@pytest.mark.usefixtures("synthetic_study")
+def test_its_files_lie_as_a_study_lays_them_out(synthetic_folder: Path) -> None:
+    for name in (
+        "data/tasks.parquet",
+        "runs/etrm_lpn/overfit/seed2/verdict.json",
+        "evaluation/trm/seed0/predictions.parquet",
+    ):
+        assert (synthetic_folder / name).is_file()

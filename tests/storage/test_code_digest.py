@@ -14,9 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import digests_of
 import pytest
+from digests_of import taken
 
-from etrm.storage.code_digest import read_code, read_definitions
+from etrm.storage import code_digest
+from etrm.storage.code_digest import read_code
+from etrm.storage.digests import is_computing
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "etrm").rglob("*.py"))
@@ -147,18 +151,6 @@ def test_the_digest_is_the_one_that_was_recorded(name: str) -> None:
 
 # --- side by side ---
 
-PROGRAM = """
-import json, runpy, sys
-found = runpy.run_path(sys.argv[1])
-
-def definitions(text):
-    code = found["read_definitions"](text, lambda name: name.startswith("etrm.models"))
-    return [(n, [(d.digest, sorted(d.names)) for d in ds]) for n, ds in code.definitions.items()]
-
-texts = json.load(sys.stdin)
-print(json.dumps([[found["read_code"](text), definitions(text)] for text in texts]))
-"""
-
 
 @cache
 def interpreters() -> dict[str, str]:
@@ -177,19 +169,20 @@ def interpreters() -> dict[str, str]:
 
 
 @cache
-def digests_here() -> dict[str, list[Any]]:
-    """Digests by this version of Python, by the text; definitions have no relative imports."""
-    texts = [*SNIPPETS.values(), *(path.read_text(encoding="utf-8") for path in FILES)]
-    found = {}
-    for text in texts:
-        if "from ." not in text:
-            code = read_definitions(text, lambda name: name.startswith("etrm.models"))
-            own = [
-                [name, [[each.digest, sorted(each.names)] for each in found]]
-                for name, found in code.definitions.items()
-            ]
-            found[text] = [list(read_code(text)), own]
-    return found
+def texts() -> list[tuple[str, str]]:
+    """Snippets, and all files as keys read them: those that compute by their definitions."""
+    found = [(kind, text) for text in SNIPPETS.values() for kind in ("whole", "definitions")]
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        kind = "definitions" if is_computing(module) else "whole"
+        found.append((kind, path.read_text(encoding="utf-8")))
+    # Definitions have no relative imports.
+    return [(kind, text) for kind, text in found if kind == "whole" or "from ." not in text]
+
+
+@cache
+def digests_here() -> list[Any]:
+    return taken(vars(code_digest), texts())
 
 
 @pytest.mark.parametrize("version", OTHERS)
@@ -197,11 +190,11 @@ def test_other_versions_of_python_take_the_same_digests(version: str) -> None:
     python = interpreters().get(version)
     if python is None:
         pytest.skip(f"there is no Python {version} here")
-    here = digests_here()
-    command = [python, "-I", "-c", PROGRAM, str(ROOT / "etrm/storage/code_digest.py")]
-    run = subprocess.run(command, input=json.dumps([*here]), capture_output=True, text=True)
+    command = [python, "-I", digests_of.__file__, code_digest.__file__]
+    run = subprocess.run(command, input=json.dumps(texts()), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    for (text, ours), theirs in zip(here.items(), json.loads(run.stdout), strict=True):
+    found = zip(texts(), digests_here(), json.loads(run.stdout), strict=True)
+    for (_, text), ours, theirs in found:
         assert theirs == ours, text[:200]
 
 
@@ -217,7 +210,6 @@ def test_the_digest_needs_nothing_but_the_standard_library() -> None:
 def test_layout_comments_and_docstrings_change_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     expected = read_code(text)[0]
-    assert read_code(commented(text))[0] == expected
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -225,7 +217,8 @@ def test_layout_comments_and_docstrings_change_nothing(path: Path) -> None:
                 node.body.insert(0, ast.Expr(ast.Constant("Documented.")))
             else:
                 node.body = node.body[1:] or [ast.Pass()]
-    assert read_code(ast.unparse(ast.fix_missing_locations(tree)))[0] == expected
+    other = ast.unparse(ast.fix_missing_locations(tree))
+    assert read_code(commented(other))[0] == expected
 
 
 def commented(text: str) -> str:
