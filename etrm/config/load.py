@@ -273,7 +273,7 @@ def _parents(
     config, found = _experiment(merged)
     if config is None or found:
         return []
-    return parent_problems(name, {**experiments, name: config}, expansion, unread)
+    return list(parent_problems(name, {**experiments, name: config}, expansion, unread))
 
 
 def _one_folder(entries: Mapping[str, Entry]) -> Iterator[ConfigProblem]:

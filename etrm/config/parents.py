@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def parent_problems(
     experiments: Mapping[str, ExperimentConfig],
     expansion: Expansion,
     unread: Collection[str],
-) -> list[ConfigProblem]:
-    """Return the problems of the parent of a valid experiment.
+) -> Iterator[ConfigProblem]:
+    """Yield the problems of the parent of a valid experiment.
 
     It must be a pretraining with a decoder of the same sizes and cycles, or one of the experiments
     that are `unread`. Whether its weights have seen held-out tasks is checked where the tasks are
@@ -81,26 +81,26 @@ def parent_problems(
     config = experiments[name]
     init = config.decoder.init
     if init is None or init in unread or expansion.may_have(init):
-        return []
+        return
     if names_file(init, {*experiments, *expansion.sweeps}):
-        return []
+        return
     known = [other for other, config in experiments.items() if config.is_trm]
     if init not in known:
-        return [unknown_experiment(INIT, init, known, expansion, "pretraining experiment")]
-    parent, found = experiments[init], []
+        yield unknown_experiment(INIT, init, known, expansion, "pretraining experiment")
+        return
+    parent = experiments[init]
     differences = decoder_differences(vars(parent.model), config.model).items()
     differ = [text for name, text in differences if name not in config.decoder.init_differs]
     if differ:
         expected = f"the decoder sizes of {init!r}, whose weights it starts from"
-        found.append(ConfigProblem(INIT, ", ".join(differ), expected))
+        yield ConfigProblem(INIT, ", ".join(differ), expected)
     absent = [str(seed) for seed in config.seeds if seed not in parent.seeds]  # of init_seed: same
     if config.decoder.init_seed == "same" and absent:
         text = f"same, but {init!r} has no seed {', '.join(absent)}"
-        found.append(ConfigProblem("decoder.init_seed", text, "first, or these among its seeds"))
+        yield ConfigProblem("decoder.init_seed", text, "first, or these among its seeds")
     if _starts_from_itself(name, experiments):
         expected = "null, or a pretraining that does not start from this one"
-        found.append(ConfigProblem(INIT, f"a circle back to {name!r}", expected))
-    return found
+        yield ConfigProblem(INIT, f"a circle back to {name!r}", expected)
 
 
 def unknown_experiment(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,13 @@ def _section(
     level: int, heading: str, cls: type, path: str, extra: Sequence[tuple[str, ...]] = ()
 ) -> str:
     head = ("key", "type", "unit", "default", "allowed", "meaning")
-    rows = [head, ("---",) * len(head), *extra, *(_row(k, path) for k in keys_of(cls).values())]
+    rows = [*extra, *(_row(key, path) for key in keys_of(cls).values())]
+    return "\n".join([f"{'#' * level} {heading}", "", _doc(cls), "", *_table(head, rows), ""])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]  # cells end at a bar
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"{'#' * level} {heading}", "", _doc(cls), "", *table, ""])
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
 
 
 def _row(key: Key, path: str) -> tuple[str, ...]:
@@ -129,17 +132,15 @@ def literal(value: Any) -> str:
 def _rules() -> str:
     """Return the table of the rules that hold unless a study changes them."""
     names = [f.name for f in fields(HealthRule)]
-    lines = [
+    opening = (
         "These rules of the experiment guide hold unless a study changes them. A study's own rules"
-        " come beside them; `warn`, `fail` and `stop` of null switch a rule off.",
-        "",
-        f"| rule | {' | '.join(names)} |",
-        f"|{' --- |' * (len(names) + 1)}",
-    ]
+        " come beside them; `warn`, `fail` and `stop` of null switch a rule off."
+    )
+    rows = []
     for name, rule in guide_rules().items():
         cells = ["" if (v := getattr(rule, n)) is None else f"`{literal(v)}`" for n in names]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        rows.append([f"`{name}`", *cells])
+    return "\n".join([opening, "", *_table(["rule", *names], rows), ""])
 
 
 def _doc(cls: type) -> str:
