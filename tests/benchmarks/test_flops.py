@@ -20,6 +20,7 @@ SIZES = {
     "model": {"width": 64, "heads": 4, "layers": 2, "context_tokens": 4},
     "context": {"width": 64, "heads": 4, "layers": 2, "set_layers": 2},
     "episodes": {"canvas": [6], "translate": False},
+    "halting": {"max_steps": 3},
 }
 MODELS = ("trm", "etrm-standard")
 
