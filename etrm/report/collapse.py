@@ -7,25 +7,21 @@ from typing import Any
 
 import pandas as pd
 
+from etrm.report import published
 from etrm.report.estimates import OVER_TASKS, STUDENT, by_experiment, over_seeds, score_of
 from etrm.report.formats import NONE, Columns, Table, interval
-from etrm.report.published import (
-    DETERMINISTIC,
-    EXACT,
-    RECURRENT,
-    SUBSET,
-    TRAINING,
-    VARIANCE,
-    VARIATIONAL,
-    find,
-)
 from etrm.report.run_view import RunView
 
 GUIDE = ((0.1, "collapsed"), (0.3, "limited"))  # variances below these; above: diverse
 BETWEEN, RANK, SWAP = (
     f"encoder/{name}" for name in ("between_task_ratio", "effective_rank", "context_swap_drop")
 )
-MEASURES = {"variance": VARIANCE, "between_task": BETWEEN, "rank": RANK, "swap_drop": SWAP}
+MEASURES = {
+    "variance": published.VARIANCE,
+    "between_task": BETWEEN,
+    "rank": RANK,
+    "swap_drop": SWAP,
+}
 NOTES = (
     f"Brackets are 95 % intervals: of measures and of train exact match by {STUDENT} (none of a"
     f" single seed), of pass@1 by {OVER_TASKS}.",
@@ -57,14 +53,14 @@ def collapse(views: Sequence[RunView], baseline: str | None = None) -> Table:
     A row for each experiment with an encoder, of its last stage, then published ones.
     """
     rows = [_row(name, mine) for name, mine in by_experiment(views).items() if not mine[0].is_trm]
-    for model in (DETERMINISTIC, VARIATIONAL, RECURRENT):
+    for model in (published.DETERMINISTIC, published.VARIATIONAL, published.RECURRENT):
         row: dict[str, Any] = {"experiment": model, "stage": "published", "seeds": 1}
         for name, metric, benchmark in (
-            ("variance", VARIANCE, TRAINING),
-            ("train_exact", EXACT, TRAINING),
-            ("pass@1", "pass@1", SUBSET),
+            ("variance", published.VARIANCE, published.TRAINING),
+            ("train_exact", published.EXACT, published.TRAINING),
+            ("pass@1", "pass@1", published.SUBSET),
         ):
-            (number,) = (p for p in find(metric, benchmark) if p.name == model)
+            (number,) = (p for p in published.find(metric, benchmark) if p.name == model)
             row[name] = number.value
             if number.interval:
                 row |= {f"{name}_low": number.interval[0], f"{name}_high": number.interval[1]}

@@ -12,16 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from etrm.report import style
-from etrm.report.curves import (
-    draw_curves,
-    end_entry,
-    label_steps,
-    legend_entries,
-    mark_last,
-    over_seeds,
-    smoothed,
-)
+from etrm.report import curves, style
 from etrm.report.panels import Panel, bounds, draw_panels
 from etrm.report.run_view import STAGES, RunView, StudyView, by_name
 
@@ -60,11 +51,11 @@ def training_curves(study: StudyView) -> Figure:
     drawn: list[RunView] = []
     for axes, stage in zip(panels, STAGES, strict=True):
         runs = [view for view in study.runs if view.stage == stage]
-        shown = draw_curves(axes, runs, "train/exact_accuracy", look_of)
+        shown = curves.draw_curves(axes, runs, "train/exact_accuracy", look_of)
         _validation_curves(axes, runs, look_of)
         for view in shown:
             _end_mark(axes, view, look_of[view.experiment].colour)
-        label_steps(axes)
+        curves.label_steps(axes)
         axes.set_title(TITLES[stage])
         drawn += shown
         if not shown:
@@ -72,13 +63,13 @@ def training_curves(study: StudyView) -> Figure:
     panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
     panels[0].yaxis.set_major_formatter(style.percent)
     _name_rows(panels, across, "exact match")
-    handles = legend_entries(drawn, look_of, panels)
+    handles = curves.legend_entries(drawn, look_of, panels)
     handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
     ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
     if any(view.stopped for view in drawn):
-        handles.append(end_entry("end of a stopped run"))
+        handles.append(curves.end_entry("end of a stopped run"))
     if any(not view.stopped for view in ended):
-        handles.append(end_entry("all episodes, averaged weights", "o"))
+        handles.append(curves.end_entry("all episodes, averaged weights", "o"))
     if any(len(view.series(VALIDATION)) for view in drawn):
         handles.append(_validation_entry())
     style.legend_below(fig, handles, study.style)
@@ -101,9 +92,9 @@ def learning(study: StudyView) -> Figure:
         style.share_y(row, across)
         for axes, stage in zip(row, STAGES, strict=True):
             runs = [view for view in study.runs if view.stage == stage]
-            shown = draw_curves(axes, runs, f"train/{name}", look_of)
+            shown = curves.draw_curves(axes, runs, f"train/{name}", look_of)
             _validation_curves(axes, runs, look_of, f"validation.{name}")
-            label_steps(axes, labelled=axes in panels[-across:])
+            curves.label_steps(axes, labelled=axes in panels[-across:])
             drawn += shown
             if not shown:
                 style.say(axes, f"no {TITLES[stage].lower()} run has finished yet")
@@ -113,7 +104,7 @@ def learning(study: StudyView) -> Figure:
     panels[0].set_ylim(top=1.02)
     panels[0].yaxis.set_major_formatter(style.percent)
     panels[count].set_ylim(bottom=0.0)
-    handles = legend_entries(drawn, look_of, panels)
+    handles = curves.legend_entries(drawn, look_of, panels)
     if any(len(view.series("validation.accuracy")) for view in drawn):
         handles.append(_validation_entry())
     style.legend_below(fig, handles, study.style)
@@ -301,7 +292,7 @@ def _validation_curves(
 ) -> None:
     """Draw a metric of validation tasks, one dotted line per experiment: the mean over seeds."""
     for name, mine in by_name(view for view in views if len(view.series(metric))).items():
-        curve = over_seeds([view.series(metric) for view in mine])["mean"]
+        curve = curves.over_seeds([view.series(metric) for view in mine])["mean"]
         colour = look_of[name].colour
         line: dict[str, Any] = {"linestyle": DOTTED, "marker": ".", "ms": 4, "zorder": 2.6}
         axes.plot(curve.index, curve, color=colour, **line)
@@ -310,9 +301,9 @@ def _validation_curves(
 def _end_mark(axes: Axes, view: RunView, colour: str) -> None:
     """Mark the end: a cross for a stopped run, else a dot at the last evaluation, if any."""
     if view.stopped:
-        mark_last(axes, smoothed(view, "train/exact_accuracy"), "X", colour)
+        curves.mark_last(axes, curves.smoothed(view, "train/exact_accuracy"), "X", colour)
     else:
-        mark_last(axes, view.series("all.exact_accuracy"), "o", colour)
+        curves.mark_last(axes, view.series("all.exact_accuracy"), "o", colour)
 
 
 def _gate_lines(axes: Axes, views: Sequence[RunView]) -> list[Line2D]:

@@ -63,11 +63,8 @@ def _histogram(axes: Axes, views: Sequence[RunView], look_of: Mapping[str, style
     else:
         for name, steps in answers.items():
             counts = np.bincount(steps)[1:]
-            line = _line(look_of[name], answered[name][0]) | {
-                "drawstyle": "steps-mid",
-                "markevery": 0.2,
-            }
-            axes.plot(np.arange(1, len(counts) + 1), counts / counts.sum(), **line)
+            line = _line(look_of[name], answered[name][0]) | {"drawstyle": "steps-mid"}
+            axes.plot(range(1, len(counts) + 1), counts / counts.sum(), markevery=0.2, **line)
         axes.yaxis.set_major_formatter(style.percent)
         _steps(axes)
 
@@ -103,7 +100,7 @@ def halting_grid(study: StudyView) -> Figure:
     over exploration), and pass@1 of their full runs.
     """
     overfit, full = _group(study.runs)
-    if len(overfit) + len(full) == 0 or len({*overfit, *full}) < 2:
+    if len({*overfit, *full}) < 2:
         words = "no two experiments differ in max_steps and exploration_prob alone"
         raise style.EmptyFigureError(words)
     fig, (left, right, curves), columns = style.small_multiples(study.style, 3, 3, 0.95)

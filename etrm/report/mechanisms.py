@@ -11,14 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from etrm.report.estimates import (
-    OVER_TASKS,
-    PAIRED,
-    Estimate,
-    by_experiment,
-    score_difference,
-    score_of,
-)
+from etrm.report import estimates
 from etrm.report.formats import NONE, Columns, Table, interval, number, points
 from etrm.report.refinement import METHODS, refinement_table
 from etrm.report.run_view import RunView
@@ -30,7 +23,8 @@ COLUMNS = (
     " gain_high gain_over gflop"
 )
 NOTES = (
-    f"Brackets are 95 % intervals: of pass@1 by {OVER_TASKS}; of the gain by {PAIRED}.",
+    f"Brackets are 95 % intervals: of pass@1 by {estimates.OVER_TASKS}; of the gain by"
+    f" {estimates.PAIRED}.",
     "Gain: of a recurrent encoder over the study's baseline, of the others over the same runs"
     " without a step. Steps: the most that were taken.",
 )
@@ -64,18 +58,18 @@ def is_recurrent(view: RunView) -> bool:
 
 
 def _of_models(views: Sequence[RunView], baseline: str | None) -> Iterator[dict[str, Any]]:
-    runs = by_experiment(views)
+    runs = estimates.by_experiment(views)
     refined = {view.experiment for view in views if view.refinement is not None}
     shown = refined | ({baseline} if baseline in runs else set(runs))
     for name, mine in runs.items():
-        if (score := score_of(mine)) is None:
+        if (score := estimates.score_of(mine)) is None:
             continue
-        gain: Estimate | None = None
+        gain: estimates.Estimate | None = None
         if mine[0].is_trm:
             words, signal = "learned embedding (TRM)", LABELS
         elif is_recurrent(mine[0]):
             words, signal = "recurrent encoder", UNGUIDED
-            gain = score_difference(mine, runs[baseline]) if baseline in runs else None
+            gain = estimates.score_difference(mine, runs[baseline]) if baseline in runs else None
         elif name in shown:
             words, signal = "one pass of the encoder", UNGUIDED
         else:

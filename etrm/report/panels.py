@@ -11,17 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etrm.config.health import HealthConfig, guide_rules
-from etrm.report import style
-from etrm.report.curves import (
-    draw_curves,
-    draw_threshold,
-    end_entry,
-    label_steps,
-    legend_entries,
-    make_logarithmic,
-    mark_last,
-    smoothed,
-)
+from etrm.report import curves, style
 from etrm.report.estimates import over_seeds
 from etrm.report.run_view import RunView, StudyView, by_name
 
@@ -83,19 +73,19 @@ def draw_panels(
             continue
         _draw(axes, panel, views, look_of)
         below = panels[i + across] if i + across < len(panels) else None
-        label_steps(axes, labelled=below is None or below.draw is not None)
+        curves.label_steps(axes, labelled=below is None or below.draw is not None)
     if across == columns:
         room = style.letters_across(
             ratio * study.style.width / across, 7.5 * study.style.font_scale
         )
         for axes, words in zip(grid[::across], rows, strict=False):
             axes.set_ylabel(style.wrap(words, room))
-    handles = legend_entries(views, look_of, grid)
+    handles = curves.legend_entries(views, look_of, grid)
     if any(panel.floor for panel in panels):
         handles.append(style.entry("untrained", linestyle="--"))
     ended = {view.stopped_by["metric"] for view in views if view.stopped_by is not None}
     if ended & {panel.metric for panel in panels}:
-        handles.append(end_entry("end of a run, by this metric"))
+        handles.append(curves.end_entry("end of a run, by this metric"))
     style.legend_below(fig, handles, study.style)
     return fig
 
@@ -103,7 +93,7 @@ def draw_panels(
 def _draw(
     axes: Axes, panel: Panel, views: Sequence[RunView], look_of: Mapping[str, style.Look]
 ) -> None:
-    if not draw_curves(axes, views, panel.metric, look_of):
+    if not curves.draw_curves(axes, views, panel.metric, look_of):
         style.say(axes, f"no run has logged {panel.metric}")
         return
     if panel.floor:
@@ -114,13 +104,15 @@ def _draw(
             lines.setdefault(value, words)  # the first of two at one place
     for value, words in lines.items():
         beside = "center" if len(lines) < 2 else "bottom" if value == max(lines) else "top"
-        draw_threshold(axes, value, words, beside)
+        curves.draw_threshold(axes, value, words, beside)
     for view in views:
         if (by := view.stopped_by) is not None and by["metric"] == panel.metric:
-            mark_last(axes, smoothed(view, panel.metric), "X", look_of[view.experiment].colour)
+            curves.mark_last(
+                axes, curves.smoothed(view, panel.metric), "X", look_of[view.experiment].colour
+            )
     low, high = axes.get_ylim()
     if panel.linear_below is not None:
-        make_logarithmic(axes, panel.linear_below)
+        curves.make_logarithmic(axes, panel.linear_below)
     elif panel.percent:
         axes.set_ylim(bottom=-0.02)  # a line at zero stays in sight
         axes.yaxis.set_major_formatter(style.percent)

@@ -103,17 +103,15 @@ def strata(views: Sequence[RunView]) -> list[Stratum]:
     found = []
     for key in dict.fromkeys(asked(view) for view in full):
         mine = [view for view in full if asked(view) == key]
-        scored, validated = (_with(mine, outcome) for outcome in (SCORE, VALIDATION))
+        scored, validated = (
+            [(view, x) for view in mine if (x := measure_of(view, outcome)) is not None]
+            for outcome in (SCORE, VALIDATION)
+        )
         by_score = len(scored) >= min(LEAST, len(validated))
         outcome, runs = (SCORE, scored) if by_score else (VALIDATION, validated)
         if runs:
             found.append(Stratum(*key, outcome, runs))
     return found
-
-
-def _with(views: Sequence[RunView], outcome: str) -> list[tuple[RunView, float]]:
-    values = ((view, measure_of(view, outcome)) for view in views)
-    return [(view, value) for view, value in values if value is not None]
 
 
 def measures(stratum: Stratum) -> list[str]:

@@ -65,9 +65,7 @@ PUBLISHED = (
     Published("LPN, latent search", ARC1, "pass@2", 0.155, LPN, tasks=400),
     Published(TINY_7M, ARC1, "pass@1", 0.044, TINY),
     Published(TINY_50M, ARC1, "pass@1", 0.09, TINY),
-    Published(
-        "ARC Tiny Transformer, test-time training", ARC1, "accuracy", 0.4775, TINY, "adapted"
-    ),
+    Published(TINY_ADAPTED, ARC1, "accuracy", 0.4775, TINY, "adapted"),
     Published("original ETRM, best run", ARC1, "pass@1", 0.0225, ETRM, "decoder", 400),
     Published("original ETRM, best run", ARC1, "pass@2", 0.025, ETRM, "decoder", 400),
     *(

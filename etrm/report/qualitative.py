@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from matplotlib.patches import Patch
 
 from etrm.evaluation.voting import to_array, vote
 from etrm.report.failures import CLASSES, failure, shares, truths_of
-from etrm.report.run_view import StudyView, distinct, last_stage
+from etrm.report.run_view import StudyView, by_name, last_stage
 from etrm.report.style import (
     GUIDE,
     INK,
@@ -62,17 +63,15 @@ def qualitative(study: StudyView) -> Figure:
     answers: dict[str, pd.DataFrame] = {}
     counts: dict[str, Counter[str]] = {}
     scored = [view for view in study.runs if view.predictions is not None]
-    names = distinct(view.experiment for view in scored)
-    truths = truths_of(study.tasks)
-    for name in names[:MOST]:
-        mine = [view for view in scored if view.experiment == name]
+    runs, truths = by_name(scored), truths_of(study.tasks)
+    for name, mine in itertools.islice(runs.items(), MOST):
         # Said wherever answers of a partial evaluation are shown.
         partial = any(view.score is not None and view.score["partial"] for view in mine)
         label = name + " (partial)" * partial
         assert mine[0].predictions is not None
         answers[label] = read_predictions(mine[0].predictions).to_pandas()
         counts[label] = sum((shares(view, truths) for view in mine), Counter[str]())
-    of = part_of(len(answers), len(names), "experiments")
+    of = part_of(len(answers), len(runs), "experiments")
     words = last_stage(scored)[1], of
     return draw_answers(study.tasks, answers, study.style, counts=counts, words=words)
 
@@ -135,11 +134,6 @@ def choose(
     return list(chosen.values())
 
 
-def _short(name: str) -> str:
-    """Return a task id that fits above a column: its beginning and its end."""
-    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 4]}…{name[-3:]}"
-
-
 def _attempts(
     predictions: pd.DataFrame, chosen: Sequence[tuple[Task, int]]
 ) -> dict[tuple[str, int], Attempt]:
@@ -173,7 +167,9 @@ class _Column:
         self.height = max(grid.shape[0] for grid in shown)
         self.side = max(self.height, *(grid.shape[1] for grid in shown))
         test = f", test {query + 1}" if len(task.queries) > 1 else ""
-        self.label = _short(task.id) + test
+        name, cut = task.id, len(task.id) > LONGEST_LABEL
+        short = f"{name[: LONGEST_LABEL - 4]}…{name[-3:]}" if cut else name  # begin and end
+        self.label = short + test
 
 
 class _Page:

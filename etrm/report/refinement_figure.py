@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etrm.report import style
@@ -68,13 +67,9 @@ def _axes(grid: Any, places: dict[int, int]) -> None:
         axes.set_xlabel("steps")
     for axes in (grid[0], grid[1], grid[3]):
         axes.yaxis.set_major_formatter(style.percent)
-        _from_zero(axes)
+        top = max(0.05, axes.get_ylim()[1])
+        axes.set_ylim(-0.03 * top, min(1.03, 1.05 * top))
     grid[2].set_ylabel("log, mean over cells")
     grid[3].set_xscale("log")
     grid[3].tick_params(which="minor", length=0)
     grid[3].set_xlabel("GFLOP of an answer")
-
-
-def _from_zero(axes: Axes) -> None:
-    top = max(0.05, axes.get_ylim()[1])
-    axes.set_ylim(-0.03 * top, min(1.03, 1.05 * top))

@@ -16,6 +16,7 @@ from etrm.report.estimates import by_experiment, settings
 from etrm.report.formats import NONE, Columns, Table, number
 from etrm.report.run_view import STAGES, RunView, asked, distinct
 
+SET_BY_STAGES = ("train.steps", "train.tasks", "train.eval_", "train.target", "train.stop_")
 MOST = 6  # values of a key that are shown one by one
 SPLIT_COLUMNS = (
     "stage split sources experiments training_tasks puzzles questions validation_tasks"
@@ -95,10 +96,11 @@ def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table
     The configuration of an experiment is that of its last stage.
     """
     runs = {name: mine[0] for name, mine in by_experiment(views).items() if not mine[0].is_trm}
-    stages = {view.stage for view in runs.values()}
     found = {name: settings(view) for name, view in runs.items()}
-    if len(stages) > 1:  # what a stage sets, `stages` of the study, is no choice of an experiment
-        found = {name: _not_of_stages(each) for name, each in found.items()}
+    if len({view.stage for view in runs.values()}) > 1:
+        # What a stage sets, `stages` of the study, is no choice of an experiment.
+        for name, each in found.items():
+            found[name] = {k: v for k, v in each.items() if not k.startswith(SET_BY_STAGES)}
     rows, own = [], found.get(baseline or "", {})
     for key in distinct(key for each in found.values() for key in each):
         values = [_shown(each[key]) for each in found.values() if key in each]
@@ -113,11 +115,6 @@ def design_space(views: Sequence[RunView], baseline: str | None = None) -> Table
     return Table.of(numbers, columns, notes)
 
 
-def _not_of_stages(each: dict[str, Any]) -> dict[str, Any]:
-    set_by_stages = ("train.steps", "train.tasks", "train.eval_", "train.target", "train.stop_")
-    return {key: value for key, value in each.items() if not key.startswith(set_by_stages)}
-
-
 def hyperparameters(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return every setting of TRM's pretraining and of both stages of ETRM, side by side."""
     kinds: dict[str, Callable[[RunView], bool]] = {
@@ -125,18 +122,14 @@ def hyperparameters(views: Sequence[RunView], baseline: str | None = None) -> Ta
         "ETRM, overfit": lambda view: not view.is_trm and view.stage == "overfit",
         "ETRM, full": lambda view: not view.is_trm and view.stage == "full",
     }
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}  # by key and kind, without repetition
     for title, belongs in kinds.items():
         for view in filter(belongs, views):
             evaluation = {"evaluation": (view.score or {}).get("evaluation", {})}
             for key, value in (settings(view) | dict(flat(evaluation))).items():
-                values = found.setdefault(key, {}).setdefault(title, [])
-                if (shown := _shown(value)) not in values:
-                    values.append(shown)
-    rows = [
-        {"key": key, **{title: _values(of.get(title, [])) for title in kinds}}
-        for key, of in found.items()
-    ]
+                of = found.setdefault(key, {kind: [] for kind in kinds})
+                of[title] = distinct([*of[title], _shown(value)])
+    rows = [{"key": key, **{t: _values(of[t]) for t in kinds}} for key, of in found.items()]
     numbers = pd.DataFrame(rows, columns=["key", *kinds])
     notes = (
         "Settings as resolved, without error. Where experiments differ, all values, or their number"

@@ -13,7 +13,6 @@ from typing import Any
 from docutils.core import publish_parts
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup
 
 from etrm.report.experiment_record import ANALYSIS, YOURS, analysis_in
@@ -27,11 +26,7 @@ from etrm.storage.files import atomic_write
 
 # Formats that browsers show. A PNG looks the same everywhere; an SVG needs the reader's fonts.
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
-AT_ONCE = (
-    "results",
-    "comparisons",
-    "claims",
-)  # tables in the section of results; others are folded
+AT_ONCE = ("results", "comparisons", "claims")  # tables beside the results; others are folded
 LONG_TEXT, LONG_NAME = 40, 26  # letters of cells that are wrapped
 DEEPER = 2  # levels that the headings of a record go down in the page
 
@@ -66,12 +61,13 @@ def write_page(
     """
     root = path.parent
     tables = [_table(root, captions, name) for name in TABLES]
+    whole = results(views, baseline)
     statuses = {name: _status(views, name) for name in distinct(v.experiment for v in views)}
     content = {
         "study": root.name,
         "answer": answer(views, baseline),
         "facts": facts(views),
-        "brief": _wrapping(html_fragment(_brief(views, baseline))),
+        "brief": _wrapping(html_fragment(Table(whole.numbers, brief(whole)))),
         "tables": [table for table in tables if "<td" in table.content],
         "empty": [table.title for table in tables if "<td" not in table.content],
         "at_once": AT_ONCE,
@@ -90,11 +86,6 @@ def write_page(
     with atomic_write(path) as temporary:
         temporary.write_text(_template().render(content), encoding="utf-8")
     return path
-
-
-def _brief(views: Sequence[RunView], baseline: str | None) -> Table:
-    table = results(views, baseline)
-    return Table(table.numbers, brief(table))
 
 
 def _template() -> Any:
@@ -121,10 +112,8 @@ def _figures(root: Path, captions: Path) -> Iterator[Part]:
         files = [(root / "figures" / f"{name}.{kind}", kind) for kind in MEDIA]
         found = next(((file, kind) for file, kind in files if file.is_file()), None)
         if found is None:
-            words = (
-                f"figures/{name} is in no format that a browser shows: add png to figures.formats"
-            )
-            content = Markup("<p>{}</p>").format(words)
+            words = "is in no format that a browser shows: add png to figures.formats"
+            content = Markup("<p>figures/{} {}</p>").format(name, words)
         else:
             file, kind = found
             data = base64.b64encode(file.read_bytes()).decode("ascii")
@@ -172,12 +161,9 @@ def _record(path: Path) -> Markup:
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + DEEPER)}"
-    return Markup(reader.renderer.render(_without_title(tokens), reader.options, {}))
-
-
-def _without_title(tokens: list[Token]) -> list[Token]:
     titled = tokens[:1] and tokens[0].type == "heading_open"
-    return tokens[3:] if titled else tokens  # the heading's start, its text, its end
+    shown = tokens[3:] if titled else tokens  # the heading's start, its text, its end
+    return Markup(reader.renderer.render(shown, reader.options, {}))
 
 
 def _in_order(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from etrm.config.text import first_few
 from etrm.report.experiment_record import held_out_text
 from etrm.report.formats import NONE, number_of, percent
-from etrm.report.run_view import RunView, distinct
+from etrm.report.run_view import RunView, by_name, distinct
 from etrm.report.tables import outcome
 
 SHOWN = 4  # names in a sentence
@@ -38,23 +38,12 @@ def verdicts(views: Sequence[RunView]) -> Rows:
     """Return a row for each overfit run: its outcome, its number, the evidence; stopped first."""
     columns = ("Experiment", "Seed", "Verdict", "Exact match", "Gate", "Evidence")
     rows = []
-    order = distinct(view.experiment for view in views)
-    judged = [(view, view.verdict) for view in views if view.verdict is not None]
-    judged.sort(key=lambda pair: (pair[1]["passed"], order.index(pair[0].experiment)))
-    for view, verdict in judged:
-        findings = [
-            f"{f['severity']} `{f['finding']}`: {f['message']}" for f in verdict["diagnosis"]
-        ]
-        rows.append(
-            (
-                f"`{view.experiment}`",
-                str(view.seed),
-                outcome(view).partition(":")[0],
-                percent(verdict["exact_accuracy"]),
-                f"≥ {percent(verdict['threshold'])}",
-                "\\\n".join(findings) or "no rule of health was broken",
-            )
-        )
+    judged = [(v, v.verdict) for mine in by_name(views).values() for v in mine if v.verdict]
+    for view, verdict in sorted(judged, key=lambda pair: bool(pair[1]["passed"])):
+        found = (f"{f['severity']} `{f['finding']}`: {f['message']}" for f in verdict["diagnosis"])
+        row = [f"`{view.experiment}`", str(view.seed), outcome(view).partition(":")[0]]
+        row += [percent(verdict["exact_accuracy"]), f"≥ {percent(verdict['threshold'])}"]
+        rows.append([*row, "\\\n".join(found) or "no rule of health was broken"])
     return Rows(columns, rows)
 
 
@@ -66,16 +55,18 @@ def health(views: Sequence[RunView]) -> Rows:
         for event in view.run.get("health") or []:
             step = f"{event['step']:,} of {view.run.get('steps_done', 0):,}"
             found = (event["severity"], f"`{event['finding']}`", step, event["message"])
-            rows.append((_run(view), *map(str, found)))
+            run = f"`{view.experiment}`, {view.stage}, seed {view.seed}"
+            rows.append((run, *map(str, found)))
     return Rows(columns, rows)
 
 
 def looked_at_test(views: Sequence[RunView], finalists: Collection[str] | None) -> tuple[str, Rows]:
     """Return who has looked at the held-out tasks: in words, and a row for each of them."""
-    every = distinct(view.experiment for view in views if not view.only_initialises)
-    scored = [view for view in views if view.score is not None]
-    names = distinct(view.experiment for view in scored)
-    looked = f"{len(names)} of {number_of(len(every), 'experiment')} have a score on held-out tasks"
+    every = by_name(view for view in views if not view.only_initialises)
+    scored = by_name(view for view in views if view.score is not None)
+    looked = (
+        f"{len(scored)} of {number_of(len(every), 'experiment')} have a score on held-out tasks"
+    )
     if finalists is None:
         chosen = "the study names no finalists, so that all that can be evaluated are"
     else:
@@ -83,8 +74,8 @@ def looked_at_test(views: Sequence[RunView], finalists: Collection[str] | None) 
     words = f"{looked}: {chosen}. The best of many on test is too good: select by validation."
     columns = ("Experiment", "Seeds", "Tasks", "Variants", "Held-out tasks seen in training")
     rows = []
-    for name in names:
-        scores = [view.score for view in scored if view.experiment == name and view.score]
+    for name, mine in scored.items():
+        scores = [view.score for view in mine if view.score is not None]
         tasks = (f"{score['tasks_evaluated']:,} of {score['tasks_asked']:,}" for score in scores)
         variants = (str(score.get("variants", NONE)) for score in scores)
         seen = (held_out_text(score["held_out"]) for score in scores)
@@ -102,8 +93,7 @@ def cost(views: Sequence[RunView]) -> tuple[str, Rows]:
     columns = ("Experiment", "Stage", "Jobs", "Steps", "Device", "Hours", "Peak memory")
     total: defaultdict[str, float] = defaultdict(float)  # seconds by device
     jobs: defaultdict[tuple[str, str], list[Job]] = defaultdict(list)
-    order = distinct(view.experiment for view in views)
-    for view in sorted(views, key=lambda view: order.index(view.experiment)):
+    for view in (view for mine in by_name(views).values() for view in mine):
         for job in _jobs(view):
             jobs[view.experiment, job.stage].append(job)
             total[job.device] += job.seconds
@@ -131,7 +121,3 @@ def _jobs(view: RunView) -> Iterator[Job]:
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}" if hours < 1 else f"{hours:.1f}"
-
-
-def _run(view: RunView) -> str:
-    return f"`{view.experiment}`, {view.stage}, seed {view.seed}"
