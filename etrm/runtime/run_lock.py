@@ -117,7 +117,7 @@ class Lease:
         self._interruption, self._is_rank_zero = interruption, main
         self._me = this_process()
         self._token: str | None = None  # of the claim, once it was made
-        # The record that the last holder had left then; None: it had released the lease.
+        # The record that the last holder had left then; None: there was none, or it had released.
         self._left: Mapping[str, Any] | None = None
         self._lock = SoftFileLease(
             self.folder / LOCK,
@@ -151,13 +151,14 @@ class Lease:
             return True
         self._me |= {"key": key, "began": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
-            holder, left = read_holder(self.folder), _read(self.folder / HOLDER)
+            holder = read_holder(self.folder)
             taken = self._acquire()
-            if taken and holder is not None and self._left == left:  # nobody had it in between
-                ended = is_running(holder.record) is False
+            if taken and self._left is not None:
+                last = holder or Holder(self._left, 0.0)  # another newcomer may have removed it
+                ended = is_running(last.record) is False
                 how = "has ended" if ended else f"gave no heartbeat for {SILENCE_SECONDS:g} s"
-                say(f"{self.name}: {holder} {how}: taking over")
-            elif holder is not None:
+                say(f"{self.name}: {last} {how}: taking over")
+            elif not taken and holder is not None:
                 self._ask(holder)
         except OSError as error:
             self._warn(error)

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,15 @@ from jobs import (
 )
 
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interruption
-from etrm.runtime.run_lock import HOLDER, LEASES, Holder, Lease, read_holder, this_process
+from etrm.runtime.run_lock import (
+    HOLDER,
+    LEASES,
+    REQUEST,
+    Holder,
+    Lease,
+    read_holder,
+    this_process,
+)
 
 WAITING = "asked it to save and to hand over, waiting"
 OVER = f"handing {NAME} over to "
@@ -232,8 +241,25 @@ def test_of_those_who_take_it_at_once_one_has_it(
             assert not list(folder.iterdir())
 
 
+@pytest.fixture
+def taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Take the lease in the test's folder, and release it; returns what was said."""
+
+    def take() -> str:
+        with (
+            caplog.at_level(logging.INFO),
+            Interruption() as interruption,
+            Lease(tmp_path, NAME, interruption, main=True) as lease,
+        ):
+            assert lease.take("key")
+            assert not (lease.folder / REQUEST).exists()
+        return caplog.text
+
+    return take
+
+
 def test_who_comes_after_a_successor_has_not_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: Callable[[], str]
 ) -> None:
     """It saw the dead holder; until it could claim the run, another had taken and released it."""
     claim(tmp_path / LEASES / NAME, start=0)
@@ -241,25 +267,18 @@ def test_who_comes_after_a_successor_has_not_taken_over(
 
     def late(lease: Lease) -> bool:
         monkeypatch.setattr(Lease, "_acquire", acquire)
-        with Lease(tmp_path, NAME, interruption, main=True) as first:
-            assert first.take("key")
+        taken()
         return acquire(lease)
 
     monkeypatch.setattr(Lease, "_acquire", late)
-    with (
-        caplog.at_level(logging.INFO),
-        Interruption() as interruption,
-        Lease(tmp_path, NAME, interruption, main=True) as second,
-    ):
-        assert second.take("key")
-    assert caplog.text.count("has ended: taking over") == 1
+    assert taken().count("has ended: taking over") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_who_comes_when_the_holder_has_just_released_it_has_not_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_who_comes_as_the_lease_is_released_has_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: Callable[[], str]
 ) -> None:
-    """It still saw the lease of a process that has handed over and ended since."""
+    """It still saw the holder, which has handed over and ended since."""
     lock = claim(tmp_path / LEASES / NAME, start=0)
 
     def see(folder: Path) -> Holder | None:
@@ -270,13 +289,15 @@ def test_who_comes_when_the_holder_has_just_released_it_has_not_taken_over(
         return seen
 
     monkeypatch.setattr("etrm.runtime.run_lock.read_holder", see)
-    with (
-        caplog.at_level(logging.INFO),
-        Interruption() as interruption,
-        Lease(tmp_path, NAME, interruption, main=True) as second,
-    ):
-        assert second.take("key")
-    assert "taking over" not in caplog.text
+    assert taken() == ""
+
+
+def test_who_takes_a_lease_that_another_has_cleared_has_taken_over(
+    tmp_path: Path, taken: Callable[[], str]
+) -> None:
+    """Another newcomer has removed the lock of a process that has ended, and was slower then."""
+    claim(tmp_path / LEASES / NAME, start=0).unlink()
+    assert taken().count("has ended: taking over") == 1
 
 
 def test_a_renewal_that_fails_is_said_once_and_tried_again(
