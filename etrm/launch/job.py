@@ -1,18 +1,23 @@
-"""The description of a training run for the processes that train it, and its form on disk."""
+"""The description of a training run for the processes that train it, and its form on disk.
+
+The code that trains is imported by processes that train: a node's own only starts them.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etrm.config.execution import ExecutionConfig, TrackingConfig
 from etrm.config.load import plain
 from etrm.config.schema import parse
 from etrm.config.study import RunConfig
 from etrm.storage.files import write_json_atomic
-from etrm.training.run import RunPaths
+
+if TYPE_CHECKING:
+    from etrm.training.run import RunPaths
 
 BLOCKS = {"run": RunConfig, "tracking": TrackingConfig, "execution": ExecutionConfig}
 
@@ -41,8 +46,16 @@ def write_job(path: Path, job: Job) -> None:
     write_json_atomic(path, plain(job))
 
 
+def read_log(path: Path) -> Path | None:
+    """Read the log alone of a job that `write_job` has written."""
+    log = json.loads(path.read_text(encoding="utf-8"))["log"]
+    return log and Path(log)
+
+
 def read_job(path: Path) -> Job:
     """Read a job that `write_job` has written."""
+    from etrm.training.run import RunPaths
+
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name, kind in BLOCKS.items():
         document[name] = parse(kind, document[name], "" if kind is RunConfig else name)

@@ -32,14 +32,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from etrm.errors import UserError
-from etrm.launch.job import Job, read_job, write_job
+from etrm.launch.job import Job, read_job, read_log, write_job
 from etrm.launch.slurm import ask_slurm
 from etrm.runtime.distributed import ranks_of_this_run
 from etrm.runtime.environment import search_first
 from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted, Interruption, signal_name
 from etrm.runtime.logs import job_log
 from etrm.storage.files import write_json_atomic
-from etrm.training.run import train_run
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +96,8 @@ def train(job: Job, size: int, nodes: int = 1) -> None:
 
 def train_here(job: Job) -> None:
     """Train as one rank."""
+    from etrm.training.run import train_run  # late: a node's process starts ranks, and trains none
+
     with ranks_of_this_run(job.device) as ranks:
         if job.threads is not None or ranks.world_size > 1:
             threads = job.threads or os.cpu_count() or 1
@@ -115,11 +116,14 @@ def train_on_ranks(job: Job, size: int) -> None:
     with tempfile.TemporaryDirectory(prefix="etrm-ranks-") as folder:
         path = Path(folder) / "job.json"
         write_job(path, job)
-        _run_ranks(path, job, size, Node())
+        _run_ranks(path, job.log, size, Node())
 
 
-def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
-    """Run the ranks of one node, which may be one of several."""
+def _run_ranks(path: Path, written: Path | None, size: int, node: Node) -> None:
+    """Run the ranks of one node, which may be one of several, for the job in a file.
+
+    `written`: the log of the job; None: the terminal.
+    """
     total = size * len(node.hosts)
     where = f" on {node}" if len(node.hosts) > 1 else ""
     log.info("starting %d ranks%s", size, where)
@@ -175,7 +179,7 @@ def _run_ranks(path: Path, job: Job, size: int, node: Node) -> None:
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     raise LaunchError(
         f"rank {rank} of {total}{where} {how}, so the run was ended; its error, if it had one, is"
-        f" in {job.log or 'the lines above'}. {AGAIN}"
+        f" in {written or 'the lines above'}. {AGAIN}"
     )
 
 
@@ -317,12 +321,12 @@ def main(kind: str, path: str, number: str) -> None:
 
 
 def _be_node(path: Path, size: int) -> None:
-    job = read_job(path)
-    with job_log(job.log):
+    written = read_log(path)
+    with job_log(written):
         node = this_node(os.environ)
-    with job_log(job.log, f"{node}: ", history=True):
+    with job_log(written, f"{node}: ", history=True):
         try:
-            _run_ranks(path, job, size, node)
+            _run_ranks(path, written, size, node)
         except Interrupted:
             sys.exit(0 if path.with_suffix(STOPPED).exists() else EXIT_INTERRUPTED)
 

@@ -299,6 +299,7 @@ def serve() -> None:
     """
     for module in (
         "etrm.cli",
+        "etrm.training.run",
         "etrm.launch.torchrun",
         "etrm.models.encoders.standard",
         "torch._dynamo",
