@@ -53,8 +53,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Return `{rules: [...]}`, or where the request names a `rule` its pairs and their counts.
 
     - `pairs`: [[input, output], ...], as many as asked for, or fewer after 20 draws for each
-    - `draws` in all, and `rejected`: how many of them, by reason
-    - `disagrees`: how many of the `original` pairs the rule's verifier does not reproduce
+    - `draws` in all, and `rejected`: the number of those rejected, by reason
+    - `disagrees`: the number of `original` pairs that the rule's verifier does not reproduce
     """
     rules = RULES[request["kind"]](request)
     if "rule" not in request:

@@ -1,4 +1,4 @@
-"""Names of public revisions: which data set a source's tasks are, whatever files they came in."""
+"""Names of public revisions: the data set of a source's tasks, whatever files they came in."""
 
 from __future__ import annotations
 

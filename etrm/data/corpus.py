@@ -179,7 +179,7 @@ class Corpus:
     ) -> Batch:
         """Return the samples `index` [B] of `episodes`, each in its task's `variant` [B].
 
-        `shift` [B, 1+K, 2] in [0, 1): how far the content of the query and of each demo is moved
+        `shift` [B, 1+K, 2] in [0, 1): the move of the content of the query and of each demo
         from the top-left corner, as a part of the cells that are free (None: not at all). `demos`
         [B, K'], pair indices, replaces the first demos of the questions.
         """

@@ -130,7 +130,7 @@ def _variance_of_mean(values: np.ndarray) -> tuple[float, int]:
 def _error_over_seeds(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Return the standard error of the difference over seeds and tasks, and degrees of freedom.
 
-    0 where either has one seed: how far seeds differ is then not known.
+    0 where either has one seed: the difference of seeds is then not known.
     """
     if min(len(ours), len(theirs)) == 1:
         return 0.0, 0.0

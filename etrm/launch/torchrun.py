@@ -55,7 +55,7 @@ LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULE = "etrm.launch.torchrun"
 CHECKOUT = Path(__file__).resolve().parents[2]  # where the processes that it starts find it
-STOPPED = ".stopped"  # a file beside that of a job: how it was interrupted
+STOPPED = ".stopped"  # a file beside that of a job: its interruption
 AGAIN = "Run the same command again to resume from the last state"
 
 

@@ -140,7 +140,7 @@ def decide_halting(
     last = steps >= halting.max_steps
     if halting.max_steps == 1:
         return last
-    span = halting.max_steps - 1  # how many numbers 2..max_steps are
+    span = halting.max_steps - 1  # the count of the numbers 2..max_steps
     least = 2 + (minimum * span).long().clamp(max=span - 1)
     least = torch.where(explore < halting.exploration_prob, least, 0)
     return (last | (q_halt > 0)) & (steps >= least)

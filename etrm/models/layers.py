@@ -179,7 +179,7 @@ class Segments:
         return Segments(self.ends + tokens)
 
     def first(self, tokens: int) -> Tensor:
-        """Return bool [B, N]: which of a row's `tokens` are of its first segment."""
+        """Return bool [B, N]: true for the `tokens` of a row that are of its first segment."""
         return torch.arange(tokens, device=self.ends.device) < self.ends[:, :1]
 
     def sequences(self, tokens: int) -> Tensor:

@@ -35,7 +35,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
-    local_world_size: int = 1  # how many of them are on this machine
+    local_world_size: int = 1  # the ranks on this machine
 
     @property
     def is_rank_zero(self) -> bool:

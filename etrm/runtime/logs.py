@@ -46,9 +46,9 @@ def job_log(
     """Log to a file, or to the terminal; an error of the user ends the job with its message alone.
 
     Anything else is a defect, and keeps its traceback (`etrm.errors`). `name` stands before every
-    message: which of several processes it is that writes to the same place. `history`: also log to
-    a file beside it that is never begun anew: Snakemake deletes a job's log whenever it starts the
-    job again.
+    message: it tells the processes that write to one place apart. `history`: also log to a file
+    beside it that is never begun anew: Snakemake deletes a job's log whenever it starts the job
+    again.
     """
     form = "%(message)s"
     handlers: list[logging.Handler] = [logging.StreamHandler()]

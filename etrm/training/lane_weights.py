@@ -1,4 +1,4 @@
-"""The weights of lanes: how many slots of a batch without lanes a slot of each lane stands for.
+"""The weights of lanes: the slots of a batch without lanes that a slot of each lane stands for.
 
 Official TRM has one batch; a slot that halts takes a question drawn from all. Questions that take
 more ACT steps are held longer, so the batch fills with them: a lane with N questions of m ACT steps

@@ -37,7 +37,7 @@ from etrm.training.outputs import cache_run, run_record, write_outputs
 from etrm.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
-EVALUATED = ("all.", "validation.")  # how metrics begin that W&B shows of a finished run
+EVALUATED = ("all.", "validation.")  # prefixes of the metrics that W&B shows of a finished run
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ COLUMNS = {
     "train": ("pretrain", "overfit"),
     **{stage: (stage,) for stage in ("gate", "full", "validate", "evaluate", "refine")},
 }
-DERIVED = "its "  # how a reason begins that follows from another job's
+DERIVED = "its "  # the beginning of reasons that follow from another job's
 # Jobs of no single stage, by their rules.
 OTHERS = {
     "data": ("tasks", "augment"),

@@ -46,10 +46,10 @@ _NOISE = (
     *("Some jobs were triggered by provenance", "Rules with provenance", "Trying to restart"),
     *("Job rate limit", "Removing temporary", "Would remove"),
 )
-# An error: which job it was has been said.
+# An error: its job has been named.
 _JOB_FAILED = "Exiting because a job execution failed. Look above for error messages"
 _INTERRUPTED = "Terminating processes on user request"
-# How a job ended that failed, which is told with its log; 137 is 128 + SIGKILL, of a shell.
+# The end of a job that failed, told with its log; 137 is 128 + SIGKILL, of a shell.
 _FAILED_JOB = re.compile(r"CalledProcessError[\s\S]*(?:died with <Signals\.|exit status )(\w+)")
 _ENDED = "At least one job did not complete"
 
