@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,14 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path, level: str = "all") -> Iterator[str]:
     """Modules that a file imports: all, or those of its `top` level (not inside functions)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     nodes: Iterator[ast.AST] = ast.walk(tree)
     if level == "top":
         nodes = iter(at_import(tree))
@@ -89,13 +95,12 @@ def test_every_package_has_its_place() -> None:
     assert {package_of(module) for module in MODULES if module != "etrm"} == set(ORDER)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "etrm"])
-def test_imports_point_one_way(module: str) -> None:
+def test_imports_point_one_way() -> None:
     """Those inside functions too."""
-    for imported in ours(MODULES[module]):
-        assert imported in MODULES, f"{module} imports {imported}, which is no module"
-        place = ORDER.index(package_of(imported))
-        assert place <= ORDER.index(package_of(module)), f"{module} imports {imported}"
+    found = [(m, i) for m in MODULES if m != "etrm" for i in ours(MODULES[m])]
+    assert [pair for pair in found if pair[1] not in MODULES] == [], "imports of no module"
+    places = {module: ORDER.index(package_of(module)) for module in MODULES if module != "etrm"}
+    assert [(m, imported) for m, imported in found if places[imported] > places[m]] == []
 
 
 def test_no_imports_in_a_circle() -> None:
@@ -124,37 +129,36 @@ def test_nothing_imports_the_workflow_and_no_script_a_script() -> None:
                 assert imported.split(".")[0] not in names | {"scripts"}, path
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not within(m, "etrm.report")])
-def test_tools_of_the_pipeline_are_imported_late(module: str) -> None:
-    tools = {name for name in imports_of(MODULES[module], "top") if name.split(".")[0] in OUTSIDE}
-    assert tools == set()
+def test_tools_of_the_pipeline_are_imported_late() -> None:
+    late = [path for module, path in MODULES.items() if not within(module, "etrm.report")]
+    found = {(path, name) for path in late for name in imports_of(path, "top")}
+    assert {(path, name) for path, name in found if name.split(".")[0] in OUTSIDE} == set()
 
 
-def run_python(code: str) -> str:
+LOADED = """
+import sys
+import etrm.config.load
+print(*sys.modules)
+from etrm.config import registry
+registry.context_options()["embedding"]()
+print(*sys.modules)
+import etrm.training.run, etrm.evaluation.run
+print(*sys.modules)
+"""
+
+
+def test_modules_are_loaded_where_they_are_needed() -> None:
+    """A configuration loads the sources that it names; training loads no tool of the pipeline."""
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
-
-
-def test_training_and_evaluation_load_no_tool_of_the_pipeline() -> None:
-    code = "import sys, etrm.training.run, etrm.evaluation.run; print(*sys.modules)"
-    loaded = {name.split(".")[0] for name in run_python(code).split()}
-    assert "torch" in loaded
-    assert not loaded & set(OUTSIDE)
-
-
-def test_reading_a_config_loads_only_the_sources_that_it_names() -> None:
-    code = (
-        "import sys, etrm.config.load; a = set(sys.modules);"
-        " etrm.config.registry.context_options()['embedding']();"
-        " print(*(m for m in sys.modules if m.startswith('etrm.models')), 'torch' in a)"
-    )
-    found = run_python(code).split()
-    assert found[-1] == "False"
-    assert "etrm.models.encoders.embedding" in found
-    assert "etrm.models.encoders.standard" not in found
+    config, source, training = (set(line.split()) for line in run.stdout.splitlines())
+    assert "torch" not in config
+    assert "etrm.models.encoders.embedding" in source
+    assert "etrm.models.encoders.standard" not in source
+    assert {"torch", "etrm.training.run"} <= training
+    assert not {name.split(".")[0] for name in training} & set(OUTSIDE)
 
 
 def in_the_encoding_of_the_locale(call: ast.Call) -> bool:
@@ -176,7 +180,7 @@ def test_text_is_utf8_whatever_the_locale() -> None:
     found = {
         f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
         for path in [*MODULES.values(), *SCRIPTS, *(ROOT / "benchmarks").glob("*.py")]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and in_the_encoding_of_the_locale(node)
     }
     for path in [ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]:  # no syntax of Python

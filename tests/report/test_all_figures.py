@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from readable import assert_readable
 
 from etrm.config.execution import FigureStyle
+from etrm.report import contexts_figure
 from etrm.report.registry import FIGURES, load
 from etrm.report.run_view import StudyView
 
 DRAW = load(FIGURES)
 PARTIAL = {"contexts", "qualitative", "encoders", "examples"}  # do not show all of so large a study
 PAGE, COLUMN = 7.0, 3.4  # inches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _projected_once() -> Iterator[None]:
+    """Contexts have the same t-SNE at every size of a figure."""
+    project, found = contexts_figure._tsne, dict[bytes, np.ndarray | None]()
+
+    def projected(x: np.ndarray) -> np.ndarray | None:
+        if x.tobytes() not in found:
+            found[x.tobytes()] = project(x)
+        return found[x.tobytes()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts_figure, "_tsne", projected)
+        yield
 
 
 @pytest.mark.parametrize(("width", "scale"), [(PAGE, 1.0), (PAGE, 1.3), (COLUMN, 1.0)])

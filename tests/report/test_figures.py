@@ -238,13 +238,6 @@ def test_long_and_many_names_stay_readable(tmp_path: Path) -> None:
     assert len(looks) == len(names)
 
 
-@pytest.mark.parametrize("scale", [0.8, 1.2])
-def test_another_size_of_text_stays_readable(views: list[RunView], scale: float) -> None:
-    style = FigureStyle(font_scale=scale)
-    for make in (training_curves, encoder_statistics, gradient_flow, overfit_dynamics):
-        assert_readable(make(study(views, style)))
-
-
 def panels(fig: Figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axes in fig.axes for image in axes.images]
 
