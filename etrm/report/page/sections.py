@@ -43,7 +43,7 @@ def verdicts(views: Sequence[RunView]) -> Rows:
         found = (f"{f['severity']} `{f['finding']}`: {f['message']}" for f in verdict["diagnosis"])
         row = [f"`{view.experiment}`", str(view.seed), outcome(view).partition(":")[0]]
         row += [percent(verdict["exact_accuracy"]), f"≥ {percent(verdict['threshold'])}"]
-        rows.append([*row, "\\\n".join(found) or "no rule of health was broken"])
+        rows.append((*row, "\\\n".join(found) or "no rule of health was broken"))
     return Rows(columns, rows)
 
 
