@@ -167,9 +167,11 @@ def test_a_signal_to_one_node_saves_and_stops_both(
     job.says(f"/{LONG}:")
     ranks = job.children()
     assert len(ranks) == 2
+    # The kernel asks the ranks of a killed launcher to stop: it has no time for it.
     job.kill()
     wait_for(lambda: all(map(gone, ranks)), "the end of all ranks")
-    job.wait()
+    assert job.wait() == -signal.SIGKILL
+    assert f"SIGTERM: saved step {study.newest()}" in job.log.read_text()
 
 
 def test_a_killed_rank_ends_both_nodes_and_is_named(cluster: Cluster, study: Study) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,7 +103,7 @@ def send_when(condition: Any, number: signal.Signals, times: int = 1) -> None:
             time.sleep(0.01)
         for _ in range(times):
             os.kill(os.getpid(), number)
-            time.sleep(0.3)
+            time.sleep(0.1)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -138,7 +136,7 @@ def test_a_second_signal_abandons_no_rank(job: Job, ranks_are: Programs, tmp_pat
         "signal.signal(signal.SIGTERM, lambda *_: told.append(1))\n"
         "open('{0}', 'w')\n"
         "while len(told) < 2: time.sleep(0.05)\n"
-        "time.sleep(2.0)\n"  # a save
+        "time.sleep(0.6)\n"  # a save, longer than the signals
         "open('{1}', 'w')\n"
         "sys.exit(75)\n"
     )
@@ -146,20 +144,3 @@ def test_a_second_signal_abandons_no_rank(job: Job, ranks_are: Programs, tmp_pat
     send_when(lambda: all(path.exists() for path in ready), signal.SIGTERM, 3)
     is_interrupted(job)
     assert all(path.exists() for path in saved)
-
-
-def test_a_rank_whose_launcher_is_killed_is_asked_to_stop(tmp_path: Path) -> None:
-    """By the kernel: the launcher has no time for it."""
-    ended = tmp_path / "ended"
-    rank = (
-        "import os, signal, sys, time; from etrm.launch.torchrun import end_with_parent;"
-        f" signal.signal(signal.SIGTERM, lambda *_: (open('{ended}', 'w'), sys.exit(75)));"
-        " end_with_parent(os.getppid()); print('ready', flush=True); time.sleep(60)"
-    )
-    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
-    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.kill()
-        assert process.stdout.read() == b"", "it has ended"
-    assert ended.exists()
