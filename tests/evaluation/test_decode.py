@@ -103,6 +103,17 @@ def steps_of(model: Model, batch: Batch, max_steps: int) -> list[StepOutput]:
     return outputs
 
 
+def undecided(model: Model, corpus: Corpus, max_steps: int) -> tuple[tuple[Any, ...], Batch]:
+    """Questions of a lane, and their batch, of which about half of all ACT steps say stop."""
+    episodes = held_out(corpus)[0]
+    (chosen,) = all_variants(corpus, [episodes])
+    batch = corpus.assemble(*chosen)
+    with torch.no_grad():
+        states = torch.stack([out.q_halt for out in steps_of(model, batch, max_steps)])
+        model.decoder.q_head.bias -= states.median()
+    return chosen, batch
+
+
 # --- everything exactly once ---
 
 
@@ -185,9 +196,7 @@ def test_answers_are_read_when_the_next_batch_is_queued(
     assert done == ["queue", *["queue", "read"] * (count - 1), "read"]
 
 
-def test_means_of_an_evaluation_stay_on_the_device_until_they_are_asked_for(
-    corpus: Corpus,
-) -> None:
+def test_means_of_an_evaluation_stay_on_the_device_until_they_are_asked_for(corpus: Corpus) -> None:
     lanes = all_variants(corpus, held_out(corpus))
     _, decoded = next(decode_all(model_of("standard", corpus), corpus, lanes, HALTING, 16))
     fields = {f.name: getattr(decoded.losses, f.name) for f in dataclasses.fields(SampleLoss)}
@@ -294,9 +303,7 @@ def test_outputs_that_do_not_fit_are_wrong() -> None:
     rng = np.random.default_rng(0)
     small = grid(rng, 2, 2)
     task = Task(
-        "grows",
-        (Pair(small, small),),
-        (Pair(small, grid(rng, 5, 2)), Pair(small, grid(rng, 2, 2))),
+        "grows", (Pair(small, small),), (Pair(small, grid(rng, 5, 2)), Pair(small, grid(rng, 2, 2)))
     )
     corpus = make_corpus([task], variants=8)
     lanes = held_out(corpus, (3,))
@@ -416,12 +423,7 @@ def test_embeddings_are_looked_up_by_puzzle(corpus: Corpus) -> None:
 def test_halting_early_keeps_the_answer_of_the_first_stop(source: str, corpus: Corpus) -> None:
     halting = HaltingConfig(max_steps=6)
     model = model_of(source, corpus)
-    episodes = held_out(corpus)[0]
-    ((_, index, variant),) = all_variants(corpus, [episodes])
-    batch = corpus.assemble(episodes, index, variant)
-    with torch.no_grad():
-        states = torch.stack([out.q_halt for out in steps_of(model, batch, 6)])
-        model.decoder.q_head.bias -= states.median()  # about half of all steps say stop
+    _, batch = undecided(model, corpus, 6)
     outputs = steps_of(model, batch, 6)
     answer, steps = decode(model, batch, halting, F32, halt_early=True)
     seen = set()
@@ -459,12 +461,7 @@ def test_every_act_step_has_its_accuracy(halt_early: bool, corpus: Corpus) -> No
     """From the same pass: of the answer that stands after each step."""
     halting = HaltingConfig(max_steps=5)
     model = model_of("standard", corpus)
-    episodes = held_out(corpus)[0]
-    ((_, index, variant),) = all_variants(corpus, [episodes])
-    batch = corpus.assemble(episodes, index, variant)
-    with torch.no_grad():
-        states = torch.stack([out.q_halt for out in steps_of(model, batch, 5)])
-        model.decoder.q_head.bias -= states.median()
+    chosen, batch = undecided(model, corpus, 5)
     outputs = steps_of(model, batch, 5)
     shown = batch.labels != 0
     each = torch.stack([((o.logits.argmax(-1) == batch.labels) & shown).sum(1) for o in outputs], 1)
@@ -476,7 +473,7 @@ def test_every_act_step_has_its_accuracy(halt_early: bool, corpus: Corpus) -> No
         for row, found in zip(expected, stops, strict=True):
             row[(found or [4])[0] :] = row[(found or [4])[0]].clone()
     config = EvaluationConfig(halt_early=halt_early, batch_size=1000)
-    (table,) = predict_batches(model, corpus, [(episodes, index, variant)], halting, config, F32)
+    (table,) = predict_batches(model, corpus, [chosen], halting, config, F32)
     found = np.array(table["accuracy_by_step"].to_pylist())
     assert found == pytest.approx(expected.numpy(), abs=1e-6)
     assert found[:, -1] == pytest.approx(table["token_accuracy"].to_numpy())

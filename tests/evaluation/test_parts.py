@@ -172,12 +172,7 @@ def cut_rows(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [
-        Path.unlink,
-        lambda file: file.write_bytes(file.read_bytes()[:99]),
-        of_another,
-        cut_rows,
-    ],
+    [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:99]), of_another, cut_rows],
     ids=["missing", "cut", "of another evaluation", "a row less"],
 )
 def test_a_part_that_cannot_be_used_is_decoded_again(
@@ -200,10 +195,7 @@ def test_a_part_that_cannot_be_used_is_decoded_again(
 
 
 def test_parts_of_other_settings_are_not_used_and_removed(
-    runs: dict[str, RunPaths],
-    tmp_path: Path,
-    decoded: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    runs: dict[str, RunPaths], tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = stop_after(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):

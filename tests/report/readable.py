@@ -64,6 +64,11 @@ def assert_whole(text: str, name: str) -> None:
     assert not broken, f"{text!r} breaks {name!r} after {broken}"
 
 
+def legend_of(fig: Figure) -> list[str]:
+    """Return the entries of all legends, each in one line."""
+    return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
+
+
 def words_of(fig: Figure) -> str:
     """Return all visible text of a figure in one line."""
     return _words(texts(fig))

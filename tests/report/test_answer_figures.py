@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from readable import words_of
+from readable import legend_of, words_of
 
 from etrm.report.answer_figure import answer
 from etrm.report.encoders_figure import encoders, size_of
@@ -21,10 +21,6 @@ from etrm.report.voting_figure import pass_curve, voting
 @pytest.fixture(scope="module")
 def figure(synthetic_study: StudyView) -> Figure:
     return answer(synthetic_study)
-
-
-def legend_of(fig: Figure) -> list[str]:
-    return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
 
 
 def rows_of(fig: Figure) -> list[str]:

@@ -110,8 +110,7 @@ def test_families_are_three_kinds_of_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "recurrent", "verdict"),
-    [(8, 8, SUPPORTED), (8, 60, CONTRADICTED), (8, 12, OPEN)],
+    ("base", "recurrent", "verdict"), [(8, 8, SUPPORTED), (8, 60, CONTRADICTED), (8, 12, OPEN)]
 )
 def test_iteration_is_judged_against_the_baseline(
     tmp_path: Path, base: int, recurrent: int, verdict: str

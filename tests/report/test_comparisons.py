@@ -25,10 +25,7 @@ def runs(
     options: dict[str, Any] = {"experiment": name, "stage": "full", "steps": 100, **more}
     return [
         fake.run(
-            folder,
-            seed=seed,
-            scored=fake.score(solved=count, tasks=tasks, first=first),
-            **options,
+            folder, seed=seed, scored=fake.score(solved=count, tasks=tasks, first=first), **options
         )
         for seed, count in enumerate(counts)
     ]

@@ -219,10 +219,7 @@ def test_provenance_names_parents_as_runs_and_says_what_is_unknown(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("differing", "words"),
-    [
-        (1, "conda etrm, not as locked: p0 missing (2)"),
-        (6, "p3 1 (2), p4 1 (2), and 1 more"),
-    ],
+    [(1, "conda etrm, not as locked: p0 missing (2)"), (6, "p3 1 (2), p4 1 (2), and 1 more")],
 )
 def test_an_environment_that_is_not_the_locked_one_says_what_differs(
     differing: int, words: str, tmp_path: Path

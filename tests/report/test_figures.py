@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from readable import assert_readable, texts, words_of
+from readable import assert_readable, legend_of, texts, words_of
 
 from etrm.arc.task import Pair, Task
 from etrm.config.execution import FigureStyle
@@ -32,7 +32,6 @@ from etrm.report.run_view import RunView, StudyView
 STYLE = FigureStyle()
 ENDS = ("end of a stopped run", "all episodes, averaged weights")
 ETRM = ("etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control")
-LONG = "etrm_hierarchical_encoder_with_contrastive_loss_and_frozen_decoder"
 
 
 def study(views: list[RunView], style: FigureStyle = STYLE) -> StudyView:
@@ -51,24 +50,26 @@ def labelled(axes: Axes) -> dict[str, Any]:
     return {str(line.get_label()): line for line in axes.lines if str(line.get_label())[0] != "_"}
 
 
-def legend_of(fig: Figure) -> list[str]:
-    return [text.get_text().replace("\n", "") for legend in fig.legends for text in legend.texts]
+@pytest.fixture(scope="module")
+def curves(views: list[RunView]) -> Figure:
+    return training_curves(study(views))
 
 
-def test_training_curves_show_each_stage_with_trm_dashed(views: list[RunView]) -> None:
-    fig = training_curves(study(views))
-    pretrain, overfit, full = fig.axes
+def test_training_curves_show_each_stage_with_trm_dashed(curves: Figure) -> None:
+    pretrain, overfit, full = curves.axes
     assert set(labelled(pretrain)) == {"trm", "trm_strict"}
     assert set(labelled(overfit)) == set(ETRM)
     assert set(labelled(full)) == set(ETRM[:2])
     assert {line.get_linestyle() for line in labelled(pretrain).values()} == {"--"}
     assert {line.get_linestyle() for line in labelled(overfit).values()} == {"-"}
-    assert legend_of(fig) == ["trm", "trm_strict", *ETRM, "gate: 90 %", *ENDS]
-    assert_readable(fig)
+    assert legend_of(curves) == ["trm", "trm_strict", *ETRM, "gate: 90 %", *ENDS]
+    assert_readable(curves)
 
 
-def test_training_curves_mark_the_gate_and_where_a_run_stopped(views: list[RunView]) -> None:
-    pretrain, overfit, full = training_curves(study(views)).axes
+def test_training_curves_mark_the_gate_and_where_a_run_stopped(
+    curves: Figure, views: list[RunView]
+) -> None:
+    pretrain, overfit, full = curves.axes
     gates = [line for line in overfit.lines if np.array_equal(line.get_ydata(), [0.9, 0.9])]
     assert len(gates) == 1
     crosses = [line for line in overfit.lines if line.get_marker() == "X"]
@@ -78,14 +79,6 @@ def test_training_curves_mark_the_gate_and_where_a_run_stopped(views: list[RunVi
     assert crosses[0].get_color() == labelled(overfit)["etrm_cached_control"].get_color()
     for axes in (pretrain, full):
         assert not [line for line in axes.lines if line.get_marker() == "X"]
-
-
-def test_an_experiment_has_one_colour_in_all_figures(views: list[RunView]) -> None:
-    curves = labelled(training_curves(study(views)).axes[1])
-    statistics = labelled(encoder_statistics(study(views)).axes[0])
-    for name in ETRM:
-        assert curves[name].get_color() == statistics[name].get_color()
-    assert len({curves[name].get_color() for name in ETRM}) == len(ETRM)
 
 
 def test_several_seeds_become_a_mean_and_a_band(seeded: list[RunView]) -> None:
@@ -117,9 +110,17 @@ def test_steps_without_halted_samples_do_not_count(views: list[RunView]) -> None
     assert curve.iloc[0] == pytest.approx(first)
 
 
-def test_encoder_statistics_are_two_by_two_for_etrm_only(views: list[RunView]) -> None:
+def test_encoder_statistics_are_two_by_two_for_etrm_only(
+    curves: Figure, views: list[RunView]
+) -> None:
+    """And an experiment has one colour in all figures."""
     fig = encoder_statistics(study(views))
     assert len(fig.axes) == 4
+    colours = [
+        labelled(axes)[name].get_color() for name in ETRM for axes in (fig.axes[0], curves.axes[1])
+    ]
+    assert colours[::2] == colours[1::2]
+    assert len(set(colours)) == len(ETRM)
     for axes in fig.axes:
         assert set(labelled(axes)) == set(ETRM)
     levels = [line.get_ydata()[0] for line in fig.axes[0].lines if line.get_linestyle() == ":"]
@@ -178,16 +179,6 @@ def test_the_untrained_value_of_a_probe_is_a_dashed_line(tmp_path: Path) -> None
     assert_readable(fig)
 
 
-@pytest.mark.parametrize(
-    "make", [training_curves, encoder_statistics, gradient_flow, overfit_dynamics]
-)
-def test_nothing_to_show_is_said_in_words(make: Any) -> None:
-    fig = make(study([]))
-    assert "finished yet" in words_of(fig)
-    assert not fig.legends
-    assert_readable(fig)
-
-
 def test_a_missing_stage_is_said_in_words(views: list[RunView]) -> None:
     fig = training_curves(study([view for view in views if view.stage == "overfit"]))
     for words in ("no pretraining run has", "no full run has", "exact match"):
@@ -226,16 +217,6 @@ def test_values_that_are_not_finite_are_left_out(views: list[RunView]) -> None:
     fig = gradient_flow(study([RunView(view.run, metrics)]))
     assert np.isfinite(fig.axes[0].get_ylim()).all()
     assert_readable(fig)
-
-
-def test_long_and_many_names_stay_readable(tmp_path: Path) -> None:
-    names = [LONG, *(f"etrm_standard_{i}" for i in range(9))]
-    views = [fake.run(tmp_path, experiment=name, steps=300) for name in names]
-    fig = training_curves(study(views))
-    assert legend_of(fig)[0] == LONG
-    assert_readable(fig)
-    looks = {(line.get_color(), line.get_marker()) for line in labelled(fig.axes[1]).values()}
-    assert len(looks) == len(names)
 
 
 def panels(fig: Figure) -> list[np.ndarray]:
@@ -326,7 +307,8 @@ def test_an_experiment_without_a_prediction_and_an_empty_one_are_said_in_words()
 
 def test_many_experiments_with_long_names_are_rows() -> None:
     tasks = fake.tasks(2)
-    predictions = {f"{LONG}_{i}": fake.predictions(tasks, seed=i) for i in range(7)}
+    long = "etrm_hierarchical_encoder_with_contrastive_loss_and_frozen_decoder"
+    predictions = {f"{long}_{i}": fake.predictions(tasks, seed=i) for i in range(7)}
     fig = draw_answers(tasks, predictions, STYLE)
     names = [text.replace("\n", "") for text, _ in texts(fig)]
     assert all(names.count(name) == 1 for name in predictions)

@@ -138,9 +138,7 @@ def test_mechanisms_say_what_guides_them(synthetic_study: StudyView) -> None:
     assert shown == {BASELINE, "etrm_cross_attention"}  # the baseline, and those refined
 
 
-def test_ablations_name_the_changed_keys_and_pair_what_they_can(
-    synthetic_study: StudyView,
-) -> None:
+def test_ablations_name_the_changed_keys_and_pair_what_they_can(synthetic_study: StudyView) -> None:
     numbers = ablations(synthetic_study.runs, BASELINE).numbers
     assert row_of(numbers, "etrm_cached_control")["changed"] == "train.cache_context"
     assert row_of(numbers, "etrm_hybrid")["changed"] == "context.source"

@@ -67,11 +67,7 @@ def test_several_seeds_give_an_interval_and_every_numerator(tmp_path: Path) -> N
     counts = (1, 0, 2)
     views = [
         fake.run(
-            tmp_path,
-            seed=seed,
-            stage="full",
-            steps=200,
-            scored=fake.score(solved=count, tasks=400),
+            tmp_path, seed=seed, stage="full", steps=200, scored=fake.score(solved=count, tasks=400)
         )
         for seed, count in enumerate(counts)
     ]

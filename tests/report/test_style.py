@@ -14,17 +14,7 @@ from matplotlib.figure import Figure
 from readable import assert_whole
 
 from etrm.config.execution import FigureStyle
-from etrm.report.style import (
-    ARC_COLOURS,
-    ARC_MAP,
-    ARC_NORM,
-    INK,
-    PALETTE,
-    looks,
-    save,
-    theme,
-    wrap,
-)
+from etrm.report.style import ARC_COLOURS, ARC_MAP, ARC_NORM, INK, PALETTE, looks, save, theme, wrap
 
 
 def figure() -> Figure:
