@@ -21,24 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from etrm.api import (
-        evaluate,
-        gate,
-        load,
-        load_model,
-        make_task,
-        metrics,
-        plan,
-        predictions,
-        prepare,
-        read_study,
-        read_tasks,
-        refine,
-        register_encoder,
-        score,
-        train,
-        train_all,
-    )
+    from etrm.api import *
 
 __all__ = [
     "evaluate",
