@@ -43,6 +43,17 @@ def predictions(folder: Path) -> Any:
     return pq.read_table(folder / "predictions.parquet").to_pandas()
 
 
+@pytest.fixture(scope="module")
+def evaluated(
+    runs: dict[str, RunPaths], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Evaluations of the runs with the settings of these tests."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in RUNS}
+    for name, folder in folders.items():
+        evaluate(runs[name], folder)
+    return folders
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_an_evaluation_leaves_its_files(
     name: str, runs: dict[str, RunPaths], tmp_path: Path
@@ -92,10 +103,12 @@ def test_true_answers_score_one(name: str, runs: dict[str, RunPaths], tmp_path: 
             assert attempts["attempt_1"] == query.output.tolist()
 
 
-def test_held_out_status_tells_what_was_seen(runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    unseen = evaluate(runs["etrm"], tmp_path)["held_out"]
+def test_held_out_status_tells_what_was_seen(evaluated: dict[str, Path]) -> None:
+    unseen, seen = (
+        json.loads((evaluated[name] / "score.json").read_text())["held_out"]
+        for name in ("etrm", "trm")
+    )
     assert (unseen["status"], unseen["seen"], unseen["of"]) == ("proven", 0, 3)
-    seen = evaluate(runs["trm"], tmp_path)["held_out"]
     assert (seen["status"], seen["seen"], seen["of"]) == ("seen", 3, 3)
     assert (seen["answers"], unseen["answers"]) == (0, 0)
 
@@ -131,10 +144,11 @@ def test_a_subset_is_scored_over_the_tasks_asked_for(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_fewer_variants_vote(name: str, runs: dict[str, RunPaths], tmp_path: Path) -> None:
-    evaluate(runs[name], tmp_path / "four")
-    result = evaluate(runs[name], tmp_path / "two", variants=2)
-    four, two = predictions(tmp_path / "four"), predictions(tmp_path / "two")
+def test_fewer_variants_vote(
+    name: str, runs: dict[str, RunPaths], evaluated: dict[str, Path], tmp_path: Path
+) -> None:
+    result = evaluate(runs[name], tmp_path, variants=2)
+    four, two = predictions(evaluated[name]), predictions(tmp_path)
     assert sorted(set(two["variant"])) == [0, 1]
     kept = four[four["variant"] < 2].reset_index(drop=True)
     assert kept["grid"].tolist() == two["grid"].tolist()
@@ -166,13 +180,12 @@ def test_embeddings_are_those_of_the_puzzles_trained_on(
 
 
 def test_averaged_weights_are_used_unless_raw_ones_are_asked_for(
-    runs: dict[str, RunPaths], tmp_path: Path
+    runs: dict[str, RunPaths], evaluated: dict[str, Path], tmp_path: Path
 ) -> None:
-    answers = []
-    for which in ("ema", "raw"):
-        evaluate(runs["etrm"], tmp_path / which, weights=which)
-        answers.append(predictions(tmp_path / which)["q_halt"].tolist())
-    assert answers[0] != answers[1]
+    assert CONFIG.weights == "ema"
+    evaluate(runs["etrm"], tmp_path, weights="raw")
+    averaged, raw = (predictions(path)["q_halt"] for path in (evaluated["etrm"], tmp_path))
+    assert averaged.tolist() != raw.tolist()
 
 
 def test_halting_early_uses_fewer_steps(runs: dict[str, RunPaths], tmp_path: Path) -> None:
@@ -210,7 +223,9 @@ def test_held_out_tasks_are_those_of_the_evaluation_split(runs: dict[str, RunPat
     assert held_out_tasks(runs["trm"].tasks) == HELD_OUT
 
 
-def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+def test_an_evaluation_does_not_look_at_answers(
+    runs: dict[str, RunPaths], evaluated: dict[str, Path], tmp_path: Path
+) -> None:
     """Other test outputs of the same sizes or not: the predictions stay the same."""
     poison = np.full((4, 1), 9, dtype=np.uint8)
     poisoned = [
@@ -218,13 +233,12 @@ def test_an_evaluation_does_not_look_at_answers(runs: dict[str, RunPaths], tmp_p
     ]
     other = write_study(tmp_path / "data", TRAINING, poisoned)
     for name, paths in runs.items():
-        evaluate(paths, tmp_path / name)
-        evaluate(replace(other, out=paths.out), tmp_path / f"{name}-poisoned")
-        clean, changed = predictions(tmp_path / name), predictions(tmp_path / f"{name}-poisoned")
+        evaluate(replace(other, out=paths.out), tmp_path / name)
+        clean, changed = predictions(evaluated[name]), predictions(tmp_path / name)
         for column in ("task", "query", "variant", "grid", "height", "width", "q_halt"):
             assert clean[column].tolist() == changed[column].tolist()
-        first = json.loads((tmp_path / name / "submission.json").read_text())
-        assert first == json.loads((tmp_path / f"{name}-poisoned" / "submission.json").read_text())
+        first = json.loads((evaluated[name] / "submission.json").read_text())
+        assert first == json.loads((tmp_path / name / "submission.json").read_text())
 
 
 # --- whose weights they are ---
@@ -298,11 +312,12 @@ def test_answers_that_are_no_numbers_are_an_error(
     assert shared["pass"] == score["pass"]
 
 
-def test_contexts_are_those_of_the_trained_model(runs: dict[str, RunPaths], tmp_path: Path) -> None:
+def test_contexts_are_those_of_the_trained_model(
+    runs: dict[str, RunPaths], evaluated: dict[str, Path]
+) -> None:
     """Of an encoder for tasks of both splits; of TRM its embeddings of those that it knows."""
     for name, paths in runs.items():
-        evaluate(paths, tmp_path)
-        frame = pq.read_table(tmp_path / "contexts.parquet").to_pandas()
+        frame = pq.read_table(evaluated[name] / "contexts.parquet").to_pandas()
         assert list(frame["task"]) == [task.id for task in (*TRAINING, *HELD_OUT)]
         assert list(frame["split"]) == ["training"] * 3 + ["evaluation"] * 3
         if name == "trm":
