@@ -31,6 +31,12 @@ def row_of(table: pd.DataFrame, experiment: str) -> pd.Series:
     return rows.iloc[0]
 
 
+def evaluated(folder: Path, seed: int = 0, split: str = "strict", **score: Any) -> RunView:
+    """A full run with a score."""
+    scored = fake.score(**score)
+    return fake.run(folder, seed=seed, stage="full", steps=200, split=split, scored=scored)
+
+
 def test_every_experiment_has_its_row_the_stopped_one_too(views: list[RunView]) -> None:
     table = results_table(views)
     names = ["trm", "trm_strict", "etrm_standard_h16", "etrm_standard_h8", "etrm_cached_control"]
@@ -66,10 +72,7 @@ def test_numbers_come_from_verdict_score_and_metrics(views: list[RunView]) -> No
 def test_several_seeds_give_an_interval_and_every_numerator(tmp_path: Path) -> None:
     counts = (1, 0, 2)
     views = [
-        fake.run(
-            tmp_path, seed=seed, stage="full", steps=200, scored=fake.score(solved=count, tasks=400)
-        )
-        for seed, count in enumerate(counts)
+        evaluated(tmp_path, seed, solved=count, tasks=400) for seed, count in enumerate(counts)
     ]
     table = results(views)
     row = table.numbers.iloc[0]
@@ -85,12 +88,7 @@ def test_several_seeds_give_an_interval_and_every_numerator(tmp_path: Path) -> N
 
 
 def test_seeds_that_have_all_solved_nothing_have_an_interval(tmp_path: Path) -> None:
-    views = [
-        fake.run(
-            tmp_path, seed=seed, stage="full", steps=200, scored=fake.score(solved=0, tasks=400)
-        )
-        for seed in range(3)
-    ]
+    views = [evaluated(tmp_path, seed, solved=0, tasks=400) for seed in range(3)]
     text = rendered(results_table(views)).iloc[0]
     assert text["pass@1"] == "0.0 % [0.0, 0.9] (0, 0, 0 of 400)"
 
@@ -139,10 +137,7 @@ def test_a_mean_over_survivors_is_marked(tmp_path: Path) -> None:
         fake.run(tmp_path, seed=seed, steps=200, reached=reached)
         for seed, reached in enumerate((0.95, 0.96, 0.5))
     ]
-    scored = fake.score(solved=4, tasks=400)
-    views += [
-        fake.run(tmp_path, seed=seed, steps=200, stage="full", scored=scored) for seed in (0, 1)
-    ]
+    views += [evaluated(tmp_path, seed, solved=4, tasks=400) for seed in (0, 1)]
     table = results(views)
     full, overfit = (row for _, row in table.numbers.iterrows())
     assert full[["seeds", "gate_passed", "gate_seeds"]].tolist() == [2, 2, 3]
@@ -181,8 +176,7 @@ def test_seeds_that_did_not_pass_have_a_row_of_their_own(tmp_path: Path) -> None
 
 
 def test_a_partial_score_says_so(tmp_path: Path) -> None:
-    scored = fake.score(solved=3, tasks=400, evaluated=32)
-    view = fake.run(tmp_path, stage="full", steps=200, scored=scored)
+    view = evaluated(tmp_path, solved=3, tasks=400, evaluated=32)
     text = rendered(results_table([view])).iloc[0]
     assert text["Status"] == "partial: 32 of 400 tasks"
     assert text["Tasks"] == "partial: 32 of 400"
@@ -190,9 +184,7 @@ def test_a_partial_score_says_so(tmp_path: Path) -> None:
 
 
 def test_a_subset_is_no_partial_score(tmp_path: Path) -> None:
-    scored = fake.score(solved=3, tasks=32, of_split=400)
-    view = fake.run(tmp_path, stage="full", steps=200, scored=scored)
-    table = results_table([view])
+    table = results_table([evaluated(tmp_path, solved=3, tasks=32, of_split=400)])
     row, text = table.iloc[0], rendered(table).iloc[0]
     assert (row["partial"], row["subset"], row["tasks"], row["tasks_of_split"]) == (
         *(False, True, 32, 400),
@@ -371,8 +363,7 @@ def test_every_rendering_shows_the_status_of_the_score(
     tmp_path: Path, split: str, seen: int, answers: int, words: str, brief: str | None
 ) -> None:
     """A strict run that has seen held-out tasks is not called held out, whatever was meant."""
-    scored = fake.score(solved=1, tasks=20, seen=seen, answers=answers)
-    view = fake.run(tmp_path, stage="full", steps=200, split=split, scored=scored)
+    view = evaluated(tmp_path, split=split, solved=1, tasks=20, seen=seen, answers=answers)
     table = results_table([view])
     assert rendered(table)["Split"].tolist() == [words]
     whole = results([view])
@@ -384,11 +375,7 @@ def test_every_rendering_shows_the_status_of_the_score(
 
 
 def test_the_seed_that_saw_most_speaks_for_all(tmp_path: Path) -> None:
-    scores = [fake.score(solved=1, tasks=20, seen=seen) for seen in (0, 2)]
-    views = [
-        fake.run(tmp_path, seed=seed, stage="full", steps=200, scored=scored)
-        for seed, scored in enumerate(scores)
-    ]
+    views = [evaluated(tmp_path, seed, solved=1, tasks=20, seen=2 * seed) for seed in (0, 1)]
     assert rendered(results_table(views))["Split"][0] == "strict, 2 of 20 held-out tasks seen"
 
 
