@@ -14,7 +14,9 @@ from typing import Any
 from etrm.config.compare import changes, flat
 from etrm.config.text import first_few
 from etrm.evaluation.pass_at_k import CREDIT_RULES, RULES_IN_WORDS
+from etrm.report.estimates import VALIDATION
 from etrm.report.formats import NONE, markdown_table, percent
+from etrm.report.published import VARIANCE
 from etrm.report.run_view import RunView, distinct
 from etrm.report.tables import ATTEMPTS, outcome
 from etrm.storage.files import atomic_write
@@ -232,18 +234,13 @@ def _measured(views: Sequence[RunView]) -> list[str]:
     """Return the gaps between training and unseen tasks, and the measures of collapse."""
     lines = []
     for view in views:
-        where = _name(view)
-        train = view.final("train/exact_accuracy")
-        unseen = {
-            "validation": view.last("validation.exact_accuracy"),
-            "test": view.test_metric("all.exact_accuracy"),
-        }
-        for name, exact in unseen.items():
+        where, train = _name(view), view.final("train/exact_accuracy")
+        validated, tested = view.last(VALIDATION), view.test_metric("all.exact_accuracy")
+        for name, exact in (("validation", validated), ("test", tested)):
             if train is not None and exact is not None:
                 gap = f"{100 * (train - exact):+.1f} points"  # of generalisation
                 lines.append(f"- {where}: gap between train and {name} exact match {gap}.")
-        variance = view.final("train/encoder_cross_sample_var")
-        gradient = view.final("grad/encoder_norm")
+        variance, gradient = view.final(VARIANCE), view.final("grad/encoder_norm")
         if variance is not None and gradient is not None:
             numbers = f"cross-sample variance {variance:.3g}, gradient norm {gradient:.3g}"
             lines.append(f"- {where}: the encoder ends with {numbers}.")

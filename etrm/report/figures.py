@@ -18,7 +18,6 @@ from etrm.report.run_view import STAGES, RunView, StudyView, by_name
 
 TITLES = {"pretrain": "Pretraining", "overfit": "Overfit", "full": "Full"}
 SHARES = ("grad/encoder_coverage", "grad/encoder_share", "train/steps_share")
-VALIDATION = "validation.exact_accuracy"
 DOTTED: Any = (0, (1, 1.5))
 OVERFIT = "ETRM overfit run"
 PROBES = {
@@ -45,24 +44,10 @@ def training_curves(study: StudyView) -> Figure:
     experiment was stopped, by its verdict or by a health rule. Dotted lines are exact match on
     validation tasks (`validation.exact_accuracy`), with averaged weights too.
     """
-    look_of = style.looks(view.experiment for view in study.runs)
-    fig, panels, across = style.small_multiples(study.style, len(STAGES), len(STAGES), 0.9)
-    style.share_y(panels, across)
-    drawn: list[RunView] = []
-    for axes, stage in zip(panels, STAGES, strict=True):
-        runs = [view for view in study.runs if view.stage == stage]
-        shown = curves.draw_curves(axes, runs, "train/exact_accuracy", look_of)
-        _validation_curves(axes, runs, look_of)
-        for view in shown:
-            _end_mark(axes, view, look_of[view.experiment].colour)
-        curves.label_steps(axes)
-        axes.set_title(TITLES[stage])
-        drawn += shown
-        if not shown:
-            style.say(axes, f"no {TITLES[stage].lower()} run has finished yet")
+    fig, panels, drawn, look_of = _by_stage(study, {"exact_accuracy": "exact match"}, 0.9)
+    for view in drawn:
+        _end_mark(panels[STAGES.index(view.stage)], view, look_of[view.experiment].colour)
     panels[0].set_ylim(-0.02, 1.02)  # shared by all panels
-    panels[0].yaxis.set_major_formatter(style.percent)
-    _name_rows(panels, across, "exact match")
     handles = curves.legend_entries(drawn, look_of, panels)
     handles += _gate_lines(panels[STAGES.index("overfit")], drawn)
     ended = [view for view in drawn if len(view.series("all.exact_accuracy"))]
@@ -70,8 +55,7 @@ def training_curves(study: StudyView) -> Figure:
         handles.append(curves.end_entry("end of a stopped run"))
     if any(not view.stopped for view in ended):
         handles.append(curves.end_entry("all episodes, averaged weights", "o"))
-    if any(len(view.series(VALIDATION)) for view in drawn):
-        handles.append(_validation_entry())
+    handles += _validation_entries(drawn, "exact_accuracy")
     style.legend_below(fig, handles, study.style)
     return fig
 
@@ -82,10 +66,26 @@ def learning(study: StudyView) -> Figure:
 
     Dotted lines are those of validation tasks, with averaged weights.
     """
-    look_of = style.looks(view.experiment for view in study.runs)
     metrics = {"accuracy": "token accuracy", "lm_loss": "loss of the answer"}
-    count = len(STAGES)
-    fig, panels, across = style.small_multiples(study.style, count * len(metrics), count, 0.75)
+    fig, panels, drawn, look_of = _by_stage(study, metrics, 0.75)
+    panels[0].set_ylim(top=1.02)
+    panels[len(STAGES)].set_ylim(bottom=0.0)
+    handles = curves.legend_entries(drawn, look_of, panels)
+    handles += _validation_entries(drawn, "accuracy")
+    style.legend_below(fig, handles, study.style)
+    return fig
+
+
+def _by_stage(
+    study: StudyView, metrics: Mapping[str, str], ratio: float
+) -> tuple[Figure, list[Axes], list[RunView], Mapping[str, style.Look]]:
+    """Draw metrics, in words, a row for each, a column for each stage; the first is a share.
+
+    Return the figure, its panels, the runs that are shown, and their looks.
+    """
+    look_of, count = style.looks(view.experiment for view in study.runs), len(STAGES)
+    shape = count * len(metrics), count, ratio
+    fig, panels, across = style.small_multiples(study.style, *shape)
     drawn: list[RunView] = []
     for first, (name, words) in enumerate(metrics.items()):
         row = panels[first * count : (first + 1) * count]
@@ -94,21 +94,15 @@ def learning(study: StudyView) -> Figure:
             runs = [view for view in study.runs if view.stage == stage]
             shown = curves.draw_curves(axes, runs, f"train/{name}", look_of)
             _validation_curves(axes, runs, look_of, f"validation.{name}")
-            curves.label_steps(axes, labelled=axes in panels[-across:])
+            curves.label_steps(axes, labelled=len(metrics) == 1 or axes in panels[-across:])
             drawn += shown
             if not shown:
                 style.say(axes, f"no {TITLES[stage].lower()} run has finished yet")
             if first == 0 or across < count:
                 axes.set_title(TITLES[stage])
         _name_rows(row, across, words)
-    panels[0].set_ylim(top=1.02)
     panels[0].yaxis.set_major_formatter(style.percent)
-    panels[count].set_ylim(bottom=0.0)
-    handles = curves.legend_entries(drawn, look_of, panels)
-    if any(len(view.series("validation.accuracy")) for view in drawn):
-        handles.append(_validation_entry())
-    style.legend_below(fig, handles, study.style)
-    return fig
+    return fig, panels, drawn, look_of
 
 
 @style.figure
@@ -280,15 +274,15 @@ def _of_overfit_runs(study: StudyView, *panels: Panel, subject: str) -> Figure:
     return draw_panels(study, views, panels, runs="Overfit runs", subject=subject)
 
 
-def _validation_entry() -> Line2D:
-    return style.entry("validation tasks", linestyle=DOTTED, marker=".", ms=4)
+def _validation_entries(views: Sequence[RunView], name: str) -> list[Line2D]:
+    """Return the legend entry of dotted lines, where any run has the metric."""
+    line: dict[str, Any] = {"linestyle": DOTTED, "marker": ".", "ms": 4}
+    known = any(len(view.series(f"validation.{name}")) for view in views)
+    return [style.entry("validation tasks", **line)] if known else []
 
 
 def _validation_curves(
-    axes: Axes,
-    views: Sequence[RunView],
-    look_of: Mapping[str, style.Look],
-    metric: str = VALIDATION,
+    axes: Axes, views: Sequence[RunView], look_of: Mapping[str, style.Look], metric: str
 ) -> None:
     """Draw a metric of validation tasks, one dotted line per experiment: the mean over seeds."""
     for name, mine in by_name(view for view in views if len(view.series(metric))).items():

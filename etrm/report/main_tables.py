@@ -13,23 +13,28 @@ import pandas as pd
 from etrm.config.compare import changes, summary
 from etrm.report.comparisons import METHODS, paired, render_p
 from etrm.report.estimates import by_experiment, changed_keys, settings
-from etrm.report.formats import NONE, Table, points
+from etrm.report.formats import NONE, Table, number, points
 from etrm.report.published import ARC1, find
 from etrm.report.published import value_text as published_text
 from etrm.report.run_view import RunView, asked
-from etrm.report.tables import SHUFFLED, results
+from etrm.report.tables import SHUFFLED, TEXT, results
 
 ETRM_COLUMNS = (
     *("Experiment", "Context", "Seeds", "Parameters", "Train exact match"),
     *("Validation exact match", "pass@1", "pass@2", SHUFFLED, "Status"),
 )
-TRM_COLUMNS = ("Experiment", "Split", "Seeds", "Parameters", "Train exact match", "pass@1")
+TRM_COLUMNS = (
+    *("Experiment", "Split", "Seeds", "Parameters", "Train exact match"),
+    *("pass@1", "pass@2"),
+)
 CHANGE, GAIN = "Change", "Difference in pass@1, points"
 
 
 def etrm(views: Sequence[RunView], baseline: str | None = None) -> Table:
     """Return the results of the experiments with an encoder; the `baseline` is marked."""
-    return _selected(results([v for v in views if not v.is_trm], baseline), ETRM_COLUMNS)
+    table = results([view for view in views if not view.is_trm], baseline)
+    shown = [name for name in ETRM_COLUMNS if name in table.text]
+    return Table(table.numbers, table.text[shown], table.notes)
 
 
 def trm(views: Sequence[RunView], baseline: str | None = None) -> Table:
@@ -38,16 +43,12 @@ def trm(views: Sequence[RunView], baseline: str | None = None) -> Table:
     A rung is compared with the TRM experiment above it, of the same split and sources, that differs
     from it in the fewest keys, the nearest of these.
     """
-    table = _selected(results([v for v in views if v.is_trm], baseline), TRM_COLUMNS)
+    table = results([view for view in views if view.is_trm], baseline)
     rungs = pd.DataFrame(_rungs(views), columns=RUNG_COLUMNS)
     numbers = table.numbers.merge(rungs, on="experiment", how="left")
-    added: dict[str, Any] = {
-        "pass@2": results([v for v in views if v.is_trm], baseline).text["pass@2"],
-        CHANGE: [NONE if pd.isna(c) else str(c) for c in numbers["change"]],
-        GAIN: [points("difference")(row) for _, row in numbers.iterrows()],
-        "p": [render_p(value) for value in numbers["p"]],
-    }
-    text = table.text.assign(**added)
+    columns = {name: TEXT[name] for name in TRM_COLUMNS}
+    columns |= {CHANGE: number("change", "s"), GAIN: points("difference")}
+    text = Table.of(numbers, {**columns, "p": lambda row: render_p(row["p"])}).text
     known = set(rungs["method"].dropna())
     notes = [words for method, words in METHODS.items() if method in known]
     if notes:
@@ -89,8 +90,3 @@ def _published(columns: list[str]) -> pd.DataFrame:
         name = f"{each.name} (published, {each.source})"
         rows.append(row | {"Experiment": name, "Split": "transductive: evaluation demos seen"})
     return pd.DataFrame(rows, columns=columns)
-
-
-def _selected(table: Table, columns: Sequence[str]) -> Table:
-    shown = [name for name in columns if name in table.text]
-    return Table(table.numbers, table.text[shown], table.notes)

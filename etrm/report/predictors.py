@@ -6,19 +6,21 @@ table says how well the order of runs by it agrees with their order by the outco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from etrm.report.correlation import RankCorrelation, rank_correlation
+from etrm.report.estimates import VALIDATION
 from etrm.report.formats import NONE, Columns, Table
 from etrm.report.run_view import RunView, asked, distinct
 
 LEAST = 5  # runs; the order of fewer says nothing
-SCORE, VALIDATION = "pass@1", "validation.exact_accuracy"
+SCORE = "pass@1"
 PREFIXES = ("encoder/", "train/encoder_")
 OTHERS = ("grad/encoder_norm", "grad/encoder_share")
 # Accuracies, and their gains over untrained weights: random features tell many rules apart.
@@ -122,9 +124,10 @@ def measures(stratum: Stratum) -> list[str]:
     return [name for name in named if points(stratum, name)]
 
 
-def points(stratum: Stratum, measure: str) -> list[Point]:
-    """Return the runs that have the measure."""
-    found = ((view, measure_of(view, measure), outcome) for view, outcome in stratum.runs)
+def points(stratum: Stratum, measure: Callable[[RunView], float | None] | str) -> list[Point]:
+    """Return the runs that have the measure, one of `measure_of` by its name."""
+    of = partial(measure_of, name=measure) if isinstance(measure, str) else measure
+    found = ((view, of(view), outcome) for view, outcome in stratum.runs)
     return [Point(view, value, outcome) for view, value, outcome in found if value is not None]
 
 

@@ -104,10 +104,10 @@ def published(views: Sequence[RunView] = (), baseline: str | None = None) -> Tab
     rows = []
     for each in PUBLISHED:
         low, high = each.interval or (None, None)
-        named = {"name": each.name, "benchmark": each.benchmark, "split": each.split}
-        value = {"published": each.value, "published_low": low, "published_high": high}
-        of = {"tasks": each.tasks, "source": each.source}
-        rows.append({**named, "metric": each.metric, **value, **of})
+        row = (each.name, each.benchmark, each.split, each.metric, each.value, low, high)
+        rows.append((*row, each.tasks, each.source))
+    limits = ("published", "published_low", "published_high")
+    columns = ["name", "benchmark", "split", "metric", *limits, "tasks", "source"]
     text = pd.DataFrame(
         {
             "Model": [each.name for each in PUBLISHED],
@@ -118,7 +118,7 @@ def published(views: Sequence[RunView] = (), baseline: str | None = None) -> Tab
             "Source": [each.source for each in PUBLISHED],
         }
     )
-    return Table(pd.DataFrame(rows), text, NOTES)
+    return Table(pd.DataFrame(rows, columns=columns), text, NOTES)
 
 
 def value_text(each: Published) -> str:

@@ -82,28 +82,7 @@ def results_table(views: Sequence[RunView]) -> pd.DataFrame:
 
 def rendered(table: pd.DataFrame) -> pd.DataFrame:
     """Return the results table as text, with column names for people."""
-    columns: Columns = {
-        "Experiment": "experiment",
-        "Stage": "stage",
-        "Context": "context",
-        "Split": _split,
-        "Seeds": _seeds,
-        "Parameters": number("params", ",.0f"),
-        "Overfit exact match": lambda row: _mean(row, "overfit_exact"),
-        "Gate": _gate,
-        "Train exact match": lambda row: _mean(row, "train_exact"),
-        "Validation exact match": interval("validation_exact", mark=_mark),
-        "pass@1": lambda row: _pass(row, "pass@1_task_fraction"),
-        "pass@2": lambda row: _pass(row, "pass@2_task_fraction"),
-        SHUFFLED: lambda row: _mean(row, "shuffled_pass@1"),
-        "pass@2, all tests": lambda row: _pass(row, "pass@2_all_tests"),
-        "Test exact match": lambda row: _mean(row, "test_exact"),
-        "Test token accuracy": lambda row: _mean(row, "test_token_accuracy"),
-        "Tasks": _tasks,
-        "Variants": number("variants", ",.0f"),
-        "Status": "status",
-    }
-    text = Table.of(table, columns).text
+    text = Table.of(table, TEXT).text
     return text if table["shuffled_pass@1"].notna().any() else text.drop(columns=SHUFFLED)
 
 
@@ -144,22 +123,20 @@ def _narrow(text: pd.DataFrame) -> pd.DataFrame:
 
 def brief(table: Table) -> pd.DataFrame:
     """Return of the results the columns that decide, as text, without seeds one by one."""
-    rows = [row for _, row in table.numbers.iterrows()]
-    text = table.text[["Experiment", "Stage"]].copy()
-    text["Split"] = [_split(row, brief=True) for row in rows]
-    text["Seeds"] = table.text["Seeds"]
-    for title, show in (
-        ("Overfit %", lambda row: _percent(row, "overfit_exact")),
-        ("Train %", lambda row: _percent(row, "train_exact")),
-        ("Valid. %", lambda row: _percent(row, "validation_exact")),
-        ("pass@1 %", interval("pass@1_task_fraction", mark=_mark)),
-        ("pass@2 %", interval("pass@2_task_fraction", mark=_mark)),
-    ):
-        cells = [show(row).replace(" %", "") for row in rows]
-        if not rows or set(cells) != {NONE}:
-            text[title] = cells
-    text["Status"] = table.text["Status"]
-    return text
+    columns: Columns = {
+        **{"Experiment": "experiment", "Stage": "stage", "Seeds": _seeds, "Status": "status"},
+        "Split": lambda row: _split(row, brief=True),
+        "Overfit %": lambda row: _percent(row, "overfit_exact"),
+        "Train %": lambda row: _percent(row, "train_exact"),
+        "Valid. %": lambda row: _percent(row, "validation_exact"),
+        "pass@1 %": interval("pass@1_task_fraction", mark=_mark),
+        "pass@2 %": interval("pass@2_task_fraction", mark=_mark),
+    }
+    text = Table.of(table.numbers, columns).text
+    shares = [title for title in columns if title.endswith(" %")]
+    text[shares] = text[shares].map(lambda cell: cell.replace(" %", ""))
+    shown = [title for title in shares if text.empty or set(text[title]) != {NONE}]
+    return text[["Experiment", "Stage", "Split", "Seeds", *shown, "Status"]]
 
 
 def outcome(view: RunView) -> str:
@@ -395,3 +372,26 @@ def _pass(row: pd.Series, name: str) -> str:
     shown = numerators if isinstance(numerators, str) else f"{numerators:.4g}"
     partial = ", partial" if row["partial"] else ""
     return f"{text} ({shown} of {row[f'{name}_denominator']:.0f}{partial})"
+
+
+TEXT: Columns = {
+    "Experiment": "experiment",
+    "Stage": "stage",
+    "Context": "context",
+    "Split": _split,
+    "Seeds": _seeds,
+    "Parameters": number("params", ",.0f"),
+    "Overfit exact match": lambda row: _mean(row, "overfit_exact"),
+    "Gate": _gate,
+    "Train exact match": lambda row: _mean(row, "train_exact"),
+    "Validation exact match": interval("validation_exact", mark=_mark),
+    "pass@1": lambda row: _pass(row, "pass@1_task_fraction"),
+    "pass@2": lambda row: _pass(row, "pass@2_task_fraction"),
+    SHUFFLED: lambda row: _mean(row, "shuffled_pass@1"),
+    "pass@2, all tests": lambda row: _pass(row, "pass@2_all_tests"),
+    "Test exact match": lambda row: _mean(row, "test_exact"),
+    "Test token accuracy": lambda row: _mean(row, "test_token_accuracy"),
+    "Tasks": _tasks,
+    "Variants": number("variants", ",.0f"),
+    "Status": "status",
+}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from etrm.report.claims.case import Case, Finding, claim, decided, missing
 from etrm.report.estimates import settings
-from etrm.report.predictors import Point, correlation_of, measure_of, strata, words
+from etrm.report.predictors import correlation_of, points, strata, words
 from etrm.report.published import VARIANCE
 from etrm.report.run_view import RunView
 
@@ -88,17 +88,16 @@ def clipping(case: Case) -> Finding:
     return decided(any(free) and not any(clipped), True, evidence)
 
 
-def _correlation(case: Case, measure: Callable[[RunView], float | None]) -> Finding:
+def _correlation(case: Case, measure: Callable[[RunView], float | None] | str) -> Finding:
     low, high, evidence = [], [], []
     for stratum in strata(case.views):
-        measured = [(view, measure(view), outcome) for view, outcome in stratum.runs]
-        points = [Point(v, value, outcome) for v, value, outcome in measured if value is not None]
-        each = correlation_of(points)
+        runs = points(stratum, measure)
+        each = correlation_of(runs)
         if each is not None and each.low is not None and each.high is not None:
             low.append(each.low)
             high.append(each.high)
             shown = words(each.value, each.low, each.high)
-            evidence.append(f"{shown} with {stratum.outcome} over {len(points)} runs")
+            evidence.append(f"{shown} with {stratum.outcome} over {len(runs)} runs")
     if not evidence:
         return missing("five full runs with an outcome, alike enough for a correlation")
     return decided(min(low) > 0, max(high) < 0, evidence)
@@ -111,7 +110,7 @@ def _correlation(case: Case, measure: Callable[[RunView], float | None]) -> Find
     " contradicted if below.",
 )
 def variance_predicts(case: Case) -> Finding:
-    return _correlation(case, lambda view: measure_of(view, VARIANCE))
+    return _correlation(case, VARIANCE)
 
 
 @claim(
