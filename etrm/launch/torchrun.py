@@ -21,14 +21,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from etrm.errors import UserError
@@ -160,7 +160,23 @@ def _run_ranks(path: Path, written: Path | None, size: int, node: Node) -> None:
         return
     if not isinstance(failed[0], ChildFailedError):
         raise LaunchError(f"the ranks{where} could not be started: {failed[0]}") from failed[0]
-    failures = failed[0].failures  # in the order seen; torchrun ends the rest, by SIGTERM at first
+    cause = _root_cause(failed[0].failures, sent)
+    if cause is None:
+        raise _stopped(path, sent)
+    rank, how = cause
+    raise LaunchError(
+        f"rank {rank} of {total}{where} {how}, so the run was ended; its error, if it had one, is"
+        f" in {written or 'the lines above'}. {AGAIN}"
+    )
+
+
+def _root_cause(
+    failures: Mapping[int, ProcessFailure], sent: Collection[int]
+) -> tuple[int, str] | None:
+    """Return the rank whose end has ended the others, and its end; None where a signal asked.
+
+    `failures`: in the order seen; torchrun ends the rest, by SIGTERM at first.
+    """
     first = next(iter(failures.values()))
     killed = [  # a killed rank is the root cause, also where one that misses it is seen before it
         rank
@@ -173,14 +189,11 @@ def _run_ranks(path: Path, written: Path | None, size: int, node: Node) -> None:
     asked = {EXIT_INTERRUPTED, *(-number for number in sent)}
     codes = [failure.exitcode for failure in failures.values()]
     if not killed and asked & set(codes if sent else codes[:1]):
-        raise _stopped(path, sent)
+        return None
     rank = killed[0] if killed else next(iter(failures))
     code = failures[rank].exitcode
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    raise LaunchError(
-        f"rank {rank} of {total}{where} {how}, so the run was ended; its error, if it had one, is"
-        f" in {written or 'the lines above'}. {AGAIN}"
-    )
+    return rank, how
 
 
 def train_on_nodes(job: Job, size: int, nodes: int) -> None:
