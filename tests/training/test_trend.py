@@ -13,7 +13,7 @@ from etrm.training.health import check_stuck
 from etrm.training.trend import LEAST_ROWS, LOOKS, errors, falls_short, t_quantile
 
 RULE = HealthConfig().stuck
-RUNS, HALTED = 6000, 16  # halted samples a step
+RUNS, HALTED = 3000, 16  # halted samples a step
 
 
 def simulate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from etrm.training.trainer import Trainer
 SCALES = {"mini": (64, 1.0), "paper": (512, None)}  # width, output_scale
 
 
+@functools.cache
 def trainer_at(scale: str, source: str = "standard") -> Trainer:
-    """A trainer with the width and the output scale of a study."""
+    """A trainer with the width and the output scale of a study, one for all tests."""
     width, output_scale = SCALES[scale]
     context = {"width": width, "heads": 8, "output_scale": output_scale}
     run = make_run(source, model={"width": width, "heads": 8, "H_cycles": 1}, context=context)
@@ -32,12 +34,13 @@ def findings(row: dict[str, float]) -> dict[str, str]:
 
 
 def encoder_row(trainer: Trainer, finish: Any = None) -> dict[str, float]:
-    """Statistics of the encoder at the first step, with other vectors given to `Encoder.finish`."""
+    """Statistics of the encoder at a step, with other vectors given to `Encoder.finish`."""
     source: Any = trainer.model.context
-    if finish is not None:
-        usual = source.finish
-        source.finish = lambda x, **rest: usual(finish(x), **rest)
-    trainer.step()
+    with pytest.MonkeyPatch.context() as patch:
+        if finish is not None:
+            usual = source.finish
+            patch.setattr(source, "finish", lambda x, **rest: usual(finish(x), **rest))
+        trainer.step()
     row = {n: v for n, v in trainer.row().items() if n.startswith("train/encoder_")}
     return row if row.pop("train/encoder_frozen") == 0.0 else {}
 
@@ -71,7 +74,7 @@ def test_the_size_before_normalisation_can_be_seen(source: str) -> None:
     """At the width of the decoder, too, where no projection follows the last block."""
     norms = []
     for factor in (1.0, 20.0):
-        trainer = trainer_at("mini", source)
+        trainer = trainer_at.__wrapped__("mini", source)  # of its own: weights are changed
         context: Any = trainer.model.context
         last = context.set.blocks[-1].mlp.down_proj.weight
         last.data.mul_(factor)

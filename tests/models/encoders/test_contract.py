@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,23 +211,17 @@ def order_of_demos(batch: Batch) -> Batch:
     return replace(batch, **{key: batch.tensors()[key][:, [2, 0, 1]] for key in keys})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(padded_demos, junk_in_padded_demos, order_of_demos),
-        *(larger_canvas, wider_canvas, taller_canvas),
-    ],
-    ids=label,
-)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=label)
-def test_the_output_does_not_depend_on(
-    name: str, options: dict[str, Any], change: Callable[[Batch], Batch]
+def test_the_output_does_not_depend_on_padding_nor_on_the_order_where_that_is_claimed(
+    name: str, options: dict[str, Any]
 ) -> None:
     source, usual = built(name, options)
-    if change is order_of_demos and not source.order_invariant:
-        pytest.skip(f"{name} does not claim it")
-    atol = 1e-4 if change is order_of_demos else 1e-5
-    assert torch.allclose(encode(source, change(ragged())), usual, atol=atol)
+    paddings = (padded_demos, junk_in_padded_demos, larger_canvas, wider_canvas, taller_canvas)
+    for change in paddings:
+        found = encode(source, change(ragged()))
+        assert torch.allclose(found, usual, atol=1e-5), change.__name__
+    if source.order_invariant:
+        assert torch.allclose(encode(source, order_of_demos(ragged())), usual, atol=1e-4)
 
 
 def exchanged(batch: Batch, keys: Sequence[str], cells: int) -> Batch:
@@ -491,12 +485,12 @@ def test_every_setting_of_a_run_is_varied(block: str) -> None:
     assert set(DIFFERENT[block]) == names - elsewhere
 
 
-def outcome(source: str, **blocks: Any) -> dict[str, Tensor]:
-    """Weights, raw and averaged, after four steps in which samples halt by themselves."""
+def outcome(source: str, steps: int = 4, **blocks: Any) -> dict[str, Tensor]:
+    """Weights, raw and averaged, after steps in which samples halt by themselves."""
     trainer = make_trainer(make_run(source, **blocks), corpus())
     with torch.no_grad():
         trainer.model.decoder.q_head.bias.fill_(1.0)
-    for _ in range(4):
+    for _ in range(steps):
         trainer.step()
     averaged = {f"ema.{n}": t for n, t in trainer.ema.values.items()}
     return {**trainer.model.state_dict(), **averaged}
@@ -504,7 +498,7 @@ def outcome(source: str, **blocks: Any) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def usual() -> dict[str, dict[str, Tensor]]:
-    return {source: outcome(source) for source in CONTEXT_SOURCES}
+    return {source: outcome(source) for source in ("embedding", "standard")}
 
 
 def differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -533,6 +527,6 @@ def test_settings_of_the_embedding_change_its_table(
     assert not torch.equal(changed["context.weights"], usual["embedding"]["context.weights"])
 
 
-def test_the_same_settings_give_the_same_result(usual: dict[str, dict[str, Tensor]]) -> None:
-    for source, expected in usual.items():
-        assert not differ(outcome(source), expected)
+@pytest.mark.parametrize("source", CONTEXT_SOURCES)
+def test_the_same_settings_give_the_same_result(source: str) -> None:
+    assert not differ(outcome(source, steps=2), outcome(source, steps=2))
