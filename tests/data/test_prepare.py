@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -267,13 +267,9 @@ def test_held_out_ids_are_left_out_and_counted(tmp_path: Path) -> None:
     ("held_out", "left", "of_arc_2"), [("evaluation", 631, 233), ("evaluation2", 1008, 608)]
 )
 def test_both_training_sets_of_arc_are_one_line(
-    arc: Path, held_out: str, left: int, of_arc_2: int
+    public: Callable[[str], KaggleSource], held_out: str, left: int, of_arc_2: int
 ) -> None:
-    stems = {name: f"{arc}/arc-agi_{name}" for name in ("training", "training2", held_out)}
-    sources = {
-        name: KaggleSource(challenges=f"{s}_challenges.json", solutions=f"{s}_solutions.json")
-        for name, s in stems.items()
-    }
+    sources = {name: public(name) for name in ("training", "training2", held_out)}
     data = DataConfig(sources, ("training", "training2"), (held_out,), validation_tasks=0)
     records, _ = mark_overlaps(select_tasks(replace(data, duplicates="first"))[0])
     strict = [r.source for r in records if r.split == "training" and r.duplicate_of is None]
