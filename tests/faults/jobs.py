@@ -94,13 +94,6 @@ class Study:
         other.config.write_text(yaml.safe_dump({**document, "results": str(folder / "results")}))
         return other
 
-    def clear(self, experiment: str = "etrm") -> None:
-        """As if it had never been run."""
-        shutil.rmtree(self.out(experiment).parents[1], ignore_errors=True)
-        shutil.rmtree(self.state / "finished" / experiment, ignore_errors=True)
-        for path in self.states():
-            path.unlink()
-
     def command(self, experiment: str = "etrm", *more: str) -> list[str]:
         """The command, after `python -m`."""
         where = ["--configfile", str(self.config), "--device", "cpu"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,14 @@ from jobs import (
     NAME,
     RETRY,
     STEP,
+    STEPS,
     Job,
     Scene,
+    Server,
+    Study,
     claim,
     content,
+    make_study,
     step_of,
 )
 
@@ -39,9 +44,10 @@ class Disks:
 
     ROOM, RESULTS, STATES = 10_000, 40, 8  # enough for all; for not all results; for no state
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, state_size: int) -> None:
         self.scene, self.out = scene, scene.study.out()
         self.mounted: list[Path] = []
+        self._state_size = state_size
 
     def mount(self, folder: Path, kilobytes: int) -> None:
         """Put a folder on a disk of its own, or change the size of that."""
@@ -80,26 +86,28 @@ class Disks:
 
     def at_step_34(self, states: float) -> Job:
         """A job that stands still in that step; it has a disk for so many states."""
-        two_states(self.scene)
-        size = self.scene.study.states()[-1].stat().st_size
-        self.scene.study.clear()
-        self.mount(self.states, int(states * size) // 1024)
+        self.mount(self.states, int(states * self._state_size) // 1024)
         return self.scene.start((STEP[0], 34))
 
 
-@pytest.fixture
-def disks(scene: Scene) -> Iterator[Disks]:
-    disks = Disks(scene)
-    yield disks
-    for folder in set(disks.mounted):
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def two_states(scene: Scene) -> None:
-    """The run is killed when it has two states, of steps 12 and 18."""
+@pytest.fixture(scope="module")
+def begun(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The run was killed when it had two states, of steps 12 and 18."""
+    folder = tmp_path_factory.mktemp("begun")
+    study = make_study(folder / "study", STEPS)
+    scene = Scene(server, study, study, folder / "stalled")
     job = scene.start(STEP)
     job.kill()
     job.wait()
+    return study
+
+
+@pytest.fixture
+def disks(scene: Scene, begun: Study) -> Iterator[Disks]:
+    disks = Disks(scene, begun.states()[-1].stat().st_size)
+    yield disks
+    for folder in set(disks.mounted):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_of_states_does_not_end_training(disks: Disks, scene: Scene) -> None:
@@ -265,8 +273,11 @@ def test_a_log_on_a_full_disk_ends_nothing() -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "cut off", "bit flipped"])
-def test_a_damaged_state_gives_way_to_the_one_before(how: str, scene: Scene) -> None:
-    two_states(scene)
+def test_a_damaged_state_gives_way_to_the_one_before(how: str, begun: Study, scene: Scene) -> None:
+    for state in begun.states():
+        copy = scene.study.state / state.relative_to(begun.state)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(state, copy)
     before, newest = scene.study.states()
     data = bytearray(newest.read_bytes())
     data[len(data) // 3] ^= 4
