@@ -17,10 +17,10 @@ from benchmarks.mix import NoTasks, load_mix, paper_sources
 from benchmarks.parts import time_parts
 from benchmarks.rows import Row, default_file, rows_of_other_cases, table, write_rows
 from benchmarks.setups import LANES, PADDED, Setting, make_trainer, with_all_slots
-from tests.tiny import SMALL, demos_of, make_tasks, write_study
+from tests.tiny import MODEL, SMALL, demos_of, make_tasks, write_study
 
 BLOCKS = {
-    "model": {"width": 16, "heads": 2, "layers": 1, "context_tokens": 2, "H_cycles": 2},
+    "model": MODEL,
     "context": SMALL,
     "halting": {"max_steps": 3},
     "train": {"log_every": 2},

@@ -17,7 +17,10 @@ from etrm.models.build import build_model
 from tests.tiny import make_batch, make_tasks, make_variants
 
 SIZES = {
-    "model": {"width": 64, "heads": 4, "layers": 2, "context_tokens": 4},
+    "model": {
+        **{"width": 64, "heads": 4, "layers": 2, "context_tokens": 4},
+        **{"H_cycles": 2, "L_cycles": 2},
+    },
     "context": {"width": 64, "heads": 4, "layers": 2, "set_layers": 2},
     "episodes": {"canvas": [6], "translate": False},
     "halting": {"max_steps": 3},

@@ -14,7 +14,10 @@ from etrm.models.losses import sample_losses
 from tests.tiny import make_tasks, make_variants
 
 BLOCKS = {
-    "model": {"width": 16, "heads": 2, "layers": 2, "context_tokens": 3, "H_cycles": 2},
+    "model": {
+        **{"width": 16, "heads": 2, "layers": 2, "context_tokens": 3},
+        **{"H_cycles": 2, "L_cycles": 2},
+    },
     "context": {"width": 16, "heads": 2, "layers": 2, "set_layers": 2},
     "halting": {"max_steps": 3},
 }

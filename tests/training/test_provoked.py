@@ -72,12 +72,12 @@ def encoding(change: Callable[[Encoded], Encoded]) -> Callable[[Trainer], None]:
 
 
 def test_a_healthy_run_raises_none_at_any_step() -> None:
-    rows, trainer = trained(400, maps=4)  # contexts of two maps alone need not differ much
+    rows, trainer = trained(300, maps=4)  # contexts of two maps alone need not differ much
     health = trainer.run.health
     assert rows[-1]["train/exact_accuracy"] > 0.9
     assert findings(rows, trainer) == {}
     assert all(find_stop(rows[:end], health) is None for end in range(20, 200, 20))
-    judged = verdict([*rows, {"step": 400.0, "all.exact_accuracy": 1.0}], health, GateConfig())
+    judged = verdict([*rows, {"step": 300.0, "all.exact_accuracy": 1.0}], health, GateConfig())
     assert judged["passed"]
     assert judged["diagnosis"] == []
 
@@ -121,14 +121,14 @@ def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
 
 def test_a_q_head_that_never_halts_is_found() -> None:
     rows, trainer = trained(
-        150, train={"batch_size": 4}, halting={"loss_weight": 0.0, "exploration_prob": 0.0}
+        104, train={"batch_size": 4}, halting={"loss_weight": 0.0, "exploration_prob": 0.0}
     )
     assert all(row["train/steps_share"] == 1.0 for row in rows if "train/steps_share" in row)
     assert findings(rows, trainer)["never_halts"] == "warn"
 
 
 def test_one_act_step_is_no_finding_of_the_q_head() -> None:
-    rows, trainer = trained(150, train={"batch_size": 4}, halting={"max_steps": 1})
+    rows, trainer = trained(104, train={"batch_size": 4}, halting={"max_steps": 1})
     assert "never_halts" not in findings(rows, trainer)
 
 
