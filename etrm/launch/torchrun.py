@@ -159,6 +159,9 @@ def _run_ranks(path: Path, written: Path | None, size: int, node: Node) -> None:
     if not failed:
         return
     if not isinstance(failed[0], ChildFailedError):
+        # Ranks that were asked to stop end one after the other, and the rendezvous with its host.
+        if path.with_suffix(STOPPED).exists():
+            raise _stopped(path, sent)
         raise LaunchError(f"the ranks{where} could not be started: {failed[0]}") from failed[0]
     cause = _root_cause(failed[0].failures, sent)
     if cause is None:
@@ -211,6 +214,7 @@ def train_on_nodes(job: Job, size: int, nodes: int) -> None:
     # All nodes see the folder of states.
     path = job.paths.state / "nodes" / f"{job.name}-{number}.json"
     write_job(path, job)
+    path.with_suffix(STOPPED).unlink(missing_ok=True)  # of a launcher that was killed, requeued
     log.info("starting %d ranks on each of %d nodes", size, nodes)
     search_first(CHECKOUT)
     started: list[int] = []

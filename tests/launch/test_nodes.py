@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from etrm.launch import torchrun
 from etrm.launch.job import Job, read_job
 from etrm.launch.torchrun import LaunchError, this_node
 from etrm.runtime.distributed import ranks_of_this_run
-from etrm.runtime.interruption import EXIT_INTERRUPTED
+from etrm.runtime.interruption import EXIT_INTERRUPTED, Interrupted
 
 Program = Callable[[str, str], None]
 SLURM = {
@@ -96,6 +97,37 @@ def test_an_srun_that_fails_is_a_failed_run(job: Job, srun: Callable[[str], None
     with pytest.raises(LaunchError, match=r"2 nodes of the run ended with exit code 3.*/log\. Run"):
         torchrun.train(job, 2, 2)
     assert list((job.paths.state / "nodes").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stopped", "error"), [(True, Interrupted), (False, LaunchError)], ids=["stopped", "lost"]
+)
+def test_a_node_that_outlives_the_rendezvous_was_stopped_where_the_run_was(
+    stopped: bool, error: type[BaseException], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first host has seen its ranks end before those of this node had."""
+    path = job.paths.out.with_name("job.json")
+
+    def launch(*_: object) -> Callable[..., None]:
+        def agent(*_: object) -> None:
+            if stopped:
+                path.with_suffix(".stopped").write_text('{"number": 15, "advanced": true}')
+            raise RendezvousConnectionError
+
+        return agent
+
+    monkeypatch.setattr(torchrun, "elastic_launch", launch)
+    with pytest.raises(error):
+        torchrun._run_ranks(path, None, 1, torchrun.Node(1, ("a", "b")))
+
+
+def test_a_note_of_an_earlier_attempt_is_none(job: Job, srun: Callable[[str], None]) -> None:
+    """A job that is requeued has the same number."""
+    note = job.paths.state / "nodes" / "tiny-overfit-seed0-12.stopped"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"number": 15, "advanced": true}')
+    srun("exit 0")
+    torchrun.train(job, 2, 2)
 
 
 @pytest.mark.parametrize("code", [EXIT_INTERRUPTED, 128 + signal.SIGUSR1])
