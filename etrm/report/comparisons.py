@@ -85,8 +85,9 @@ def comparisons_table(views: Sequence[RunView], baseline: str | None) -> pd.Data
                 family.append(paired(mine, theirs, k))
         tested = [row for row in family if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            words = _words(row["difference"], p) + row["status"]
-            row |= {"p_holm": p, "family": len(tested), "status": words}
+            side = "better" if row["difference"] > 0 else "worse"
+            words = "no difference shown" if p >= SIGNIFICANT else f"{side} than the baseline"
+            row |= {"p_holm": p, "family": len(tested), "status": words + row["status"]}
         rows += family
     return pd.DataFrame(rows, columns=COLUMNS.split())
 
@@ -118,12 +119,6 @@ def paired(mine: Sequence[RunView], theirs: Sequence[RunView], k: int) -> dict[s
         **{"p": difference_p_value(a, b), "status": "; partial" * partial},
         "method": OVER_TASKS if found.seeds == 1 else OVER_SEEDS,
     }
-
-
-def _words(difference: float, p: float) -> str:
-    if p >= SIGNIFICANT:
-        return "no difference shown"
-    return "better than the baseline" if difference > 0 else "worse than the baseline"
 
 
 def _notes(views: Sequence[RunView], baseline: str | None, table: pd.DataFrame) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ def contexts(study: StudyView) -> Figure:
     say which held-out tasks were solved, beside those of training. Distances between far groups of
     a t-SNE mean nothing (van der Maaten and Hinton, 2008).
     """
-    found = _runs(study.runs)
+    evaluated = by_name(view for view in study.runs if view.contexts is not None)
+    found = [min(mine, key=lambda view: view.seed) for mine in evaluated.values()]  # first seeds
     shown = found[:RUNS]
     if not shown:
         raise style.EmptyFigureError("no run has been evaluated on held-out tasks yet")
@@ -71,12 +72,6 @@ def contexts(study: StudyView) -> Figure:
                 legend[group.label] = style.entry(group.label, ls="", ms=4, **mark)
     style.legend_below(fig, list(legend.values()), study.style)
     return fig
-
-
-def _runs(views: Sequence[RunView]) -> list[RunView]:
-    """Return the first seed of each experiment that has contexts."""
-    found = by_name(view for view in views if view.contexts is not None)
-    return [min(mine, key=lambda view: view.seed) for mine in found.values()]
 
 
 def _frame(view: RunView) -> pd.DataFrame:

@@ -89,9 +89,9 @@ def over_seeds(
     return row
 
 
-def score_of(views: Sequence[RunView], k: int = 1) -> Estimate | None:
+def score_of(views: Sequence[RunView], k: int = 1, rule: str = RULE) -> Estimate | None:
     """Return pass@k of the runs that have a score; None where none has, or of different tasks."""
-    credit = credits_of([view for view in views if view.score is not None], k, RULE)
+    credit = credits_of([view for view in views if view.score is not None], k, rule)
     if credit is None:
         return None
     values = credit.to_numpy()

@@ -16,15 +16,10 @@ COLUMNS = ["experiment", "stage", "seed", "task", "rule", "rank", "neighbour", "
 
 
 def neighbours(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of nearest neighbours; no experiment is compared with the `baseline`."""
-    numbers = neighbours_table(views)
-    return Table(numbers, rendered(numbers), _notes(numbers))
+    """Return the table of nearest neighbours; no experiment is compared with the `baseline`.
 
-
-def neighbours_table(views: Sequence[RunView]) -> pd.DataFrame:
-    """Return the `NEIGHBOURS` training tasks that are nearest to each held-out task, by run.
-
-    By the cosine of contexts from which the mean of all was taken. `chance`: the share of training
+    Its numbers are the `NEIGHBOURS` training tasks that are nearest to each held-out task, by run:
+    by the cosine of contexts from which the mean of all was taken. `chance`: the share of training
     tasks that have the rule of the held-out task; null where rules are not known.
     """
     parts = []
@@ -53,7 +48,8 @@ def neighbours_table(views: Sequence[RunView]) -> pd.DataFrame:
             }
             parts.append(pd.DataFrame(part))
     empty = pd.DataFrame(columns=[*COLUMNS, "cosine", "chance"])
-    return pd.concat(parts, ignore_index=True) if parts else empty
+    numbers = pd.concat(parts, ignore_index=True) if parts else empty
+    return Table(numbers, rendered(numbers), _notes(numbers))
 
 
 def rendered(table: pd.DataFrame) -> pd.DataFrame:

@@ -65,14 +65,9 @@ TEXT: Columns = {
 
 
 def predictors(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of predictors; no run is compared with the `baseline`."""
-    numbers = predictors_table(views)
-    return Table.of(numbers, TEXT, _notes(views, numbers))
+    """Return the table of predictors; no run is compared with the `baseline`.
 
-
-def predictors_table(views: Sequence[RunView]) -> pd.DataFrame:
-    """Return a row for each stratum and measure, the strongest correlation of a stratum first.
-
+    A row for each stratum and measure, the strongest correlation of a stratum first.
     `effective`: the number of independent runs that say as much as the `runs` of `experiments`. A
     row without a correlation or an interval says why in its status.
     """
@@ -82,7 +77,9 @@ def predictors_table(views: Sequence[RunView]) -> pd.DataFrame:
         table = pd.DataFrame(found, columns=COLUMNS.split())
         order = (-table["correlation"].astype(float).abs()).argsort(kind="stable")
         rows.append(table.iloc[order])
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS.split())
+    empty = pd.DataFrame(columns=COLUMNS.split())
+    numbers = pd.concat(rows, ignore_index=True) if rows else empty
+    return Table.of(numbers, TEXT, _notes(views, numbers))
 
 
 def words(value: float | None, low: float | None, high: float | None) -> str:

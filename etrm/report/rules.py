@@ -15,14 +15,9 @@ COLUMNS = ["experiment", "stage", "seed", "rule", "tasks", "right", "pass_at_1",
 
 
 def rules(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of rules; no experiment is compared with the `baseline`."""
-    numbers = rules_table(views)
-    return Table(numbers, rendered(numbers), _notes(numbers))
+    """Return the table of rules; no experiment is compared with the `baseline`.
 
-
-def rules_table(views: Sequence[RunView]) -> pd.DataFrame:
-    """Return a row for each evaluated run and rule: its held-out tasks, and those right at once.
-
+    A row of numbers for each evaluated run and rule: its held-out tasks, and those right at once.
     `right` is a sum over tasks of the share of their test outputs, `low` and `high` a 95 % interval
     (Clopper-Pearson).
     """
@@ -34,7 +29,8 @@ def rules_table(views: Sequence[RunView]) -> pd.DataFrame:
             tasks = found["tasks"]
             row = (view.experiment, view.stage, view.seed, rule, tasks, right, right / tasks)
             rows.append((*row, *clopper_pearson(right, tasks)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    numbers = pd.DataFrame(rows, columns=COLUMNS)
+    return Table(numbers, rendered(numbers), _notes(numbers))
 
 
 def rendered(table: pd.DataFrame) -> pd.DataFrame:

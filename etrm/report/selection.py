@@ -32,13 +32,9 @@ TEXT: Columns = {
 
 
 def selection(views: Sequence[RunView], baseline: str | None = None) -> Table:
-    """Return the table of selection; no experiment is compared with the `baseline`."""
-    return Table.of(selection_table(views), TEXT)
+    """Return the table of selection; no experiment is compared with the `baseline`.
 
-
-def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
-    """Return one row per experiment that was validated, from the last evaluation of each run.
-
+    One row per experiment that was validated, from the last evaluation of each run:
     `validation_exact`, `train_exact` and `gap` are means over seeds, `validation_exact_sd` the
     sample standard deviation (from two seeds); `numerators`: right answers of each seed, of as many
     `questions` (a test input of a validation task in a variant); `choices`: its place in each
@@ -56,7 +52,8 @@ def selection_table(views: Sequence[RunView]) -> pd.DataFrame:
         choices = "; ".join(map(_place, mine[0].choices))
         rows.append((*row, int(questions.min()), train.mean(), gap, mine[0].finalist, choices))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.sort_values("validation_exact", ascending=False, kind="stable", ignore_index=True)
+    order: Any = {"ascending": False, "kind": "stable", "ignore_index": True}
+    return Table.of(table.sort_values("validation_exact", **order), TEXT)
 
 
 def _spread(row: pd.Series) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from etrm.evaluation.pass_at_k import CREDIT_RULES, INTERVAL
-from etrm.evaluation.statistics import mean_interval, share_interval
+from etrm.evaluation.statistics import share_interval
+from etrm.report.estimates import score_of
 from etrm.report.formats import (
     LAST_COLUMN,
     MARK,
@@ -27,7 +28,7 @@ from etrm.report.formats import (
     percent,
     to_terminal,
 )
-from etrm.report.run_view import STAGES, RunView, by_name, credits_of, distinct, gate_counts
+from etrm.report.run_view import STAGES, RunView, by_name, distinct, gate_counts
 from etrm.runtime.terminal import cut
 
 ATTEMPTS = (1, 2)
@@ -267,8 +268,8 @@ def _pass_numbers(views: Sequence[RunView], k: int, rule: str) -> dict[str, Any]
     if not found:
         return {}
     name, values = f"pass@{k}_{rule}", [one["value"] for one in found if one["value"] is not None]
-    credit = credits_of([view for view in views if view.score is not None], k, rule)
-    limits = None if credit is None else mean_interval(credit.to_numpy())
+    credit = score_of(views, k, rule)
+    limits = None if credit is None else (credit.low, credit.high)
     return {
         name: float(np.mean(values)) if values else None,
         f"{name}_numerators": ", ".join(f"{one['numerator']:.4g}" for one in found),
