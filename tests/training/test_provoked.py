@@ -75,6 +75,7 @@ def test_a_healthy_run_raises_none_at_any_step() -> None:
     rows, trainer = trained(300, maps=4)  # contexts of two maps alone need not differ much
     health = trainer.run.health
     assert rows[-1]["train/exact_accuracy"] > 0.9
+    assert {row["grad/encoder_coverage"] for row in rows} == {1.0}
     assert findings(rows, trainer) == {}
     assert all(find_stop(rows[:end], health) is None for end in range(20, 200, 20))
     judged = verdict([*rows, {"step": 300.0, "all.exact_accuracy": 1.0}], health, GateConfig())
@@ -95,7 +96,7 @@ def test_cached_encodings_starve_the_encoder_too() -> None:
     halting = {"max_steps": 8, "exploration_prob": 1.0}
     rows, trainer = trained(115, train={"cache_context": True}, halting=halting)
     assert findings(rows, trainer)["gradient_starvation"] == "stop"
-    assert np.median([row["grad/encoder_coverage"] for row in rows[-10:]]) < 0.5
+    assert np.median([row["grad/encoder_coverage"] for row in rows[-10:]]) < 0.4
     rows = [*rows, {"step": 115.0, "all.exact_accuracy": 1.0}]
     assert not verdict(rows, trainer.run.health, GateConfig())["passed"]
 

@@ -140,11 +140,6 @@ def test_a_run_leaves_its_folder(source: str, paths: RunPaths) -> None:
     assert not states(paths)
 
 
-def test_equal_runs_are_equal_bit_for_bit(paths: RunPaths, whole: Whole) -> None:
-    train(make_run(train=RESUMABLE), paths)
-    assert_same(paths.out, whole("standard"))
-
-
 def test_rows_and_evaluations_come_at_their_intervals_and_at_the_end(
     paths: RunPaths, monkeypatch: Patch
 ) -> None:
