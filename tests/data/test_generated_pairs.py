@@ -188,26 +188,34 @@ def test_unknown_rules_a_missing_file_and_a_missing_library_say_what_to_do(
         install_library()
 
 
-def study(folder: Path, held_out: list[Task], **options: Any) -> DataConfig:
-    """Training on ARC tasks and RE-ARC's pairs, held out as given."""
+@pytest.fixture(scope="module")
+def four_rules(tmp_path_factory: pytest.TempPathFactory) -> RearcSource:
+    """RE-ARC's pairs of four rules, generated once."""
     rules = ("40853293", "67a3c6ac", "6150a2bd", "74dd1130")
-    source = rearc(folder / "generated", rules, pairs=3)
+    source = rearc(tmp_path_factory.mktemp("generated"), rules, pairs=3)
     generate(source, 2)
-    originals = [task.original for task in load_sources({"g": source})["g"].tasks]
+    return source
+
+
+def study(folder: Path, pools: RearcSource, held_out: list[Task], **options: Any) -> DataConfig:
+    """Training on ARC tasks and RE-ARC's pairs, held out as given."""
+    originals = [task.original for task in load_sources({"g": pools})["g"].tasks]
     sources = {
         "arc": write_source(folder / "arc", [task for task in originals if task is not None]),
-        "pools": source,
+        "pools": pools,
         "held": write_source(folder / "held", held_out),
     }
     return DataConfig(sources, ("arc", "pools"), ("held",), **{"validation_tasks": 0} | options)
 
 
-def test_pairs_of_a_held_out_rule_are_never_trained_on(tmp_path: Path) -> None:
+def test_pairs_of_a_held_out_rule_are_never_trained_on(
+    four_rules: RearcSource, tmp_path: Path
+) -> None:
     cell = Pair(np.array([[1, 2, 3]], np.uint8), np.array([[3]], np.uint8))
     by_id = Task("67a3c6ac", (cell,), (cell,))  # whatever its content
     evaluation = load_sources({"e": ArckitSource(subset="evaluation")})["e"].tasks
     [same] = [task for task in evaluation if task.id == "070dd51e"]  # it is 40853293
-    records, *_ = select_tasks(study(tmp_path, [by_id, same]))
+    records, *_ = select_tasks(study(tmp_path, four_rules, [by_id, same]))
     marked = {r.task.id: (r.duplicate_of, r.answer_of) for r in mark_overlaps(records)[0]}
     assert marked["rearc_40853293"] == marked["40853293"] == ("070dd51e", "070dd51e")
     assert marked["rearc_67a3c6ac"][0] == "67a3c6ac"
@@ -216,9 +224,12 @@ def test_pairs_of_a_held_out_rule_are_never_trained_on(tmp_path: Path) -> None:
     assert free >= {"6150a2bd", "rearc_6150a2bd", "74dd1130", "rearc_74dd1130"}
 
 
-def test_validation_is_of_the_tasks_themselves_and_takes_their_pools(tmp_path: Path) -> None:
+def test_validation_is_of_the_tasks_themselves_and_takes_their_pools(
+    four_rules: RearcSource, tmp_path: Path
+) -> None:
     cell = Pair(np.array([[1, 2, 3]], np.uint8), np.array([[3]], np.uint8))
-    records, *_ = select_tasks(study(tmp_path, [Task("h", (cell,), (cell,))], validation_tasks=2))
+    held_out = [Task("h", (cell,), (cell,))]
+    records, *_ = select_tasks(study(tmp_path, four_rules, held_out, validation_tasks=2))
     validation = [r.task.id for r in records if r.split == "validation"]
     assert len(validation) == 2
     assert not any(name.startswith("rearc_") for name in validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import weakref
@@ -39,6 +40,7 @@ from etrm.evaluation.decode import (
     decode_all,
     in_batches,
 )
+from etrm.models.act import Model
 from etrm.models.build import build_model
 from etrm.models.compute import DTYPES, Compute
 from etrm.models.memory import GIB, MARGIN, activation_budget, decoding_bytes
@@ -135,8 +137,10 @@ META = torch.device("meta")  # tensors of shapes alone: 20 GB need not be there
 
 
 @functools.cache
-def of_paper_size(source: str, slots: int) -> tuple[RunConfig, Corpus, list[LaneQuestions]]:
-    """A run of the paper's sizes, its corpus, and what it is asked in an evaluation."""
+def of_paper_size(
+    source: str, slots: int
+) -> tuple[RunConfig, Corpus, Model, list[Episodes], list[LaneQuestions]]:
+    """A run of the paper's sizes, its model, and what it is asked in training and evaluation."""
     lanes, sizes = [10, 15, 20, 25, 30], {"width": 512, "heads": 8, "layers": 2}
     rng = np.random.default_rng(0)
     tasks = [t for side in lanes for t in make_tasks(8, side, side, f"side{side}_")]
@@ -145,7 +149,9 @@ def of_paper_size(source: str, slots: int) -> tuple[RunConfig, Corpus, list[Lane
     train = {"dtype": "bf16", "batch_size": slots}
     context = {} if source == "embedding" else {**small_context(source), **sizes}
     run = make_run(source, model=model, context=context, episodes={"canvas": lanes}, train=train)
-    return run, Corpus(tasks, make_variants(tasks), META), held_out(make_corpus(tasks), lanes)
+    corpus = Corpus(tasks, make_variants(tasks), META)
+    built = build_model(run, corpus.num_puzzles).to(META)
+    return run, corpus, built, questions_of(run, corpus), held_out(make_corpus(tasks), lanes)
 
 
 @pytest.mark.parametrize("card", [24e9, 40e9, 80e9], ids=["24GB", "40GB", "80GB"])
@@ -163,11 +169,11 @@ def test_paper_sizes_fit_cards_of_24_40_and_80_gb(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     budget = activation_budget(torch.device("cuda"))
     assert budget == 0.7 * card
-    run, corpus, questions = of_paper_size(source, slots)
-    built = build_model(run, corpus.num_puzzles).to(META)
+    run, corpus, built, episodes, questions = of_paper_size(source, slots)
+    built = copy.deepcopy(built)
     execution = ExecutionConfig(memory=budget / GIB)
-    trainer = Trainer(run, built, corpus, questions_of(run, corpus), execution=execution)
-    by_lane = {episodes.lane: episodes for episodes in trainer.episodes}
+    trainer = Trainer(run, built, corpus, episodes, execution=execution)
+    by_lane = {lane.lane: lane for lane in episodes}
     training = [
         len(p.slots) * slot_bytes(run, built, by_lane[p.carry.batch.lane])
         for p in trainer.lane_slots
