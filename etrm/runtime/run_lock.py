@@ -154,10 +154,12 @@ class Lease:
             holder = read_holder(self.folder)
             taken = self._acquire()
             if taken and self._left is not None:
-                last = holder or Holder(self._left, 0.0)  # another newcomer may have removed it
-                ended = is_running(last.record) is False
+                last = self._left
+                if last is UNKNOWN and holder is not None:  # damaged; the lock has its process
+                    last = holder.record
+                ended = is_running(last) is False
                 how = "has ended" if ended else f"gave no heartbeat for {SILENCE_SECONDS:g} s"
-                say(f"{self.name}: {last} {how}: taking over")
+                say(f"{self.name}: {who(last)} {how}: taking over")
             elif not taken and holder is not None:
                 self._ask(holder)
         except OSError as error:

@@ -37,6 +37,7 @@ from etrm.runtime.run_lock import (
     HOLDER,
     LEASES,
     REQUEST,
+    UNKNOWN,
     Holder,
     Lease,
     read_holder,
@@ -292,12 +293,14 @@ def test_who_comes_as_the_lease_is_released_has_not_taken_over(
     assert taken() == ""
 
 
+@pytest.mark.parametrize("seen", [None, Holder(UNKNOWN, 0.0)])
 def test_who_takes_a_lease_that_another_has_cleared_has_taken_over(
-    tmp_path: Path, taken: Callable[[], str]
+    seen: Holder | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: Callable[[], str]
 ) -> None:
-    """Another newcomer has removed the lock of a process that has ended, and was slower then."""
+    """Another newcomer removes the lock of a process that has ended, and is slower then."""
     claim(tmp_path / LEASES / NAME, start=0).unlink()
-    assert taken().count("has ended: taking over") == 1
+    monkeypatch.setattr("etrm.runtime.run_lock.read_holder", lambda folder: seen)
+    assert taken().count(f"process {os.getpid()} on {HOST} has ended: taking over") == 1
 
 
 def test_a_renewal_that_fails_is_said_once_and_tried_again(
