@@ -24,8 +24,8 @@ TEXT: Columns = {
     "Seeds": "seeds",
     "Validation exact match": lambda row: percent(row["validation_exact"]) + _spread(row),
     "Right answers": lambda row: f"{', '.join(row['numerators'].split())} of {row['questions']:,}",
-    "Train exact match": lambda row: f"{100 * row['train_exact']:.1f} %",
-    "Gap": lambda row: f"{100 * row['gap']:.1f} points",
+    "Train exact match": lambda row: percent(row["train_exact"]),
+    "Gap": lambda row: percent(row["gap"]).replace("%", "points"),
     "Finalist": lambda row: "yes" if row["finalist"] else "no",
     "Selections": "choices",
 }
@@ -43,8 +43,11 @@ def selection(views: Sequence[RunView], baseline: str | None = None) -> Table:
     rows = []
     for name, mine in by_name(v for v in views if v.last(EXACT) is not None).items():
         exact, questions, train = (
-            pd.Series([view.last(metric) for view in mine], dtype=float)
-            for metric in (EXACT, "validation.count", "all.exact_accuracy")
+            pd.Series(values, dtype=float)
+            for values in zip(
+                *((v.last(EXACT), v.last("validation.count"), v.train_exact) for v in mine),
+                strict=True,
+            )
         )
         right = (exact * questions).round().astype(int)
         row = (name, len(mine), exact.mean(), exact.std(), " ".join(map(str, right)))

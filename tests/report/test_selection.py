@@ -42,6 +42,17 @@ def test_experiments_are_ranked_by_their_last_validation(tmp_path: Path) -> None
     assert len(selection(views[3:]).numbers) == 0
 
 
+def test_a_run_without_an_evaluation_over_its_episodes_has_the_last_samples(tmp_path: Path) -> None:
+    view = validated(tmp_path, "one", 0, 0.5)
+    metrics = view.metrics.drop(columns="all.exact_accuracy")
+    sampled = dataclasses.replace(view, metrics=metrics)
+    numbers = selection([sampled]).numbers
+    assert numbers.iloc[0]["train_exact"] == sampled.final("train/exact_accuracy") > 0.5
+    neither = metrics.drop(columns="train/exact_accuracy")
+    (row,) = selection([dataclasses.replace(view, metrics=neither)]).text.to_dict("records")
+    assert (row["Train exact match"], row["Gap"]) == ("–", "–")
+
+
 def test_who_is_no_finalist_is_not_evaluated(tmp_path: Path) -> None:
     """But by its score, where it has one."""
     scored = fake.score(solved=1, tasks=20)
