@@ -155,6 +155,23 @@ def make_trainer(run: RunConfig, corpus: Corpus | None = None) -> Trainer:
     return Trainer(run, build_model(run, corpus.num_puzzles), corpus, questions_of(run, corpus))
 
 
+def two_lanes(first: int = 3, second: int = 3) -> list[Task]:
+    """Tasks with grids of sides up to 3, and up to 4: both lanes are used."""
+    larger = make_tasks(second, seed=1, side=4, prefix="larger")
+    return [*make_tasks(first, side=3), *larger]
+
+
+def rows_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    """Train; the logged rows but for columns that depend on the clock."""
+    rows = []
+    for _ in range(steps):
+        trainer.step()
+        if trainer.step_number % trainer.train.log_every == 0:
+            row = trainer.row()
+            rows.append({k: v for k, v in row.items() if not k.startswith("perf/")})
+    return rows
+
+
 class UnevenHalting(Trainer):
     """Samples of lane 0 halt after one ACT step, those of others after four, a slot at a time."""
 

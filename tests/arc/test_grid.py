@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import lanes_of
 
 from etrm.arc.grid import EOS, PAD, choose_lane, crop, tokenize
+from etrm.arc.sources import Loaded
 from etrm.arc.task import Pair
 from etrm.config.data import EpisodesConfig
 from etrm.config.lanes import Lane
@@ -182,19 +183,19 @@ COARSE, FINE = lanes_of(10, 15, 20, 25, 30), EpisodesConfig().canvas
     ],
 )
 def test_true_outputs_that_do_not_fit_their_canvas(
-    arc: Path, lanes: tuple[Lane, ...], name: str, queries: int, misfits: int, tokens: float
+    public_set: Callable[[str], Loaded],
+    lanes: tuple[Lane, ...],
+    name: str,
+    queries: int,
+    misfits: int,
+    tokens: float,
 ) -> None:
     """In coarse lanes, without the scaled query input, the misfits would be 4, 4 and 1."""
-    challenges, solutions = (
-        json.loads((arc / f"arc-agi_{name}_{file}.json").read_text(encoding="utf-8"))
-        for file in ("challenges", "solutions")
-    )
     chosen, fit = [], []
-    for task_id, task in challenges.items():
-        demos = [Pair(np.array(pair["input"]), np.array(pair["output"])) for pair in task["train"]]
-        for test, answer in zip(task["test"], solutions[task_id], strict=True):
-            chosen.append(choose_lane(demos, np.array(test["input"]), lanes))
-            fit.append(chosen[-1].holds(*np.shape(answer)))
+    for task in public_set(name).tasks:
+        for query in task.queries:
+            chosen.append(choose_lane(task.demos, query.input, lanes))
+            fit.append(chosen[-1].holds(*np.shape(query.output)))
     assert len(fit) == queries
     assert fit.count(False) == misfits
     assert np.mean([lane.cells for lane in chosen]) == pytest.approx(tokens, abs=0.05)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from flash_on_cpu import use_flash
-from tiny import make_corpus, make_run, make_tasks, questions_of
+from tiny import make_corpus, make_run, make_tasks, questions_of, two_lanes
 from torch import Tensor, nn
 
 from etrm.config.execution import ExecutionConfig
@@ -277,10 +277,9 @@ def test_a_compiled_block_computes_as_a_plain_one() -> None:
 
 @pytest.mark.parametrize("source", ["embedding", "standard"])
 def test_micro_batches_give_what_whole_lanes_give(source: str) -> None:
-    tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
     found = []
     for most in (None, 2, 1):
-        corpus = make_corpus(tasks)
+        corpus = make_corpus(two_lanes())
         run = make_run(source, model=SHORT, train={"batch_size": 9})
         model = build_model(run, corpus.num_puzzles)
         execution = ExecutionConfig(micro_batch=most)

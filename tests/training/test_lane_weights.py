@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,8 @@ from tiny import (
     make_trainer,
     questions_of,
     recolour,
+    rows_of,
+    two_lanes,
 )
 
 from etrm.models.build import build_model
@@ -137,8 +138,7 @@ def test_one_lane_has_the_weight_one_exactly() -> None:
 
 def uneven(source: str = "standard", draw: str = "question", **train: Any) -> UnevenHalting:
     """Two lanes, of one and of four ACT steps a sample."""
-    tasks = [*make_tasks(4, side=3), *make_tasks(2, seed=1, side=4, prefix="larger")]
-    corpus = make_corpus(tasks)
+    corpus = make_corpus(two_lanes(4, 2))
     train = {"steps": 60, "batch_size": 12, "log_every": 20, **train}
     run = make_run(source, halting={"max_steps": 4}, train=train, episodes={"draw": draw})
     return UnevenHalting(
@@ -146,16 +146,9 @@ def uneven(source: str = "standard", draw: str = "question", **train: Any) -> Un
     )
 
 
-def rows(trainer: Trainer, steps: int) -> Iterator[dict[str, float]]:
-    for _ in range(steps):
-        trainer.step()
-        if trainer.step_number % trainer.train.log_every == 0:
-            yield {k: v for k, v in trainer.row().items() if not k.startswith("perf/")}
-
-
 def test_a_run_learns_and_logs_as_in_one_batch() -> None:
     trainer = uneven()
-    *_, row = rows(trainer, 60)
+    *_, row = rows_of(trainer, 60)
     first, second = (len(lane) for lane in trainer.episodes)
     total = first + 4 * second  # slot-steps that each question once takes
     assert row["train/lane_share/3"] == pytest.approx(first / total, rel=0.02)
@@ -181,8 +174,7 @@ def test_lanes_have_the_shares_of_their_tasks_where_these_are_drawn_alike() -> N
 
 def test_means_over_slots_have_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = uneven(log_every=1)
-    for _ in rows(trainer, 30):
-        pass
+    rows_of(trainer, 30)
     parts: list[Any] = []
     forward = trainer._forward_backward
 
@@ -192,7 +184,7 @@ def test_means_over_slots_have_the_weights(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(trainer, "_forward_backward", listen)
     share = trainer.lane_weights.share.tolist()
-    (row,) = rows(trainer, 1)
+    (row,) = rows_of(trainer, 1)
     losses = [float(losses.lm.detach().mean()) for _, losses, _ in parts]
     assert row["train/lm_loss"] == pytest.approx(np.dot(losses, share))
     assert row["train/lm_loss"] != pytest.approx(
@@ -215,8 +207,7 @@ def test_gradients_of_a_lane_have_its_weight() -> None:
 def test_a_puzzle_moves_as_often_as_its_lane_counts() -> None:
     """Signs have no weight: the rate of a row has that of the slots which used it."""
     trainer, lr = uneven("embedding", warmup_steps=0, embedding_lr=0.1), 0.1
-    for _ in rows(trainer, 30):
-        pass
+    rows_of(trainer, 30)
     table, weights = trainer.model.context.weights, trainer.lane_weights.by_lane.tolist()
     assert isinstance(trainer.updater.embedding, SignSGD)
     trainer.updater.embedding.weight_decay = 0.0
@@ -232,10 +223,9 @@ def test_a_puzzle_moves_as_often_as_its_lane_counts() -> None:
 @pytest.mark.parametrize(("source", "draw"), [("embedding", "question"), ("standard", "task")])
 def test_weights_resume_exactly(source: str, draw: str) -> None:
     whole, second = (uneven(source, draw, log_every=4) for _ in range(2))
-    for _ in rows(whole, 10):
-        pass
+    rows_of(whole, 10)
     second.load_state_dict(copy.deepcopy(whole.state_dict()))
-    assert list(rows(second, 10)) == list(rows(whole, 10))
+    assert rows_of(second, 10) == rows_of(whole, 10)
     assert torch.equal(second.lane_weights.share, whole.lane_weights.share)
     assert torch.equal(second.lane_weights.halted, whole.lane_weights.halted)
     for name, tensor in whole.model.state_dict().items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_corpus, make_run, make_tasks, make_trainer, questions_of
+from tiny import make_corpus, make_run, make_tasks, make_trainer, questions_of, two_lanes
 from torch import Tensor
 
 from etrm.config.study import TrainConfig
@@ -23,8 +23,8 @@ NAMES = {f"encoder/{name}" for name in MEASURES}
 
 
 def trainer_of(source: str = "standard", tasks: int = 6, **train: Any) -> Trainer:
-    made = [*make_tasks(tasks, side=3), *make_tasks(tasks, seed=1, side=4, prefix="larger")]
-    return make_trainer(make_run(source, train={"probe_every": 3, **train}), make_corpus(made))
+    corpus = make_corpus(two_lanes(tasks, tasks))
+    return make_trainer(make_run(source, train={"probe_every": 3, **train}), corpus)
 
 
 # --- separation, by cases whose answer is known ---

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import UnevenHalting, make_corpus, make_run, make_tasks, questions_of
+from tiny import UnevenHalting, make_corpus, make_run, questions_of, rows_of, two_lanes
 from torch import Tensor
 
 from etrm.models.build import build_model
@@ -26,8 +26,7 @@ RANKS = 2
 
 def trainer_of(source: str, ranks: Ranks, **train: Any) -> Trainer:
     """Seven slots in two lanes: neither the slots of a lane nor all of them come out even."""
-    tasks = [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
-    corpus = make_corpus(tasks)
+    corpus = make_corpus(two_lanes())
     train = {"steps": STEPS, "batch_size": 7, "log_every": 3, "grad_clip": 0.5, **train}
     if source == "standard":
         train |= {"search_from": 8}  # after what is resumed
@@ -44,23 +43,14 @@ def context_of(source: str) -> dict[str, Any]:
     return {"pairing": "aligned", **contrast} if source == "standard" else {}
 
 
-def go(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    rows = []
-    for _ in range(steps):
-        trainer.step()
-        if trainer.step_number % trainer.train.log_every == 0:
-            rows.append(trainer.row())
-    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
-
-
 def whole(source: str, ranks: Ranks, out: Path) -> None:
     """A run of all steps; its state at half time and at the end, its rows, its evaluation."""
     trainer = trainer_of(source, ranks)
-    rows = go(trainer, HALF)
+    rows = rows_of(trainer, HALF)
     half = trainer.state_dict()
     if half is not None:
         torch.save(half, out / f"{source}_half{ranks.world_size}.pt")
-    rows += go(trainer, STEPS - HALF)
+    rows += rows_of(trainer, STEPS - HALF)
     evaluated, state = trainer.evaluate(), trainer.state_dict()
     assert (state is None) == (not ranks.is_rank_zero)
     if state is not None:
@@ -72,7 +62,7 @@ def resumed(source: str, ranks: Ranks, folder: Path, of: int) -> Trainer:
     """The second half, from a state that `of` ranks have saved."""
     trainer = trainer_of(source, ranks)
     trainer.load_state_dict(torch.load(folder / f"{source}_half{of}.pt"))
-    go(trainer, STEPS - HALF)
+    rows_of(trainer, STEPS - HALF)
     return trainer
 
 

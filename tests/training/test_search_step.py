@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from test_device import FromHost, on_meta
-from test_trainer import assert_equal, check_resumption, rows_of, trainer_of
-from tiny import make_batch, make_corpus, make_run, make_tasks, questions_of
+from test_trainer import assert_equal, check_resumption, trainer_of
+from tiny import make_batch, make_corpus, make_run, make_tasks, questions_of, rows_of
 from torch import Tensor
 
 from etrm.config.execution import ExecutionConfig

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_corpus, make_run, make_tasks, make_trainer, questions_of
+from tiny import make_corpus, make_run, make_trainer, questions_of, rows_of, two_lanes
 from torch import Tensor
 
 from etrm.config.registry import CONTEXT_SOURCES
@@ -44,24 +44,8 @@ EVALUATED = ("accuracy", "exact_accuracy", "lm_loss", "q_halt_accuracy", "q_halt
 ALL = {f"all.{name}" for name in (*EVALUATED, "count")}
 
 
-def two_lanes() -> list[Any]:
-    """Tasks with grids of sides up to 3 and 4: both lanes are used."""
-    return [*make_tasks(3, side=3), *make_tasks(3, seed=1, side=4, prefix="larger")]
-
-
 def trainer_of(source: str = "standard", **blocks: Any) -> Trainer:
     return make_trainer(make_run(source, **blocks), make_corpus(two_lanes()))
-
-
-def rows_of(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    """Train; the logged rows but for columns that depend on the clock."""
-    rows = []
-    for _ in range(steps):
-        trainer.step()
-        if trainer.step_number % trainer.train.log_every == 0:
-            row = trainer.row()
-            rows.append({k: v for k, v in row.items() if not k.startswith("perf/")})
-    return rows
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
