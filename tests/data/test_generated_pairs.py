@@ -77,7 +77,7 @@ def test_the_file_is_the_same_whatever_the_processes_and_interruptions(
 
     def fail_later(worker: Any, request: dict[str, Any]) -> dict[str, Any]:
         asked.append(request.get("rule"))
-        if len(asked) == 4:  # after the names of rules and two of them
+        if 4 <= len(asked) < 10:  # after the names of rules and two of them
             raise KeyboardInterrupt
         return ask(worker, request)
 

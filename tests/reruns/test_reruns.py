@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from small_study import write_task
-from tiny_study import ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write
+from tiny_study import NO_PICTURES, ROOT, STUDY, Job, jobs_of, make, planned_jobs, snakemake, write
 
 Config = dict[str, Any]
 Change = Callable[[Config, Path], object]
@@ -312,6 +312,8 @@ def consistent(folder: Path, config: Config) -> None:
 
 def test_jobs_of_plans_and_of_real_runs_are_the_same(tmp_path: Path) -> None:
     folder, config = make(tmp_path), copy.deepcopy(STUDY)
+    for name in ("page", "paper"):
+        (folder / f"workflow/scripts/{name}.py").write_text(NO_PICTURES, encoding="utf-8")
     told = named(jobs_of(snakemake(folder, "-n")))
     done = named(jobs_of(snakemake(folder, "--cores", "2")))
     assert set(done) == complete(config, {"tasks", "augment", *CONFIG})
