@@ -133,7 +133,9 @@ def _computing() -> tuple[str, ...]:
 
 @cache
 def _sources() -> SourceCache:
-    reader = Path(__file__).with_name("code_digest.py").read_text(encoding="utf-8")
+    # The code that reads, and that puts into the cache what was read.
+    readers = (Path(__file__).with_name("code_digest.py"), Path(__file__))
+    reader = "".join(path.read_text(encoding="utf-8") for path in readers)
     return SourceCache(beside_bytecode(__file__, "code_digests.json"), reader)
 
 
