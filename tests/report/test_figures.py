@@ -219,6 +219,13 @@ def test_values_that_are_not_finite_are_left_out(views: list[RunView]) -> None:
     assert_readable(fig)
 
 
+def test_smaller_text_stays_readable(views: list[RunView]) -> None:
+    """Larger text is tried with all figures (`test_all_figures`)."""
+    style = FigureStyle(font_scale=0.8)
+    for make in (training_curves, encoder_statistics, gradient_flow, overfit_dynamics):
+        assert_readable(make(study(views, style)))
+
+
 def panels(fig: Figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axes in fig.axes for image in axes.images]
 
